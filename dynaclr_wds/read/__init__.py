@@ -1,0 +1,1 @@
+"""Shards to batches: the executor of a plan, which decides nothing."""

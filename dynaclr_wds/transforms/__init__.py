@@ -1,0 +1,1 @@
+"""Batches on the device: normalise, augment, crop, drop channels."""

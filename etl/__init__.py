@@ -1,0 +1,1 @@
+"""Plates and tracks to shards: index, cut, pack. Imports no torch."""
