@@ -1,0 +1,42 @@
+"""Keys to generators: the one place where randomness of the plan comes from.
+
+Every generator is keyed by a tag (what is drawn) and a fixed-length tuple (for which epoch, stream,
+round …), so any part of the plan can be recomputed alone and no draw depends on another.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+
+
+class Tag(IntEnum):
+    """What a generator draws; part of its key."""
+
+    BATCH_ORDER = 1
+    QUEUE = 2
+    ROUND = 3
+    POSITIVE = 4
+    NEGATIVE = 5
+    BLOCKS = 6
+    STREAMS = 7
+    IDEAL = 8
+
+
+def make_generator(tag: Tag, seed: int, *key: int) -> np.random.Generator:
+    """Return the generator of one part of the plan.
+
+    Parameters
+    ----------
+    tag
+        What is drawn.
+    seed
+        The user's seed, ≥ 0.
+    key
+        Up to four non-negative integers that say which part (epoch, stream, …); padded to a fixed length.
+    """
+    if len(key) > 4:
+        raise ValueError(f"key={key} has {len(key)} parts; at most 4 are allowed.")
+    padded = (*key, 0, 0, 0, 0)[:4]
+    return np.random.default_rng([int(tag), seed, *padded, len(key)])
