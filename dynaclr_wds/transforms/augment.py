@@ -1,0 +1,165 @@
+"""Patch to altered patch: Kornia made to fit (B, C, Z, Y, X), and what Kornia lacks for unbounded intensities.
+
+Geometry is drawn once per sample and applied alike to every channel and Z; intensity is drawn per sample and
+channel, alike over Z. All draws follow `torch.manual_seed`.
+
+Kornia draws its few numbers on the CPU and sends them over without waiting for the device. Were its modules moved
+to the device, they would draw there and fetch the numbers back, which waits; `Augment` therefore keeps them on the CPU.
+The modules of `dynaclr_wds.transforms.intensity` draw on the device itself, which for noise spares a copy
+as large as the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Self
+
+import torch
+from jaxtyping import Float
+from kornia.augmentation import (
+    AugmentationBase2D,
+    AugmentationBase3D,
+    IntensityAugmentationBase2D,
+    IntensityAugmentationBase3D,
+    MixAugmentationBaseV2,
+)
+from torch import Tensor, nn
+
+UNBOUNDED = frozenset(
+    {
+        "RandomAutoContrast",
+        "RandomBoxBlur",
+        "RandomErasing",
+        "RandomGaussianBlur",
+        "RandomGaussianNoise",
+        "RandomInvert",
+        "RandomMedianBlur",
+        "RandomMotionBlur",
+        "RandomMotionBlur3D",
+    }
+)
+"""Kornia intensity augmentations that do not clamp to [0, 1], which would destroy normalised data."""
+
+UNBOUNDED_WITHOUT_CLIP = frozenset({"RandomBrightness", "RandomContrast"})
+"""Those that do not clamp when `clip_output` is false."""
+
+OWN = "RandomAdjustIntensity, RandomAdjustContrast, RandomNoise (dynaclr_wds.transforms)"
+
+_KORNIA = (AugmentationBase2D, AugmentationBase3D)
+
+
+class Augment(nn.Module):
+    """One augmentation, applied to (B, C, Z, Y, X) the way its kind asks for.
+
+    - 2D geometry: on (B, C·Z, Y, X), one draw per sample.
+    - 2D intensity: on (B·C, Z, Y, X), one draw per sample and channel.
+    - 3D geometry: on (B, C, Z, Y, X), one draw per sample.
+    - 3D intensity: on (B·C, 1, Z, Y, X), one draw per sample and channel.
+    - any other module: on (B, C, Z, Y, X) as it is.
+
+    Parameters
+    ----------
+    module
+        A Kornia augmentation or any module that maps patches to patches.
+    channels
+        Channels to alter, in stored order; None = all. Not for geometry, which must keep channels aligned.
+
+    Raises
+    ------
+    ValueError
+        A Kornia module that mixes samples, holds others, or clamps intensities to [0, 1]; channels for geometry;
+        in `forward`, a channel that is not in the data.
+    """
+
+    def __init__(self, module: nn.Module, channels: Sequence[int] | None = None) -> None:
+        super().__init__()
+        self.module = module
+        self.channels = None if channels is None else tuple(channels)
+        self._layout = _parse_layout(module)
+        if channels is not None and self._layout in (_geometry_2d, _geometry_3d):
+            raise ValueError(
+                f"Augment: channels={list(channels)} given for {type(module).__name__}, which moves pixels; "
+                "channels would no longer lie on each other. Leave `channels` out."
+            )
+
+    def forward(self, x: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b c z2 y2 x2"]:
+        """Return the altered patches."""
+        if self.channels is None:
+            return self._layout(self.module, x)
+        count = x.shape[1]
+        if not all(0 <= c < count for c in self.channels):
+            raise ValueError(
+                f"Augment: channels={list(self.channels)}, but the data have {count} "
+                f"(allowed: 0 to {count - 1}). Name only those, or leave `channels` out for all."
+            )
+        # slices, no index list: that would be copied from the host
+        altered = self._layout(self.module, torch.cat([x[:, c : c + 1] for c in self.channels], dim=1))
+        result = x.clone()
+        for i, c in enumerate(self.channels):
+            result[:, c] = altered[:, i]
+        return result
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move the module, unless it is Kornia's: see the top of this file."""
+        if self._layout is not _plain:
+            return self
+        return super()._apply(fn, recurse)
+
+
+def as_augmentation(module: nn.Module) -> nn.Module:
+    """Wrap a Kornia augmentation in `Augment`; pass on any other module."""
+    return Augment(module) if isinstance(module, _KORNIA) or _is_kornia(module) else module
+
+
+def _geometry_2d(module: nn.Module, x: Tensor) -> Tensor:
+    # (B, C, Z, Y, X) -> (B, C·Z, Y, X): Kornia draws per B and moves all its channels alike
+    moved: Tensor = module(x.flatten(1, 2))
+    return moved.reshape(*x.shape[:3], *moved.shape[2:])
+
+
+def _intensity_2d(module: nn.Module, x: Tensor) -> Tensor:
+    # (B, C, Z, Y, X) -> (B·C, Z, Y, X): Kornia draws per B·C and treats Z alike
+    altered: Tensor = module(x.flatten(0, 1))
+    return altered.reshape(*x.shape[:2], *altered.shape[1:])
+
+
+def _geometry_3d(module: nn.Module, x: Tensor) -> Tensor:
+    moved: Tensor = module(x)
+    return moved
+
+
+def _intensity_3d(module: nn.Module, x: Tensor) -> Tensor:
+    # (B, C, Z, Y, X) -> (B·C, 1, Z, Y, X)
+    altered: Tensor = module(x.flatten(0, 1).unsqueeze(1))
+    return altered.reshape(*x.shape[:2], *altered.shape[2:])
+
+
+def _plain(module: nn.Module, x: Tensor) -> Tensor:
+    altered: Tensor = module(x)
+    return altered
+
+
+def _is_kornia(module: nn.Module) -> bool:
+    return type(module).__module__.partition(".")[0] == "kornia"
+
+
+def _parse_layout(module: nn.Module) -> Callable[[nn.Module, Tensor], Tensor]:
+    """Choose how a module is applied, or refuse it."""
+    name = type(module).__name__
+    if isinstance(module, MixAugmentationBaseV2) or (_is_kornia(module) and not isinstance(module, _KORNIA)):
+        raise ValueError(
+            f"augmentations: {name} mixes samples or holds other augmentations. "
+            "List single 2D or 3D geometry and intensity augmentations; they are applied in the order given."
+        )
+    if isinstance(module, IntensityAugmentationBase2D | IntensityAugmentationBase3D):
+        unclipped = name in UNBOUNDED_WITHOUT_CLIP and not getattr(module, "clip_output", True)
+        if _is_kornia(module) and name not in UNBOUNDED and not unclipped:
+            raise ValueError(
+                f"augmentations: {name} takes intensities to lie in [0, 1], which normalised data do not. "
+                f"Use {OWN}; of Kornia {', '.join(sorted(UNBOUNDED))}; "
+                f"or {' and '.join(sorted(UNBOUNDED_WITHOUT_CLIP))} with clip_output: false."
+            )
+        return _intensity_2d if isinstance(module, IntensityAugmentationBase2D) else _intensity_3d
+    if isinstance(module, AugmentationBase2D):
+        return _geometry_2d
+    return _geometry_3d if isinstance(module, AugmentationBase3D) else _plain
