@@ -12,7 +12,6 @@ as large as the batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Self
 
 import torch
 from jaxtyping import Float
@@ -27,12 +26,10 @@ from torch import Tensor, nn
 
 UNBOUNDED = frozenset(
     {
-        "RandomAutoContrast",
         "RandomBoxBlur",
         "RandomErasing",
         "RandomGaussianBlur",
         "RandomGaussianNoise",
-        "RandomInvert",
         "RandomMedianBlur",
         "RandomMotionBlur",
         "RandomMotionBlur3D",
@@ -99,11 +96,12 @@ class Augment(nn.Module):
             result[:, c] = altered[:, i]
         return result
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Augment:
         """Move the module, unless it is Kornia's: see the top of this file."""
         if self._layout is not _plain:
             return self
-        return super()._apply(fn, recurse)
+        moved: Augment = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return moved
 
 
 def as_augmentation(module: nn.Module) -> nn.Module:

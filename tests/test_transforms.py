@@ -1,0 +1,360 @@
+"""Laws of the transforms: what is drawn for whom, what is left alone, and that nothing waits for the device."""
+
+import kornia.augmentation as K
+import pytest
+import torch
+from torch import nn
+
+from dynaclr_wds.contract import STATISTICS
+from dynaclr_wds.transforms import (
+    Augment,
+    BatchTransform,
+    ChannelDropout,
+    NormalizeSampled,
+    RandomAdjustContrast,
+    RandomAdjustIntensity,
+    RandomNoise,
+    apply_center_crop,
+)
+from dynaclr_wds.transforms.augment import UNBOUNDED, UNBOUNDED_WITHOUT_CLIP
+
+B, C, Z, Y, X = 6, 2, 3, 32, 32
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def same_planes() -> torch.Tensor:
+    """A batch whose samples, channels and planes all show one random image: whatever differs later was drawn."""
+    return torch.rand(Y, X).expand(B, C, Z, Y, X).contiguous()
+
+
+def statistics(**values: float) -> torch.Tensor:
+    """(B, C, 8) with the given values in channel 0 and twice that in channel 1."""
+    row = torch.tensor([values.get(name, 0.0) for name in STATISTICS])
+    return torch.stack([row, 2 * row]).expand(B, C, len(STATISTICS)).clone()
+
+
+def make_batch(device: str = "cpu", dtype: torch.dtype = torch.uint16) -> dict[str, object]:
+    norm = {"fov": statistics(mean=100.0, std=10.0).to(device)}
+    batch: dict[str, object] = {"anchor_meta": ["kept"], "positive_meta": ["kept"]}
+    for key in ("anchor", "positive", "negative"):
+        batch[key] = torch.randint(0, 1000, (B, C, Z, Y, X)).to(dtype).to(device)
+        batch[f"{key}_norm_meta"] = norm
+    return batch
+
+
+AUGMENTATIONS = [
+    K.RandomAffine(180.0, (0.1, 0.1), (0.8, 1.2), shear=(0.0, 10.0), p=0.8),
+    K.RandomHorizontalFlip(),
+    K.RandomRotation90((0, 3)),
+    K.RandomPerspective(),
+    K.RandomElasticTransform(),
+    K.RandomResizedCrop((Y, X)),
+    K.RandomGaussianBlur((5, 5), (0.1, 2.0)),
+    K.RandomGaussianNoise(0.0, 0.1),
+    K.RandomErasing(),
+    K.RandomBrightness((0.5, 1.5), clip_output=False),
+    K.RandomContrast((0.5, 1.5), clip_output=False),
+    K.RandomMotionBlur(3, 35.0, 0.5),
+    K.RandomAffine3D(10.0),
+    K.RandomRotation3D(10.0),
+    K.RandomDepthicalFlip3D(),
+    K.RandomMotionBlur3D(3, 35.0, 0.5),
+    RandomAdjustIntensity(),
+    RandomAdjustContrast(),
+    RandomNoise(),
+]
+
+
+# channel dropout
+
+
+def test_dropout_zeroes_only_the_listed_channels_in_training():
+    x = torch.ones(B, C, Z, Y, X)
+    dropped = ChannelDropout([1], p=1.0)(x)
+    assert torch.equal(dropped[:, 0], x[:, 0])
+    assert torch.equal(dropped[:, 1], torch.zeros(B, Z, Y, X))
+    assert torch.equal(x, torch.ones(B, C, Z, Y, X)), "the input is left as it was"
+
+
+def test_dropout_is_identity_in_evaluation_and_at_p_0():
+    x = torch.rand(B, C, Z, Y, X)
+    assert torch.equal(ChannelDropout([0, 1], p=1.0).eval()(x), x)
+    assert torch.equal(ChannelDropout([0, 1], p=0.0)(x), x)
+    assert torch.equal(ChannelDropout([], p=1.0)(x), x)
+
+
+def test_dropout_draws_per_sample_with_probability_p():
+    dropped = ChannelDropout([1], p=0.25)(torch.ones(4000, 2, 1, 1, 1))
+    share = (dropped[:, 1] == 0).float().mean().item()
+    assert 0.22 < share < 0.28  # 0.25 ± 4 standard deviations
+
+
+def test_dropout_zeroes_nan_too():
+    dropped = ChannelDropout([0], p=1.0)(torch.full((1, 1, 1, 2, 2), float("nan")))
+    assert torch.equal(dropped, torch.zeros(1, 1, 1, 2, 2))
+
+
+def test_dropout_names_a_channel_that_is_not_there():
+    with pytest.raises(ValueError, match=r"channels=\[1\], but the data have 1 \(allowed: 0 to 0\)"):
+        ChannelDropout([1])(torch.ones(2, 1, 1, 4, 4))
+
+
+@pytest.mark.parametrize(
+    ("channels", "p", "message"), [([0], 1.5, r"p=1.5"), ([-1], 0.5, r"\[-1\]"), ([1, 1], 0.5, r"\[1, 1\]")]
+)
+def test_dropout_refuses_bad_settings(channels, p, message):
+    with pytest.raises(ValueError, match=message):
+        ChannelDropout(channels, p)
+
+
+# normalize
+
+
+def test_normalize_uses_each_channels_own_statistics():
+    x = torch.full((B, C, Z, Y, X), 300.0)
+    result = NormalizeSampled("fov")(x, {"fov": statistics(mean=100.0, std=10.0)})
+    torch.testing.assert_close(result[:, 0], torch.full((B, Z, Y, X), 20.0))
+    torch.testing.assert_close(result[:, 1], torch.full((B, Z, Y, X), 5.0))  # (300 - 200) / 20
+
+
+def test_normalize_by_median_and_iqr_of_one_channel():
+    x = torch.full((B, C, Z, Y, X), 300.0)
+    module = NormalizeSampled("timepoint", "median", "iqr", channels=[1])
+    result = module(x, {"timepoint": statistics(median=50.0, iqr=4.0)})
+    torch.testing.assert_close(result[:, 0], torch.full((B, Z, Y, X), 300.0))
+    torch.testing.assert_close(result[:, 1], torch.full((B, Z, Y, X), 25.0))  # (300 - 100) / 8
+
+
+def test_normalize_uses_each_samples_own_statistics():
+    norm = statistics(mean=0.0, std=1.0)
+    norm[3, 0, STATISTICS.index("mean")] = 7.0
+    result = NormalizeSampled("dataset")(torch.full((B, C, 1, 1, 1), 10.0), {"dataset": norm})
+    torch.testing.assert_close(result[:, 0].flatten(), torch.tensor([10.0, 10.0, 10.0, 3.0, 10.0, 10.0]))
+
+
+def test_normalize_keeps_a_constant_image_finite():
+    result = NormalizeSampled("fov")(torch.full((B, C, 1, 1, 1), 0.0), {"fov": statistics(mean=0.0, std=0.0)})
+    assert torch.equal(result, torch.zeros(B, C, 1, 1, 1))
+
+
+def test_normalize_errors_name_what_is_there():
+    x = torch.zeros(B, C, 1, 1, 1)
+    with pytest.raises(ValueError, match=r"level='timepoint' is not among the statistics of the batch \(fov\)"):
+        NormalizeSampled("timepoint")(x, {"fov": statistics()})
+    with pytest.raises(ValueError, match=r"channels=\[2\], but the data have 2"):
+        NormalizeSampled("fov", channels=[2])(x, {"fov": statistics()})
+    with pytest.raises(ValueError, match=r"shape \(6, 1, 8\), but must have \(6, 2, 8\)"):
+        NormalizeSampled("fov")(x, {"fov": statistics()[:, :1]})
+
+
+# crop
+
+
+def test_crop_keeps_the_centre():
+    x = torch.arange(6.0 * 8).reshape(1, 1, 1, 6, 8)
+    assert apply_center_crop(x, (2, 4)).flatten().tolist() == [18, 19, 20, 21, 26, 27, 28, 29]
+    for size in range(1, 7):  # the cell is at size // 2, odd or even
+        assert apply_center_crop(x, (size, size))[0, 0, 0, size // 2, size // 2] == x[0, 0, 0, 3, 4]
+
+
+def test_crop_refuses_to_grow():
+    with pytest.raises(ValueError, match=r"final_yx_patch_size=\(8, 4\) must be > 0 and at most the patch's \(6, 8\)"):
+        apply_center_crop(torch.zeros(1, 1, 1, 6, 8), (8, 4))
+
+
+# augment: who shares a draw
+
+
+@pytest.mark.parametrize(
+    "module", [K.RandomAffine(180.0, p=1.0), K.RandomElasticTransform(p=1.0)], ids=lambda m: type(m).__name__
+)
+def test_geometry_is_alike_over_channels_and_z_and_differs_between_samples(module):
+    moved = Augment(module)(same_planes())
+    first = moved[:, :1, :1]
+    torch.testing.assert_close(moved, first.expand_as(moved))
+    assert not torch.allclose(moved[0], moved[1])
+
+
+def test_geometry_3d_is_alike_over_channels_and_moves_planes():
+    x = torch.rand(Z, Y, X).expand(B, C, Z, Y, X).contiguous()
+    moved = Augment(K.RandomAffine3D((30.0, 30.0, 30.0), p=1.0))(x)
+    torch.testing.assert_close(moved[:, 0], moved[:, 1])
+    assert not torch.allclose(moved[0], moved[1])
+    flipped = Augment(K.RandomDepthicalFlip3D(p=1.0))(x)
+    assert torch.equal(flipped, x.flip(2))
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        K.RandomContrast((0.5, 1.5), clip_output=False, p=1.0),
+        K.RandomGaussianBlur((5, 5), (0.1, 3.0), p=1.0),
+        RandomAdjustIntensity((0.5, 1.5), (-1.0, 1.0), p=1.0),
+        RandomAdjustContrast((0.5, 2.0), p=1.0),
+    ],
+    ids=lambda m: type(m).__name__,
+)
+def test_intensity_is_alike_over_z_and_differs_between_channels_and_samples(module):
+    altered = Augment(module)(same_planes())
+    torch.testing.assert_close(altered, altered[:, :, :1].expand_as(altered))
+    planes = altered[:, :, 0].reshape(B * C, -1)
+    assert torch.cdist(planes, planes).fill_diagonal_(1.0).min() > 1e-3
+
+
+def test_anchor_and_positive_are_drawn_apart():
+    transform = BatchTransform((), [K.RandomAffine(180.0, p=1.0), RandomAdjustIntensity(p=1.0)])
+    x = same_planes()
+    result = transform({"anchor": x, "positive": x}, training=True)
+    assert not torch.allclose(result["anchor"], result["positive"])
+
+
+def test_draws_follow_the_torch_seed():
+    transform = BatchTransform((), AUGMENTATIONS)
+    batch = {"anchor": same_planes()}
+    results = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        results.append(transform(batch, training=True)["anchor"])
+    assert torch.equal(results[0], results[1])
+    assert not torch.equal(results[0], results[2])
+
+
+def test_channels_restrict_intensity_and_not_geometry():
+    x = same_planes()
+    altered = Augment(RandomNoise((1.0, 1.0), p=1.0), channels=[1])(x)
+    assert torch.equal(altered[:, 0], x[:, 0])
+    assert not torch.allclose(altered[:, 1], x[:, 1])
+    with pytest.raises(ValueError, match=r"RandomAffine, which moves pixels"):
+        Augment(K.RandomAffine(10.0), channels=[1])
+    with pytest.raises(ValueError, match=r"channels=\[2\], but the data have 2"):
+        Augment(RandomNoise(), channels=[2])(x)
+
+
+# augment: values
+
+
+def test_own_intensities_do_what_they_say():
+    x = torch.tensor([-2.0, 0.0, 2.0]).reshape(1, 1, 1, 1, 3)
+    adjusted = RandomAdjustIntensity((3.0, 3.0), (1.0, 1.0), p=1.0)(x)
+    assert adjusted.flatten().tolist() == [-5.0, 1.0, 7.0]
+    gamma = RandomAdjustContrast((2.0, 2.0), p=1.0)(x)
+    assert gamma.flatten().tolist() == [-2.0, -1.0, 2.0]  # the middle: 0.5² · 4 − 2
+    constant = torch.full((1, 1, 1, 1, 3), 5.0)
+    assert torch.equal(RandomAdjustContrast(p=1.0)(constant), constant)
+    noise = RandomNoise((0.5, 0.5), p=1.0)(torch.zeros(1, 1, 1, 200, 200)).std().item()
+    assert 0.49 < noise < 0.51
+
+
+@pytest.mark.parametrize("module", [RandomAdjustIntensity(p=0.0), RandomAdjustContrast(p=0.0), RandomNoise(p=0.0)])
+def test_own_intensities_leave_samples_that_are_not_drawn(module):
+    x = torch.randn(B, C, Z, Y, X)
+    assert torch.equal(module(x), x)
+
+
+def test_own_intensities_refuse_bad_ranges():
+    with pytest.raises(ValueError, match=r"scale=\(1.2, 0.8\) must be a range"):
+        RandomAdjustIntensity((1.2, 0.8))
+    with pytest.raises(ValueError, match=r"std=\(-1.0, 0.8\) must be a range \(low, high\) with low >= 0"):
+        RandomNoise((-1.0, 0.8))
+    with pytest.raises(ValueError, match=r"p=2.0 must be in"):
+        RandomNoise(p=2.0)
+
+
+KORNIA_SETTINGS = {
+    "RandomBoxBlur": {},
+    "RandomGaussianBlur": {"kernel_size": (3, 3), "sigma": (1.0, 1.0)},
+    "RandomMedianBlur": {},
+    "RandomMotionBlur": {"kernel_size": 3, "angle": 0.0, "direction": 0.0},
+    "RandomMotionBlur3D": {"kernel_size": 3, "angle": 0.0, "direction": 0.0},
+    "RandomGaussianNoise": {"std": 0.01},
+    "RandomErasing": {"value": 0.0},
+    "RandomBrightness": {"clip_output": False},
+    "RandomContrast": {"clip_output": False},
+}
+
+
+@pytest.mark.parametrize("name", sorted(UNBOUNDED | UNBOUNDED_WITHOUT_CLIP))
+def test_allowed_kornia_intensities_do_not_clamp(name):
+    x = torch.cat([torch.full((8, 1, 2, 8, 8), -5.0), torch.full((8, 1, 2, 8, 8), 5.0)])
+    altered = Augment(getattr(K, name)(p=1.0, **KORNIA_SETTINGS[name]))(x)
+    assert (altered[:8] - altered[8:]).abs().max() > 2.0
+    assert altered.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (K.RandomGamma(), r"RandomGamma takes intensities to lie in \[0, 1\]"),
+        (K.RandomBrightness(), r"RandomBrightness takes intensities to lie in \[0, 1\]"),
+        (K.RandomMixUpV2(), r"RandomMixUpV2 mixes samples"),
+        (K.AugmentationSequential(K.RandomAffine(10.0)), r"AugmentationSequential mixes samples or holds others?"),
+    ],
+)
+def test_kornia_modules_that_cannot_work_are_refused(module, message):
+    with pytest.raises(ValueError, match=message):
+        BatchTransform((), [module])
+
+
+# the whole
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.float16, torch.float32])
+def test_training_batch_is_float32_cropped_dropped_and_rid_of_statistics(dtype):
+    transform = BatchTransform(
+        [NormalizeSampled("fov")],
+        [K.RandomAffine(10.0)],
+        final_yx_patch_size=(16, 20),
+        channel_dropout=ChannelDropout([1], 1.0),
+    )
+    batch = make_batch(dtype=dtype)
+    result = transform(batch, training=True)
+    assert set(result) == {"anchor", "positive", "negative", "anchor_meta", "positive_meta"}
+    for key in ("anchor", "positive", "negative"):
+        assert result[key].shape == (B, C, Z, 16, 20)
+        assert result[key].dtype == torch.float32
+    assert (result["anchor"][:, 1] == 0).all()
+    assert (result["positive"][:, 1] == 0).all()
+    assert not (result["negative"][:, 1] == 0).all()
+    assert "anchor_norm_meta" in batch, "the given batch is left as it was"
+    assert batch["anchor"].dtype == dtype
+
+
+def test_validation_batch_is_normalised_and_cropped_only():
+    transform = BatchTransform(
+        [NormalizeSampled("fov")], AUGMENTATIONS, final_yx_patch_size=(16, 16), channel_dropout=ChannelDropout([1], 1.0)
+    )
+    batch = make_batch(dtype=torch.float32)
+    result = transform(batch, training=False)
+    expected = (batch["positive"][:, 1, :, 8:24, 8:24] - 200.0) / 20.0
+    torch.testing.assert_close(result["positive"][:, 1], expected)
+
+
+def test_prediction_batch_with_anchor_only():
+    result = BatchTransform([NormalizeSampled("fov")])(
+        {"anchor": torch.ones(B, C, 1, 4, 4), "anchor_norm_meta": {"fov": statistics(std=1.0)}, "index": [1, 2]}, False
+    )
+    assert set(result) == {"anchor", "index"}
+
+
+def test_missing_statistics_are_named():
+    with pytest.raises(ValueError, match="The batch has no anchor_norm_meta"):
+        BatchTransform([NormalizeSampled("fov")])({"anchor": torch.ones(B, C, 1, 4, 4)}, False)
+
+
+@pytest.mark.parametrize("augmentation", AUGMENTATIONS, ids=lambda m: type(m).__name__)
+def test_no_tensor_value_is_needed_on_the_host(augmentation):
+    """Meta tensors have no values: reading one (`.item()`, `if tensor`, a boolean index, a copy to the CPU) raises."""
+    transform = BatchTransform([NormalizeSampled("fov", channels=[0])], [augmentation], (16, 16), ChannelDropout([1]))
+    result = transform.to("meta")(make_batch("meta"), training=True)
+    assert result["anchor"].shape == (B, C, Z, 16, 16)
+
+
+def test_moving_the_transform_leaves_kornia_on_the_cpu():
+    transform = BatchTransform((), [K.RandomAffine(10.0), nn.Linear(1, 1)]).to("meta")
+    affine, linear = transform.augmentations
+    assert affine.module.device == torch.device("cpu")
+    assert linear.weight.device == torch.device("meta")
