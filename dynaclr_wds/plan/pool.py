@@ -1,0 +1,104 @@
+"""Index to queues: in which order the anchors of each stratum come up, when everything is within reach.
+
+A queue is an order of a stratum's anchors that is passed through again and again; draws `a … b` of an epoch
+are places `a … b` of it. The anchors of a clip are laid out evenly over a pass, so whatever stretch of the queue
+a round gets holds each lineage about in proportion, which is what lets a round keep lineages apart.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Float, Int64, Integer
+
+from dynaclr_wds.plan.index import PlanIndex
+from dynaclr_wds.plan.rng import Tag, make_generator
+
+
+class Pool(Protocol):
+    """Anchors that one stream may draw from."""
+
+    index: PlanIndex
+
+    @property
+    def sizes(self) -> Int64[np.ndarray, " s"]:
+        """Anchors of each stratum in the pool."""
+        ...
+
+    def due(self, epoch: int, stratum: int, begin: int, end: int) -> Int64[np.ndarray, " n"]:
+        """Anchors that draws `begin … end` of a stratum fall on."""
+        ...
+
+    def draw(
+        self, rng: np.random.Generator, epoch: int, stratum: int, begin: int, count: int
+    ) -> Int64[np.ndarray, " count"]:
+        """Draw anchors uniformly, with replacement, from what is within reach when the queue stands at `begin`."""
+        ...
+
+
+class WholePool:
+    """Everything is within reach: the pool of exact mode."""
+
+    def __init__(self, index: PlanIndex, seed: int) -> None:
+        self.index = index
+        self.seed = seed
+        self._passes: OrderedDict[tuple[int, int, int], Integer[np.ndarray, " n"]] = OrderedDict()
+
+    @property
+    def sizes(self) -> Int64[np.ndarray, " s"]:
+        """Anchors of each stratum."""
+        return self.index.sizes
+
+    def due(self, epoch: int, stratum: int, begin: int, end: int) -> Int64[np.ndarray, " n"]:
+        """Anchors that draws `begin … end` of a stratum fall on."""
+        size = int(self.sizes[stratum])
+        parts = [np.zeros(0, np.int64)]
+        while begin < end:
+            number, place = divmod(begin, size)
+            stop = min(size, place + end - begin)
+            parts.append(self._pass(epoch, stratum, number)[place:stop] + self.index.first[stratum])
+            begin += stop - place
+        return np.concatenate(parts)
+
+    def draw(
+        self, rng: np.random.Generator, epoch: int, stratum: int, begin: int, count: int
+    ) -> Int64[np.ndarray, " count"]:
+        """Draw from the whole stratum; `epoch` and `begin` make no difference."""
+        del epoch, begin
+        return rng.integers(self.index.first[stratum], self.index.first[stratum + 1], count)
+
+    def _pass(self, epoch: int, stratum: int, number: int) -> Integer[np.ndarray, " n"]:
+        """Order of one pass through a stratum; the last two of each stratum are kept."""
+        key = (epoch, stratum, number)
+        if key not in self._passes:
+            rng = make_generator(Tag.QUEUE, self.seed, *key)
+            begin, end = self.index.first[stratum], self.index.first[stratum + 1]
+            clip = self.index.columns.patch_clip[self.index.row[begin:end]]
+            self._passes[key] = np.argsort(sample_places(rng, clip)).astype(np.int32)
+            stale = [k for k in self._passes if k[1] == stratum][:-2]
+            for k in stale:
+                del self._passes[k]
+        return self._passes[key]
+
+
+def sample_places(rng: np.random.Generator, clip: Integer[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """Place each anchor in [0, 1) so that those of a clip lie evenly, from a random start, in random order.
+
+    Parameters
+    ----------
+    clip
+        Of each anchor, ascending.
+    """
+    edge = np.flatnonzero(np.diff(clip)) + 1
+    start = np.concatenate([[0], edge])
+    count = np.diff(np.concatenate([start, [len(clip)]]))
+    # j → (a j + b) mod n is a permutation when a and n are coprime: shuffles every clip without a sort
+    factor = rng.integers(1, np.maximum(count, 2))
+    factor[np.gcd(factor, count) != 1] = 1
+    offset = rng.integers(0, count)
+    phase = rng.random(len(count))
+    inside = np.arange(len(clip)) - np.repeat(start, count)
+    rank = (inside * np.repeat(factor, count) + np.repeat(offset, count)) % np.repeat(count, count)
+    return ((rank + np.repeat(phase, count)) / np.repeat(count, count)).astype(np.float32)

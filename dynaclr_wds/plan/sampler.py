@@ -1,0 +1,135 @@
+"""Index arrays to batches: the cascade that composes them, as a batch sampler.
+
+Experiment by weight, leak, condition balance, temporal focus: the reference implementation's cascade
+(mehta-lab/VisCy, `FlexibleBatchSampler`), under laws that it doesn't keep: quotas hold jointly and are exact, no two
+anchors of a batch share a lineage while the pool allows it, an epoch covers what it can, ranks do equal work, and
+batch i can be planned without the batches before it. Pure: opens nothing, decides everything. See `docs/SAMPLING.md`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from dynaclr_wds.plan.batches import BatchPlan
+from dynaclr_wds.plan.config import SamplingConfig
+from dynaclr_wds.plan.index import PlanIndex
+from dynaclr_wds.plan.ledger import Ledger, Report
+from dynaclr_wds.plan.positives import sample_positives
+from dynaclr_wds.plan.rng import Tag, make_generator
+from dynaclr_wds.plan.stream import StreamPlanner, make_planners
+
+
+class FlexibleBatchSampler:
+    """Batches of row numbers, composed exactly; a `batch_sampler` for `ThreadDataLoader`.
+
+    Parameters
+    ----------
+    index
+        Anchors that may be drawn.
+    config
+        What is asked of a batch.
+    rank, world_size
+        Which of how many processes this is. The global sequence of batches does not depend on them: at
+        each step, the ranks take the next `world_size` batches of it.
+
+    Raises
+    ------
+    ValueError
+        There is no anchor, or the config names what isn't there.
+    """
+
+    def __init__(self, index: PlanIndex, config: SamplingConfig, *, rank: int = 0, world_size: int = 1) -> None:
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank={rank} must be in [0, world_size={world_size}).")
+        if not len(index.row):
+            raise ValueError("There is no anchor to draw. Check the experiments, wells and tau_range asked for.")
+        self.index = index
+        self.config = config
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+        self.start = 0
+        self.steps_before = 0
+        self.delivered = 0
+        self._planners: list[StreamPlanner] = make_planners(index, config)
+
+    @property
+    def global_batches(self) -> int:
+        """Batches of an epoch over all ranks."""
+        return sum(len(p) for p in self._planners)
+
+    @property
+    def sampler(self) -> FlexibleBatchSampler:
+        """Itself: where Lightning looks for `set_epoch`."""
+        return self
+
+    def __len__(self) -> int:
+        """Batches that this rank yields from where the epoch was (re)started: the same on every rank."""
+        return (self.global_batches - self.start) // self.world_size
+
+    def __iter__(self) -> Iterator[BatchPlan]:
+        """Yield this rank's batches, from where the epoch was (re)started to its end."""
+        for step in range(len(self)):
+            yield self.plan(self.start + step * self.world_size + self.rank)
+
+    def plan(self, number: int) -> BatchPlan:
+        """Plan one batch of the epoch's global sequence; any one, in any order."""
+        streams = len(self._planners)
+        planner = self._planners[number % streams]
+        return planner.plan(self.epoch, number // streams, number)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Begin another epoch, from its first batch; the epoch at hand goes on where it was."""
+        if epoch != self.epoch:
+            self.epoch, self.start, self.steps_before, self.delivered = epoch, 0, 0, 0
+
+    def deliver(self, steps: int) -> None:
+        """Note that `steps` batches of each rank have reached the training loop since the (re)start."""
+        self.delivered = steps
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the epoch stands: seed, epoch, position in the global sequence, steps that each rank has made."""
+        return {
+            "seed": self.config.seed,
+            "epoch": self.epoch,
+            "position": self.start + self.delivered * self.world_size,
+            "steps": self.steps_before + self.delivered,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where another sampler stood, whatever its world size.
+
+        Raises
+        ------
+        ValueError
+            The state is of another seed.
+        """
+        if state["seed"] != self.config.seed:
+            raise ValueError(
+                f"The checkpoint was written with seed={state['seed']}, but seed={self.config.seed}. "
+                "Use the same seed to go on with the same order."
+            )
+        self.epoch, self.start = int(state["epoch"]), int(state["position"])
+        self.steps_before, self.delivered = int(state["steps"]), 0
+
+    def report(self) -> Report:
+        """Plan the whole epoch, all ranks, and say what it holds; costs what planning it costs."""
+        ledger = Ledger(self.index, self.config)
+        usable = self.global_batches // self.world_size * self.world_size
+        for number in range(usable):
+            ledger.add(self.plan(number))
+        return ledger.report()
+
+
+def plan_validation(index: PlanIndex, config: SamplingConfig) -> BatchPlan:
+    """List every anchor once, in stored order, each with a positive that depends on the seed alone."""
+    rng = make_generator(Tag.POSITIVE, config.seed)
+    parts = []
+    for begin in range(0, len(index.row), 1 << 16):
+        anchors = np.arange(begin, min(begin + (1 << 16), len(index.row)))
+        parts.append(sample_positives(rng, index, anchors, config.tau_decay_rate))
+    positive = np.concatenate(parts) if parts else np.zeros(0, np.int64)
+    return BatchPlan(number=0, anchor=index.row.astype(np.int64), positive=positive)
