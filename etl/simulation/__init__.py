@@ -1,0 +1,1 @@
+"""Parts of the simulator: design, cells, rendering, tracking, writing (arrow: options → plates and tracks)."""
