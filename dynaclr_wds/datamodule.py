@@ -1,0 +1,317 @@
+"""Shards to a Trainer: the DataModule that users name in their config. Glue; every decision is made elsewhere."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor, nn
+
+from dynaclr_wds.build import build_from_yaml
+from dynaclr_wds.plan.batches import BatchPlan
+from dynaclr_wds.plan.config import SamplingConfig
+from dynaclr_wds.plan.sampler import FlexibleBatchSampler, plan_validation
+from dynaclr_wds.read.dataset import MultiExperimentTripletDataset, list_observations
+from dynaclr_wds.read.loader import ThreadDataLoader
+from dynaclr_wds.read.patches import Crop, plan_crop
+from dynaclr_wds.shardset import ShardSet
+from dynaclr_wds.transforms.channel_dropout import ChannelDropout
+from dynaclr_wds.transforms.pipeline import BatchTransform
+from dynaclr_wds.world import World, detect_world
+
+_logger = logging.getLogger(__name__)
+
+
+class MultiExperimentDataModule(LightningDataModule):
+    """Triplets of many experiments, split into training and validation by whole experiments.
+
+    Parameters
+    ----------
+    shards
+        Folder that `python -m etl.build_shards` wrote.
+    experiments_yaml
+        When given, shards that are absent or of another config are built from it first, once per node.
+    z_range
+        Slices of the plates' stack, start and stop, within the stored ones; None = all that is stored.
+    yx_patch_size
+        (Y, X) to read around each cell, in pixels; may be less than what is stored; None = all of it.
+    final_yx_patch_size
+        (Y, X) that the network sees, cropped after augmentation; None = `yx_patch_size`.
+    val_experiments
+        Names of experiments to hold out for validation.
+    tau_range
+        (min, max) hours from anchor to positive, within the range the shards were built for.
+    tau_decay_rate
+        Decay of P(τ) over the range; 0 draws τ uniformly.
+    batch_size
+        Samples per step per rank.
+    num_workers
+        Threads that read; 0 reads in the training thread.
+    experiment_aware
+        Draw a batch from one experiment.
+    condition_balanced
+        Give every condition of the experiment the same number of samples, or those of `condition_ratio`.
+    leaky
+        Fraction of a batch from other experiments.
+    temporal_enrichment
+        Draw most of a batch near one focal HPI.
+    temporal_window_hours
+        Half-width of the focal window.
+    temporal_global_fraction
+        Fraction of a batch from outside the focal window.
+    experiment_weights
+        Share of batches per experiment; None = in proportion to its anchors.
+    condition_ratio
+        Share of each condition; None = equal.
+    return_negative
+        Also read an explicit negative for each anchor, for triplet losses.
+    channel_dropout_channels
+        Channels that may be dropped in training, counted in stored order; ones the data lack are left out.
+    channel_dropout_prob
+        Probability of dropping each.
+    normalizations
+        Modules called as `module(x, norm_meta)`, such as `dynaclr_wds.transforms.NormalizeSampled`.
+    augmentations
+        Kornia augmentations, or modules that map (B, C, Z, Y, X) to the same; in training only.
+    hcl_beta
+        Hard-negative concentration. The loss owns it; it stands here so that a config shows it with the sampling.
+    cache_pool_bytes
+        Bytes of shards to read into the page cache before training, at most; 0 = leave it to the first epoch.
+    seed
+        Of order and draws.
+    include_wells
+        `row/col` to use; None = all.
+    exclude_fovs
+        `row/col/fov` to leave out.
+    window
+        None: exact mode, every patch within reach on a local disk.
+
+    Raises
+    ------
+    ValueError
+        In `setup`: an unknown experiment, no training experiment left, or a value the shards can't serve.
+    """
+
+    def __init__(
+        self,
+        shards: str,
+        experiments_yaml: str | None = None,
+        z_range: tuple[int, int] | None = None,
+        yx_patch_size: tuple[int, int] | None = None,
+        final_yx_patch_size: tuple[int, int] | None = None,
+        val_experiments: list[str] | None = None,
+        tau_range: tuple[float, float] = (0.5, 2.0),
+        tau_decay_rate: float = 2.0,
+        batch_size: int = 128,
+        num_workers: int = 2,
+        experiment_aware: bool = True,
+        condition_balanced: bool = True,
+        leaky: float = 0.0,
+        temporal_enrichment: bool = False,
+        temporal_window_hours: float = 2.0,
+        temporal_global_fraction: float = 0.3,
+        experiment_weights: dict[str, float] | None = None,
+        condition_ratio: dict[str, float] | None = None,
+        return_negative: bool = False,
+        channel_dropout_channels: Sequence[int] = (1,),
+        channel_dropout_prob: float = 0.5,
+        normalizations: list[nn.Module] | None = None,
+        augmentations: list[nn.Module] | None = None,
+        hcl_beta: float = 0.5,
+        cache_pool_bytes: int = 0,
+        seed: int = 0,
+        include_wells: list[str] | None = None,
+        exclude_fovs: list[str] | None = None,
+        window: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.shards = shards
+        self.experiments_yaml = experiments_yaml
+        self.z_range = z_range
+        self.yx_patch_size = yx_patch_size
+        self.final_yx_patch_size = final_yx_patch_size
+        self.val_experiments = list(val_experiments or [])
+        self.tau_range = tau_range
+        self.tau_decay_rate = tau_decay_rate
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.experiment_aware = experiment_aware
+        self.condition_balanced = condition_balanced
+        self.leaky = leaky
+        self.temporal_enrichment = temporal_enrichment
+        self.temporal_window_hours = temporal_window_hours
+        self.temporal_global_fraction = temporal_global_fraction
+        self.experiment_weights = experiment_weights
+        self.condition_ratio = condition_ratio
+        self.return_negative = return_negative
+        self.channel_dropout_channels = list(channel_dropout_channels)
+        self.channel_dropout_prob = channel_dropout_prob
+        self.normalizations = list(normalizations or [])
+        self.augmentations = list(augmentations or [])
+        self.hcl_beta = hcl_beta
+        self.cache_pool_bytes = cache_pool_bytes
+        self.seed = seed
+        self.include_wells = include_wells
+        self.exclude_fovs = exclude_fovs
+        self.window = window
+        if window is not None:
+            raise ValueError(f"window={window!r}: only None (exact mode) can be read yet. Leave it out.")
+        self.shard_set: ShardSet | None = None
+        self.train_dataset: MultiExperimentTripletDataset | None = None
+        self.val_dataset: MultiExperimentTripletDataset | None = None
+        self.predict_dataset: MultiExperimentTripletDataset | None = None
+        self.train_sampler: FlexibleBatchSampler | None = None
+        self.transform: BatchTransform | None = None
+        self._state: Mapping[str, Any] | None = None
+
+    @property
+    def sampling(self) -> SamplingConfig:
+        """What is asked of a batch, as the plan takes it."""
+        return SamplingConfig(
+            batch_size=self.batch_size,
+            experiment_aware=self.experiment_aware,
+            leaky=self.leaky,
+            experiment_weights=self.experiment_weights,
+            condition_balanced=self.condition_balanced,
+            condition_ratio=self.condition_ratio,
+            temporal_enrichment=self.temporal_enrichment,
+            temporal_window_hours=self.temporal_window_hours,
+            temporal_global_fraction=self.temporal_global_fraction,
+            tau_decay_rate=self.tau_decay_rate,
+            return_negative=self.return_negative,
+            seed=self.seed,
+        )
+
+    def prepare_data(self) -> None:
+        """Build the shards if a YAML is given and they are absent or of another config."""
+        if self.experiments_yaml is not None:
+            build_from_yaml(
+                self.experiments_yaml,
+                self.shards,
+                {
+                    "z_range": self.z_range,
+                    "yx_patch_size": self.yx_patch_size,
+                    "tau_range_hours": self.tau_range,
+                },
+            )
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the shards and list what each split draws from."""
+        self.shard_set = shards = ShardSet.open(self.shards)
+        crop = plan_crop(shards, self.z_range, self.yx_patch_size)
+        self.transform = self._make_transform(shards, crop)
+        shards.check_experiments(self.val_experiments, "val_experiments")
+        if stage in (None, "fit", "validate"):
+            self._setup_fit(shards, crop)
+        if stage in (None, "predict"):
+            keep = shards.keep_fovs(self.include_wells, self.exclude_fovs)
+            table = list_observations(shards, shards.experiments, keep)
+            self.predict_dataset = self._dataset(crop, table)
+
+    def _setup_fit(self, shards: ShardSet, crop: Crop) -> None:
+        train = [e for e in shards.experiments if e not in self.val_experiments]
+        if not train:
+            raise ValueError(
+                f"val_experiments={self.val_experiments} holds out every experiment of {self.shards}; none is left "
+                "to train on. Name fewer."
+            )
+        config, world = self.sampling, self._world()
+        index = shards.plan_index(train, self.tau_range, self.include_wells, self.exclude_fovs)
+        self.train_sampler = FlexibleBatchSampler(index, config, rank=world.rank, world_size=world.size)
+        self.train_dataset = self._dataset(crop, None)
+        if self.cache_pool_bytes:
+            warmed = self.train_dataset.warm(index, self.cache_pool_bytes)
+            rank_zero_info(f"Read {warmed / 2**20:,.0f} MiB of shards into the page cache.")
+        if not self.val_experiments:
+            rank_zero_warn("val_experiments is empty: nothing is held out, so there is no validation.")
+            return
+        held_out = shards.plan_index(self.val_experiments, self.tau_range, self.include_wells, self.exclude_fovs)
+        self.val_dataset = self._dataset(crop, plan_validation(held_out, config))
+
+    def train_dataloader(self) -> ThreadDataLoader:
+        """Return batches as the sampler composes them."""
+        sampler, dataset = self.train_sampler, self.train_dataset
+        if sampler is None or dataset is None:
+            raise RuntimeError("Call setup('fit') before train_dataloader().")
+        if self._state is not None:
+            sampler.load_state_dict(self._state)
+            self._state = None
+        loader = ThreadDataLoader(
+            dataset,
+            batch_sampler=sampler,
+            num_workers=self.num_workers,
+            pin_memory=dataset.pinned,  # type: ignore[arg-type]
+        )
+        if self.trainer is not None and len(loader) != sampler.global_batches // sampler.world_size:
+            # after a restart with another world size this epoch has another length than the next ones
+            self.trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
+        return loader
+
+    def val_dataloader(self) -> ThreadDataLoader | list[ThreadDataLoader]:
+        """Return every anchor of the validation experiments once, in stored order."""
+        return [] if self.val_dataset is None else self._sequential(self.val_dataset)
+
+    def predict_dataloader(self) -> ThreadDataLoader:
+        """Return every observation once, with its identity as `index`."""
+        if self.predict_dataset is None:
+            raise RuntimeError("Call setup('predict') before predict_dataloader().")
+        return self._sequential(self.predict_dataset)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Normalise, augment (in training), crop, drop channels (in training); a bare Tensor passes through."""
+        del dataloader_idx
+        if isinstance(batch, Tensor) or self.transform is None:
+            return batch
+        return self.transform(batch, training=self.trainer is not None and self.trainer.training)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where training stands in the epoch, for the checkpoint."""
+        return {} if self.train_sampler is None else dict(self.train_sampler.state_dict())
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on there when the training loader is made next."""
+        self._state = state_dict or None
+
+    def _world(self) -> World:
+        trainer = self.trainer
+        world = detect_world(trainer)
+        if trainer is not None and world.size > 1 and trainer._accelerator_connector.use_distributed_sampler:
+            raise ValueError(
+                "Trainer(use_distributed_sampler=True) would deal the batches out a second time; the sampler here knows "
+                f"its rank and the world size of {world.size}. Pass Trainer(use_distributed_sampler=False)."
+            )
+        return world
+
+    def _dataset(self, crop: Crop, table: BatchPlan | None) -> MultiExperimentTripletDataset:
+        assert self.shard_set is not None
+        return MultiExperimentTripletDataset(self.shard_set, crop, table=table, pinned=torch.cuda.is_available())
+
+    def _sequential(self, dataset: MultiExperimentTripletDataset) -> ThreadDataLoader:
+        world = self._world()
+        return ThreadDataLoader(
+            dataset.share(world.rank, world.size),
+            batch_size=self.batch_size,
+            shuffle=False,
+            num_workers=self.num_workers,
+        )
+
+    def _make_transform(self, shards: ShardSet, crop: Crop) -> BatchTransform:
+        channels = shards.manifest.patch_shape[0]
+        known = [c for c in self.channel_dropout_channels if c < channels]
+        if len(known) < len(self.channel_dropout_channels):
+            rank_zero_info(
+                f"Channel dropout: of {self.channel_dropout_channels}, the {channels} channels hold {known}."
+            )
+        final = self.final_yx_patch_size
+        if final is not None and (final[0] > crop.shape[1] or final[1] > crop.shape[2]):
+            raise ValueError(
+                f"final_yx_patch_size={tuple(final)} is larger than the patches that are read, {crop.shape[1:]}. "
+                "Ask for less, or read more with yx_patch_size."
+            )
+        return BatchTransform(
+            self.normalizations, self.augmentations, final, ChannelDropout(known, self.channel_dropout_prob)
+        )

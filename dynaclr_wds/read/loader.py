@@ -1,0 +1,136 @@
+"""Plans to batches in time: threads read ahead, order is kept.
+
+Threads, not processes: copying from mapped memory lets go of the interpreter lock, and nothing has to
+be sent from one process to another.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Generator, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from dynaclr_wds.plan.sampler import FlexibleBatchSampler
+
+
+def _identity(batch: Any) -> Any:
+    return batch
+
+
+class ThreadDataLoader(DataLoader[dict[str, Any]]):
+    """A DataLoader whose workers are threads, for datasets that read whole batches (`__getitems__`).
+
+    Parameters
+    ----------
+    dataset
+        Has `__getitems__`, which takes what the batch sampler yields and returns a batch.
+    num_workers
+        Threads that read; 0 reads in the caller's.
+    prefetch_factor
+        Batches per thread that may be read ahead.
+    collate_fn
+        Applied to what the dataset returns; by default nothing is done.
+    **kwargs
+        As for `torch.utils.data.DataLoader`: `batch_sampler`, or `batch_size`, `shuffle`, `sampler`, `drop_last`.
+
+    Notes
+    -----
+    Batches come in the sampler's order whatever the threads do. An exception in a thread is raised here, with
+    a note that says which batch it was. Leaving the loop early, or Ctrl-C, stops the threads.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        *,
+        num_workers: int = 1,
+        prefetch_factor: int = 2,
+        collate_fn: Callable[[Any], Any] = _identity,
+        **kwargs: Any,
+    ) -> None:
+        if num_workers < 0:
+            raise ValueError(f"num_workers={num_workers} must be >= 0.")
+        if prefetch_factor < 1:
+            raise ValueError(f"prefetch_factor={prefetch_factor} must be >= 1.")
+        super().__init__(dataset, num_workers=0, collate_fn=collate_fn, **kwargs)
+        self.num_workers = num_workers
+        self.ahead = num_workers * prefetch_factor
+
+    @property
+    def plan(self) -> FlexibleBatchSampler | None:
+        """The sampler, if it is one that keeps a position."""
+        return self.batch_sampler if isinstance(self.batch_sampler, FlexibleBatchSampler) else None
+
+    def __len__(self) -> int:
+        """Batches of the whole epoch on this rank, those before a restart counted in (as Lightning counts)."""
+        return len(self.batch_sampler) + (self.plan.steps_before if self.plan else 0)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
+        """Yield batches from where the epoch stands; nothing is read before the first is asked for."""
+        batches = self._read_here() if self.num_workers == 0 else self._read_ahead()
+        try:
+            for step, batch in enumerate(batches, start=1):
+                if self.plan:
+                    self.plan.deliver(step)
+                yield batch
+        finally:
+            batches.close()
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the epoch stands, in batches delivered; empty for sequential reading."""
+        return self.plan.state_dict() if self.plan else {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on there."""
+        if self.plan and state:
+            self.plan.load_state_dict(state)
+
+    def _fetch(self, plan: Any) -> Any:
+        try:
+            return self.collate_fn(self.dataset.__getitems__(plan))  # type: ignore[attr-defined]
+        except Exception as error:
+            error.add_note(f"while reading {getattr(plan, 'number', 'a batch of sequential samples')!r} of the epoch")
+            raise
+
+    def _read_here(self) -> Generator[Any, None, None]:
+        for plan in self.batch_sampler:  # type: ignore[union-attr]
+            yield self._fetch(plan)
+
+    def _read_ahead(self) -> Generator[Any, None, None]:
+        """Plan in one thread, read in others, hand over in order."""
+        ready: queue.SimpleQueue[Future[Any] | BaseException | None] = queue.SimpleQueue()
+        room = threading.Semaphore(self.ahead)
+        stop = threading.Event()
+        readers = ThreadPoolExecutor(self.num_workers, thread_name_prefix="dynaclr-read")
+
+        def plan_ahead() -> None:
+            try:
+                for plan in self.batch_sampler:  # type: ignore[union-attr]
+                    room.acquire()
+                    if stop.is_set():
+                        return
+                    ready.put(readers.submit(self._fetch, plan))
+                ready.put(None)
+            except BaseException as error:
+                ready.put(error)
+
+        planner = threading.Thread(target=plan_ahead, name="dynaclr-plan", daemon=True)
+        planner.start()
+        try:
+            while (item := ready.get()) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                batch = item.result()
+                del item
+                yield batch
+                del batch
+                room.release()
+        finally:
+            stop.set()
+            room.release()
+            planner.join()
+            readers.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,53 @@
+"""Row numbers to identities: who each cell of a batch is, as dicts that are made when they are looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64
+
+from dynaclr_wds.shardset import ShardSet
+
+_COLUMNS = ("track_id", "t", "id", "parent_track_id", "parent_id", "z", "y", "x")
+
+
+class RowDicts:
+    """One dict per sample: experiment, condition, well, fov_name, global_track_id, track_id, t, hpi, id, … .
+
+    A sequence that makes a dict when it is asked for one, so that a training loop that never looks pays nothing.
+    """
+
+    def __init__(self, shards: ShardSet, observations: Int64[np.ndarray, " b"]) -> None:
+        self._shards = shards
+        self.observations = observations
+
+    def __len__(self) -> int:
+        return len(self.observations)
+
+    def __getitem__(self, place: int) -> dict[str, Any]:
+        return self._describe(int(self.observations[place]))
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (self._describe(int(o)) for o in self.observations)
+
+    def __repr__(self) -> str:
+        return f"RowDicts({len(self)} observations)"
+
+    def _describe(self, observation: int) -> dict[str, Any]:
+        arrays, manifest = self._shards.arrays, self._shards.manifest
+        fov = manifest.fovs[int(arrays["obs_fov"][observation])]
+        experiment = next(e for e in manifest.experiments if e.name == fov.experiment)
+        row = {name: arrays[f"obs_{name}"][observation].item() for name in _COLUMNS}
+        return {
+            "experiment": fov.experiment,
+            "condition": fov.condition,
+            "well": fov.well,
+            "fov_name": fov.fov_name,
+            "global_track_id": f"{fov.experiment}/{fov.fov_name}/{row['track_id']}",
+            "hpi": experiment.start_hpi + row["t"] * experiment.interval_minutes / 60,
+            "observation": observation,
+            "lineage": int(arrays["obs_lineage"][observation]),
+            **row,
+        }
