@@ -1,1 +1,49 @@
-"""Shards to training: plan, read, transform, train. Imports no duckdb and no zarr."""
+"""Shards to training: plan, read, transform, train. Imports no duckdb and no zarr.
+
+The names below are imported when they are first used, so `dynaclr_wds.contract` stays light.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dynaclr_wds.datamodule import MultiExperimentDataModule
+    from dynaclr_wds.engine import ContrastiveModule
+    from dynaclr_wds.loss import NTXentHCL
+    from dynaclr_wds.plan.sampler import FlexibleBatchSampler
+    from dynaclr_wds.read.dataset import MultiExperimentTripletDataset
+    from dynaclr_wds.read.loader import ThreadDataLoader
+    from dynaclr_wds.transforms.channel_dropout import ChannelDropout
+
+__all__ = [
+    "ChannelDropout",
+    "ContrastiveModule",
+    "FlexibleBatchSampler",
+    "MultiExperimentDataModule",
+    "MultiExperimentTripletDataset",
+    "NTXentHCL",
+    "ThreadDataLoader",
+]
+
+_MODULES = {
+    "ChannelDropout": "dynaclr_wds.transforms.channel_dropout",
+    "ContrastiveModule": "dynaclr_wds.engine",
+    "FlexibleBatchSampler": "dynaclr_wds.plan.sampler",
+    "MultiExperimentDataModule": "dynaclr_wds.datamodule",
+    "MultiExperimentTripletDataset": "dynaclr_wds.read.dataset",
+    "NTXentHCL": "dynaclr_wds.loss",
+    "ThreadDataLoader": "dynaclr_wds.read.loader",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use (PEP 562)."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
