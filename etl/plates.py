@@ -180,7 +180,8 @@ def _parse_model(attributes: Mapping[str, Any], key: str, where: str) -> Any:
     try:
         return _MODELS[key][new].model_validate(raw)
     except ValidationError as error:
-        what = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+        faults = [(".".join(map(str, fault["loc"])), " ".join(fault["msg"].split())) for fault in error.errors()]
+        what = "; ".join(f"{place or key}: {message}" for place, message in faults)
         version = "0.5" if new else "0.4"
         raise PlateError(f"{where}: `{key}` is not OME-Zarr {version} ({what}). Correct the plate.") from error
 
