@@ -58,6 +58,8 @@ CELL = np.dtype(
 )
 
 Cells = Shaped[np.ndarray, " n"]
+"""Records of dtype `CELL`."""
+MoreCells = Shaped[np.ndarray, " k"]
 _CYCLE_HOURS, _LIFE_HOURS = 20.0, 90.0
 _STYLE_DRIFT = 0.03
 _RESPONSE_HOURS = 1.5
@@ -159,7 +161,7 @@ def _apply_repulsion(cells: Cells, radius: float, side: float) -> None:
     cells["x"] += 0.25 * (apart[1] / distance * overlap).sum(1)
 
 
-def _sample_events(rng: np.random.Generator, cells: Cells, count: int, *, crowded: bool) -> tuple[Cells, int]:
+def _sample_events(rng: np.random.Generator, cells: Cells, count: int, *, crowded: bool) -> tuple[MoreCells, int]:
     """Remove the dead and replace mothers by their daughters; a crowded dish puts divisions off."""
     due = (cells["age"] >= cells["divides_at"]) & (cells["divides_at"] <= cells["dies_at"])
     if crowded:
@@ -171,7 +173,7 @@ def _sample_events(rng: np.random.Generator, cells: Cells, count: int, *, crowde
     return np.concatenate([cells[~due & ~dead], daughters]), count + len(daughters)
 
 
-def sample_daughters(rng: np.random.Generator, mothers: Cells) -> Cells:
+def sample_daughters(rng: np.random.Generator, mothers: Cells) -> MoreCells:
     """Divide each mother in two, side by side along her axis, with her style a little changed."""
     daughters = np.repeat(mothers, 2)
     n = len(daughters)
