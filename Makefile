@@ -1,0 +1,49 @@
+# Everything runs in .venv, which the first target that needs it sets up. Needs Python >= 3.11 and make.
+#   make PYTHON=python3.12 demo          another interpreter
+#   make TORCH='torch --index-url https://download.pytorch.org/whl/cpu' demo    another build of torch
+PYTHON ?= python3
+TORCH ?= torch
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test lint types pytest format bench clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+venv: $(STAMP)  ## set up .venv (done by every other target when needed)
+
+# torch first and by itself, so that the build asked for is not replaced by what the dependencies would choose
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python %d.%d is too old: this needs 3.11 or later. Try: make PYTHON=python3.12" % sys.version_info[:2])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[test]'
+	@touch $(STAMP)
+
+demo: $(STAMP)  ## simulate, build shards, train, embed and evaluate: 6 minutes on two cores
+	$(BIN)/python benchmarks/demo.py
+
+test: lint types pytest  ## all that .ci/run runs: format, lint, types, tests
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+pytest: $(STAMP)
+	$(BIN)/pytest
+
+format: $(STAMP)  ## rewrite the sources in the house format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(STAMP)  ## samples/s of the loader beside plain WebDataset and memcpy
+	$(BIN)/python benchmarks/loader.py
+
+clean:  ## remove what the targets made, .venv included
+	rm -rf $(VENV) demo build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis lightning_logs
