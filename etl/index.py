@@ -1,17 +1,28 @@
-"""Track tables to the index: which cells exist, whose descendants they are, which are anchors."""
+"""Track tables to the index: which cells exist, whose descendants they are, which are anchors.
+
+The queries are in `etl/sql/`, one a file, and run in DuckDB on integer keys; names are joined on at
+the end, as dictionaries. Rows come out in one order whatever the number of threads. No pixel is
+read: what only the pixels can tell (a frame that is all zero) is taken out later by
+`drop_observations`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import resources
+from typing import Any
 
+import duckdb
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Bool
+from jaxtyping import Bool, Int32
 
 from dynaclr_wds.contract import FovRecord
-from etl.experiments import BuildConfig
+from etl.experiments import BuildConfig, ConfigError
 from etl.plates import Plate
+from etl.preflight import check_plates, plan_fovs
+from etl.tracks import parse_track_files
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,26 +30,282 @@ class Index:
     """All that is known of the cells before a pixel is read."""
 
     observations: pa.Table
-    """One row per kept observation, sorted by (experiment, fov_name, track_id, t)."""
+    """One row per kept observation, sorted by (experiment, fov_name, track_id, t); `observation` is the row number.
+
+    Names (`experiment`, `fov_name`, `well`, `condition`, `global_track_id`, `lineage_id`) are dictionary-encoded
+    strings. Integers: `track_id`, `parent_track_id`, `id`, `parent_id` as in the track table (-1 without one), `t`
+    in frames, `y_clamp`, `x_clamp` the centre of the patch in pixels, and the dense numbers `experiment_index`
+    (entry of the YAML), `fov_index`, `stratum_index`, `track_index`, `lineage_index`. Floats: centroid `z`, `y`, `x`
+    in pixels (`z` null where not tracked), `hpi` in hours. Flags: `is_anchor`, `is_candidate`.
+    """
     tracks: pa.Table
-    """One row per track with kept observations, in track_index order."""
+    """One row per track with kept observations: `track_index` (the row number), `lineage_index`, `parent_track_index`
+    (its nearest ancestor in this table, -1 without any)."""
     fovs: tuple[FovRecord, ...]
-    """In fov_index order."""
+    """FOVs with kept observations, in order of `fov_index`."""
     strata: tuple[tuple[str, str], ...]
-    """(experiment, condition), in stratum_index order; those with observations."""
+    """(experiment, condition) with kept observations, in order of `stratum_index`."""
     dropped: Mapping[str, Mapping[str, int]]
     """Experiment → reason → observations left out."""
 
 
 def build_index(config: BuildConfig, plates: Mapping[str, Plate]) -> Index:
-    """Build the index from the track files; checks the config against the plates first."""
+    """Build the index from the track files.
+
+    Parameters
+    ----------
+    config
+        Experiments and build options.
+    plates
+        Experiment → plate, as `etl.preflight.open_plates` gives them.
+
+    Raises
+    ------
+    ConfigError
+        The config does not fit the plates, a track file is missing or wrong, tracks are their own
+        ancestors, or no observation is left.
+    """
+    check_plates(config, plates)
+    chosen = {e.name: plan_fovs(config, e, plates[e.name].fovs) for e in config.experiments}
+    rows = parse_track_files(config, chosen)
+    height, width = config.yx_patch_size
+    with duckdb.connect(config={"threads": config.workers}) as con:
+        con.register("rows", rows)
+        con.register("fovs", _list_fovs(config, plates, chosen))
+        _make_table(con, "tracks")
+        _refuse_conflicts(con)
+        _make_table(con, "placed", patch_height=height, patch_width=width, max_shift=config.max_border_shift_px)
+        dropped: dict[str, dict[str, int]] = {}
+        for experiment, reason, count in _read(con, "dropped").fetchall():
+            dropped.setdefault(experiment, {})[reason] = count
+        _make_table(con, "links")
+        _make_table(con, "descent")
+        _refuse_cycles(con)
+        _make_table(con, "kept_tracks")
+        _make_table(con, "kept_fovs")
+        tracks = con.table("kept_tracks").to_arrow_table()
+        fovs = con.table("kept_fovs").to_arrow_table().to_pylist()
+        observations = _read(con, "observations").to_arrow_table()
+    if not len(observations):
+        raise ConfigError(
+            f"{config.where}: no observation is left; dropped were {dropped}. "
+            "Compare tracks_path, condition_wells, include_wells and exclude_fovs."
+        )
+    tau_frames = {experiment.name: config.tau_frames(experiment) for experiment in config.experiments}
+    return Index(
+        observations=mark_anchors(_name_observations(observations, tracks, fovs), tau_frames),
+        tracks=tracks.select(["track_index", "lineage_index", "parent_track_index"]),
+        fovs=tuple(FovRecord(**{name: fov[name] for name in FovRecord.__slots__}) for fov in fovs),
+        strata=_list_strata(fovs),
+        dropped=dropped,
+    )
 
 
 def mark_anchors(observations: pa.Table, tau_frames: Mapping[str, tuple[int, int]]) -> pa.Table:
-    """Set `is_anchor` and `is_candidate` from the rows that are there."""
+    """Set `is_anchor` and `is_candidate` from the rows that are there.
+
+    An anchor has another observation of its lineage at t + τ for a τ of the range, τ ≠ 0; a candidate
+    has one at t - τ, so that it may be the positive of an anchor.
+
+    Parameters
+    ----------
+    observations
+        Rows of `Index.observations`, all or some; needs `experiment`, `experiment_index`, `lineage_index`, `t`.
+    tau_frames
+        Experiment → τ range in frames, both ends included.
+    """
+    for name, (low, high) in tau_frames.items():
+        if low < 0 or high < max(low, 1):
+            raise ValueError(
+                f"tau_frames[{name!r}]={(low, high)} must be (shortest, longest), 0 ≤ shortest ≤ longest, "
+                "with at least one frame. Change tau_range_hours."
+            )
+    names = list(tau_frames)
+    tau = pa.table(
+        {
+            "experiment": pa.array(names, pa.string()),
+            "tau_min": pa.array([tau_frames[name][0] for name in names], pa.int32()),
+            "tau_max": pa.array([tau_frames[name][1] for name in names], pa.int32()),
+        }
+    )
+    numbers = pa.array(np.arange(len(observations), dtype=np.int32))
+    cells = observations.select(["experiment", "experiment_index", "lineage_index", "t"])
+    with duckdb.connect() as con:
+        con.register("observations", cells.append_column("observation", numbers))
+        con.register("tau", tau)
+        flags = _read(con, "anchors").to_arrow_table()
+    if len(flags) != len(observations):
+        known = set(observations["experiment"].unique().to_pylist())
+        raise ValueError(f"tau_frames has {sorted(names)}, observations are of {sorted(known)}. Give all experiments.")
+    for name in ("is_anchor", "is_candidate"):
+        observations = _set_column(observations, name, flags[name])
+    return observations
 
 
 def drop_observations(
     index: Index, keep: Bool[np.ndarray, " observations"], reason: str, tau_frames: Mapping[str, tuple[int, int]]
 ) -> Index:
-    """Leave observations out: count them under `reason`, number all anew, mark anchors again."""
+    """Leave observations out: count them under `reason`, number all anew, mark anchors again.
+
+    Lineages stay what they were: a track whose observations all go still links its daughters to its parent.
+
+    Parameters
+    ----------
+    index
+        Is not changed.
+    keep
+        False for the observations that go.
+    reason
+        Under which they are counted in `dropped`.
+    tau_frames
+        Experiment → τ range in frames, both ends included.
+
+    Raises
+    ------
+    ConfigError
+        No observation would be left.
+    """
+    if not keep.any():
+        raise ConfigError(f"no observation is left: all {len(keep)} are dropped as {reason!r}. Look at the images.")
+    dropped = {experiment: dict(reasons) for experiment, reasons in index.dropped.items()}
+    gone = index.observations["experiment"].filter(pa.array(~keep)).value_counts()
+    for item in gone.to_pylist():
+        counts = dropped.setdefault(item["values"], {})
+        counts[reason] = counts.get(reason, 0) + item["counts"]
+    observations = index.observations.filter(pa.array(keep))
+    sizes = {
+        "fov_index": len(index.fovs),
+        "stratum_index": len(index.strata),
+        "track_index": len(index.tracks),
+        "lineage_index": len(index.tracks),
+    }
+    new = {name: _renumber(observations[name].to_numpy(), size) for name, size in sizes.items()}
+    for name, numbers in new.items():
+        observations = _set_column(observations, name, pa.array(numbers[observations[name].to_numpy()]))
+    observations = _set_column(observations, "observation", pa.array(np.arange(len(observations), dtype=np.int32)))
+    return Index(
+        observations=mark_anchors(observations, tau_frames),
+        tracks=_renumber_tracks(index.tracks, new["track_index"], new["lineage_index"]),
+        fovs=tuple(fov for fov, number in zip(index.fovs, new["fov_index"], strict=True) if number >= 0),
+        strata=tuple(pair for pair, number in zip(index.strata, new["stratum_index"], strict=True) if number >= 0),
+        dropped=dropped,
+    )
+
+
+def _renumber(used: Int32[np.ndarray, " rows"], size: int) -> Int32[np.ndarray, " size"]:
+    """Number those of `size` that are used without gaps, in their order; -1 for the others."""
+    is_used = np.zeros(size, dtype=bool)
+    is_used[used] = True
+    return np.where(is_used, np.cumsum(is_used) - 1, -1).astype(np.int32)
+
+
+def _renumber_tracks(
+    tracks: pa.Table, track: Int32[np.ndarray, " tracks"], lineage: Int32[np.ndarray, " tracks"]
+) -> pa.Table:
+    """Keep the tracks with a new number; a parent that goes gives way to its nearest ancestor that stays."""
+    parent = tracks["parent_track_index"].to_numpy().copy()
+    old = parent.copy()
+    while (gone := (parent >= 0) & (track[parent] < 0)).any():
+        parent[gone] = old[parent[gone]]
+    kept = track >= 0
+    columns = {
+        "track_index": track[kept],
+        "lineage_index": lineage[tracks["lineage_index"].to_numpy()[kept]],
+        "parent_track_index": np.where(parent < 0, -1, track[parent]).astype(np.int32)[kept],
+    }
+    return pa.table(columns)
+
+
+def _list_fovs(config: BuildConfig, plates: Mapping[str, Plate], chosen: Mapping[str, Sequence[str]]) -> pa.Table:
+    """Table of the FOVs asked for; `fov` counts them as `parse_track_files` does."""
+    columns: dict[str, list[Any]] = {name: [] for name in _FOVS.names}
+    for number, experiment in enumerate(config.experiments):
+        for name in chosen[experiment.name]:
+            fov = plates[experiment.name].fovs[name]
+            condition = experiment.well_conditions[fov.well]
+            row = {
+                "fov": len(columns["fov"]),
+                "experiment_index": number,
+                "experiment": experiment.name,
+                "fov_name": name,
+                "well": fov.well,
+                "condition_index": experiment.conditions.index(condition),
+                "condition": condition,
+                "frames": fov.shape[0],
+                "height": fov.shape[3],
+                "width": fov.shape[4],
+                "start_hpi": experiment.start_hpi,
+                "interval_minutes": experiment.interval_minutes,
+            }
+            for key, value in row.items():
+                columns[key].append(value)
+    return pa.table(columns, schema=_FOVS)
+
+
+_FOVS = pa.schema(
+    [(name, pa.int32()) for name in ("fov", "experiment_index", "condition_index", "frames", "height", "width")]
+    + [(name, pa.string()) for name in ("experiment", "fov_name", "well", "condition")]
+    + [(name, pa.float64()) for name in ("start_hpi", "interval_minutes")]
+)
+
+
+def _list_strata(fovs: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, str], ...]:
+    pairs = {fov["stratum_index"]: (fov["experiment"], fov["condition"]) for fov in fovs}
+    return tuple(pairs[number] for number in sorted(pairs))
+
+
+def _name_observations(observations: pa.Table, tracks: pa.Table, fovs: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Add row numbers and names; a name is one dictionary entry, however many rows have it."""
+    per_fov = {name: [fov[name] for fov in fovs] for name in ("experiment", "fov_name", "well", "condition")}
+    per_track = {name: tracks[name].combine_chunks() for name in ("global_track_id", "lineage_id")}
+    names = {name: ("fov_index", pa.array(values, pa.string())) for name, values in per_fov.items()}
+    names |= {name: ("track_index", values) for name, values in per_track.items()}
+    columns: dict[str, Any] = {"observation": pa.array(np.arange(len(observations), dtype=np.int32))}
+    for name, (number, values) in names.items():
+        columns[name] = values.dictionary_encode().take(observations[number].combine_chunks())
+    return pa.table(columns | {name: observations[name] for name in observations.column_names})
+
+
+def _set_column(table: pa.Table, name: str, values: Any) -> pa.Table:
+    if name in table.column_names:
+        return table.set_column(table.column_names.index(name), name, values)
+    return table.append_column(name, values)
+
+
+def _refuse_conflicts(con: duckdb.DuckDBPyConnection) -> None:
+    rows = _read(con, "conflicts").limit(1).fetchall()
+    if rows:
+        experiment, fov, track, parent, other = rows[0]
+        raise ConfigError(
+            f"{experiment}/{fov}: track {track} has parents {parent} and {other} in different rows "
+            "(-1 is none). Give all rows of a track the same parent_track_id."
+        )
+
+
+def _refuse_cycles(con: duckdb.DuckDBPyConnection) -> None:
+    """Raise an error that names the tracks of the first cycle, if any."""
+    rows = _read(con, "unrooted").fetchall()
+    if not rows:
+        return
+    parents = {(experiment, fov, track): parent for experiment, fov, track, parent in rows}
+    experiment, fov, track, _ = rows[0]
+    path: list[int] = []
+    while track not in path:
+        path.append(track)
+        track = parents[experiment, fov, track]
+    cycle = " → ".join(map(str, [*path[path.index(track) :], track]))
+    raise ConfigError(
+        f"{experiment}/{fov}: tracks are their own ancestors, each the daughter of the next: {cycle}. "
+        "Correct parent_track_id; -1 is none."
+    )
+
+
+def _read(con: duckdb.DuckDBPyConnection, name: str, **params: Any) -> duckdb.DuckDBPyRelation:
+    """Run `etl/sql/<name>.sql`."""
+    query = resources.files("etl").joinpath("sql", f"{name}.sql").read_text(encoding="utf-8")
+    return con.sql(query, params=params) if params else con.sql(query)
+
+
+def _make_table(con: duckdb.DuckDBPyConnection, name: str, **params: Any) -> None:
+    """Keep the rows of `etl/sql/<name>.sql` as the table of that name."""
+    _read(con, name, **params).create(name)
