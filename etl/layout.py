@@ -20,30 +20,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Bool, Int, Shaped
 
-from etl.descent import Descent, last_frame_above, plan_descent
+from etl.descent import Descent, plan_descent
+from etl.kinship import Cells, concatenate_ranges, count_candidates, plan_own_line, tau_bounds, time_step
 
 Ints = Int[np.ndarray, " n"]
 
-TAR_TAIL = 10240
-"""A tar ends with zeros, up to a multiple of this."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cells:
-    """What the layout needs to know of the kept observations, which are ordered by (track, t)."""
-
-    stratum: Int[np.ndarray, " obs"]
-    lineage: Int[np.ndarray, " obs"]
-    track: Int[np.ndarray, " obs"]
-    t: Int[np.ndarray, " obs"]
-    is_anchor: Bool[np.ndarray, " obs"]
-    tau: Int[np.ndarray, "obs 2"]
-    """τ range in frames, both ends included."""
-    clip_anchors: Int[np.ndarray, " obs"]
-    """Most anchors in a clip."""
-    track_parent: Int[np.ndarray, " tracks"]
-    """Nearest kept ancestor, -1 without one."""
-    track_lineage: Int[np.ndarray, " tracks"]
+TAR_TAIL = 1024 + 10240
+"""A tar ends with 1024 zeros and more, up to a multiple of 10240."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +79,7 @@ def plan_clips(cells: Cells) -> Clips:
         In the order of lineages, those with anchors before those without.
     """
     descent = plan_descent(cells.track_parent, cells.track_lineage)
-    full, needed = _count_candidates(cells)
+    full, needed = count_candidates(cells)
     assert np.array_equal(full > 0, cells.is_anchor), "the index marks as anchors what has a candidate"
     lineages = int(cells.track_lineage.max()) + 1 if cells.track.size else 0
     anchors = np.flatnonzero(cells.is_anchor)
@@ -106,35 +89,13 @@ def plan_clips(cells: Cells) -> Clips:
     is_long = np.bincount(cells.lineage[anchors], minlength=lineages)[cells.lineage] > cells.clip_anchors
     short = np.flatnonzero(~is_long & (needed > 0))
     short_clip = (np.cumsum(count) - count)[cells.lineage[short]]
-    line_clip, line = _own_line(cells, descent, home, is_long)
+    line_clip, line = plan_own_line(cells, descent, home, is_long)
     clip, obs = _unique_members([anchor_clip, short_clip, line_clip], [anchors, short, line])
     stored = np.zeros(cells.track.size, bool)
     stored[obs] = True
     rest = np.flatnonzero(~stored)
     rest_clip, _ = _runs(cells, descent, rest, 2 * cells.clip_anchors, lineages)
     return _assemble(cells, np.append(clip, rest_clip + count.sum()), np.append(obs, rest), home, full)
-
-
-def _count_candidates(cells: Cells) -> tuple[Ints, Ints]:
-    """How many candidates each observation has, and of how many it is one."""
-    step = _time_step(cells)
-    order = np.sort(cells.lineage.astype(np.int64) * step + cells.t)
-    here = cells.lineage.astype(np.int64) * step + cells.t
-    low, high = _tau(cells)
-    forward = np.searchsorted(order, here + high, "right") - np.searchsorted(order, here + low)
-    since = here - np.minimum(high, cells.t)
-    back = np.searchsorted(order, here - low, "right") - np.searchsorted(order, since)
-    return np.maximum(forward, 0), np.where(low <= cells.t, np.maximum(back, 0), 0)
-
-
-def _time_step(cells: Cells) -> int:
-    """So large that (group * step + t) never runs into the next group, at any t + τ."""
-    return int(cells.t.max(initial=0)) + max(int(cells.tau.max(initial=0)), 0) + 2
-
-
-def _tau(cells: Cells) -> tuple[Ints, Ints]:
-    """Least and greatest τ of each observation; τ = 0 never counts."""
-    return np.maximum(cells.tau[:, 0], 1).astype(np.int64), cells.tau[:, 1].astype(np.int64)
 
 
 def _runs(
@@ -153,82 +114,6 @@ def _runs(
     return run, count
 
 
-def _own_line(
-    cells: Cells, descent: Descent, home: Int[np.ndarray, " obs"], is_long: Bool[np.ndarray, " obs"]
-) -> tuple[Ints, Ints]:
-    """Clips and members that the anchors of long lineages need: on their own line, then from relatives.
-
-    Climbs from every candidate: in each track above it, the anchors in reach are one run of rows,
-    and their clips one run of clips.
-    """
-    step, (low, high), n = _time_step(cells), _tau(cells), cells.track.size
-    row_key = cells.track.astype(np.int64) * step + cells.t
-    last_t = np.full(cells.track_parent.size, -1, np.int64)
-    np.maximum.at(last_t, cells.track, cells.t)
-    latest = last_frame_above(descent, last_t)
-    reach = np.zeros(n + 1, np.int64)  # differences of the candidates found per anchor
-    clips, members = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-    row = np.flatnonzero(is_long & (cells.t >= low))
-    track = cells.track[row].astype(np.int64)
-    while row.size:
-        t = cells.t[row].astype(np.int64)
-        first = np.searchsorted(row_key, track * step + np.maximum(t - high[row], 0))
-        stop = np.searchsorted(row_key, track * step + t - low[row], "right")
-        hit = np.flatnonzero(stop > first)
-        reach += np.bincount(first[hit], minlength=n + 1) - np.bincount(stop[hit], minlength=n + 1)
-        clip_first, clip_last = home[first[hit]], home[stop[hit] - 1]
-        clips.append(_ranges(clip_first, clip_last + 1))
-        members.append(np.repeat(row[hit], clip_last + 1 - clip_first))
-        track = descent.parent[track]
-        go_on = track < cells.track_parent.size  # below the lineage's node
-        go_on[go_on] = latest[track[go_on]] >= (t - high[row])[go_on]
-        row, track = row[go_on], track[go_on]
-    alone = np.flatnonzero(is_long & cells.is_anchor & (np.cumsum(reach[:-1]) == 0))
-    anchor, relative = _nearest_relatives(cells, descent, alone)
-    return np.concatenate([*clips, home[anchor]]), np.concatenate([*members, relative])
-
-
-def _nearest_relatives(
-    cells: Cells, descent: Descent, alone: Ints
-) -> tuple[Int[np.ndarray, " m"], Int[np.ndarray, " m"]]:
-    """One candidate per (anchor, τ): that of the closest common ancestor, then of the first track."""
-    low, high = _tau(cells)
-    width = np.maximum(high[alone] - low[alone] + 1, 0)
-    anchor, tau = np.repeat(alone, width), _ranges(low[alone], low[alone] + width)
-    nodes, t = descent.begin.size, cells.t[anchor] + tau
-    order = np.lexsort((descent.begin[cells.track], cells.t))
-    key = cells.t[order].astype(np.int64) * nodes + descent.begin[cells.track[order]]
-    node = descent.parent[cells.track[anchor]]
-    found_anchor, found = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-    while anchor.size:
-        first = np.searchsorted(key, t * nodes + descent.begin[node])
-        stop = np.searchsorted(key, t * nodes + descent.end[node])
-        hit = stop > first
-        found_anchor.append(anchor[hit])
-        found.append(_range_min(order, first[hit], stop[hit]))  # rows are ordered by track
-        go_on = ~hit & (descent.parent[node] >= 0)
-        anchor, t, node = anchor[go_on], t[go_on], descent.parent[node[go_on]]
-    return np.concatenate(found_anchor), np.concatenate(found)
-
-
-def _range_min(values: Ints, first: Int[np.ndarray, " m"], stop: Int[np.ndarray, " m"]) -> Int[np.ndarray, " m"]:
-    """Smallest value of each non-empty range, by a sparse table."""
-    result = np.empty(first.size, values.dtype)
-    level = np.frexp((stop - first).astype(np.float64))[1] - 1  # 2**level <= length < 2**(level + 1)
-    table = values
-    for k in range(int(level.max(initial=-1)) + 1):
-        at = np.flatnonzero(level == k)
-        result[at] = np.minimum(table[first[at]], table[stop[at] - (1 << k)])
-        table = np.minimum(table[: table.size - (1 << k)], table[1 << k :])
-    return result
-
-
-def _ranges(first: Ints, stop: Ints) -> Int[np.ndarray, " total"]:
-    """Concatenate the ranges [first, stop)."""
-    size = stop - first
-    return np.arange(size.sum()) + np.repeat(first - (np.cumsum(size) - size), size)
-
-
 def _unique_members(clips: list[np.ndarray], obs: list[np.ndarray]) -> tuple[Ints, Ints]:
     """Each (clip, observation) once."""
     clip, row = np.concatenate(clips).astype(np.int64), np.concatenate(obs).astype(np.int64)
@@ -244,8 +129,8 @@ def _assemble(
     order = np.lexsort((obs, cells.t[obs], clip))  # rows are ordered by track
     clip, obs = clip[order], obs[order]
     t, is_anchor = cells.t[obs].astype(np.int64), home[obs] == clip
-    key = clip * _time_step(cells) + t
-    low, high = _tau(cells)
+    key = clip * time_step(cells) + t
+    low, high = tau_bounds(cells)
     links = np.searchsorted(key, key + high[obs], "right") - np.searchsorted(key, key + low[obs])
     links = np.where(is_anchor, links, 0)
     assert (links[is_anchor] > 0).all(), "every anchor has a candidate in its clip"
@@ -288,7 +173,7 @@ def sort_clips(clips: Clips, keys: Shaped[np.ndarray, " clips"]) -> tuple[Clips,
         raise ValueError("seed: two clips got the same key. Allowed: distinct keys. Build with another seed.")
     order = np.lexsort((keys, clips.clip_stratum))
     size = np.diff(clips.clip_first)[order]
-    rows = _ranges(clips.clip_first[:-1][order], clips.clip_first[1:][order])
+    rows = concatenate_ranges(clips.clip_first[:-1][order], clips.clip_first[1:][order])
     first = np.concatenate([[0], np.cumsum(size)])
     moved = replace(
         clips,

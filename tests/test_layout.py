@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from etl.descent import plan_descent
-from etl.layout import TAR_TAIL, Cells, Clips, plan_clips, plan_key, plan_shards, sort_clips
+from etl.kinship import Cells
+from etl.layout import TAR_TAIL, Clips, plan_clips, plan_key, plan_shards, sort_clips
 
 # one cell: (lineage, track, t); tracks: {track: parent or -1}; written down, not computed
 DIVIDING = Cells(
