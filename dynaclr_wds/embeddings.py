@@ -1,0 +1,160 @@
+"""Predictions to Parquet: one row per observation, its identity beside its embedding."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Float
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+IDENTITY: dict[str, pa.DataType] = {
+    "experiment": pa.string(),
+    "condition": pa.string(),
+    "well": pa.string(),
+    "fov_name": pa.string(),
+    "global_track_id": pa.string(),
+    "lineage_id": pa.string(),
+    "lineage": pa.int64(),
+    "observation": pa.int64(),
+    "track_id": pa.int64(),
+    "t": pa.int64(),
+    "hpi": pa.float64(),
+    "id": pa.int64(),
+    "parent_track_id": pa.int64(),
+    "parent_id": pa.int64(),
+    "y": pa.float32(),
+    "x": pa.float32(),
+    "z": pa.float32(),
+}
+"""Columns that identify an observation, in this order; those that the index has are written."""
+
+
+class EmbeddingWriter(Callback):
+    """Write what `ContrastiveModule.predict_step` returns, batch by batch, to a Parquet file.
+
+    Columns: those of `IDENTITY` that the index has, then `features` and `projections` as fixed-size lists of float32.
+    Rows come in the order of the batches. The file has its name only once it is whole; until then it is
+    `<path>.partial`, and a prediction that fails leaves nothing. With more than one rank each writes its own part,
+    `<stem>-rank<r>.parquet`; a reader takes the folder of parts as one table.
+
+    A plain Callback: Lightning's `BasePredictionWriter` would have the loop gather the indices of every batch.
+
+    Parameters
+    ----------
+    path
+        The file to write, such as `embeddings.parquet`. Its folder is made.
+    row_group_rows
+        Rows to gather before they are written: the most that is kept in memory.
+    """
+
+    def __init__(self, path: str, row_group_rows: int = 65536) -> None:
+        super().__init__()
+        if row_group_rows < 1:
+            raise ValueError(f"EmbeddingWriter: row_group_rows={row_group_rows} must be >= 1.")
+        self.path = Path(path)
+        self.row_group_rows = row_group_rows
+        self._writer: pq.ParquetWriter | None = None
+        self._waiting: list[pa.Table] = []
+        self._target = self.path
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Choose this rank's file."""
+        del pl_module
+        self._discard()
+        name = self.path.name
+        if trainer.world_size > 1:
+            name = f"{self.path.stem}-rank{trainer.global_rank}{self.path.suffix}"
+        self._target = self.path.with_name(name)
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Add the rows of a batch."""
+        del trainer, pl_module, batch, batch_idx, dataloader_idx
+        self._waiting.append(make_rows(outputs["index"], outputs["features"], outputs["projections"]))
+        if sum(len(rows) for rows in self._waiting) >= self.row_group_rows:
+            self._flush()
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Finish the file and give it its name."""
+        del trainer, pl_module
+        self._flush()
+        if self._writer is None:
+            return
+        self._writer.close()
+        self._writer = None
+        with self._partial.open("rb") as file:
+            os.fsync(file.fileno())
+        self._partial.replace(self._target)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave nothing of a prediction that failed."""
+        del trainer, pl_module, exception
+        self._discard()
+
+    @property
+    def _partial(self) -> Path:
+        return self._target.with_name(self._target.name + ".partial")
+
+    def _flush(self) -> None:
+        if not self._waiting:
+            return
+        rows = pa.concat_tables(self._waiting)
+        self._waiting = []
+        if self._writer is None:
+            self._target.parent.mkdir(parents=True, exist_ok=True)
+            self._writer = pq.ParquetWriter(self._partial, rows.schema)
+        self._writer.write_table(rows, row_group_size=len(rows))
+
+    def _discard(self) -> None:
+        self._waiting = []
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+            self._partial.unlink(missing_ok=True)
+
+
+def make_rows(
+    index: Iterable[Mapping[str, Any]], features: Float[Tensor, "b f"], projections: Float[Tensor, "b p"]
+) -> pa.Table:
+    """Lay identities and embeddings side by side.
+
+    Parameters
+    ----------
+    index
+        One dict per row.
+    features, projections
+        Embeddings, on any device, in any float dtype.
+
+    Raises
+    ------
+    ValueError
+        Another number of identities than of embeddings.
+    """
+    rows = list(index)
+    if len(rows) != len(features):
+        raise ValueError(
+            f"{len(rows)} identities for {len(features)} embeddings. The index of a batch must have one dict per patch."
+        )
+    columns = {
+        name: pa.array([row[name] for row in rows], kind) for name, kind in IDENTITY.items() if rows and name in rows[0]
+    }
+    return pa.table({**columns, "features": _lists(features), "projections": _lists(projections)})
+
+
+def _lists(x: Float[Tensor, "b d"]) -> pa.FixedSizeListArray:
+    values = x.detach().float().cpu().contiguous().numpy().reshape(-1)
+    return pa.FixedSizeListArray.from_arrays(pa.array(values), x.shape[1])
