@@ -22,9 +22,10 @@ import zarr
 from jaxtyping import Bool, Float, Int, Num
 
 from dynaclr_wds.contract import STATISTICS
-from etl.plates import Fov
+from etl.plates import Fov, PlateError
 from etl.statistics import Counts, Moments, Summary, empty_summary, summarize_frame
 from etl.work import disk_full_named
+from etl.yaml_values import ConfigError
 
 RUN_BYTES = 1 << 30
 """Frames of one shard are read together up to this size, then in runs of whole chunks."""
@@ -134,9 +135,6 @@ def _cut_fov(job: CutJob, work: Path, stop: threading.Event, advance: Callable[[
         with disk_full_named(partial), partial.open("wb") as file:
             np.savez(file, **_to_arrays(job, cut))  # type: ignore[arg-type] # of allow_pickle, says the stub
         partial.replace(spill.with_suffix(".npz"))  # after the patches: it says that they are whole
-    except BaseException as error:
-        error.add_note(f"while cutting {job.fov.where}")
-        raise
     finally:
         partial.unlink(missing_ok=True)
     return cut
@@ -151,7 +149,13 @@ def _cut_frames(job: CutJob, file: BinaryIO, stop: threading.Event, advance: Cal
     summaries = [empty_summary(array.dtype) for _ in job.channels]
     first = np.searchsorted(job.t, np.arange(frames + 1))
     for begin, end in plan_runs(array, job.z):
-        pixels = _read_frames(array, begin, end, job.channels, job.z)
+        try:
+            pixels = _read_frames(array, begin, end, job.channels, job.z)
+        except Exception as error:  # whatever a store or codec raises
+            raise PlateError(
+                f"{job.fov.where}: frames {begin} to {end - 1} can't be read ({error!r}). Every chunk must decode. "
+                "Restore the plate, or leave the field of view out with exclude_fovs."
+            ) from error
         for t in range(begin, end):
             if stop.is_set():
                 raise Interrupted
@@ -208,7 +212,7 @@ def _cut_patch(job: CutJob, frame: Num[np.ndarray, "c z y x"], row: int) -> Num[
     with np.errstate(over="ignore"):
         stored = np.ascontiguousarray(patch, dtype=job.dtype)
     if job.dtype != frame.dtype and np.isfinite(patch).sum() != np.isfinite(stored).sum():
-        raise ValueError(
+        raise ConfigError(
             f"shards.dtype={job.dtype.name!r} can't hold {job.fov.where}, t={int(job.t[row])}: values up to "
             f"{np.nanmax(patch)!r} become infinite. Use `source` or `float32`."
         )

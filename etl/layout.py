@@ -22,6 +22,7 @@ from jaxtyping import Bool, Int, Shaped
 
 from etl.descent import Descent, plan_descent
 from etl.kinship import Cells, concatenate_ranges, count_candidates, plan_own_line, tau_bounds, time_step
+from etl.yaml_values import ConfigError
 
 Ints = Int[np.ndarray, " n"]
 
@@ -166,11 +167,11 @@ def sort_clips(clips: Clips, keys: Shaped[np.ndarray, " clips"]) -> tuple[Clips,
 
     Raises
     ------
-    ValueError
+    ConfigError
         Two clips have the same key (2⁻⁶⁴ a pair, unless two clips are the same).
     """
     if np.unique(keys).size != keys.size:
-        raise ValueError("seed: two clips got the same key. Allowed: distinct keys. Build with another seed.")
+        raise ConfigError("seed: two clips got the same key. Allowed: distinct keys. Build with another seed.")
     order = np.lexsort((keys, clips.clip_stratum))
     size = np.diff(clips.clip_first)[order]
     rows = concatenate_ranges(clips.clip_first[:-1][order], clips.clip_first[1:][order])

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int, Num
 from numpy.typing import DTypeLike
 
 from dynaclr_wds.contract import STATISTICS
+from etl.plates import PlateError
 
 SAMPLE = 1024
 """Pixels of a frame and channel that represent it in the quantiles of its FOV and experiment."""
@@ -156,7 +157,7 @@ def apply_normalization(
 
     Raises
     ------
-    ValueError
+    PlateError
         A statistic that is no number.
     """
     for row, channel in zip(statistics, channels, strict=True):
@@ -168,7 +169,7 @@ def apply_normalization(
                 try:
                     row[column] = float(found[name])
                 except (TypeError, ValueError) as error:
-                    raise ValueError(
+                    raise PlateError(
                         f"normalization.{channel}.{level}_statistics.{name}={found[name]!r} must be a number. "
                         "Compute the plate's normalization again, or remove it."
                     ) from error

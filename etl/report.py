@@ -1,0 +1,170 @@
+"""A build as people see it: bars with rates while it runs, a table of what was made and dropped after it.
+
+On a terminal there are bars; elsewhere a line now and then, so that a log stays short. Progress goes to
+stderr, the closing table to stdout.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+from dynaclr_wds.contract import Manifest
+
+EVERY_SECONDS = 15.0
+"""Between two lines where there is no terminal."""
+
+Advance = Callable[[int, int], None]
+"""Called with (things done, bytes done); any thread may call it."""
+
+
+class Progress:
+    """Says nothing. What a build tells while it runs."""
+
+    def say(self, text: str) -> None:
+        """Tell something once."""
+
+    @contextmanager
+    def stage(self, name: str, total: int, unit: str) -> Iterator[Advance]:  # noqa: ARG002 - says nothing
+        """Follow one stage of `total` units."""
+        yield lambda _done, _bytes: None
+
+
+class LineProgress(Progress):
+    """A line at the end of each stage, and now and then in long ones."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True, soft_wrap=True, highlight=False)
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        self._console.print(text, markup=False)
+
+    @contextmanager
+    def stage(self, name: str, total: int, unit: str) -> Iterator[Advance]:
+        """Print how far it is, at most every `EVERY_SECONDS`, and at the end."""
+        rate, lock = _Rate(total, unit), threading.Lock()
+        last = time.monotonic()
+
+        def advance(done: int, size: int) -> None:
+            nonlocal last
+            with lock:
+                rate.add(done, size)
+                if time.monotonic() - last < EVERY_SECONDS:
+                    return
+                last = time.monotonic()
+            self.say(f"{name}: {rate}")
+
+        yield advance
+        self.say(f"{name}: {rate}")
+
+
+class BarProgress(Progress):
+    """One bar per stage, on a terminal."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True, highlight=False)
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        self._console.print(text, markup=False)
+
+    @contextmanager
+    def stage(self, name: str, total: int, unit: str) -> Iterator[Advance]:
+        """Show a bar with the rate and the time that is left."""
+        rate, lock = _Rate(total, unit), threading.Lock()
+        columns = (
+            TextColumn("{task.description:<6}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+        )
+        with Bars(*columns, console=self._console) as bars:
+            task: TaskID = bars.add_task(name, total=total, rate="")
+
+            def advance(done: int, size: int) -> None:
+                with lock:
+                    rate.add(done, size)
+                    bars.update(task, advance=done, rate=rate.speed)
+
+            yield advance
+
+
+class _Rate:
+    """How much of a stage is done, and how fast."""
+
+    def __init__(self, total: int, unit: str) -> None:
+        self._total, self._unit, self._done, self._bytes = total, unit, 0, 0
+        self._begin = time.monotonic()
+
+    def add(self, done: int, size: int) -> None:
+        self._done += done
+        self._bytes += size
+
+    @property
+    def speed(self) -> str:
+        seconds = max(time.monotonic() - self._begin, 1e-6)
+        return f"{self._done / seconds:,.0f} {self._unit}/s, {self._bytes / seconds / 1e6:,.0f} MB/s"
+
+    def __str__(self) -> str:
+        return f"{self._done:,}/{self._total:,} {self._unit} ({self.speed})"
+
+
+def make_progress(quiet: bool) -> Progress:
+    """Choose how to tell: bars on a terminal, lines elsewhere, nothing when quiet."""
+    if quiet:
+        return Progress()
+    return BarProgress() if sys.stderr.isatty() else LineProgress()
+
+
+def print_summary(manifest: Manifest) -> None:
+    """Print what a shard set holds, stratum by stratum, and what was left out and why."""
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+    table = Table(title=f"{sum(s.observations for s in manifest.strata):,} cells as {_shape(manifest)} patches")
+    counts = ("observations", "anchors", "lineages", "clips", "patches", "shards", "bytes")
+    for name in ("experiment", "condition"):
+        table.add_column(name, overflow="fold")
+    for name in counts:
+        table.add_column(name, justify="right")
+    for stratum in manifest.strata:
+        numbers = [f"{getattr(stratum, name):,}" for name in counts]
+        table.add_row(stratum.experiment, stratum.condition, *numbers)
+    if len(manifest.strata) > 1:
+        table.add_section()
+        table.add_row("all", "", *(f"{sum(getattr(s, name) for s in manifest.strata):,}" for name in counts))
+    console.print(table)
+    for line in summarize_dropped(manifest):
+        console.print(line, markup=False)
+
+
+_REASONS = {
+    "outside_image": "cells whose centroid is outside the image",
+    "border_shift": "cells whose patch would move further than max_border_shift_px",
+    "outside_time": "cells at a time that is no frame of the movie",
+    "zero_frame": "cells in frames that are entirely zero",
+    "candidates_dropped": "candidate pairs on other branches of split lineages (every anchor keeps its own line)",
+}
+
+
+def summarize_dropped(manifest: Manifest) -> list[str]:
+    """Say what was left out, one line per experiment and reason."""
+    lines = [
+        f"dropped from {experiment}: {count:,} {_REASONS.get(reason, reason)} ({reason})"
+        for experiment, reasons in manifest.dropped.items()
+        for reason, count in sorted(reasons.items())
+        if count
+    ]
+    return lines or ["nothing was dropped"]
+
+
+def _shape(manifest: Manifest) -> str:
+    return " x ".join(map(str, manifest.patch_shape))
