@@ -143,14 +143,16 @@ def test_encoder_that_gives_features_only_is_compared_by_them():
 
 @pytest.mark.parametrize("backbone", ["resnet10", "densenet121", "efficientnet-b0"])
 def test_monai_encoder_in_2d_takes_planes_as_channels(backbone):
-    features, projections = MonaiEncoder(backbone, 2, 2, 3, 16, 8)(torch.rand(2, 2, 3, 32, 32))
+    with torch.device("meta"):  # shapes without the work
+        features, projections = MonaiEncoder(backbone, 2, 2, 3, 16, 8)(torch.rand(2, 2, 3, 32, 32))
     assert (features.shape, projections.shape) == ((2, 16), (2, 8))
 
 
 def test_monai_encoder_in_3d_takes_volumes_of_any_depth():
     for depth in (1, 5):
-        encoder = MonaiEncoder("resnet10", 3, 2, depth, 16, 8)
-        assert encoder(torch.rand(2, 2, depth, 32, 32))[0].shape == (2, 16)
+        with torch.device("meta"):
+            features, _ = MonaiEncoder("resnet10", 3, 2, depth, 16, 8)(torch.rand(2, 2, depth, 32, 32))
+        assert features.shape == (2, 16)
 
 
 def test_encoder_errors_name_the_setting():
@@ -220,8 +222,8 @@ def test_prediction_writes_one_row_per_observation_in_order(tmp_path):
     assert [pq.ParquetFile(path).metadata.row_group(group).num_rows for group in range(2)] == [8, 4]
     assert str(table.schema.field("features").type) == "fixed_size_list<element: float>[6]"
     features, projections = module(make_batch(1)["anchor"])
-    assert table["features"].to_pylist()[4:8] == pytest.approx(features.tolist())
-    assert table["projections"].to_pylist()[4:8] == pytest.approx(projections.tolist())
+    torch.testing.assert_close(torch.tensor(table["features"].to_pylist()[4:8]), features)
+    torch.testing.assert_close(torch.tensor(table["projections"].to_pylist()[4:8]), projections)
     assert [file.name for file in path.parent.iterdir()] == ["embeddings.parquet"]
 
 

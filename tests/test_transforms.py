@@ -4,6 +4,7 @@ import kornia.augmentation as K
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dynaclr_wds.contract import STATISTICS
 from dynaclr_wds.transforms import (
@@ -14,6 +15,7 @@ from dynaclr_wds.transforms import (
     RandomAdjustContrast,
     RandomAdjustIntensity,
     RandomNoise,
+    RandomSimilarity3D,
     apply_center_crop,
 )
 from dynaclr_wds.transforms.augment import UNBOUNDED, UNBOUNDED_WITHOUT_CLIP
@@ -66,6 +68,7 @@ AUGMENTATIONS = [
     RandomAdjustIntensity(),
     RandomAdjustContrast(),
     RandomNoise(),
+    RandomSimilarity3D(tilt=(-10.0, 10.0), scale=(0.8, 1.2), translate=0.1),
 ]
 
 
@@ -203,6 +206,42 @@ def test_intensity_is_alike_over_z_and_differs_between_channels_and_samples(modu
     torch.testing.assert_close(altered, altered[:, :, :1].expand_as(altered))
     planes = altered[:, :, 0].reshape(B * C, -1)
     assert torch.cdist(planes, planes).fill_diagonal_(1.0).min() > 1e-3
+
+
+def test_similarity_3d_by_known_turns():
+    x = torch.rand(2, C, 8, 8, 8)
+    quarter = RandomSimilarity3D((90.0, 90.0), p=1.0)(x)
+    torch.testing.assert_close(quarter, x.rot90(1, (3, 4)), atol=1e-5, rtol=0)
+    tilted = RandomSimilarity3D((0.0, 0.0), (180.0, 180.0), p=1.0)(x)  # about Y, then about X: as 180° about Z
+    torch.testing.assert_close(tilted, x.flip(3, 4), atol=1e-5, rtol=0)
+    doubled = RandomSimilarity3D((0.0, 0.0), scale=(2.0, 2.0), p=1.0)(torch.ones(1, 1, 8, 8, 8))
+    assert torch.equal(doubled, torch.ones(1, 1, 8, 8, 8))
+    halved = RandomSimilarity3D((0.0, 0.0), scale=(0.5, 0.5), p=1.0)(torch.ones(1, 1, 8, 8, 8))
+    assert halved.sum().item() == pytest.approx(4**3)
+    assert torch.equal(RandomSimilarity3D(p=0.0)(x), x)
+
+
+def test_similarity_3d_keeps_shape_when_planes_lie_apart():
+    # a rod of 4 planes along Z; the two quarter turns lay it along X, where 4 planes are 8 pixels long
+    x = torch.zeros(1, 1, 8, 16, 16)
+    x[..., 2:6, 6:10, 6:10] = 1
+    for z_spacing, length in ((2.0, 8), (1.0, 4)):
+        turned = RandomSimilarity3D((0.0, 0.0), (90.0, 90.0), z_spacing=z_spacing, p=1.0)(x)
+        assert (turned[0, 0, 4, 8] > 0.5).sum().item() == length
+
+
+def test_similarity_3d_is_alike_over_channels_and_differs_between_samples():
+    x = torch.rand(Z, Y, X).expand(B, C, Z, Y, X).contiguous()
+    moved = RandomSimilarity3D((-180.0, 180.0), (-10.0, 10.0), (0.8, 1.2), 0.1, 3.0, p=1.0)(x)
+    assert torch.equal(moved[:, 0], moved[:, 1])
+    assert not torch.allclose(moved[0], moved[1])
+
+
+def test_similarity_3d_refuses_bad_settings():
+    with pytest.raises(ValueError, match=r"degrees=\(10.0, -10.0\) must be a range"):
+        RandomSimilarity3D((10.0, -10.0))
+    with pytest.raises(ValueError, match=r"scale=\(0.0, 1.0\) and z_spacing=1.0 must be > 0"):
+        RandomSimilarity3D(scale=(0.0, 1.0))
 
 
 def test_anchor_and_positive_are_drawn_apart():
@@ -345,12 +384,30 @@ def test_missing_statistics_are_named():
         BatchTransform([NormalizeSampled("fov")])({"anchor": torch.ones(B, C, 1, 4, 4)}, False)
 
 
+class Waits(TorchDispatchMode):
+    """Notice operations that wait for the device although they return nothing to the host."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten._linalg_check_errors.default:  # of linalg.inv, linalg.solve
+            self.seen.add(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+KNOWN_TO_WAIT = {"RandomAffine3D", "RandomRotation3D"}
+
+
 @pytest.mark.parametrize("augmentation", AUGMENTATIONS, ids=lambda m: type(m).__name__)
-def test_no_tensor_value_is_needed_on_the_host(augmentation):
+def test_nothing_waits_for_the_device(augmentation):
     """Meta tensors have no values: reading one (`.item()`, `if tensor`, a boolean index, a copy to the CPU) raises."""
     transform = BatchTransform([NormalizeSampled("fov", channels=[0])], [augmentation], (16, 16), ChannelDropout([1]))
-    result = transform.to("meta")(make_batch("meta"), training=True)
+    with Waits() as waits:
+        result = transform.to("meta")(make_batch("meta"), training=True)
     assert result["anchor"].shape == (B, C, Z, 16, 16)
+    assert bool(waits.seen) == (type(augmentation).__name__ in KNOWN_TO_WAIT)
 
 
 def test_moving_the_transform_leaves_kornia_on_the_cpu():

@@ -3,6 +3,7 @@
 from dynaclr_wds.transforms.augment import Augment
 from dynaclr_wds.transforms.channel_dropout import ChannelDropout
 from dynaclr_wds.transforms.crop import apply_center_crop
+from dynaclr_wds.transforms.geometry import RandomSimilarity3D
 from dynaclr_wds.transforms.intensity import RandomAdjustContrast, RandomAdjustIntensity, RandomNoise
 from dynaclr_wds.transforms.normalize import NormalizeSampled
 from dynaclr_wds.transforms.pipeline import BatchTransform
@@ -15,5 +16,6 @@ __all__ = [
     "RandomAdjustContrast",
     "RandomAdjustIntensity",
     "RandomNoise",
+    "RandomSimilarity3D",
     "apply_center_crop",
 ]

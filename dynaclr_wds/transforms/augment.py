@@ -5,8 +5,9 @@ channel, alike over Z. All draws follow `torch.manual_seed`.
 
 Kornia draws its few numbers on the CPU and sends them over without waiting for the device. Were its modules moved
 to the device, they would draw there and fetch the numbers back, which waits; `Augment` therefore keeps them on the CPU.
-The modules of `dynaclr_wds.transforms.intensity` draw on the device itself, which for noise spares a copy
-as large as the batch.
+Three wait all the same (Kornia 0.9), as they invert or solve on the device: `RandomAffine3D`, `RandomRotation3D` and
+`RandomThinPlateSpline`; `RandomSimilarity3D` does what the first two do. Our own modules draw on the device itself,
+which for noise spares a copy as large as the batch.
 """
 
 from __future__ import annotations
