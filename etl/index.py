@@ -67,14 +67,14 @@ def build_index(config: BuildConfig, plates: Mapping[str, Plate]) -> Index:
     """
     check_plates(config, plates)
     chosen = {e.name: plan_fovs(config, e, plates[e.name].fovs) for e in config.experiments}
-    rows = parse_track_files(config, chosen)
     height, width = config.yx_patch_size
     with duckdb.connect(config={"threads": config.workers}) as con:
-        con.register("rows", rows)
+        con.register("rows", parse_track_files(config, chosen))
         con.register("fovs", _list_fovs(config, plates, chosen))
         _make_table(con, "tracks")
         _refuse_conflicts(con)
         _make_table(con, "placed", patch_height=height, patch_width=width, max_shift=config.max_border_shift_px)
+        con.unregister("rows")  # half of the memory
         dropped: dict[str, dict[str, int]] = {}
         for experiment, reason, count in _read(con, "dropped").fetchall():
             dropped.setdefault(experiment, {})[reason] = count
@@ -120,23 +120,21 @@ def mark_anchors(observations: pa.Table, tau_frames: Mapping[str, tuple[int, int
                 f"tau_frames[{name!r}]={(low, high)} must be (shortest, longest), 0 ≤ shortest ≤ longest, "
                 "with at least one frame. Change tau_range_hours."
             )
-    names = list(tau_frames)
-    tau = pa.table(
-        {
-            "experiment": pa.array(names, pa.string()),
-            "tau_min": pa.array([tau_frames[name][0] for name in names], pa.int32()),
-            "tau_max": pa.array([tau_frames[name][1] for name in names], pa.int32()),
-        }
-    )
-    numbers = pa.array(np.arange(len(observations), dtype=np.int32))
-    cells = observations.select(["experiment", "experiment_index", "lineage_index", "t"])
+    numbers, first = np.unique(observations["experiment_index"].to_numpy(), return_index=True)
+    names = [observations["experiment"][row].as_py() for row in first.tolist()]
+    if missing := [name for name in names if name not in tau_frames]:
+        raise ValueError(f"tau_frames has {sorted(tau_frames)}, but no {missing}. Give all experiments.")
+    tau = {
+        "experiment_index": pa.array(numbers),
+        "tau_min": pa.array([tau_frames[name][0] for name in names], pa.int32()),
+        "tau_max": pa.array([tau_frames[name][1] for name in names], pa.int32()),
+    }
+    order = pa.array(np.arange(len(observations), dtype=np.int32))
+    cells = observations.select(["experiment_index", "lineage_index", "t"]).append_column("observation", order)
     with duckdb.connect() as con:
-        con.register("observations", cells.append_column("observation", numbers))
-        con.register("tau", tau)
+        con.register("observations", cells)
+        con.register("tau", pa.table(tau))
         flags = _read(con, "anchors").to_arrow_table()
-    if len(flags) != len(observations):
-        known = set(observations["experiment"].unique().to_pylist())
-        raise ValueError(f"tau_frames has {sorted(names)}, observations are of {sorted(known)}. Give all experiments.")
     for name in ("is_anchor", "is_candidate"):
         observations = _set_column(observations, name, flags[name])
     return observations

@@ -1,0 +1,308 @@
+"""experiments.yaml: what is wrong is said before any work, by its YAML path."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from etl.experiments import BuildConfig, ConfigError, parse_build_config
+from etl.preflight import check_plates, open_plates, plan_fovs
+from tests.plates import make_collection, write_experiments, write_plate
+
+ENTRY: dict[str, Any] = {
+    "name": "a",
+    "data_path": "a/plate.zarr",
+    "tracks_path": "a/tracks",
+    "channel_names": ["Phase", "GFP"],
+    "source_channel": ["GFP"],
+    "condition_wells": {"mock": ["A/1"], "virus": ["A/2", "B/2"]},
+}
+
+
+def parse(tmp_path: Path, *entries: dict[str, Any], **options: Any) -> BuildConfig:
+    return parse_build_config(write_experiments(tmp_path / "experiments.yaml", entries), options)
+
+
+def test_defaults_are_those_of_the_documentation(tmp_path: Path) -> None:
+    config = parse(tmp_path, ENTRY, workers=1)
+    experiment = config.experiments[0]
+    assert (experiment.interval_minutes, experiment.start_hpi) == (30.0, 0.0)
+    assert (experiment.organelle, experiment.date, experiment.moi) == ("", "", None)
+    assert config == BuildConfig(experiments=(experiment,))
+    assert config.z_range is None
+    assert config.yx_patch_size == (256, 256)
+    assert config.tau_range_hours == (0.5, 2.0)
+    assert (config.shard_bytes, config.block_bytes) == (536_870_912, 8_388_608)
+    assert config.dtype == "source"
+    assert config.where == str(tmp_path / "experiments.yaml")
+
+
+def test_values_are_parsed_to_plain_types(tmp_path: Path) -> None:
+    entry = ENTRY | {"interval_minutes": 15, "date": "2024-01-05", "moi": 5, "organelle": "ER", "start_hpi": 3}
+    path = write_experiments(tmp_path / "e.yaml", [entry], z_range=[1, 4], yx_patch_size=[96, 64], seed=7)
+    path.write_text(path.read_text().replace("'2024-01-05'", "2024-01-05"))
+    config = parse_build_config(path)
+    experiment = config.experiments[0]
+    assert (experiment.date, experiment.moi, experiment.organelle, experiment.start_hpi) == ("2024-01-05", 5, "ER", 3)
+    assert experiment.conditions == ("mock", "virus")
+    assert experiment.well_conditions == {"A/1": "mock", "A/2": "virus", "B/2": "virus"}
+    assert experiment.channel_indices == (1,)
+    assert config.yx_patch_size == (96, 64)
+    assert config.z_slices(9) == slice(1, 4)
+    assert dataclasses.replace(config, z_range=None).z_slices(9) == slice(0, 9)
+    assert config.tau_frames(experiment) == (2, 8)
+    assert config.clip_anchors_for(experiment) == 16
+    assert dataclasses.replace(config, tau_range_hours=(0.0, 0.5)).clip_anchors_for(experiment) == 8
+    assert dataclasses.replace(config, clip_anchors=3).clip_anchors_for(experiment) == 3
+    assert config.workers >= 1
+
+
+def test_overrides_win_over_the_yaml_and_none_does_not(tmp_path: Path) -> None:
+    path = write_experiments(tmp_path / "e.yaml", [ENTRY], seed=7, yx_patch_size=[32, 32])
+    config = parse_build_config(path, {"seed": 8, "yx_patch_size": 96, "dtype": None})
+    assert (config.seed, config.yx_patch_size, config.dtype) == (8, (96, 96), "source")
+
+
+def test_paths_are_relative_to_the_yaml_and_variables_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCRATCH", "/scratch")
+    entry = ENTRY | {"data_path": "s3://bucket/../x.zarr", "tracks_path": "${SCRATCH}/tracks"}
+    first, second = parse(tmp_path, ENTRY, entry | {"name": "b"}).experiments
+    assert first.data_path == str(tmp_path / "a" / "plate.zarr")
+    assert second.data_path == "s3://bucket/../x.zarr"
+    assert second.tracks_path == "/scratch/tracks"
+
+
+def test_token_follows_the_bytes_and_not_the_place(tmp_path: Path) -> None:
+    config = parse(tmp_path / "here", ENTRY)
+    assert re.fullmatch(r"[0-9a-f]{64}", config.token)
+    assert parse(tmp_path / "there", ENTRY).token == config.token
+    assert parse(tmp_path, ENTRY, workers=7).token == config.token
+    conditions = {"virus": ["A/2", "B/2"], "mock": ["A/1"]}
+    tokens = {
+        config.token,
+        parse(tmp_path, ENTRY, seed=1).token,
+        parse(tmp_path, ENTRY | {"start_hpi": 1.0}).token,
+        parse(tmp_path, ENTRY | {"data_path": "b/plate.zarr"}).token,
+        parse(tmp_path, ENTRY | {"condition_wells": conditions}).token,
+        parse(tmp_path, ENTRY, exclude_fovs=["A/1/0"]).token,
+    }
+    assert len(tokens) == 6
+
+
+BAD_EXPERIMENTS = [
+    (
+        {"interval_minutes": -5},
+        r"experiments\[1\]\.interval_minutes=-5 must be > 0\. Give the minutes between frames\.",
+    ),
+    ({"interval_minutes": "fast"}, r"experiments\[1\]\.interval_minutes='fast' must be a number\. Give the minutes"),
+    ({"interval_minutes": True}, r"interval_minutes=True must be a number"),
+    ({"start_hpi": float("nan")}, r"start_hpi=nan must be a number"),
+    ({"moi": -1}, r"moi=-1 must be a number ≥ 0"),
+    ({"name": "a"}, r"experiments\[1\]\.name='a' must be unique, but experiments\[0\] has it too\. Rename one\."),
+    ({"name": " "}, r"experiments\[1\]\.name=' ' must be a non-empty string"),
+    ({"name": 5}, r"experiments\[1\]\.name=5 must be a non-empty string\. Put it in quotes"),
+    ({"name": None}, r"experiments\[1\]\.name is missing\. Every experiment needs name, data_path"),
+    ({"source_channel": ["RFP"]}, r"source_channel='RFP' must be one of channel_names \['Phase', 'GFP'\]"),
+    (
+        {"source_channel": ["GFP", "Phase"]},
+        r"experiments\[1\]\.source_channel=.* must be 1 channels like experiments\[0\]",
+    ),
+    ({"channel_names": ["GFP", "GFP"]}, r"channel_names\[1\]='GFP' must be listed once"),
+    ({"condition_wells": {}}, r"condition_wells=\{\} must be a mapping of condition to wells"),
+    ({"condition_wells": {"mock": []}}, r"condition_wells\.mock=\[\] must be a list of at least one string"),
+    ({"condition_wells": {"": ["A/1"]}}, r"condition_wells key='' must be a non-empty string"),
+    ({"condition_wells": {"mock": ["A1"]}}, r"condition_wells\.mock\[0\]='A1' must be of the form A/1"),
+    (
+        {"condition_wells": {"m": ["A/1"], "v": ["A/1"]}},
+        r"condition_wells\.v='A/1' must be in one condition only, but 'm'",
+    ),
+    (
+        {"intervall_minutes": 5},
+        r"experiments\[1\]: unknown key 'intervall_minutes'; .*Did you mean 'interval_minutes'\?",
+    ),
+    ({"data_path_written": "x"}, r"unknown key 'data_path_written'"),
+    (
+        {"data_path": "${NOT_SET_ANYWHERE}/x"},
+        r"data_path=.*\$\{NOT_SET_ANYWHERE\} is not set\. Set the environment variable",
+    ),
+    ({"organelle": ["ER"]}, r"organelle=\['ER'\] must be a text"),
+    ({"interval_minutes": 600}, r"tau_range_hours=\[0\.5, 2\.0\] must be at least one frame of b \(600\.0 min\)"),
+]
+
+
+@pytest.mark.parametrize(("change", "match"), BAD_EXPERIMENTS)
+def test_wrong_experiment_is_an_error_that_names_the_value(tmp_path: Path, change: dict[str, Any], match: str) -> None:
+    with pytest.raises(ConfigError, match=r"experiments\.yaml: .*" + match):
+        parse(tmp_path, ENTRY, ENTRY | {"name": "b"} | change)
+
+
+BAD_OPTIONS = [
+    ("z_range", [3, 3], r"z_range=\[3, 3\] must be \[first, one past the last\]"),
+    ("z_range", [-1, 3], r"z_range=-1 must be a whole number ≥ 0"),
+    ("z_range", 3, r"z_range=3 must be a list of two numbers\. Write \[0, 5\]"),
+    ("yx_patch_size", [0, 96], r"yx_patch_size=0 must be a whole number ≥ 1"),
+    ("tau_range_hours", [2.0, 0.5], r"tau_range_hours=\[2\.0, 0\.5\] must be \[shortest, longest\] in hours"),
+    ("tau_range_hours", [-1, 0.5], r"tau_range_hours=-1 must be a number ≥ 0"),
+    ("clip_anchors", 0, r"clip_anchors=0 must be a whole number ≥ 1"),
+    ("block_bytes", 2**30, r"block_bytes=1073741824 must be at most shard_bytes=536870912"),
+    ("dtype", "int8", r"dtype='int8' must be one of \['source', 'float16', 'float32'\]"),
+    ("include_wells", ["C/9"], r"include_wells='C/9' must be one of the wells \['A/1', 'A/2', 'B/2'\]"),
+    ("exclude_fovs", ["A/1"], r"exclude_fovs\[0\]='A/1' must be of the form A/1/0"),
+    ("max_border_shift_px", -1, r"max_border_shift_px=-1 must be a number ≥ 0"),
+    ("workers", 0, r"workers=0 must be a whole number ≥ 1"),
+    ("seed", "x", r"seed='x' must be a whole number ≥ 0"),
+    ("patch_size", 96, r"unknown key 'patch_size'; allowed are \[.*\]\. Did you mean 'yx_patch_size'\?"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "match"), BAD_OPTIONS)
+def test_wrong_option_is_an_error_from_the_yaml_and_from_outside(
+    tmp_path: Path, name: str, value: Any, match: str
+) -> None:
+    path = write_experiments(tmp_path / "experiments.yaml", [ENTRY], **{name: value})
+    with pytest.raises(ConfigError, match=match):
+        parse_build_config(path)
+    path = write_experiments(tmp_path / "experiments.yaml", [ENTRY])
+    with pytest.raises(ConfigError, match=match):
+        parse_build_config(path, {name: value})
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("", r"top level=None must be a mapping"),
+        ("experiments: []", r"experiments=\[\] must be a list of at least one experiment"),
+        ("experiments: 3", r"experiments=3 must be a list"),
+        ("experiments: [3]", r"experiments\[0\]=3 must be a mapping"),
+        ("experiment: []", r"unknown key 'experiment'; allowed are \['experiments', 'shards'\]\. Did you mean"),
+        ("a: [", r"is not YAML"),
+        ("a: 1\nb: {c: 1, c: 2}", r"key 'c' is written twice \(line 2\)\. Remove one"),
+        ("a: !!python/object/apply:os.getcwd []", r"is not YAML\. could not determine a constructor"),
+    ],
+)
+def test_wrong_document_is_an_error(tmp_path: Path, text: str, match: str) -> None:
+    path = tmp_path / "experiments.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=match):
+        parse_build_config(path)
+
+
+def test_missing_yaml_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"gone\.yaml: no such file\. Give the path"):
+        parse_build_config(tmp_path / "gone.yaml")
+
+
+# Against the plates -------------------------------------------------------------------------------
+
+
+def drop_plate(entry: dict[str, Any]) -> None:
+    entry["data_path"] = "elsewhere.zarr"
+
+
+def swap_channels(entry: dict[str, Any]) -> None:
+    entry["channel_names"].reverse()
+
+
+def add_well(entry: dict[str, Any]) -> None:
+    entry["condition_wells"]["control"].append("Q/9")
+
+
+def no_change(_: dict[str, Any]) -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "match"),
+    [
+        (drop_plate, {}, r"experiments\[1\]\.data_path='.*elsewhere\.zarr' has no plate\. Give the folder"),
+        (
+            swap_channels,
+            {},
+            r"experiments\[1\]\.channel_names=\['Phase', 'GFP'\], but the plate has \['GFP', 'Phase'\]",
+        ),
+        (
+            add_well,
+            {},
+            r"experiments\[1\]\.condition_wells\.control='Q/9' is not a well of .*which has \['A/1', 'B/2'\]",
+        ),
+        (no_change, {"z_range": [0, 3]}, r"z_range=\[0, 3\] is outside the stack of .*A/1/0, which has 2 slices"),
+        (
+            no_change,
+            {"yx_patch_size": [24, 25]},
+            r"yx_patch_size=\[24, 25\] is larger than the image of .*is \[24, 24\]",
+        ),
+        (
+            no_change,
+            {"exclude_fovs": ["A/1/5"]},
+            r"exclude_fovs='A/1/5' is in no listed well; FOVs there are \['A/1/0'",
+        ),
+    ],
+)
+def test_config_that_does_not_fit_the_plates_is_an_error(
+    tmp_path: Path, change: Callable[[dict[str, Any]], None], options: dict[str, Any], match: str
+) -> None:
+    path = make_collection(tmp_path, shape=(2, 2, 2, 24, 24))
+    document = yaml.safe_load(path.read_text())
+    entry = copy.deepcopy(document["experiments"][1])
+    change(entry)
+    document["experiments"][1] = entry
+    path.write_text(yaml.safe_dump(document, sort_keys=False))
+    config = parse_build_config(path, options)
+    with pytest.raises(ConfigError, match=match):
+        check_plates(config, open_plates(config))
+
+
+def test_a_broken_plate_is_named_by_its_yaml_path(tmp_path: Path) -> None:
+    path = make_collection(tmp_path, shape=(2, 2, 1, 24, 24))
+    (tmp_path / "experiment0/plate.zarr/.zattrs").write_text("{}")
+    with pytest.raises(ValueError, match=r"has no OME-Zarr `plate` metadata") as caught:
+        open_plates(parse_build_config(path))
+    assert "experiments[0].data_path" in caught.value.__notes__[0]
+
+
+def write_pair(tmp_path: Path, **second: Any) -> BuildConfig:
+    """Two FOVs of one plate; the second is written with other options."""
+    path = tmp_path / "a/plate.zarr"
+    write_plate(path, fovs=("A/1/0", "A/2/0"), shape=(1, 2, 1, 16, 16))
+    other = {"shape": (1, 2, 1, 16, 16), **second}
+    write_plate(tmp_path / "b", fovs=("A/2/0",), **other)
+    for file in ("zarr.json", "0/zarr.json"):
+        (path / "A/2/0" / file).write_text((tmp_path / "b/A/2/0" / file).read_text())
+    return parse(tmp_path, ENTRY | {"condition_wells": {"c": ["A/1", "A/2"]}}, yx_patch_size=8)
+
+
+def test_fovs_of_one_experiment_share_a_dtype(tmp_path: Path) -> None:
+    config = write_pair(tmp_path, dtype="uint8")
+    with pytest.raises(ConfigError, match=r"experiments\[0\]\.data_path: FOVs differ in dtype: \{'uint16': .*'uint8'"):
+        check_plates(config, open_plates(config))
+
+
+def test_whole_stacks_share_a_depth(tmp_path: Path) -> None:
+    config = write_pair(tmp_path, shape=(1, 2, 3, 16, 16))
+    with pytest.raises(ConfigError, match=r"z_range=None takes whole stacks, but their depths differ: \{1: .*3: "):
+        check_plates(config, open_plates(config))
+    check_plates(dataclasses.replace(config, z_range=(0, 1)), open_plates(config))
+
+
+def test_unnamed_channels_are_counted(tmp_path: Path) -> None:
+    config = write_pair(tmp_path, channel_names=None)
+    check_plates(config, open_plates(config))
+    config = write_pair(tmp_path / "three", channel_names=None, shape=(1, 3, 1, 16, 16))
+    with pytest.raises(ConfigError, match=r"but the plate has 3 channels .*A/2/0"):
+        check_plates(config, open_plates(config))
+    config = write_pair(tmp_path / "belied", shape=(1, 3, 1, 16, 16))
+    with pytest.raises(ConfigError, match=r"A/2/0: 3 channels, but labels for 2\. Correct the plate's omero"):
+        check_plates(config, open_plates(config))
+
+
+def test_wells_and_fovs_are_chosen_by_name(tmp_path: Path) -> None:
+    config = parse(tmp_path, ENTRY, include_wells=["A/1", "B/2"], exclude_fovs=["B/2/1"])
+    names = ["B/2/1", "B/2/0", "A/2/0", "A/1/10", "A/1/2", "C/3/0"]
+    assert plan_fovs(config, config.experiments[0], names) == ("A/1/10", "A/1/2", "B/2/0")
