@@ -105,7 +105,7 @@ def _write_group(path: Path, version: str, ome: Mapping[str, Any], normalization
 def _write_array(
     path: Path, version: str, data: np.ndarray, chunks: tuple[int, ...], shards: tuple[int, ...] | None
 ) -> None:
-    spec: dict[str, Any] = {"kvstore": {"driver": "file", "path": str(path)}, "create": True}
+    spec: dict[str, Any] = {"kvstore": {"driver": "file", "path": str(path)}, "create": True, "delete_existing": True}
     if version == "0.4":
         spec["driver"] = "zarr"
         spec["metadata"] = {
