@@ -119,7 +119,7 @@ def _patches_json(
     is_anchor = job.clips.patch_is_anchor[first:stop].tolist()
     low = np.searchsorted(t, t + max(experiment.tau_frames[0], 1)).tolist()
     high = np.searchsorted(t, t + experiment.tau_frames[1], "right").tolist()
-    names = ("track_id", "parent_track_id", "id", "t", "hpi", "y", "x", "y_clamp", "x_clamp")
+    names = ("track_id", "parent_track_id", "id", "t", "hpi", "z", "y", "x", "y_clamp", "x_clamp")
     columns = [[_number(v) if v.dtype.kind == "f" else int(v) for v in job.columns[name][obs]] for name in names]
     width = name_digits(stop - first)
     return [

@@ -65,13 +65,15 @@ def member_bytes(data_bytes: int | Int[np.ndarray, " n"]) -> Any:
     return _MEMBER_HEADER + (data_bytes + 511) // 512 * 512
 
 
-def estimate_clip_bytes(clips: Clips, array_bytes: int, channels: int) -> Int[np.ndarray, " clips"]:
+def estimate_clip_bytes(
+    clips: Clips, array_bytes: Int[np.ndarray, " clips"], channels: int
+) -> Int[np.ndarray, " clips"]:
     """Size of each clip in a tar, its JSON taken as long as it may get.
 
     Parameters
     ----------
     array_bytes
-        Size of one patch's data.
+        Size of one patch's data, in each clip.
     channels
         Stored channels.
     """

@@ -1,0 +1,584 @@
+"""Laws of the build: same input same bytes, whole or not there, pixels read once and kept as they are."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import tensorstore as ts
+import webdataset as wds
+import yaml
+import zarr.codecs
+from zarr.codecs._v2 import V2Codec
+
+import etl.build_shards
+import etl.cut
+import etl.pack
+import etl.work
+from dynaclr_wds.contract import STATISTICS, Manifest, parse_manifest
+from etl.build_shards import build_shards, main
+from etl.cut import Interrupted, plan_runs
+from etl.experiments import ConfigError, parse_build_config
+from etl.plates import PlateError
+from etl.work import BuildError
+from tests.plates import make_collection, write_experiments, write_plate, write_tracks
+
+SMALL = {"shard_bytes": 60_000, "block_bytes": 10_000}
+
+
+def build(path: Path, out: Path, **options: Any) -> Manifest:
+    return build_shards(parse_build_config(path, options), out)
+
+
+def digests(out: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(out.rglob("*"))
+        if path.is_file()
+    }
+
+
+def array(out: Path, name: str) -> np.ndarray:
+    return np.load(out / "index/arrays" / f"{name}.npy")
+
+
+def read_webdataset(urls: list[str]) -> list[dict[str, Any]]:
+    """Read all samples as anyone would."""
+    samples = list(wds.WebDataset(urls, shardshuffle=False).decode())
+    gc.collect()  # webdataset leaves its files to the collector; see `leaves_files_open`
+    return samples
+
+
+leaves_files_open = pytest.mark.filterwarnings("ignore::ResourceWarning")
+
+
+def one_cell(t: int, y: float = 16, x: float = 16, track: int = 1) -> dict[str, Any]:
+    return {"track_id": track, "t": t, "y": y, "x": x, "parent_track_id": -1}
+
+
+def one_plate(root: Path, pixels: np.ndarray, rows: list[dict[str, Any]] | None = None, **plate: Any) -> Path:
+    """One FOV of 32 x 32 with one cell in the middle of every frame."""
+    frames, channels = pixels.shape[:2]
+    names = [f"ch{c}" for c in range(channels)]
+    write_plate(
+        root / "plate.zarr", pixels={"A/1/0": pixels}, dtype=pixels.dtype.name, shape=pixels.shape,
+        channel_names=names, **plate,
+    )  # fmt: skip
+    write_tracks(root / "tracks", "A/1/0", rows or [one_cell(t) for t in range(frames)])
+    entry = {
+        "name": "one", "data_path": "plate.zarr", "tracks_path": "tracks", "channel_names": names,
+        "source_channel": names, "condition_wells": {"all": ["A/1"]},
+    }  # fmt: skip
+    return write_experiments(root / "experiments.yaml", [entry], yx_patch_size=[8, 8], tau_range_hours=[0.5, 1.0])
+
+
+@pytest.fixture(scope="module")
+def collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_collection(tmp_path_factory.mktemp("collection"), **SMALL)
+
+
+@pytest.fixture(scope="module")
+def built(collection: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
+    out = tmp_path_factory.mktemp("built") / "shards"
+    return out, build(collection, out, workers=2)
+
+
+def test_two_builds_give_the_same_bytes(collection: Path, built: tuple[Path, Manifest], tmp_path: Path):
+    elsewhere = tmp_path / "moved"
+    shutil.copytree(collection.parent, elsewhere)
+    build(elsewhere / "experiments.yaml", tmp_path / "out", workers=1)
+    assert digests(tmp_path / "out") == digests(built[0])
+    assert not [path for path in built[0].iterdir() if path.name.startswith(".")]
+
+
+def test_another_seed_gives_another_order_of_the_same_patches(
+    collection: Path, built: tuple[Path, Manifest], tmp_path: Path
+):
+    build(collection, tmp_path / "out", seed=1)
+    a, b = array(built[0], "patch_obs"), array(tmp_path / "out", "patch_obs")
+    assert Counter(a.tolist()) == Counter(b.tolist())
+    assert a.tolist() != b.tolist()
+
+
+def read_plate(root: Path, experiment: dict[str, Any], fov: str) -> np.ndarray:
+    """Pixels by tensorstore, channels as stored: a library that the reader does not use."""
+    path = root / experiment["data_path"] / fov / "0"
+    driver = "zarr3" if (path / "zarr.json").exists() else "zarr"
+    data = ts.open({"driver": driver, "kvstore": {"driver": "file", "path": str(path)}}).result().read().result()
+    return data[:, [experiment["channel_names"].index(name) for name in experiment["source_channel"]]]
+
+
+def test_patches_equal_slices_of_the_plate(collection: Path, built: tuple[Path, Manifest]):
+    out, manifest = built
+    experiments = {e["name"]: e for e in yaml.safe_load(collection.read_text())["experiments"]}
+    assert {tuple(e["channel_names"]) for e in experiments.values()} == {("Phase", "GFP"), ("GFP", "Phase")}
+    assert {e.source_channel for e in manifest.experiments} == {("Phase", "GFP")}
+    observations = pq.read_table(out / "index/observations.parquet").to_pylist()
+    patches = pq.read_table(out / "index/patches.parquet").to_pylist()
+    plates: dict[tuple[str, str], np.ndarray] = {}
+    for patch in patches:
+        seen = observations[patch["observation"]]
+        name = seen["experiment"], seen["fov_name"]
+        if name not in plates:
+            plates[name] = read_plate(collection.parent, experiments[name[0]], name[1])
+        y, x = seen["y_clamp"] - 8, seen["x_clamp"] - 8
+        expected = plates[name][seen["t"], :, :, y : y + 16, x : x + 16]
+        with (out / patch["shard"]).open("rb") as file:  # plain open and seek: what FORMAT.md promises
+            file.seek(patch["offset"])
+            stored = np.frombuffer(file.read(patch["bytes"]), "<u2").reshape(2, 1, 16, 16)
+        np.testing.assert_array_equal(stored, expected)
+    assert {patch["observation"] for patch in patches} == set(range(len(observations)))
+
+
+@leaves_files_open
+def test_plain_webdataset_reads_every_sample(built: tuple[Path, Manifest]):
+    out, manifest = built
+    urls = [str(out / shard.path) for shard in manifest.shards]
+    samples = read_webdataset(urls)
+    assert len(samples) == sum(shard.clips for shard in manifest.shards) == len(array(out, "clip_lineage"))
+    first = array(out, "clip_first")
+    for number, sample in enumerate(samples):
+        record = sample["json"]
+        assert record["key"] == sample["__key__"]
+        assert len(record["patches"]) == first[number + 1] - first[number]
+        for patch in record["patches"]:
+            assert sample[patch["file"]].shape == (2, 1, 16, 16)
+            assert sample[patch["file"]].dtype == np.uint16
+            assert bool(patch["candidates"]) == patch["is_anchor"]
+            for candidate in patch["candidates"]:
+                tau = record["patches"][candidate]["t"] - patch["t"]
+                assert 1 <= tau <= 2
+
+
+def test_the_manifest_counts_what_is_there(built: tuple[Path, Manifest]):
+    out, manifest = built
+    observations = pq.read_table(out / "index/observations.parquet").to_pylist()
+    for row, stratum in enumerate(manifest.strata):
+        mine = [o for o in observations if (o["experiment"], o["condition"]) == (stratum.experiment, stratum.condition)]
+        shards = [shard for shard in manifest.shards if shard.stratum == row]
+        assert stratum.observations == len(mine)
+        assert stratum.anchors == sum(o["is_anchor"] for o in mine)
+        assert stratum.lineages == len({o["lineage_id"] for o in mine})
+        assert stratum.shards == len(shards)
+        assert stratum.bytes == sum(shard.bytes for shard in shards)
+    assert sum(s.shards for s in manifest.strata) == len(manifest.shards) > len(manifest.strata)
+    assert max(shard.bytes for shard in manifest.shards if shard.clips > 1) <= SMALL["shard_bytes"]
+
+
+CHUNKINGS: dict[str, dict[str, Any]] = {
+    "one frame": {"chunks": (1, 1, 1, 16, 16)},
+    "several frames and channels": {"chunks": (3, 2, 2, 32, 16)},
+    "all frames": {"chunks": (10, 1, 1, 32, 32)},
+    "sharded": {"chunks": (1, 1, 1, 16, 16), "shards": (4, 3, 2, 32, 32)},
+    "sharded, chunks of two frames": {"chunks": (2, 2, 1, 32, 32), "shards": (4, 4, 2, 32, 32)},
+    "0.4": {"chunks": (4, 3, 1, 16, 16), "version": "0.4"},
+}
+
+
+@pytest.mark.parametrize("run_bytes", [1 << 30, 1])
+@pytest.mark.parametrize("chunking", CHUNKINGS)
+def test_each_chunk_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunking: str, run_bytes: int):
+    plate = CHUNKINGS[chunking]
+    path = one_plate(tmp_path, np.random.default_rng(0).integers(1, 99, (7, 3, 2, 32, 32)).astype("u2"), **plate)
+    document = yaml.safe_load(path.read_text())
+    document["experiments"][0]["source_channel"] = ["ch2", "ch0"]
+    path.write_text(yaml.safe_dump(document))
+    decoded: list[str] = []
+    decode_v2, decode_v3 = V2Codec._decode_single, zarr.codecs.ZstdCodec._decode_sync
+
+    async def count_v2(self: Any, *args: Any) -> Any:
+        decoded.append("0.4")
+        return await decode_v2(self, *args)
+
+    def count_v3(self: Any, *args: Any) -> Any:
+        decoded.append("0.5")
+        return decode_v3(self, *args)
+
+    monkeypatch.setattr(V2Codec, "_decode_single", count_v2)
+    monkeypatch.setattr(zarr.codecs.ZstdCodec, "_decode_sync", count_v3)
+    monkeypatch.setattr(etl.cut, "RUN_BYTES", run_bytes)
+    build(path, tmp_path / "out")
+    t, c, z, y, x = plate["chunks"]
+    channel_chunks = len({channel // c for channel in (2, 0)})
+    expected = -(-7 // t) * channel_chunks * -(-2 // z) * (32 // y) * (32 // x)
+    assert decoded == [plate.get("version", "0.5")] * expected
+
+
+def test_runs_of_frames_share_no_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    shape = (11, 1, 1, 16, 16)
+    write_plate(tmp_path / "p", shape=shape, channel_names=["a"], chunks=(2, 1, 1, 16, 16), shards=(6, 1, 1, 16, 16))
+    opened = zarr.open_array(tmp_path / "p", path="A/1/0/0", mode="r")
+    assert list(plan_runs(opened, slice(0, 1))) == [(0, 6), (6, 11)]
+    monkeypatch.setattr(etl.cut, "RUN_BYTES", 5 * 512)  # five frames: whole chunks, and none straddles a shard
+    assert list(plan_runs(opened, slice(0, 1))) == [(0, 2), (2, 4), (4, 6), (6, 8), (8, 10), (10, 11)]
+
+
+def reference(values: np.ndarray) -> list[float]:
+    """Statistics by numpy, in the contract's order."""
+    values = values[np.isfinite(values)].astype(np.float64)
+    p1, p25, median, p75, p99 = np.percentile(values, [1, 25, 50, 75, 99])
+    return [values.mean(), values.std(), median, p75 - p25, p1, p99, values.min(), values.max()]
+
+
+def test_statistics_equal_numpy_at_every_level(collection: Path, built: tuple[Path, Manifest]):
+    out, manifest = built
+    assert STATISTICS == ("mean", "std", "median", "iqr", "p1", "p99", "min", "max")
+    experiments = {e["name"]: e for e in yaml.safe_load(collection.read_text())["experiments"]}
+    first = array(out, "fov_first_frame")
+    seen: dict[str, list[np.ndarray]] = {}
+    for row, fov in enumerate(manifest.fovs):
+        pixels = read_plate(collection.parent, experiments[fov.experiment], fov.fov_name)
+        seen.setdefault(fov.experiment, []).append(pixels)
+        for c in range(2):
+            np.testing.assert_allclose(array(out, "stats_fov")[row, c], reference(pixels[:, c]), rtol=1e-6)
+            for t in range(fov.frames):
+                got = array(out, "stats_timepoint")[first[row] + t, c]
+                np.testing.assert_allclose(got, reference(pixels[t, c]), rtol=1e-6)
+    for row, experiment in enumerate(manifest.experiments):
+        pixels = np.concatenate(seen[experiment.name])
+        for c in range(2):
+            np.testing.assert_allclose(array(out, "stats_dataset")[row, c], reference(pixels[:, c]), rtol=1e-6)
+    table = pq.read_table(out / "index/stats.parquet").to_pylist()
+    assert len(table) == 2 * (sum(fov.frames for fov in manifest.fovs) + len(manifest.fovs) + len(manifest.experiments))
+    row = next(r for r in table if r["level"] == "fov" and r["channel"] == "GFP")
+    pixels = read_plate(collection.parent, experiments[row["experiment"]], row["fov_name"])
+    assert row["t"] is None
+    np.testing.assert_allclose([row[name] for name in STATISTICS], reference(pixels[:, 1]), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int16", "int32", "float16", "float32", "float64"])
+def test_statistics_of_any_dtype_leave_nan_out(tmp_path: Path, dtype: str):
+    pixels = np.random.default_rng(1).normal(5, 30, (6, 1, 2, 32, 32)).clip(-120, 120).astype(dtype)
+    if pixels.dtype.kind == "f":
+        pixels[1, 0, 0, :3] = np.nan
+        pixels[2, 0, 1, 0, 0] = np.inf
+    manifest = build(one_plate(tmp_path, pixels), tmp_path / "out")
+    assert manifest.experiments[0].dtype == pixels.dtype.newbyteorder("<").str
+    for t in range(6):
+        got = array(tmp_path / "out", "stats_timepoint")[t, 0]
+        np.testing.assert_allclose(got, reference(pixels[t]), rtol=1e-5)
+    got, expected = array(tmp_path / "out", "stats_fov")[0, 0], reference(pixels)
+    np.testing.assert_allclose(got[[0, 1, 6, 7]], [expected[k] for k in (0, 1, 6, 7)], rtol=1e-5)
+    np.testing.assert_allclose(got[2:6], expected[2:6], atol=6 if dtype != "int8" and dtype != "int16" else 1e-5)
+
+
+def test_statistics_of_the_plate_take_the_place_of_computed_ones(tmp_path: Path):
+    pixels = np.random.default_rng(2).integers(1, 99, (4, 1, 1, 32, 32)).astype("u2")
+    attributes = {
+        "": {"ch0": {"dataset_statistics": {"mean": 1000.0, "iqr": 3.0}}},
+        "A/1/0": {
+            "ch0": {
+                "fov_statistics": {"mean": 100.0, "std": 2.0, "p5": 7.0},
+                "timepoint_statistics": {"2": {"median": 50.0}},
+            }
+        },
+    }
+    build(one_plate(tmp_path, pixels, normalization=attributes), tmp_path / "out")
+    fov, dataset = array(tmp_path / "out", "stats_fov")[0, 0], array(tmp_path / "out", "stats_dataset")[0, 0]
+    timepoint = array(tmp_path / "out", "stats_timepoint")[:, 0]
+    expected = reference(pixels)
+    np.testing.assert_allclose(fov, [100, 2, *expected[2:]], rtol=1e-6)
+    np.testing.assert_allclose(dataset, [1000, expected[1], expected[2], 3, *expected[4:]], rtol=1e-6)
+    assert timepoint[2, 2] == 50
+    assert timepoint[1, 2] == np.median(pixels[1])
+
+
+def test_a_statistic_that_is_no_number_is_an_error(tmp_path: Path):
+    attributes = {"A/1/0": {"ch0": {"fov_statistics": {"mean": "high"}}}}
+    path = one_plate(tmp_path, np.ones((3, 1, 1, 32, 32), "u2"), normalization=attributes)
+    with pytest.raises(PlateError, match=r"normalization.ch0.fov_statistics.mean='high' must be a number"):
+        build(path, tmp_path / "out")
+
+
+def test_zero_frames_are_dropped_with_their_observations_and_counted(tmp_path: Path):
+    pixels = np.random.default_rng(3).integers(1, 99, (8, 2, 1, 32, 32)).astype("u2")
+    pixels[2] = 0
+    pixels[3, 0] = 0  # one channel only: kept
+    pixels[6:] = 0
+    manifest = build(one_plate(tmp_path, pixels), tmp_path / "out")
+    assert manifest.dropped["one"]["zero_frame"] == 3
+    out = tmp_path / "out"
+    assert array(out, "obs_t").tolist() == [0, 1, 3, 4, 5]
+    observations = pq.read_table(out / "index/observations.parquet").to_pylist()
+    # two frames ahead at most: t=1 still reaches t=3; t=5 has lost its candidates
+    assert [o["is_anchor"] for o in observations] == [True, True, True, True, False]
+    nothing = np.isnan(array(out, "stats_timepoint")).all(axis=(1, 2))
+    assert nothing.tolist() == [False, False, True, False, False, False, True, True]
+    expected = reference(pixels[[0, 1, 3, 4, 5], 1])
+    np.testing.assert_allclose(array(out, "stats_fov")[0, 1], expected, rtol=1e-6)
+    with (out / manifest.shards[0].path).open("rb") as file:
+        for obs, offset in zip(array(out, "patch_obs"), array(out, "patch_offset"), strict=True):
+            file.seek(offset)
+            stored = np.frombuffer(file.read(2 * 64 * 2), "<u2").reshape(2, 8, 8)
+            np.testing.assert_array_equal(stored, pixels[[0, 1, 3, 4, 5][obs], :, 0, 12:20, 12:20])
+
+
+def test_a_plate_of_zeros_is_an_error(tmp_path: Path):
+    path = one_plate(tmp_path, np.zeros((3, 1, 1, 32, 32), "u2"))
+    with pytest.raises(ConfigError, match="no observation is left: all 3 are dropped as 'zero_frame'"):
+        build(path, tmp_path / "out")
+
+
+@leaves_files_open
+def test_dtype_converts_what_is_stored(tmp_path: Path):
+    pixels = np.random.default_rng(4).integers(1, 2000, (3, 1, 1, 32, 32)).astype("u2")
+    path = one_plate(tmp_path, pixels)
+    for name, code in {"float16": "<f2", "float32": "<f4"}.items():
+        manifest = build(path, tmp_path / name, dtype=name)
+        assert manifest.experiments[0].dtype == code
+        sample = read_webdataset([str(tmp_path / name / manifest.shards[0].path)])[0]
+        np.testing.assert_array_equal(sample["000.npy"], pixels[0, :, :, 12:20, 12:20].astype(name))
+
+
+def test_values_that_float16_cannot_hold_are_an_error(tmp_path: Path):
+    pixels = np.full((3, 1, 1, 32, 32), 65_535, "u2")
+    with pytest.raises(ConfigError, match=r"shards.dtype='float16' can't hold .*A/1/0, t=0: values up to .*65535"):
+        build(one_plate(tmp_path, pixels), tmp_path / "out", dtype="float16")
+
+
+def test_a_chunk_that_does_not_decode_names_the_fov(tmp_path: Path):
+    path = one_plate(tmp_path, np.ones((3, 1, 1, 32, 32), "u2"))
+    (tmp_path / "plate.zarr/A/1/0/0/c/1/0/0/0/0").write_bytes(b"rotten")
+    with pytest.raises(PlateError, match=r"A/1/0: frames 1 to 1 can't be read"):
+        build(path, tmp_path / "out")
+    assert not (tmp_path / "out/manifest.json").exists()
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing catches it."""
+
+
+@pytest.mark.parametrize("after", [0, 1, 4, 9, 14, 20, 35, 45])
+def test_a_build_killed_anywhere_ends_with_the_same_bytes(
+    collection: Path, built: tuple[Path, Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+):
+    out, replace, calls = tmp_path / "out", Path.replace, 0
+
+    def dying(self: Path, target: Path) -> Path:
+        nonlocal calls
+        calls += 1
+        if calls > after:
+            raise Killed
+        return replace(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", dying)
+        with pytest.raises(Killed):
+            build(collection, out, workers=2)
+    assert not (out / "manifest.json").exists()
+    build(collection, out, workers=1)
+    assert digests(out) == digests(built[0])
+
+
+def test_a_build_killed_by_a_signal_ends_with_the_same_bytes(
+    collection: Path, built: tuple[Path, Manifest], tmp_path: Path
+):
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "etl.build_shards", str(collection), "--out", str(out), "--quiet"]
+    process = subprocess.Popen(command)
+    limit = time.monotonic() + 30
+    while not list(out.glob(".build-*/*")) and process.poll() is None and time.monotonic() < limit:
+        time.sleep(0.002)
+    time.sleep(random.Random(os.getpid()).uniform(0, 0.3))
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    build(collection, out, workers=2)
+    assert digests(out) == digests(built[0])
+
+
+def test_finished_work_is_kept_by_the_next_run(
+    collection: Path, built: tuple[Path, Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(etl.pack, "TAR_TAIL", -1)  # the first shard fails its own check at the end
+        with pytest.raises(AssertionError, match="a tar ends with two blocks of zeros"):
+            build(collection, out, workers=1)
+    assert not list(out.rglob("*.tar"))
+    assert not list(out.rglob("*.partial"))
+    work = next(out.glob(".build-*"))
+    before = {path.name: path.stat().st_mtime_ns for path in work.glob("*.patches")}
+    assert len(before) == 6
+    written: list[str] = []
+    write = etl.pack._write_shard
+    monkeypatch.setattr(etl.pack, "_write_shard", lambda job, plan, *rest: (  # type: ignore[func-returns-value]
+        written.append(job.paths[plan.number]) if len(written) < 3 else (_ for _ in ()).throw(Killed),
+        write(job, plan, *rest),
+    ))  # fmt: skip
+    with pytest.raises(Killed):
+        build(collection, out, workers=1)
+    assert {path.name: path.stat().st_mtime_ns for path in work.glob("*.patches")} == before
+    kept = [out / path for path in written[:3]]
+    times = [path.stat().st_mtime_ns for path in kept]
+    kept[0].write_bytes(b"x" * kept[0].stat().st_size)  # damaged meanwhile: written again
+    monkeypatch.setattr(etl.pack, "_write_shard", write)
+    build(collection, out)
+    assert [path.stat().st_mtime_ns for path in kept][1:] == times[1:]
+    assert digests(out) == digests(built[0])
+
+
+def test_shard_is_absent_when_writer_raises(collection: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write = etl.work.HashingFile.write
+
+    def failing(self: Any, data: bytes) -> int:
+        if self.bytes > 20_000:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(self, data)
+
+    monkeypatch.setattr(etl.work.HashingFile, "write", failing)
+    with pytest.raises(BuildError, match=r"\.tar: the disk is full .* run the same command again"):
+        build(collection, tmp_path / "out")
+    assert not list((tmp_path / "out").rglob("*.tar"))
+    assert not list((tmp_path / "out").rglob("*.partial"))
+    assert not (tmp_path / "out/manifest.json").exists()
+
+
+def test_too_little_space_is_said_before_any_work(collection: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(BuildError, match=r"needs about [\d,]+ bytes, but 1,000 are free"):
+        build(collection, tmp_path / "out")
+    assert not list((tmp_path / "out").rglob("*.patches"))
+
+
+def test_a_whole_set_is_up_to_date(collection: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    out = tmp_path / "out"
+    assert main([str(collection), "--out", str(out)]) == 0
+    first = capsys.readouterr()
+    assert "cut: 48/48 frames" in first.err
+    assert "control" in first.out
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    assert main([str(collection), "--out", str(out), "--workers", "1"]) == 0
+    assert "up to date" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+    shard = next(out.rglob("*.tar"))
+    expected = digests(out)
+    shard.write_bytes(shard.read_bytes()[:-1])  # damaged: built again
+    assert main([str(collection), "--out", str(out), "--quiet"]) == 0
+    assert digests(out) == expected
+    assert capsys.readouterr() == ("", "")
+
+
+def test_another_config_needs_overwrite(collection: Path, built: tuple[Path, Manifest], tmp_path: Path):
+    out = tmp_path / "out"
+    build(collection, out, yx_patch_size=[8, 8], shard_bytes=30_000)
+    many = set(digests(out))
+    with pytest.raises(BuildError, match=r"holds shards of another config .* Give --overwrite"):
+        build(collection, out)
+    build_shards(parse_build_config(collection, {}), out, overwrite=True)
+    assert digests(out) == digests(built[0])
+    assert many != set(digests(out))
+
+
+def test_a_foreign_manifest_needs_overwrite(collection: Path, built: tuple[Path, Manifest], tmp_path: Path):
+    (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(BuildError, match=r"is not the manifest of a dynaclr-wds shard set. Give --overwrite"):
+        build(collection, tmp_path)
+    build_shards(parse_build_config(collection, {}), tmp_path, overwrite=True)
+    assert digests(tmp_path) == digests(built[0])
+
+
+def test_unfinished_work_of_another_config_is_discarded(
+    collection: Path, built: tuple[Path, Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(etl.build_shards, "write_index", lambda *_: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            build(collection, out, yx_patch_size=[8, 8], shard_bytes=30_000)
+    assert list(out.rglob("*.tar"))
+    build(collection, out)
+    assert digests(out) == digests(built[0])
+
+
+def test_bad_input_exits_with_2_and_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main([str(tmp_path / "absent.yaml"), "--out", str(tmp_path / "out")]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert "absent.yaml: no such file" in message
+    assert "Traceback" not in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_tracks_leave_a_set_that_is_there_alone(collection: Path, tmp_path: Path):
+    root = tmp_path / "collection"
+    shutil.copytree(collection.parent, root)
+    out = tmp_path / "out"
+    build(root / "experiments.yaml", out)
+    before = digests(out)
+    shutil.rmtree(root / "experiment1/tracks")
+    with pytest.raises(ConfigError, match="tracks"):
+        build_shards(parse_build_config(root / "experiments.yaml", {"seed": 5}), out, overwrite=True)
+    assert digests(out) == before
+
+
+def test_options_have_the_names_of_the_yaml(collection: Path, tmp_path: Path):
+    options = ["--yx-patch-size", "8", "12", "--tau_range_hours", "0.5", "0.5", "--include_wells", "A/1", "--quiet"]
+    more = ["--exclude-fovs", "A/1/1", "--dtype", "float32", "--clip_anchors", "3", "--seed", "4"]
+    assert main([str(collection), "--out", str(tmp_path / "out"), *options, *more]) == 0
+    manifest = parse_manifest((tmp_path / "out/manifest.json").read_text())
+    assert manifest.patch_shape == (2, 1, 8, 12)
+    assert {fov.fov_name for fov in manifest.fovs} == {"A/1/0"}
+    assert manifest.config["clip_anchors"] == 3
+    assert manifest.config["seed"] == 4
+    assert [e.tau_frames for e in manifest.experiments] == [(1, 1), (1, 1)]
+
+
+def test_ctrl_c_says_how_to_go_on(collection: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(etl.build_shards, "pack_shards", stop)
+        assert main([str(collection), "--out", str(tmp_path / "out"), "--quiet"]) == 130
+    assert "Give the same command again to go on" in capsys.readouterr().err
+
+
+def test_other_fovs_stop_when_one_fails(collection: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    cut, seen = etl.cut._cut_frames, []
+
+    def failing(job: Any, file: Any, stop: Any, advance: Any) -> Any:
+        if job.number == 0:
+            raise Killed
+        stop.wait(10)
+        try:
+            return cut(job, file, stop, advance)
+        except Interrupted:
+            seen.append(job.number)
+            raise
+
+    monkeypatch.setattr(etl.cut, "_cut_frames", failing)
+    with pytest.raises(Killed):
+        build(collection, tmp_path / "out", workers=2)
+    assert seen == [1]
+    assert not list((tmp_path / "out").rglob("*.partial"))
+
+
+def test_a_second_build_waits_for_the_first(collection: Path, built: tuple[Path, Manifest], tmp_path: Path):
+    command = [sys.executable, "-m", "etl.build_shards", str(collection), "--out", str(tmp_path / "out")]
+    both = [subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) for _ in range(2)]
+    told = [process.communicate()[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert sum("up to date" in text for text in told) == 1
+    assert digests(tmp_path / "out") == digests(built[0])
+
+
+def test_reading_the_command_line_loads_no_torch():
+    code = "import sys, etl.build_shards; print(sorted({'torch', 'webdataset'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout.replace("'", '"')) == []
