@@ -19,7 +19,10 @@ import pyarrow.parquet as pq
 import tensorstore as ts
 import yaml
 
+from etl.experiments import BuildConfig, ExperimentConfig
+
 Row = Mapping[str, Any]
+Rows = list[dict[str, Any]]
 
 
 def write_plate(
@@ -242,3 +245,30 @@ def make_collection(
             }
         )
     return write_experiments(root / "experiments.yaml", entries, **options)
+
+
+def make_fov(tmp_path: Path, rows: Rows, name: str = "tracks.csv", **options: Any) -> BuildConfig:
+    """One experiment `a` with one FOV A/1/0 of 10 frames of 32 x 32, patches 8 x 8, τ of 1 to 2 frames."""
+    if not (tmp_path / "plate").exists():
+        write_plate(tmp_path / "plate", shape=(10, 1, 1, 32, 32), dtype="uint8", channel_names=("Phase",))
+    write_tracks(tmp_path / "tracks", "A/1/0", rows, name)
+    experiment = ExperimentConfig(
+        name="a",
+        data_path=str(tmp_path / "plate"),
+        tracks_path=str(tmp_path / "tracks"),
+        channel_names=("Phase",),
+        source_channel=("Phase",),
+        condition_wells={"mock": ("A/1",)},
+    )
+    settings = {"yx_patch_size": (8, 8), "tau_range_hours": (0.5, 1.0)} | options
+    return BuildConfig(experiments=(experiment,), **settings)
+
+
+def table(header: str, *rows: tuple[Any, ...]) -> Rows:
+    """Make rows from a header of column names."""
+    return [dict(zip(header.split(), row, strict=True)) for row in rows]
+
+
+def cells(*rows: tuple[Any, ...], header: str = "track_id t parent_track_id") -> Rows:
+    """Make track rows in the middle of the image of `make_fov`."""
+    return [{"y": 16.0, "x": 16.0} | row for row in table(header, *rows)]

@@ -199,9 +199,6 @@ def test_missing_yaml_is_an_error(tmp_path: Path) -> None:
         parse_build_config(tmp_path / "gone.yaml")
 
 
-# Against the plates -------------------------------------------------------------------------------
-
-
 def drop_plate(entry: dict[str, Any]) -> None:
     entry["data_path"] = "elsewhere.zarr"
 

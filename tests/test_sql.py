@@ -1,0 +1,171 @@
+"""Every query of the index on about six rows, which a person can check."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from etl.index import _read
+from tests.plates import Rows, table
+
+
+def query(name: str, inputs: dict[str, Rows], **params: Any) -> list[tuple[Any, ...]]:
+    with duckdb.connect() as con:
+        for key, rows in inputs.items():
+            con.register(key, pa.Table.from_pylist(rows))
+        return _read(con, name, **params).fetchall()
+
+
+# FOV 0: 5 divides into 0 and 7; 7's parent is written in both rows. FOV 1: 5 again, a daughter of 9, which is nowhere.
+SIX = table(
+    "fov track_id t parent_track_id",
+    (0, 5, 0, -1),
+    (0, 5, 1, -1),
+    (0, 7, 2, 5),
+    (0, 7, 3, 5),
+    (0, 0, 2, 5),
+    (1, 5, 0, 9),
+)
+TRACKS = table(
+    "track fov track_id parent_track_id other_parent_track_id",
+    (0, 0, 0, 5, 5),
+    (1, 0, 5, -1, -1),
+    (2, 0, 7, 5, 5),
+    (3, 1, 5, 9, 9),
+)
+NAMES = table("fov experiment_index experiment fov_name", (0, 0, "a", "A/1/0"), (1, 0, "a", "A/1/1"))
+
+
+def test_tracks_are_numbered_by_fov_and_id() -> None:
+    assert query("tracks", {"rows": SIX}) == [(0, 0, 0, 5, 5), (1, 0, 5, -1, -1), (2, 0, 7, 5, 5), (3, 1, 5, 9, 9)]
+
+
+def test_rows_that_disagree_on_the_parent_are_found() -> None:
+    tracks = [*TRACKS[:3], TRACKS[3] | {"parent_track_id": -1}]
+    assert query("conflicts", {"tracks": tracks, "fovs": NAMES}) == [("a", "A/1/1", 5, -1, 9)]
+
+
+def test_centres_are_clamped_and_cells_without_a_patch_have_a_reason() -> None:
+    # image 20 x 30 with 4 frames, patch 8 x 5: y_clamp in 4..16, x_clamp in 2..27 (2 before, 3 from the centre on)
+    rows = table(
+        "fov track_id t y x z id parent_id",
+        (0, 0, 0, 10.9, 15.2, None, -1, -1),
+        (0, 1, 3, 0.0, 29.9, 1.5, -1, -1),
+        (0, 2, 0, 19.9, 0.0, None, -1, -1),
+        (0, 3, 0, -0.1, 15.0, None, -1, -1),
+        (0, 4, 0, 10.0, 30.0, None, -1, -1),
+        (0, 5, 4, 10.0, 15.0, None, -1, -1),
+    )
+    inputs = {"rows": rows, "fovs": table("fov frames height width", (0, 4, 20, 30))}
+    placed = [(row[1], *row[-3:]) for row in query("placed", inputs, patch_height=8, patch_width=5, max_shift=None)]
+    assert placed[:3] == [(0, 10, 15, None), (1, 4, 27, None), (2, 16, 2, None)]
+    assert [(row[0], row[-1]) for row in placed[3:]] == [
+        (3, "outside_image"),
+        (4, "outside_image"),
+        (5, "outside_time"),
+    ]
+    # row 0 does not move (0.9 of a pixel is truncation), row 1 moves by 4 and 2.9, row 2 by 3.9 and 2
+    limited = query("placed", inputs, patch_height=8, patch_width=5, max_shift=3.9)
+    assert [row[-1] for row in limited[:3]] == [None, "border_shift", None]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 19, 20])
+def test_clamped_patch_lies_inside_the_image(size: int) -> None:
+    fovs = table("fov frames height width", (0, 1, 20, 20))
+    centres = np.arange(0, 20, 0.25)
+    rows = [
+        {"fov": 0, "track_id": k, "t": 0, "y": v, "x": v, "z": None, "id": -1, "parent_id": -1}
+        for k, v in enumerate(centres.tolist())
+    ]
+    placed = query("placed", {"rows": rows, "fovs": fovs}, patch_height=size, patch_width=size, max_shift=None)
+    starts = np.array([row[8] for row in placed]) - size // 2
+    assert starts.min() == 0
+    assert starts.max() == 20 - size
+    assert all(row[8] == row[9] for row in placed)
+
+
+def test_dropped_are_counted_by_experiment_and_reason() -> None:
+    placed = table("fov reason", (0, None), (0, "x"), (1, "x"), (1, "y"), (2, "x"), (2, None))
+    names = [*NAMES, {"fov": 2, "experiment_index": 1, "experiment": "b", "fov_name": "A/1/0"}]
+    assert query("dropped", {"placed": placed, "fovs": names}) == [("a", "x", 2), ("a", "y", 1), ("b", "x", 1)]
+
+
+def test_links_stay_inside_a_fov_and_an_absent_parent_makes_a_root() -> None:
+    placed = [{"fov": row["fov"], "track_id": row["track_id"], "reason": None} for row in SIX]
+    placed[0]["reason"] = placed[1]["reason"] = placed[2]["reason"] = "outside_image"
+    links = query("links", {"tracks": TRACKS, "placed": placed})
+    # track 1 (5 of FOV 0) has lost both rows, track 2 (7) one of two
+    assert sorted(links) == [(0, 1, True), (1, None, False), (2, 1, True), (3, None, True)]
+
+
+def test_descent_reaches_the_root_past_tracks_that_are_dropped() -> None:
+    # 0 -> 1 -> 2 -> 3, of which 1 and 2 are dropped; 4 and 5 are each other's daughters
+    rows = ((0, None, True), (1, 0, False), (2, 1, False), (3, 2, True), (4, 5, True), (5, 4, True))
+    descent = query("descent", {"links": table("track parent kept", *rows)})
+    assert sorted(descent) == [(0, 0, None, True), (1, 0, 0, False), (2, 0, 0, False), (3, 0, 0, True)]
+
+
+def test_tracks_without_a_root_are_found() -> None:
+    descent = table("track", (0,), (1,), (3,))
+    assert query("unrooted", {"tracks": TRACKS, "descent": descent, "fovs": NAMES}) == [("a", "A/1/0", 7, 5)]
+
+
+def test_kept_tracks_are_numbered_without_gaps() -> None:
+    # track 1 (5 of FOV 0) is the root of 0 and 2 but not kept: no parent row, and still the lineage's name
+    descent = table(
+        "track root ancestor kept", (0, 1, None, True), (1, 1, None, False), (2, 1, 0, True), (3, 3, None, True)
+    )
+    assert query("kept_tracks", {"tracks": TRACKS, "descent": descent, "fovs": NAMES}) == [
+        (0, 0, 0, 5, 0, -1, "a/A/1/0/0", "a/A/1/0/5"),
+        (1, 0, 7, 5, 0, 0, "a/A/1/0/7", "a/A/1/0/5"),
+        (2, 1, 5, 9, 1, -1, "a/A/1/1/5", "a/A/1/1/5"),
+    ]
+
+
+def test_kept_fovs_and_strata_are_numbered_without_gaps() -> None:
+    header = "fov experiment_index experiment condition_index condition"
+    fovs = table(header, (0, 0, "a", 1, "v"), (1, 0, "a", 0, "m"), (2, 0, "a", 2, "x"), (3, 1, "b", 0, "m"))
+    kept = query("kept_fovs", {"fovs": fovs, "kept_tracks": table("fov", (3,), (0,), (1,), (1,))})
+    # strata: (a, m), (a, v), (b, m); (a, x) has nothing
+    assert [row[:3] for row in kept] == [(0, 1, 0), (1, 0, 1), (2, 2, 3)]
+
+
+def test_observations_are_sorted_and_know_their_hours() -> None:
+    header = "fov track_id t z y x id parent_id y_clamp x_clamp reason"
+    rows = [(0, 7, 3), (0, 7, 2), (1, 5, 0), (0, 0, 2), (0, 5, 0), (0, 5, 1)]
+    placed = table(header, *[(*row, None, 1.5, 2.5, -1, -1, 4, 4, None) for row in rows])
+    placed[-1]["reason"] = placed[-2]["reason"] = "outside_image"
+    tracks = table(
+        "fov track_id parent_track_id track_index lineage_index", (0, 0, 5, 0, 0), (0, 7, 5, 1, 0), (1, 5, -1, 2, 1)
+    )
+    fovs = table(
+        "fov fov_index stratum_index experiment_index start_hpi interval_minutes",
+        (0, 0, 0, 0, 3.0, 20.0),
+        (1, 1, 1, 0, 3.0, 20.0),
+    )
+    found = query("observations", {"placed": placed, "kept_tracks": tracks, "kept_fovs": fovs})
+    # track_id, t, hpi = 3 h + t * 20 min, fov, track, lineage
+    short = [(row[0], row[2], round(row[10], 4), row[12], row[14], row[15]) for row in found]
+    assert short == [(0, 2, 3.6667, 0, 0, 0), (7, 2, 3.6667, 0, 1, 0), (7, 3, 4.0, 0, 1, 0), (5, 0, 3.0, 1, 2, 1)]
+
+
+def test_anchors_of_six_rows() -> None:
+    # lineage 0: seen at 0, 1, 4 (twice), 9; lineage 1: at 1. τ of 2 to 4 frames: 0 → 4, 1 → 4; 4 → 9 is too far
+    rows = ((0, 0), (0, 1), (0, 4), (0, 4), (0, 9), (1, 1))
+    observations = [
+        {"observation": k, "experiment_index": 0, "lineage_index": i, "t": t} for k, (i, t) in enumerate(rows)
+    ]
+    flags = query(
+        "anchors", {"observations": observations, "tau": table("experiment_index tau_min tau_max", (0, 2, 4))}
+    )
+    assert [anchor for anchor, _ in flags] == [True, True, False, False, False, False]
+    assert [candidate for _, candidate in flags] == [False, False, True, True, False, False]
+    # τ from 0: two cells of one lineage in one frame are no pair
+    flags = query(
+        "anchors", {"observations": observations, "tau": table("experiment_index tau_min tau_max", (0, 0, 1))}
+    )
+    assert flags == [(True, False), (False, True)] + [(False, False)] * 4

@@ -1,0 +1,80 @@
+"""Track files: what is wrong is an error that names the file and the rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from etl.experiments import BuildConfig, ConfigError
+from etl.index import Index, build_index
+from etl.preflight import open_plates
+from tests.plates import Rows, cells, make_fov
+
+
+def index_of(config: BuildConfig) -> Index:
+    return build_index(config, open_plates(config))
+
+
+@pytest.mark.parametrize(
+    ("rows", "match"),
+    [
+        (cells((3, 0, 3)), r"a/A/1/0: tracks are their own ancestors, each the daughter of the next: 3 → 3\."),
+        (cells((1, 0, 2), (2, 1, 3), (3, 2, 2)), r"each the daughter of the next: 2 → 3 → 2\. Correct parent_track_id"),
+        (cells((3, 0, 1), (3, 1, 2)), r"a/A/1/0: track 3 has parents 1 and 2 in different rows"),
+        (cells((3, 0, None), (3, 1, 2)), r"track 3 has parents -1 and 2 in different rows \(-1 is none\)"),
+        (
+            cells((3, 0, -1), (4, 0, -1), (3, 0, -1)),
+            r"tracks\.csv: \(track_id, t\) must be in one row only, but .* row 2 \(\[3 0\]\)",
+        ),
+        (
+            cells((3, 0.5, -1)),
+            r"tracks\.csv: t must be a whole number, but is not in row 0 \(0\.5\)\. Correct these rows",
+        ),
+        (cells((1, 0, -1), (1.5, 0, -1)), r"track_id must be a whole number, but is not in row 1 \(1\.5\)"),
+        (cells((None, 0, -1), (1, 0, -1)), r"track_id must be a whole number, but is not in row 0 \(nan\)"),
+        (cells((-1, 0, -1)), r"track_id must be ≥ 0, but is not in row 0 \(-1\)"),
+        (cells((1, 0, "x"), (2, 0, 1)), r"parent_track_id must be a number, but is not in row 0 \(x\)"),
+        (cells((1, 0, 0.5)), r"parent_track_id must be a whole number, but is not in row 0 \(0\.5\)"),
+        (
+            cells((1, 0, "nan"), header="track_id t y"),
+            r"y must be a finite number of pixels, but is not in row 0 \(nan\)",
+        ),
+        (cells(*[(1, t, "inf") for t in range(7)], header="track_id t x"), r"row 4 \(inf\) and 2 more\."),
+        (cells((1, 0), header="track_id frame"), r"column 't' is missing; there are \['y', 'x', 'track_id', 'frame'\]"),
+    ],
+)
+def test_wrong_tracks_are_an_error_that_names_them(tmp_path: Path, rows: Rows, match: str) -> None:
+    with pytest.raises(ConfigError, match=match):
+        index_of(make_fov(tmp_path, rows))
+
+
+def test_wrong_files_are_errors_that_name_them(tmp_path: Path) -> None:
+    config = make_fov(tmp_path, cells((1, 0, -1)))
+    folder = tmp_path / "tracks/A/1/0"
+    (folder / "more.parquet").touch()
+    with pytest.raises(
+        ConfigError, match=r"experiments\[0\]\.tracks_path=.* has 2 track files \(\['more\.parquet', 'tracks"
+    ):
+        index_of(config)
+    (folder / "more.parquet").unlink()
+    (folder / "tracks.csv").write_text("track_id,t,y,x\n1,2\n")
+    with pytest.raises(ConfigError, match=r"tracks\.csv: is not a CSV table \(.*Expected 4 columns, got 2"):
+        index_of(config)
+    (folder / "tracks.csv").write_text("track_id,t,y,x,t\n")
+    with pytest.raises(ConfigError, match=r"tracks\.csv: column 't' is there twice\. Remove one"):
+        index_of(config)
+    (folder / "tracks.csv").write_text("")
+    with pytest.raises(ConfigError, match=r"tracks\.csv: column 'track_id' is missing; there are \[\]"):
+        index_of(config)
+    (folder / "tracks.csv").unlink()
+    with pytest.raises(
+        ConfigError, match=r"has no track file for FOV 'A/1/0'\. Put exactly one \.csv or \.parquet into"
+    ):
+        index_of(config)
+    table = pa.table({"track_id": [1], "t": [True], "y": [1.0], "x": [1.0]})
+    pq.write_table(table, folder / "tracks.parquet")
+    with pytest.raises(ConfigError, match=r"tracks\.parquet: t must be a number, but is not in row 0 \(True\)"):
+        index_of(config)
