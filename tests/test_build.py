@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,14 @@ def one_plate(root: Path, pixels: np.ndarray, rows: list[dict[str, Any]] | None 
         "source_channel": names, "condition_wells": {"all": ["A/1"]},
     }  # fmt: skip
     return write_experiments(root / "experiments.yaml", [entry], yx_patch_size=[8, 8], tau_range_hours=[0.5, 1.0])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def without_fsync() -> Iterator[None]:
+    """Syncing takes most of a tiny build's time, and only a power cut could tell the difference."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -363,7 +372,7 @@ class Killed(BaseException):
     """Stands for a kill: nothing catches it."""
 
 
-@pytest.mark.parametrize("after", [0, 1, 4, 9, 14, 20, 35, 45])
+@pytest.mark.parametrize("after", [0, 5, 14, 45])
 def test_a_build_killed_anywhere_ends_with_the_same_bytes(
     collection: Path, built: tuple[Path, Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
 ):
