@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Int64
 
 from dynaclr_wds.plan.index import PlanIndex
 
-_WIDTH = 8
-_TRIES = 16
+_OFFERS = (1 << 11, 1 << 15)
 
 
 def sample_negatives(
+    rng: np.random.Generator,
     index: PlanIndex,
-    anchors: Int64[np.ndarray, " n"],
-    focal_hpi: Float64[np.ndarray, " n"],
+    anchors: Int64[np.ndarray, " b"],
+    focal_hpi: float,
     window: float,
     draw: Callable[[str, int], Int64[np.ndarray, " m"]],
-) -> Int64[np.ndarray, " n"]:
-    """Draw a negative for each anchor.
+) -> Int64[np.ndarray, " b"]:
+    """Draw a negative for each anchor of one batch.
 
     Parameters
     ----------
@@ -35,32 +36,42 @@ def sample_negatives(
 
     Returns
     -------
-    Position in `index.row` of each negative. The window is given up where it holds no other lineage.
+    Position in `index.row` of each negative. The window is given up where no other lineage is found in it.
 
     Raises
     ------
     ValueError
         The experiment's pool holds one lineage only.
     """
-    out = np.full(len(anchors), -1, np.int64)
+    out = np.empty(len(anchors), np.int64)
     lineage = index.lineage(anchors)
     experiment = np.array([s.experiment for s in index.strata])[index.stratum(anchors)]
-    for name in np.unique(experiment):
-        open_ = np.flatnonzero(experiment == name)
-        for attempt in range(2 * _TRIES):
-            offer = draw(str(name), len(open_) * _WIDTH).reshape(len(open_), _WIDTH)
-            fits = index.lineage(offer) != lineage[open_, None]
-            if attempt < _TRIES:
-                near = np.abs(index.hpi(offer) - focal_hpi[open_, None]) <= window + 1e-6
-                fits &= near | np.isnan(focal_hpi[open_, None])
-            found = fits.any(1)
-            out[open_[found]] = offer[found, fits[found].argmax(1)]
-            open_ = open_[~found]
-            if not len(open_):
-                break
-        if len(open_):
+    for name in dict.fromkeys(experiment.tolist()):
+        at = np.flatnonzero(experiment == name)
+        offer = _offer(index, focal_hpi, window, partial(draw, name))
+        own = index.lineage(offer)
+        if (own == own[0]).all() and (lineage[at] == own[0]).any():
             raise ValueError(
                 f"return_negative=True, but experiment {name!r} has one lineage within reach. "
                 "Leave it out, or train without explicit negatives."
             )
+        chosen = rng.integers(0, len(offer), len(at))
+        while (clash := own[chosen] == lineage[at]).any():
+            chosen[clash] = rng.integers(0, len(offer), int(clash.sum()))
+        out[at] = offer[chosen]
     return out
+
+
+def _offer(
+    index: PlanIndex, focal_hpi: float, window: float, draw: Callable[[int], Int64[np.ndarray, " m"]]
+) -> Int64[np.ndarray, " k"]:
+    """Draw anchors to choose from: inside the window if two lineages are found there, else anywhere."""
+    offer = draw(_OFFERS[0])
+    if np.isnan(focal_hpi):
+        return offer
+    for count in _OFFERS:
+        offer = draw(count)
+        inside = offer[np.abs(index.hpi(offer) - focal_hpi) <= window + 1e-6]
+        if len(inside) and np.ptp(index.lineage(inside)) > 0:
+            return inside
+    return offer

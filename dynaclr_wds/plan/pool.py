@@ -8,7 +8,7 @@ a round gets holds each lineage about in proportion, which is what lets a round 
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int64, Integer
@@ -17,6 +17,7 @@ from dynaclr_wds.plan.index import PlanIndex
 from dynaclr_wds.plan.rng import Tag, make_generator
 
 
+@runtime_checkable
 class Pool(Protocol):
     """Anchors that one stream may draw from."""
 

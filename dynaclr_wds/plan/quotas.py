@@ -7,10 +7,10 @@ can't have as a fraction is spread evenly over the batches.
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Float64, Int64, Real
 
 
-def largest_remainder(total: int, share: Float[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
+def largest_remainder(total: int, share: Real[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
     """Split `total` by `share` into integers that add up to it (Hamilton's method; ties go to the first)."""
     want = np.asarray(share, np.float64)
     want = want * (total / want.sum())
@@ -28,7 +28,7 @@ def interleave(counts: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " total"]:
     return labels[np.argsort(key, kind="stable")]
 
 
-def spread(totals: Int64[np.ndarray, " m"], share: Float[np.ndarray, " n"]) -> Int64[np.ndarray, "m n"]:
+def spread(totals: Int64[np.ndarray, " m"], share: Real[np.ndarray, " n"]) -> Int64[np.ndarray, "m n"]:
     """Split each row's total by `share`; columns are exact over all rows, every row adds up to its total.
 
     A row gets the whole part of its share; the fractions are saved up and handed out evenly.
@@ -54,7 +54,7 @@ def spread(totals: Int64[np.ndarray, " m"], share: Float[np.ndarray, " n"]) -> I
 
 
 def proportional_matrix(
-    rows: Float[np.ndarray, " n"], columns: Float[np.ndarray, " n"], iterations: int = 200
+    rows: Real[np.ndarray, " n"], columns: Real[np.ndarray, " n"], iterations: int = 200
 ) -> Float64[np.ndarray, "n n"]:
     """Flow from experiment (column) to experiment (row), none to itself, that fits both margins if it can.
 

@@ -119,6 +119,7 @@ def _assemble_focused(
     by_pile = np.stack([quota[:, pile].sum(1) for pile in piles], axis=1)
 
     def draw(pile: int, count: int) -> Int64[np.ndarray, " n"]:
+        count = min(count, 4 * int(pool.sizes[piles[pile]].sum()))
         shares = largest_remainder(count, quota[:, piles[pile]].sum(0))
         parts = [pool.draw(rng, epoch, s, int(start[s]), int(n)) for s, n in zip(piles[pile], shares, strict=True) if n]
         return rng.permutation(np.concatenate(parts))
@@ -152,7 +153,7 @@ def _plan_negatives(
             out[at] = pool.draw(rng, key[0], int(s), int(start[s]), int(at.sum()))
         return out
 
-    flat = sample_negatives(
-        pool.index, anchor.ravel(), np.repeat(focal_hpi, anchor.shape[1]), config.temporal_window_hours, draw
+    window = config.temporal_window_hours
+    return np.stack(
+        [sample_negatives(rng, pool.index, a, float(f), window, draw) for a, f in zip(anchor, focal_hpi, strict=True)]
     )
-    return flat.reshape(anchor.shape)
