@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int, Num
+from jaxtyping import Float, Int, Num, UInt32
 from numpy.typing import DTypeLike
 
 from dynaclr_wds.contract import STATISTICS
@@ -24,7 +24,9 @@ SAMPLE = 1024
 """Pixels of a frame and channel that represent it in the quantiles of its FOV and experiment."""
 
 _SAMPLE_TAG = 0x5A3D
-_SLAB = 1 << 20
+_SLAB = 1 << 17
+_SMALL_SLAB = 1 << 16
+_SIGN = np.uint32(1 << 31)
 _NOTHING = np.array([0.0, 0.0, 0.0, np.inf, -np.inf])
 _QUANTILES = (0.01, 0.25, 0.5, 0.75, 0.99)
 
@@ -128,7 +130,7 @@ def summarize_frame(frame: Frame, key: tuple[int, int]) -> tuple[Statistics, Sum
     if not values.size:
         return np.full(len(STATISTICS), np.nan), Moments(moments=moments)
     count, mean, squares, least, greatest = moments
-    quantiles = np.quantile(values, _QUANTILES).astype(np.float64)
+    quantiles = _exact_quantiles(values)
     rng = np.random.default_rng([_SAMPLE_TAG, *key])
     sample = values[rng.integers(0, values.size, SAMPLE)].astype(np.float64)
     exact = _ordered(mean, np.sqrt(squares / count), quantiles, least, greatest)
@@ -193,11 +195,54 @@ def _count(frame: Frame) -> Int[np.ndarray, " values"]:
 
 
 def _plane_moments(flat: Num[np.ndarray, " pixels"]) -> Float[np.ndarray, " moments"]:
-    if not flat.size:
-        return _NOTHING
-    mean = flat.mean(dtype=np.float64)
-    squares = flat.var(dtype=np.float64) * flat.size
-    return np.array([flat.size, mean, squares, flat.min(), flat.max()], np.float64)
+    moments = _NOTHING
+    for first in range(0, flat.size, _SMALL_SLAB):
+        slab = flat[first : first + _SMALL_SLAB].astype(np.float64)
+        least, greatest, mean = slab.min(), slab.max(), slab.mean()
+        slab -= mean
+        moments = _merge(moments, np.array([slab.size, mean, np.square(slab, out=slab).sum(), least, greatest]))
+    return moments
+
+
+def _exact_quantiles(values: Num[np.ndarray, " pixels"]) -> Float[np.ndarray, " quantiles"]:
+    """Interpolate linearly, as `np.quantile`; counts instead of sorting where it can (float32)."""
+    if values.dtype.newbyteorder("=") != np.float32:
+        return np.quantile(values.astype(np.float64), _QUANTILES)
+    at = np.asarray(_QUANTILES) * (values.size - 1)
+    rank = np.floor(at).astype(np.int64)
+    found = _order_statistics(
+        values.astype(np.float32, copy=False), np.append(rank, np.minimum(rank + 1, values.size - 1))
+    )
+    below, above = found[: rank.size], found[rank.size :]
+    return below + (above - below) * (at - rank)
+
+
+def _order_statistics(
+    values: Float[np.ndarray, " pixels"], ranks: Int[np.ndarray, " ranks"]
+) -> Float[np.ndarray, " ranks"]:
+    """Values at some ranks: count by the upper half of sortable bits, then partition the bins that matter."""
+    slabs = [values[first : first + _SLAB] for first in range(0, values.size, _SLAB)]
+    size = np.zeros(1 << 16, np.int64)
+    for slab in slabs:
+        size += np.bincount(_sortable_bits(slab) >> 16, minlength=size.size)
+    end = np.cumsum(size)
+    bins = np.searchsorted(end, ranks, "right")
+    wanted = np.zeros(size.size, bool)
+    wanted[bins] = True
+    kept = [bits[wanted[bits >> 16]] for bits in map(_sortable_bits, slabs)]
+    before = end - np.cumsum(np.where(wanted, size, 0))  # values below a bin that are not kept
+    place = ranks - before[bins]
+    found = np.partition(np.concatenate(kept), np.unique(place))[place]
+    return np.where(found & _SIGN, found ^ _SIGN, ~found).view(np.float32).astype(np.float64)
+
+
+def _sortable_bits(slab: Float[np.ndarray, " pixels"]) -> UInt32[np.ndarray, " pixels"]:
+    """Bits of float32 that sort as unsigned integers as the numbers do."""
+    bits = slab.view(np.int32)
+    flip = bits >> 31
+    flip |= np.int32(-(1 << 31))
+    flip ^= bits
+    return flip.view(np.uint32)
 
 
 def _merge(a: Float[np.ndarray, " moments"], b: Float[np.ndarray, " moments"]) -> Float[np.ndarray, " moments"]:
