@@ -7,10 +7,10 @@ Training compares projections; what is kept of a cell are the features before th
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import Literal
 
 from jaxtyping import Float
-from monai.networks.nets import DenseNet121, DenseNet169, EfficientNetBN, resnet10, resnet18, resnet34, resnet50
 from torch import Tensor, nn
 
 
@@ -122,34 +122,47 @@ class MonaiEncoder(ProjectedEncoder):
         return super().forward(x)
 
 
-def _resnet(build: Callable[..., nn.Module]) -> Callable[[int, int, int], nn.Module]:
-    def backbone(spatial_dims: int, in_channels: int, features: int) -> nn.Module:
-        return build(spatial_dims=spatial_dims, n_input_channels=in_channels, num_classes=features)
+def _resnet(name: str) -> Callable[[int, int, int], nn.Module]:
+    def build(spatial_dims: int, in_channels: int, features: int) -> nn.Module:
+        return _monai(name, spatial_dims=spatial_dims, n_input_channels=in_channels, num_classes=features)
 
-    return backbone
-
-
-def _densenet(build: Callable[..., nn.Module]) -> Callable[[int, int, int], nn.Module]:
-    def backbone(spatial_dims: int, in_channels: int, features: int) -> nn.Module:
-        return build(spatial_dims=spatial_dims, in_channels=in_channels, out_channels=features)
-
-    return backbone
+    return build
 
 
-def _efficientnet_b0(spatial_dims: int, in_channels: int, features: int) -> nn.Module:
-    network: nn.Module = EfficientNetBN(
-        "efficientnet-b0", pretrained=False, spatial_dims=spatial_dims, in_channels=in_channels, num_classes=features
-    )
+def _densenet(name: str) -> Callable[[int, int, int], nn.Module]:
+    def build(spatial_dims: int, in_channels: int, features: int) -> nn.Module:
+        return _monai(name, spatial_dims=spatial_dims, in_channels=in_channels, out_channels=features)
+
+    return build
+
+
+def _efficientnet(model_name: str) -> Callable[[int, int, int], nn.Module]:
+    def build(spatial_dims: int, in_channels: int, features: int) -> nn.Module:
+        return _monai(
+            "EfficientNetBN",
+            model_name=model_name,
+            pretrained=False,
+            spatial_dims=spatial_dims,
+            in_channels=in_channels,
+            num_classes=features,
+        )
+
+    return build
+
+
+def _monai(name: str, **settings: object) -> nn.Module:
+    # here and not above: importing MONAI imports all of it, and what else is installed (seconds; zarr)
+    network: nn.Module = getattr(import_module("monai.networks.nets"), name)(**settings)
     return network
 
 
 BACKBONES: dict[str, Callable[[int, int, int], nn.Module]] = {
-    "resnet10": _resnet(resnet10),
-    "resnet18": _resnet(resnet18),
-    "resnet34": _resnet(resnet34),
-    "resnet50": _resnet(resnet50),
-    "densenet121": _densenet(DenseNet121),
-    "densenet169": _densenet(DenseNet169),
-    "efficientnet-b0": _efficientnet_b0,
+    "resnet10": _resnet("resnet10"),
+    "resnet18": _resnet("resnet18"),
+    "resnet34": _resnet("resnet34"),
+    "resnet50": _resnet("resnet50"),
+    "densenet121": _densenet("DenseNet121"),
+    "densenet169": _densenet("DenseNet169"),
+    "efficientnet-b0": _efficientnet("efficientnet-b0"),
 }
 """Name → network from (spatial_dims, in_channels, features)."""

@@ -1,0 +1,205 @@
+"""Laws of the command line: every config loads, what is printed loads again, a run goes from config to embeddings."""
+
+import contextlib
+import io
+import logging
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from torch.utils.data import DataLoader
+
+from dynaclr_wds import __main__ as command
+from dynaclr_wds import cli
+from dynaclr_wds.datamodule import MultiExperimentDataModule
+from dynaclr_wds.engine import ContrastiveModule
+from dynaclr_wds.transforms import BatchTransform, NormalizeSampled
+
+FOLDER = Path(__file__).parent.parent / "configs"
+CONFIGS = sorted(path for path in FOLDER.glob("*.yaml") if "data" in yaml.safe_load(path.read_text()))
+"""Those of this command; others (`experiments:`) are the ETL's."""
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch, tmp_path):
+    """Lightning warns of arguments of the process beside those that are given; logs go to the test's folder."""
+    monkeypatch.setattr(sys, "argv", ["dynaclr_wds"])
+    monkeypatch.chdir(tmp_path)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+
+
+def print_config(*argv: str) -> dict[str, object]:
+    """What `--print_config` prints."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), pytest.raises(SystemExit) as exit_:
+        command.main([*argv, "--print_config"])
+    assert exit_.value.code == 0
+    return yaml.safe_load(out.getvalue())
+
+
+def command_of(path: Path) -> str:
+    return "predict" if path.stem.startswith("predict") else "fit"
+
+
+class Stop(Exception):
+    """Raised where a run would begin."""
+
+
+def instantiate(monkeypatch: pytest.MonkeyPatch, *argv: str) -> cli.DynaCLRCommand:
+    """Make model, data and trainer as the command would, and stop before the run."""
+    made = []
+
+    def stop(self: cli.DynaCLRCommand, _subcommand: str) -> None:
+        made.append(self)
+        raise Stop
+
+    monkeypatch.setattr(cli.DynaCLRCommand, "_run_subcommand", stop)
+    with pytest.raises(Stop):
+        command.main(argv)
+    return made[0]
+
+
+def test_there_are_configs():
+    assert {"fit.yaml", "fit_3d.yaml", "fit_triplet.yaml", "predict.yaml"} <= {path.name for path in CONFIGS}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_config_makes_model_data_and_trainer(path, monkeypatch):
+    made = instantiate(monkeypatch, command_of(path), "-c", str(path))
+    assert isinstance(made.model, ContrastiveModule)
+    assert isinstance(made.datamodule, MultiExperimentDataModule)
+    assert made.trainer._accelerator_connector.use_distributed_sampler is False
+    transform = BatchTransform(made.datamodule.normalizations, made.datamodule.augmentations)
+    assert isinstance(transform.normalizations[0], NormalizeSampled)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_printed_config_loads_again_and_is_the_same(path, tmp_path):
+    printed = print_config(command_of(path), "-c", str(path))
+    (tmp_path / "printed.yaml").write_text(yaml.safe_dump(printed))
+    assert print_config(command_of(path), "-c", "printed.yaml") == printed
+
+
+def test_the_3d_config_trains_on_a_stack(monkeypatch):
+    path = next(path for path in CONFIGS if path.name == "fit_3d.yaml")
+    made = instantiate(monkeypatch, "fit", "-c", str(path), "--model.encoder.init_args.backbone", "resnet10")
+    x = torch.rand(2, 2, 15, 24, 24)
+    batch = {"anchor": x, "positive": x, "anchor_norm_meta": {"fov": torch.ones(2, 2, 8)}}
+    batch["positive_norm_meta"] = batch["anchor_norm_meta"]
+    data = made.datamodule
+    batch = BatchTransform(data.normalizations, data.augmentations, (16, 16))(batch, training=True)
+    features, projections = made.model(batch["anchor"])
+    assert (features.shape, projections.shape) == ((2, 512), (2, 128))
+
+
+def test_hcl_beta_is_set_once(monkeypatch):
+    made = instantiate(monkeypatch, "fit", "--data.shards=none", "--model.hcl_beta=1.5")
+    assert (made.model.loss.beta, made.datamodule.hcl_beta) == (1.5, 1.5)
+
+
+def test_hcl_beta_of_the_data_on_the_command_line_says_where_it_belongs(capsys):
+    with pytest.raises(SystemExit):
+        command.main(["fit", "--data.shards=none", "--data.hcl_beta=1.5"])
+    assert 'Linked "data.hcl_beta" must be given via "model.hcl_beta"' in capsys.readouterr().err
+
+
+def test_hcl_beta_of_the_data_in_a_config_is_not_lost_silently(monkeypatch, tmp_path):
+    (tmp_path / "own.yaml").write_text("data: {shards: none, hcl_beta: 3.0}")
+    with pytest.warns(UserWarning, match=r"own.yaml: data.hcl_beta=3.0 is not used, model.hcl_beta=0.5 is"):
+        instantiate(monkeypatch, "fit", "-c", "own.yaml")
+
+
+def test_unknown_key_is_named(capsys):
+    with pytest.raises(SystemExit):
+        command.main(["fit", "--data.shards=none", "--data.batchsize=3"])
+    assert "data.batchsize" in capsys.readouterr().err
+
+
+def test_help_teaches(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        command.main(["--help"])
+    out = capsys.readouterr().out
+    assert exit_.value.code == 0
+    assert "\n  python -m dynaclr_wds fit -c configs/fit.yaml\n" in out
+    assert "{fit,validate,predict}" in out
+
+
+def test_own_commands_are_run_without_lightning(monkeypatch):
+    class Shuffle:
+        @staticmethod
+        def main(argv: list[str]) -> int:
+            assert argv == ["--seed", "3"]
+            return 7
+
+    monkeypatch.setitem(sys.modules, "dynaclr_wds.own_shuffle", Shuffle)
+    monkeypatch.setitem(command.COMMANDS, "shuffle", ("dynaclr_wds.own_shuffle", "Show how well batches are mixed."))
+    assert command.main(["shuffle", "--seed", "3"]) == 7
+    assert "  shuffle      Show how well batches are mixed." in command.describe_commands()
+
+
+class Flat(torch.nn.Module):
+    """A backbone of one linear layer, small enough to train in no time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(2 * 8 * 8, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(x.flatten(1))
+
+
+class InMemory(MultiExperimentDataModule):
+    """The DataModule with batches in the place of shards."""
+
+    def setup(self, stage: str | None = None) -> None:
+        assert stage in ("fit", "validate", "predict")
+
+    def train_dataloader(self) -> DataLoader:
+        generator = torch.Generator().manual_seed(0)
+        x = torch.rand(3, 4, 2, 1, 8, 8, generator=generator)
+        index = [[{"track_id": 4 * batch + row} for row in range(4)] for batch in range(3)]
+        batches = [{"anchor": a, "positive": a + 0.1, "index": i} for a, i in zip(x, index, strict=True)]
+        return DataLoader(batches, batch_size=None)
+
+    val_dataloader = train_dataloader
+    predict_dataloader = train_dataloader
+
+
+QUIET = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning")
+@pytest.mark.filterwarnings("ignore:The dirpath has changed:UserWarning")  # a run after the training has its own
+def test_from_config_through_training_and_checkpoint_to_embeddings(monkeypatch, tmp_path):
+    monkeypatch.setattr(cli, "MultiExperimentDataModule", InMemory)
+    encoder = {
+        "class_path": "dynaclr_wds.encoder.ProjectedEncoder",
+        "init_args": {"backbone": {"class_path": f"{__name__}.Flat"}, "embedding_dim": 6, "projection_dim": 4},
+    }
+    config = {
+        "trainer": {
+            "max_epochs": 1,
+            "log_every_n_steps": 1,
+            "logger": {"class_path": "lightning.pytorch.loggers.TensorBoardLogger", "init_args": {"save_dir": "logs"}},
+        },
+        "model": {"encoder": encoder, "hcl_beta": 1.0},
+        "data": {"shards": "none"},
+    }
+    (tmp_path / "fit.yaml").write_text(yaml.safe_dump(config))
+    assert command.main(["fit", "-c", "fit.yaml", *QUIET]) == 0
+    (saved,) = tmp_path.rglob("config.yaml")
+    (checkpoint,) = tmp_path.rglob("*.ckpt")
+    assert yaml.safe_load(saved.read_text())["model"]["hcl_beta"] == 1.0
+    # the config that the training left behind is all that prediction needs
+    writer = ["--trainer.callbacks+=dynaclr_wds.embeddings.EmbeddingWriter", "--trainer.callbacks.path=out.parquet"]
+    assert command.main(["predict", "-c", str(saved), "--ckpt_path", str(checkpoint), *writer, *QUIET]) == 0
+    table = pq.read_table(tmp_path / "out.parquet")
+    assert table["track_id"].to_pylist() == list(range(12))
+    trained = torch.load(checkpoint, weights_only=True)["state_dict"]
+    x = next(iter(InMemory("none").predict_dataloader()))["anchor"].flatten(1)
+    expected = x @ trained["encoder.backbone.linear.weight"].T + trained["encoder.backbone.linear.bias"]
+    torch.testing.assert_close(torch.tensor(table["features"].to_pylist()[:4]), expected)
+    assert command.main(["validate", "-c", str(saved), "--ckpt_path", str(checkpoint), *QUIET]) == 0
