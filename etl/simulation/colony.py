@@ -2,7 +2,7 @@
 
 A cell is one record of `CELL`. Its lineage owns a style (size, brightness, shape, how organelles are arranged, when and
 how strongly it responds to infection) that daughters inherit almost unchanged; where each organelle lies is drawn anew
-for every cell and drifts within hours. So what lasts along a lineage is texture, not pixels. Infection gathers the
+for every cell and changes within hours. So what lasts along a lineage is texture, not pixels. Infection gathers the
 filaments in clumps, coarsens the cytoplasm, rounds the cell and slows it down; it changes neither how many cells there
 are, nor where they are, nor how bright they are on the whole.
 
@@ -22,6 +22,7 @@ from etl.simulation.design import ExperimentDesign, SimulationConfig
 CHAINS, LINKS = 9, 5
 GRANULES = CHAINS * LINKS
 """Organelles per cell: chains of links that look like filaments."""
+CLUMPS = 3
 
 CELL = np.dtype(
     [
@@ -49,9 +50,11 @@ CELL = np.dtype(
         ("response", "f4"),  # severity in the end
         # of this cell only; positions in cell radii
         ("lobe_angle", "f4"),
-        ("tile", "i4", (2,)),  # where in the texture tile it looks
-        ("filaments", "f4", (GRANULES, 2)),
-        ("clumps", "f4", (GRANULES, 2)),
+        ("tile", "f4", (2,)),  # where in the texture tile it looks
+        ("filaments", "f4", (CHAINS, LINKS, 2)),  # where organelles of a healthy cell lie
+        ("clump", "f4", (CLUMPS, 2)),  # angle and distance of where they gather
+        ("home", "i4", (GRANULES,)),  # the clump an organelle goes to
+        ("jitter", "f4", (GRANULES, 2)),  # its place in the clump
         ("drift", "f4", (GRANULES, 2)),
         ("depth", "f4", (GRANULES,)),
     ]
@@ -113,18 +116,22 @@ def _sample_body(rng: np.random.Generator, cells: Cells) -> None:
     cells["divides_at"] = _CYCLE_HOURS * rng.gamma(25.0, 1 / 25.0, n)
     cells["dies_at"] = rng.exponential(_LIFE_HOURS, n) + 2.0
     cells["angle"], cells["lobe_angle"] = rng.uniform(0, 2 * np.pi, (2, n))
-    cells["tile"] = rng.integers(0, 256, (n, 2))
+    cells["tile"] = rng.uniform(0, 256, (n, 2))
+    cells["filaments"] = _sample_filaments(rng, n)
+    cells["clump"] = np.stack([rng.uniform(0, 2 * np.pi, (n, CLUMPS)), rng.uniform(0.4, 0.6, (n, CLUMPS))], axis=-1)
+    cells["home"] = rng.choice(CLUMPS, (n, GRANULES), p=[0.5, 0.3, 0.2])
+    cells["jitter"] = rng.normal(0, 0.09, (n, GRANULES, 2))
+    cells["drift"] = rng.standard_normal((n, GRANULES, 2))
+    cells["depth"] = rng.uniform(-1, 1, (n, GRANULES))
+
+
+def _sample_filaments(rng: np.random.Generator, n: int) -> Float[np.ndarray, "n chains links 2"]:
+    """Lay chains of organelles around the nucleus, along the outline or somewhat across it."""
     start = rng.uniform(0, 2 * np.pi, (n, CHAINS, 1))
     reach = rng.uniform(0.42, 0.85, (n, CHAINS, 1))
     link = np.arange(LINKS) - LINKS // 2
     curl = rng.normal(0, 0.05, (n, CHAINS, 1)) * link
-    theta = start + rng.choice([-1, 1], (n, CHAINS, 1)) * 0.13 * link / reach
-    cells["filaments"] = _to_yx(theta, reach + curl).reshape(n, GRANULES, 2)
-    centre = _to_yx(rng.uniform(0, 2 * np.pi, (n, 3)), rng.uniform(0.4, 0.6, (n, 3)))
-    home = rng.choice(3, (n, GRANULES), p=[0.5, 0.3, 0.2])
-    cells["clumps"] = np.take_along_axis(centre, home[..., None], axis=1) + rng.normal(0, 0.09, (n, GRANULES, 2))
-    cells["drift"] = rng.standard_normal((n, GRANULES, 2))
-    cells["depth"] = rng.uniform(-1, 1, (n, GRANULES))
+    return _to_yx(start + 0.13 * link / reach, reach + curl)
 
 
 def _to_yx(theta: Float[np.ndarray, "*s"], radius: Float[np.ndarray, "*s"]) -> Float[np.ndarray, "*s 2"]:
@@ -134,7 +141,7 @@ def _to_yx(theta: Float[np.ndarray, "*s"], radius: Float[np.ndarray, "*s"]) -> F
 def _sample_motion(
     rng: np.random.Generator, cells: Cells, config: SimulationConfig, speed: float, hours: float
 ) -> None:
-    """Move by a persistent random walk (Ornstein-Uhlenbeck velocity), turn, and let organelles drift."""
+    """Move by a persistent random walk (Ornstein-Uhlenbeck velocity) and turn; what is inside moves too."""
     n = len(cells)
     keep = np.float32(np.exp(-hours / 1.5))
     push = np.float32(np.sqrt(1 - keep**2))
@@ -145,9 +152,21 @@ def _sample_motion(
     cells["x"] += cells["vx"] * hours
     cells["angle"] += 0.35 * np.sqrt(hours) * rng.standard_normal(n)
     cells["lobe_angle"] += 0.6 * np.sqrt(hours) * rng.standard_normal(n)
-    cells["drift"] = keep * cells["drift"] + push * rng.standard_normal((n, GRANULES, 2), dtype=np.float32)
     cells["age"] += hours
+    _sample_insides(rng, cells, hours)
     _apply_repulsion(cells, config.cell_radius, config.size + 5 * config.cell_radius)
+
+
+def _sample_insides(rng: np.random.Generator, cells: Cells, hours: float) -> None:
+    """Rearrange organelles and texture: within two hours little is left of the arrangement, but all of its style."""
+    n = len(cells)
+    keep = np.float32(np.exp(-hours))
+    push = np.float32(np.sqrt(1 - keep**2))
+    cells["drift"] = keep * cells["drift"] + push * rng.standard_normal((n, GRANULES, 2), dtype=np.float32)
+    anew = rng.random((n, CHAINS)) >= keep
+    cells["filaments"] = np.where(anew[..., None, None], _sample_filaments(rng, n), cells["filaments"])
+    cells["clump"][..., 0] += 1.2 * np.sqrt(hours) * rng.standard_normal((n, CLUMPS))
+    cells["tile"] += 20 * np.sqrt(hours) * rng.standard_normal((n, 2))
 
 
 def _apply_repulsion(cells: Cells, radius: float, side: float) -> None:
@@ -239,7 +258,9 @@ def organelle_positions(cells: Cells) -> Float[np.ndarray, "n granules 2"]:
     """Return where organelles lie, (y, x) in cell radii before rotation."""
     pull = cells["clumping"] + cells["severity"] * (1 - cells["clumping"])
     pull = pull[:, None, None].astype(np.float32)
-    resting = (1 - pull) * cells["filaments"] + pull * cells["clumps"]
+    centre = _to_yx(cells["clump"][..., 0], cells["clump"][..., 1])
+    gathered = np.take_along_axis(centre, cells["home"][..., None], axis=1) + cells["jitter"]
+    resting = (1 - pull) * cells["filaments"].reshape(-1, GRANULES, 2) + pull * gathered
     position: Float[np.ndarray, "n granules 2"] = resting + np.float32(0.04) * cells["drift"]
     return position
 
