@@ -9,7 +9,8 @@ from typing import Any
 
 import yaml
 from jsonargparse import DefaultHelpFormatter
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_warn
 
 from dynaclr_wds.datamodule import MultiExperimentDataModule
@@ -27,6 +28,15 @@ DESCRIPTIONS = {
 
 class _HelpFormatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Keep the lines of the description as they are written."""
+
+
+class SaveFitConfig(SaveConfigCallback):
+    """Keep the config beside the checkpoints of a training; other commands leave nothing behind."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write `config.yaml` in the folder of the log."""
+        if stage == "fit":
+            super().setup(trainer, pl_module, stage)
 
 
 class DynaCLRCommand(LightningCLI):
@@ -80,6 +90,7 @@ def run_lightning(argv: Sequence[str] | None, *, description: str = "") -> DynaC
         MultiExperimentDataModule,
         trainer_defaults=TRAINER_DEFAULTS,
         seed_everything_default=0,
+        save_config_callback=SaveFitConfig,
         save_config_kwargs={"overwrite": True},
         parser_kwargs={
             "prog": "python -m dynaclr_wds",

@@ -124,7 +124,15 @@ class MonaiEncoder(ProjectedEncoder):
 
 def _resnet(name: str) -> Callable[[int, int, int], nn.Module]:
     def build(spatial_dims: int, in_channels: int, features: int) -> nn.Module:
-        return _monai(name, spatial_dims=spatial_dims, n_input_channels=in_channels, num_classes=features)
+        # MONAI's stem keeps full resolution at four times the work; halve it as ResNet does, but never in Z
+        stride = (1, 2, 2)[-spatial_dims:]
+        return _monai(
+            name,
+            spatial_dims=spatial_dims,
+            n_input_channels=in_channels,
+            num_classes=features,
+            conv1_t_stride=stride,
+        )
 
     return build
 

@@ -139,11 +139,11 @@ class ContrastiveModule(LightningModule):
 
     def _log_step(self, loss: Tensor, projections: tuple[Tensor, ...], stage: Literal["train", "val"]) -> None:
         count = len(projections[0])
-        values = {f"loss/{stage}": loss.detach()}
-        similarity = measure_similarity(*projections)
-        values |= {f"similarity/{name}/{stage}": value for name, value in similarity.items()}
+        similarity = {f"similarity/{name}/{stage}": value for name, value in measure_similarity(*projections).items()}
         # sync_dist: only the means of an epoch cross ranks
-        self.log_dict(values, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True, batch_size=count)
+        epoch: dict[str, Any] = {"on_step": False, "on_epoch": True, "sync_dist": True, "batch_size": count}
+        self.log(f"loss/{stage}", loss.detach(), prog_bar=True, **epoch)
+        self.log_dict(similarity, **epoch)
         if stage == "train":
             self.log("loss/train_step", loss.detach(), on_step=True, on_epoch=False, batch_size=count)
 

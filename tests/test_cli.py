@@ -196,6 +196,7 @@ def test_from_config_through_training_and_checkpoint_to_embeddings(monkeypatch, 
     # the config that the training left behind is all that prediction needs
     writer = ["--trainer.callbacks+=dynaclr_wds.embeddings.EmbeddingWriter", "--trainer.callbacks.path=out.parquet"]
     assert command.main(["predict", "-c", str(saved), "--ckpt_path", str(checkpoint), *writer, *QUIET]) == 0
+    assert list(tmp_path.rglob("config.yaml")) == [saved], "only a training keeps its config"
     table = pq.read_table(tmp_path / "out.parquet")
     assert table["track_id"].to_pylist() == list(range(12))
     trained = torch.load(checkpoint, weights_only=True)["state_dict"]
