@@ -1,6 +1,7 @@
 """Batches to an account of the epoch: what was covered, what was composed, what had to be relaxed.
 
-Counts what the plan did from the batches themselves, never from the intentions that led to them.
+Achieved values are counted from the batches themselves, never from the intentions that led to them; asked values
+come from the config and the sizes of the set, never from the plan. So a shortfall shows whatever its cause.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
+from dynaclr_wds.plan.asked import Asked
 from dynaclr_wds.plan.batches import BatchPlan
 from dynaclr_wds.plan.config import SamplingConfig
 from dynaclr_wds.plan.index import PlanIndex
@@ -57,19 +59,39 @@ class Composition:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BatchShare:
+    """Share of the epoch's batches that are about one experiment: asked for against achieved."""
+
+    experiment: str
+    asked: float
+    achieved: float
+    batches: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """The ledger of one epoch, over all ranks."""
 
     batches: int
     batch_size: int
     coverage: tuple[StratumCoverage, ...]
+    experiments: tuple[BatchShare, ...]
+    """Empty unless batches are drawn from one experiment each."""
     composition: tuple[Composition, ...]
+    """Of each batch: `leak`, `condition … in …`, `focal window`, as far as they were asked for."""
     relaxed: Mapping[str, int]
     """Anchors of a batch that share their lineage, track or observation with an earlier one of it."""
     tau_frames: Mapping[int, int]
     """τ in frames → positives."""
+    tau_hours: Mapping[float, int]
+    """τ in hours → positives: what can be compared between experiments of different frame intervals."""
     streaming: Mapping[str, float] = field(default_factory=dict)
     """Bytes read, stored and used, peak resident bytes; empty in exact mode."""
+
+    @property
+    def seen(self) -> float:
+        """Fraction of all anchors that were drawn at least once."""
+        return sum(c.unique for c in self.coverage) / max(sum(c.anchors for c in self.coverage), 1)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON."""
@@ -78,6 +100,28 @@ class Report:
     def write(self, path: Path) -> None:
         """Write as JSON."""
         path.write_text(json.dumps(self.to_dict(), indent=1) + "\n")
+
+
+@dataclass(slots=True)
+class _Quota:
+    """Samples asked for and got, batch by batch."""
+
+    asked: list[float] = field(default_factory=list)
+    got: list[float] = field(default_factory=list)
+    size: list[int] = field(default_factory=list)
+
+    def sum_up(self, name: str) -> Composition:
+        size = np.array(self.size)
+        asked, got = np.array(self.asked) / size, np.array(self.got) / size
+        off = np.abs(got - asked)
+        return Composition(
+            name=name,
+            asked=float(asked.mean()),
+            mean=float(got.mean()),
+            worst=float(got[off.argmax()]),
+            batches=len(size),
+            missed=int((off * size > 1 + _SLACK).sum()),
+        )
 
 
 class Ledger:
@@ -94,83 +138,94 @@ class Ledger:
     def __init__(self, index: PlanIndex, config: SamplingConfig) -> None:
         self._index = index
         self._config = config
-        self._draws = np.zeros(len(index.row), np.uint16)
+        self._asked = Asked(index, config)
+        self._draws = np.zeros(len(index.row), np.uint32)
         self._relaxed: Counter[str] = Counter(lineage=0, track=0, observation=0)
-        self._tau: Counter[int] = Counter()
-        self._parts: dict[str, list[float]] = {}
-        self._asked: dict[str, float] = {}
+        self._tau: Counter[tuple[float, int]] = Counter()
+        self._quotas: dict[str, _Quota] = {}
+        self._groups: Counter[str] = Counter()
         self._batches = 0
+        self._interval = np.array([s.interval_minutes for s in index.strata])
 
     def add(self, plan: BatchPlan) -> None:
-        """Count one batch."""
+        """Count one batch.
+
+        Raises
+        ------
+        ValueError
+            The batch has an anchor that the index doesn't list.
+        """
         index = self._index
-        anchor = np.searchsorted(index.row, plan.anchor)
+        anchor = find_anchors(index, plan)
         np.add.at(self._draws, anchor, 1)
-        lineages, tracks, observations = (
-            len(np.unique(key)) for key in (index.lineage(anchor), index.track(anchor), anchor)
-        )
-        self._relaxed["lineage"] += len(anchor) - lineages
-        self._relaxed["track"] += len(anchor) - tracks
-        self._relaxed["observation"] += len(anchor) - observations
+        for name, key in (("lineage", index.lineage(anchor)), ("track", index.track(anchor)), ("observation", anchor)):
+            self._relaxed[name] += len(anchor) - len(np.unique(key))
+        stratum = index.stratum(anchor)
         if plan.positive is not None:
-            tau, count = np.unique(
-                index.columns.patch_t[plan.positive] - index.columns.patch_t[plan.anchor], return_counts=True
-            )
-            self._tau.update(dict(zip(tau.tolist(), count.tolist(), strict=True)))
-        self._add_composition(plan, anchor)
+            tau = index.columns.patch_t[plan.positive].astype(np.int64) - index.columns.patch_t[plan.anchor]
+            self._tau.update(zip(self._interval[stratum].tolist(), tau.tolist(), strict=True))
+        self._add_composition(plan, np.bincount(stratum, minlength=len(index.strata)))
+        if self._config.temporal_enrichment:
+            inside = np.abs(index.hpi(anchor) - plan.focal_hpi) <= self._config.temporal_window_hours + _SLACK
+            self._note("focal window", 1 - self._config.temporal_global_fraction, int(inside.sum()), len(plan))
+        self._groups[plan.group] += 1
         self._batches += 1
 
-    def _add_composition(self, plan: BatchPlan, anchor: Int64[np.ndarray, " b"]) -> None:
-        config, strata = self._config, self._index.strata
-        stratum = np.bincount(self._index.stratum(anchor), minlength=len(strata))
+    def _add_composition(self, plan: BatchPlan, count: Int64[np.ndarray, " s"]) -> None:
+        asked, config, size = self._asked, self._config, len(plan)
+        targets = asked.of(plan.group)
         if plan.group:
-            own = sum(int(n) for s, n in zip(strata, stratum, strict=True) if s.experiment == plan.group)
-            leak = config.leaky if len({s.experiment for s in strata}) > 1 else 0.0
-            self._note("experiment", 1 - leak, own)
+            self._note("leak", config.leaky, size - int((count * targets.own).sum()), size)
         if config.condition_balanced:
-            by_condition: Counter[str] = Counter()
-            for s, n in zip(strata, stratum, strict=True):
-                by_condition[s.condition] += int(n)
-            present = [s.condition for s in strata if plan.group in ("", s.experiment)]
-            share = {c: 1.0 if config.condition_ratio is None else config.condition_ratio.get(c, 0.0) for c in present}
-            leaked = sum(n for c, n in by_condition.items() if c not in share)
-            for c, want in share.items():
-                part = want / sum(share.values()) * (1 - leaked / len(anchor))
-                self._note(f"condition {c} in {plan.group}" if plan.group else f"condition {c}", part, by_condition[c])
-        if config.temporal_enrichment:
-            inside = np.abs(self._index.hpi(anchor) - plan.focal_hpi) <= config.temporal_window_hours + _SLACK
-            self._note("focal window", 1 - config.temporal_global_fraction, int(inside.sum()))
+            by_condition = np.bincount(asked.condition_of, count, minlength=len(asked.conditions))
+            # leaked samples of a condition that the experiment lacks can't count towards any of its own
+            base = by_condition[list(targets.conditions)].sum() / size
+            for condition, share in zip(targets.conditions, targets.share, strict=True):
+                name = f"condition {asked.conditions[condition]}" + (f" in {plan.group}" if plan.group else "")
+                self._note(name, share * base, by_condition[condition], size)
 
-    def _note(self, name: str, asked: float, count: int) -> None:
-        self._parts.setdefault(name, []).append(count)
-        # a batch with leaked samples of conditions that its experiment lacks asks for a little less: keep the mean
-        seen = len(self._parts[name])
-        self._asked[name] = self._asked.get(name, 0.0) + (asked - self._asked.get(name, 0.0)) / seen
+    def _note(self, name: str, asked: float, got: float, size: int) -> None:
+        quota = self._quotas.setdefault(name, _Quota())
+        quota.asked.append(asked * size)
+        quota.got.append(got)
+        quota.size.append(size)
 
-    def report(self) -> Report:
-        """Sum up."""
-        size = self._config.batch_size
-        composition = []
-        for name, counts in self._parts.items():
-            part, asked = np.array(counts) / size, self._asked[name]
-            off = np.abs(part - asked)
-            composition.append(
-                Composition(
-                    name=name,
-                    asked=asked,
-                    mean=float(part.mean()),
-                    worst=float(part[off.argmax()]),
-                    batches=len(part),
-                    missed=int((off * size > 1 + _SLACK).sum()),
-                )
-            )
+    def report(self, streaming: Mapping[str, float] | None = None) -> Report:
+        """Sum up.
+
+        Parameters
+        ----------
+        streaming
+            Bytes of the epoch, which only the mixer knows: `bytes_read`, `bytes_stored`, `bytes_used`, `peak_bytes`.
+        """
+        frames: Counter[int] = Counter()
+        hours: Counter[float] = Counter()
+        for (interval, tau), count in self._tau.items():
+            frames[tau] += count
+            hours[round(tau * interval / 60, 6)] += count
         return Report(
             batches=self._batches,
-            batch_size=size,
+            batch_size=self._config.batch_size,
             coverage=self._coverage(),
-            composition=tuple(composition),
+            experiments=self._experiments(),
+            composition=tuple(quota.sum_up(name) for name, quota in sorted(self._quotas.items(), key=_by_kind)),
             relaxed=dict(self._relaxed),
-            tau_frames=dict(sorted(self._tau.items())),
+            tau_frames=dict(sorted(frames.items())),
+            tau_hours=dict(sorted(hours.items())),
+            streaming=dict(streaming or {}),
+        )
+
+    def _experiments(self) -> tuple[BatchShare, ...]:
+        if not self._config.experiment_aware:
+            return ()
+        return tuple(
+            BatchShare(
+                experiment=name,
+                asked=share,
+                achieved=self._groups[name] / max(self._batches, 1),
+                batches=self._groups[name],
+            )
+            for name, share in self._asked.batch_shares(self._index.sizes).items()
         )
 
     def _coverage(self) -> tuple[StratumCoverage, ...]:
@@ -191,3 +246,27 @@ class Ledger:
                 )
             )
         return tuple(out)
+
+
+def find_anchors(index: PlanIndex, plan: BatchPlan) -> Int64[np.ndarray, " b"]:
+    """Positions in `index.row` of a batch's anchors.
+
+    Raises
+    ------
+    ValueError
+        The batch has an anchor that the index doesn't list.
+    """
+    # in the dtype of the rows: numpy would copy all of them to another
+    wanted = plan.anchor.astype(index.row.dtype)
+    anchor = np.minimum(np.searchsorted(index.row, wanted), len(index.row) - 1)
+    if (stray := index.row[anchor] != wanted).any():
+        raise ValueError(
+            f"Batch {plan.number} has patch row {int(plan.anchor[stray.argmax()])} as an anchor, which is none of the "
+            f"{len(index.row):,} anchors of this index. Count batches with the index that they were planned from."
+        )
+    return anchor.astype(np.int64)
+
+
+def _by_kind(item: tuple[str, _Quota]) -> int:
+    """Leak first, then conditions, then the focal window; each kind in the order of its first batch."""
+    return ["leak", "condition", "focal"].index(item[0].split()[0])
