@@ -13,72 +13,73 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float, Int64, Integer
 
-from dynaclr_wds.plan.index import PlanIndex
+from dynaclr_wds.plan.index import PlanIndex, Stratum
 from dynaclr_wds.plan.rng import Tag, make_generator
 
 
 @runtime_checkable
 class Pool(Protocol):
-    """Anchors that one stream may draw from."""
+    """Anchors that one stream may draw from in one epoch.
+
+    Its strata are those of the schedule; in streaming, a stratum of the set may stand there in several parts.
+    """
 
     index: PlanIndex
+    strata: tuple[Stratum, ...]
 
-    @property
-    def sizes(self) -> Int64[np.ndarray, " s"]:
-        """Anchors of each stratum in the pool."""
-        ...
-
-    def due(self, epoch: int, stratum: int, begin: int, end: int) -> Int64[np.ndarray, " n"]:
+    def due(self, stratum: int, begin: int, end: int) -> Int64[np.ndarray, " n"]:
         """Anchors that draws `begin … end` of a stratum fall on."""
         ...
 
-    def draw(
-        self, rng: np.random.Generator, epoch: int, stratum: int, begin: int, count: int
-    ) -> Int64[np.ndarray, " count"]:
-        """Draw anchors uniformly, with replacement, from what is within reach when the queue stands at `begin`."""
+    def reach(self, round_id: int, stratum: int) -> int:
+        """Count the anchors of a stratum that are within reach during a whole round."""
+        ...
+
+    def draw(self, rng: np.random.Generator, round_id: int, stratum: int, count: int) -> Int64[np.ndarray, " count"]:
+        """Draw anchors uniformly, with replacement, from those within reach during a round."""
         ...
 
 
 class WholePool:
     """Everything is within reach: the pool of exact mode."""
 
-    def __init__(self, index: PlanIndex, seed: int) -> None:
+    def __init__(self, index: PlanIndex, seed: int, epoch: int) -> None:
         self.index = index
-        self.seed = seed
-        self._passes: OrderedDict[tuple[int, int, int], Integer[np.ndarray, " n"]] = OrderedDict()
+        self.strata = index.strata
+        self._key = (seed, epoch)
+        self._passes: OrderedDict[tuple[int, int], Integer[np.ndarray, " n"]] = OrderedDict()
 
-    @property
-    def sizes(self) -> Int64[np.ndarray, " s"]:
-        """Anchors of each stratum."""
-        return self.index.sizes
-
-    def due(self, epoch: int, stratum: int, begin: int, end: int) -> Int64[np.ndarray, " n"]:
+    def due(self, stratum: int, begin: int, end: int) -> Int64[np.ndarray, " n"]:
         """Anchors that draws `begin … end` of a stratum fall on."""
-        size = int(self.sizes[stratum])
+        size = int(self.index.sizes[stratum])
         parts = [np.zeros(0, np.int64)]
         while begin < end:
             number, place = divmod(begin, size)
             stop = min(size, place + end - begin)
-            parts.append(self._pass(epoch, stratum, number)[place:stop] + self.index.first[stratum])
+            parts.append(self._pass(stratum, number)[place:stop] + self.index.first[stratum])
             begin += stop - place
         return np.concatenate(parts)
 
-    def draw(
-        self, rng: np.random.Generator, epoch: int, stratum: int, begin: int, count: int
-    ) -> Int64[np.ndarray, " count"]:
-        """Draw from the whole stratum; `epoch` and `begin` make no difference."""
-        del epoch, begin
+    def reach(self, round_id: int, stratum: int) -> int:
+        """Count the anchors of a stratum; the round makes no difference."""
+        del round_id
+        return int(self.index.sizes[stratum])
+
+    def draw(self, rng: np.random.Generator, round_id: int, stratum: int, count: int) -> Int64[np.ndarray, " count"]:
+        """Draw from the whole stratum; the round makes no difference."""
+        del round_id
         return rng.integers(self.index.first[stratum], self.index.first[stratum + 1], count)
 
-    def _pass(self, epoch: int, stratum: int, number: int) -> Integer[np.ndarray, " n"]:
+    def _pass(self, stratum: int, number: int) -> Integer[np.ndarray, " n"]:
         """Order of one pass through a stratum; the last two of each stratum are kept."""
-        key = (epoch, stratum, number)
+        key = (stratum, number)
         if key not in self._passes:
-            rng = make_generator(Tag.QUEUE, self.seed, *key)
+            seed, epoch = self._key
+            rng = make_generator(Tag.QUEUE, seed, epoch, *key)
             begin, end = self.index.first[stratum], self.index.first[stratum + 1]
             clip = self.index.columns.patch_clip[self.index.row[begin:end]]
             self._passes[key] = np.argsort(sample_places(rng, clip)).astype(np.int32)
-            stale = [k for k in self._passes if k[1] == stratum][:-2]
+            stale = [k for k in self._passes if k[0] == stratum][:-2]
             for k in stale:
                 del self._passes[k]
         return self._passes[key]

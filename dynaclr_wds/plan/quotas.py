@@ -7,7 +7,7 @@ can't have as a fraction is spread evenly over the batches.
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Float64, Int64, Real
+from jaxtyping import Bool, Float64, Int64, Real
 
 
 def largest_remainder(total: int, share: Real[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
@@ -54,16 +54,18 @@ def spread(totals: Int64[np.ndarray, " m"], share: Real[np.ndarray, " n"]) -> In
 
 
 def proportional_matrix(
-    rows: Real[np.ndarray, " n"], columns: Real[np.ndarray, " n"], iterations: int = 200
+    rows: Real[np.ndarray, " n"],
+    columns: Real[np.ndarray, " n"],
+    allowed: Bool[np.ndarray, "n n"],
+    iterations: int = 100,
 ) -> Float64[np.ndarray, "n n"]:
-    """Flow from experiment (column) to experiment (row), none to itself, that fits both margins if it can.
+    """Flow from columns to rows, where it is allowed, that fits both margins if it can.
 
-    Iterative proportional fitting (Deming & Stephan 1940) of a matrix with an empty diagonal; the rows
-    (the leak that each experiment's batches take) always fit, the columns as near as possible.
+    Iterative proportional fitting (Deming & Stephan 1940); the rows (the leak that each experiment's batches
+    take) always fit where anything is allowed, the columns as near as possible.
     """
     n = len(rows)
-    flow = np.ones((n, n)) - np.eye(n)
-    flow *= columns
+    flow = allowed * columns
     for _ in range(iterations):
         flow *= np.divide(columns, flow.sum(0), out=np.zeros(n), where=flow.sum(0) > 0)
         total = flow.sum(1)

@@ -56,24 +56,20 @@ def plan_round(
     batches = slice(quotas.round_first[ordinal], quotas.round_first[ordinal + 1])
     quota = quotas.main[batches] + quotas.leak[batches]
     start = schedule.queue_start[round_id]
-    epoch = key[0]
     rng = make_generator(Tag.ROUND, config.seed, *key, round_id)
     due = {
-        int(s): pool.due(epoch, int(s), int(start[s]), int(start[s] + quota[:, s].sum()))
-        for s in np.flatnonzero(quota.any(0))
+        int(s): pool.due(int(s), int(start[s]), int(start[s] + quota[:, s].sum())) for s in np.flatnonzero(quota.any(0))
     }
     if config.temporal_enrichment:
         first = int(quotas.round_first[ordinal])
-        anchor, focal_hpi = _assemble_focused(
-            rng, pool, schedule.groups[group], due, quota, start, config, (epoch, first)
-        )
+        anchor, focal_hpi = _assemble_focused(rng, pool, schedule.groups[group], due, quota, config, (round_id, first))
     else:
         focal_hpi = np.full(len(quota), np.nan)
         anchor = _assemble_dealt(rng, pool, due, quota)
     anchor = rng.permuted(anchor, axis=1)
     rng = make_generator(Tag.POSITIVE, config.seed, *key, round_id)
     positive = sample_positives(rng, pool.index, anchor.ravel(), config.tau_decay_rate).reshape(anchor.shape)
-    negative = _plan_negatives(pool, schedule, config, key, round_id, anchor, focal_hpi)
+    negative = _plan_negatives(pool, config, key, round_id, anchor, focal_hpi)
     return RoundPlan(anchor=anchor, positive=positive, negative=negative, focal_hpi=focal_hpi)
 
 
@@ -96,21 +92,20 @@ def _assemble_focused(
     group: Group,
     due: dict[int, Int64[np.ndarray, " _"]],
     quota: Int64[np.ndarray, "r s"],
-    start: Int64[np.ndarray, " s"],
     config: SamplingConfig,
     at: tuple[int, int],
 ) -> tuple[Int64[np.ndarray, "r b"], Float64[np.ndarray, " r"]]:
-    """Share out the draws around focal HPIs; `at` is the epoch and the group's first batch of the round.
+    """Share out the draws around focal HPIs; `at` is the round's id and its first batch of the group.
 
     Strata are put together in piles: each main stratum is one, leaked strata of one condition are one, since
     which of them a batch gets is not a quota.
     """
-    epoch, first_occurrence = at
+    round_id, first_occurrence = at
     members = [int(s) for s in group.strata if int(s) in due]
     leaked: dict[str, list[int]] = {}
     for s in due:
         if s not in members:
-            leaked.setdefault(pool.index.strata[s].condition, []).append(s)
+            leaked.setdefault(pool.strata[s].condition, []).append(s)
     piles = [[s] for s in members] + list(leaked.values())
     cards = {
         p: make_cards(pool.index, rng.permutation(np.concatenate([due[s] for s in pile])))
@@ -119,9 +114,9 @@ def _assemble_focused(
     by_pile = np.stack([quota[:, pile].sum(1) for pile in piles], axis=1)
 
     def draw(pile: int, count: int) -> Int64[np.ndarray, " n"]:
-        count = min(count, 4 * int(pool.sizes[piles[pile]].sum()))
+        count = min(count, 4 * sum(pool.reach(round_id, s) for s in piles[pile]))
         shares = largest_remainder(count, quota[:, piles[pile]].sum(0))
-        parts = [pool.draw(rng, epoch, s, int(start[s]), int(n)) for s, n in zip(piles[pile], shares, strict=True) if n]
+        parts = [pool.draw(rng, round_id, s, int(n)) for s, n in zip(piles[pile], shares, strict=True) if n]
         return rng.permutation(np.concatenate(parts))
 
     window = config.temporal_window_hours
@@ -132,7 +127,6 @@ def _assemble_focused(
 
 def _plan_negatives(
     pool: Pool,
-    schedule: Schedule,
     config: SamplingConfig,
     key: tuple[int, int],
     round_id: int,
@@ -142,15 +136,16 @@ def _plan_negatives(
     if not config.return_negative:
         return None
     rng = make_generator(Tag.NEGATIVE, config.seed, *key, round_id)
-    strata, sizes, start = pool.index.strata, pool.sizes, schedule.queue_start[round_id]
+    strata = pool.strata
+    reach = np.array([pool.reach(round_id, s) for s in range(len(strata))])
 
     def draw(experiment: str, count: int) -> Int64[np.ndarray, " count"]:
         own = np.array([i for i, s in enumerate(strata) if s.experiment == experiment])
-        which = rng.choice(own, size=count, p=sizes[own] / sizes[own].sum())
+        which = rng.choice(own, size=count, p=reach[own] / reach[own].sum())
         out = np.empty(count, np.int64)
-        for s in own:
+        for s in np.unique(which):
             at = which == s
-            out[at] = pool.draw(rng, key[0], int(s), int(start[s]), int(at.sum()))
+            out[at] = pool.draw(rng, round_id, int(s), int(at.sum()))
         return out
 
     window = config.temporal_window_hours

@@ -17,9 +17,10 @@ from dynaclr_wds.plan.batches import BatchPlan
 from dynaclr_wds.plan.config import SamplingConfig
 from dynaclr_wds.plan.index import PlanIndex
 from dynaclr_wds.plan.ledger import Ledger, Report
+from dynaclr_wds.plan.mixer import Mixer, MixerStream
 from dynaclr_wds.plan.positives import sample_positives
 from dynaclr_wds.plan.rng import Tag, make_generator
-from dynaclr_wds.plan.stream import StreamPlanner, make_planners
+from dynaclr_wds.plan.stream import BlockSchedule, StreamPlanner, WholeStream
 
 
 class FlexibleBatchSampler:
@@ -34,6 +35,11 @@ class FlexibleBatchSampler:
     rank, world_size
         Which of how many processes this is. The global sequence of batches does not depend on them: at
         each step, the ranks take the next `world_size` batches of it.
+    window
+        None: exact mode, everything is within reach. Else streaming: most bytes of blocks that are within reach at
+        a time, over all ranks.
+    num_streams
+        Streaming only: logical streams, a multiple of `world_size`; 8 by default, or `world_size` if that is more.
 
     Raises
     ------
@@ -41,7 +47,16 @@ class FlexibleBatchSampler:
         There is no anchor, or the config names what isn't there.
     """
 
-    def __init__(self, index: PlanIndex, config: SamplingConfig, *, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self,
+        index: PlanIndex,
+        config: SamplingConfig,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        window: int | None = None,
+        num_streams: int | None = None,
+    ) -> None:
         if not 0 <= rank < world_size:
             raise ValueError(f"rank={rank} must be in [0, world_size={world_size}).")
         if not len(index.row):
@@ -54,7 +69,12 @@ class FlexibleBatchSampler:
         self.start = 0
         self.steps_before = 0
         self.delivered = 0
-        self._planners: list[StreamPlanner] = make_planners(index, config)
+        if window is None:
+            self._planners = [StreamPlanner(WholeStream(index, config), config, 0)]
+        else:
+            streams = _check_streams(num_streams, world_size)
+            mixer = Mixer(index, config, window, streams)
+            self._planners = [StreamPlanner(MixerStream(mixer, k), config, k) for k in range(streams)]
 
     @property
     def global_batches(self) -> int:
@@ -80,6 +100,15 @@ class FlexibleBatchSampler:
         streams = len(self._planners)
         planner = self._planners[number % streams]
         return planner.plan(self.epoch, number // streams, number)
+
+    @property
+    def num_streams(self) -> int:
+        """Logical streams; 1 in exact mode."""
+        return len(self._planners)
+
+    def blocks(self, stream: int) -> BlockSchedule | None:
+        """Blocks that a stream of the epoch reads; None in exact mode."""
+        return self._planners[stream].epoch(self.epoch).blocks
 
     def set_epoch(self, epoch: int) -> None:
         """Begin another epoch, from its first batch; the epoch at hand goes on where it was."""
@@ -122,6 +151,17 @@ class FlexibleBatchSampler:
         for number in range(usable):
             ledger.add(self.plan(number))
         return ledger.report()
+
+
+def _check_streams(num_streams: int | None, world_size: int) -> int:
+    streams = max(8, world_size) if num_streams is None else num_streams
+    if streams < 1 or streams % world_size:
+        fitting = world_size * max(1, -(-streams // world_size))
+        raise ValueError(
+            f"num_streams={streams} must be a multiple of the world size, {world_size}, so that every rank runs as "
+            f"many streams. Give num_streams={fitting}, or start another number of processes."
+        )
+    return streams
 
 
 def plan_validation(index: PlanIndex, config: SamplingConfig) -> BatchPlan:

@@ -16,9 +16,7 @@ from jaxtyping import Float64, Int64
 
 from dynaclr_wds.plan.config import SamplingConfig
 from dynaclr_wds.plan.index import Stratum
-from dynaclr_wds.plan.quotas import interleave, largest_remainder, proportional_matrix, spread
-
-ROUND_BATCHES = 32
+from dynaclr_wds.plan.quotas import largest_remainder, spread
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +57,10 @@ class Schedule:
     """Id of each group's first round; ids count the rounds of all groups."""
     queue_start: Int64[np.ndarray, "rounds s"]
     """By round id: draws from each stratum's queue before the round."""
+    queue_stop: Int64[np.ndarray, "rounds s"]
+    """By round id: draws from each stratum's queue up to its end."""
+    round_span: Int64[np.ndarray, "rounds 2"]
+    """By round id: first and last batch, in the order."""
     draws: Int64[np.ndarray, " s"]
     """Draws from each stratum over the epoch."""
 
@@ -121,41 +123,40 @@ def plan_batch_counts(
 
 def plan_schedule(
     groups: tuple[Group, ...],
-    batches: Int64[np.ndarray, " g"],
     order: Int64[np.ndarray, " n"],
-    sizes: Int64[np.ndarray, " s"],
+    leaks: Sequence[Int64[np.ndarray, "_ s"]],
     config: SamplingConfig,
-    round_batches: int = ROUND_BATCHES,
+    round_batches: int,
 ) -> Schedule:
     """Plan the quotas of an epoch.
 
     Parameters
     ----------
-    groups, batches
-        From `plan_groups` and `plan_batch_counts`.
+    groups
+        From `plan_groups`.
     order
-        Group of every batch: holds group g `batches[g]` times.
-    sizes
-        Anchors per stratum.
+        Group of every batch.
+    leaks
+        Of each group, the samples that each of its batches takes from each stratum of others.
     config
         What is asked of a batch.
     round_batches
         Batches that are planned together.
     """
-    leaks = _plan_leaks(groups, batches, sizes, config)
     quotas = tuple(_plan_group(g, leak, config, round_batches) for g, leak in zip(groups, leaks, strict=True))
     occurrence = np.empty(len(order), np.int64)
-    starts = []  # (first batch, group, round) of every round, to lay the queues out in the order of need
+    spans = []  # (first batch, last batch) of every round, by round id
     for g, quota in enumerate(quotas):
         at = np.flatnonzero(order == g)
         occurrence[at] = np.arange(len(at))
-        starts += [(int(at[k]), g, r) for r, k in enumerate(quota.round_first[:-1])]
+        spans += [(at[a], at[b - 1]) for a, b in zip(quota.round_first[:-1], quota.round_first[1:], strict=True)]
+    span = np.array(spans, np.int64).reshape(-1, 2)
     round_id = np.cumsum([0] + [len(q.round_first) - 1 for q in quotas])
-    totals = np.zeros((len(starts), len(sizes)), np.int64)
+    totals = np.zeros((len(span), leaks[0].shape[1]), np.int64)
     for g, quota in enumerate(quotas):
         if len(quota.main):
             totals[round_id[g] : round_id[g + 1]] = np.add.reduceat(quota.main + quota.leak, quota.round_first[:-1])
-    in_order = [int(round_id[g]) + r for _, g, r in sorted(starts)]
+    in_order = np.argsort(span[:, 0], kind="stable")  # queues are laid out in the order of need
     queue_start = np.zeros_like(totals)
     queue_start[in_order[1:]] = np.cumsum(totals[in_order[:-1]], axis=0)
     return Schedule(
@@ -164,7 +165,9 @@ def plan_schedule(
         occurrence=occurrence,
         quotas=quotas,
         round_id=tuple(int(i) for i in round_id[:-1]),
+        round_span=span,
         queue_start=queue_start,
+        queue_stop=queue_start + totals,
         draws=totals.sum(0),
     )
 
@@ -188,34 +191,11 @@ def _shares(
     return out
 
 
-def _plan_leaks(
-    groups: Sequence[Group], batches: Int64[np.ndarray, " g"], sizes: Int64[np.ndarray, " s"], config: SamplingConfig
-) -> list[Int64[np.ndarray, "m s"]]:
-    """Samples that each batch takes from each stratum of other experiments."""
-    out = [np.zeros((m, len(sizes)), np.int64) for m in batches]
-    if config.leaky == 0 or len(groups) < 2:
-        return out
-    totals = np.full(int(batches.max()), config.batch_size)
-    per_batch = [spread(totals[:m], np.array([config.leaky, 1 - config.leaky]))[:, 0] for m in batches]
-    demand = np.array([float(p.sum()) for p in per_batch])
-    supply = np.array([float(sizes[g.strata].sum()) for g in groups])
-    flow = proportional_matrix(demand, supply * (demand.sum() / supply.sum()))
-    for g, wanted in enumerate(per_batch):
-        if not wanted.sum():
-            continue
-        source = np.zeros(len(sizes))
-        for other, amount in zip(groups, flow[g], strict=True):
-            source[other.strata] += amount * other.share
-        labels = interleave(largest_remainder(int(wanted.sum()), source))
-        np.add.at(out[g], (np.repeat(np.arange(len(wanted)), wanted), labels), 1)
-    return out
-
-
 def _plan_group(
     group: Group, leak: Int64[np.ndarray, "m s"], config: SamplingConfig, round_batches: int
 ) -> GroupQuotas:
     """Fill up each batch of a group from its own strata, so that its shares hold with the leak counted in."""
-    m, rounds = len(leak), max(-(-len(leak) // round_batches), 1)
+    m, rounds = len(leak), -(-len(leak) // round_batches)
     leaked = np.zeros((m, len(group.strata)), np.int64)
     for stratum in np.flatnonzero(group.partner >= 0):
         leaked[:, group.partner[stratum]] += leak[:, stratum]

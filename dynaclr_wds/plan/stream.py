@@ -3,92 +3,142 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Protocol, runtime_checkable
 
 import numpy as np
+from jaxtyping import Int64
 
 from dynaclr_wds.plan.batches import BatchPlan
 from dynaclr_wds.plan.config import SamplingConfig
 from dynaclr_wds.plan.index import PlanIndex
+from dynaclr_wds.plan.leak import plan_leaks
 from dynaclr_wds.plan.pool import Pool, WholePool
 from dynaclr_wds.plan.rng import Tag, make_generator
 from dynaclr_wds.plan.rounds import RoundPlan, plan_round
-from dynaclr_wds.plan.schedule import (
-    ROUND_BATCHES,
-    Schedule,
-    plan_batch_counts,
-    plan_groups,
-    plan_schedule,
-)
+from dynaclr_wds.plan.schedule import Schedule, plan_batch_counts, plan_groups, plan_schedule
 
+ROUND_BATCHES = 32
 _MOST_ROUND_BATCHES = 128
 
 
-class StreamPlanner:
-    """The batches of one stream, each a function of (index, config, epoch, stream, batch)."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockSchedule:
+    """Blocks that a stream reads in an epoch, in the order of reading."""
 
-    def __init__(self, pool: Pool, config: SamplingConfig, stream: int) -> None:
-        self.pool = pool
-        self.config = config
-        self.stream = stream
-        self._groups = plan_groups(pool.index.strata, pool.sizes, config)
-        self._batches = plan_batch_counts(self._groups, pool.sizes, config)
-        self._schedule: tuple[int, Schedule] | None = None
-        self._rounds: OrderedDict[tuple[int, int, int], RoundPlan] = OrderedDict()
+    block: Int64[np.ndarray, " v"]
+    fetch: Int64[np.ndarray, " v"]
+    """Batch of the stream during which each is read at the latest; −1 before the first."""
+    admit: Int64[np.ndarray, " v"]
+    """First batch that needs each."""
+    retire: Int64[np.ndarray, " v"]
+    """Last batch that needs each."""
+    bytes: Int64[np.ndarray, " v"]
+    peak_bytes: int
+    """Most bytes between fetch and retirement at one time."""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamEpoch:
+    """One epoch of one stream: its quotas and what they are drawn from."""
+
+    pool: Pool
+    schedule: Schedule
+    blocks: BlockSchedule | None = None
+    """Which blocks must be at hand when; None when all are."""
+
+
+@runtime_checkable
+class StreamSource(Protocol):
+    """Where the epochs of a stream come from."""
+
+    def __len__(self) -> int:
+        """Batches of an epoch: the same in each."""
+        ...
+
+    def open_epoch(self, epoch: int) -> StreamEpoch:
+        """Lay out an epoch."""
+        ...
+
+
+class WholeStream:
+    """Exact mode: one stream that has everything within reach."""
+
+    def __init__(self, index: PlanIndex, config: SamplingConfig) -> None:
+        self._index = index
+        self._config = config
+        self._groups = plan_groups(index.strata, index.sizes, config)
+        self._batches = plan_batch_counts(self._groups, index.sizes, config)
 
     def __len__(self) -> int:
         """Batches of an epoch."""
         return int(self._batches.sum())
 
-    def schedule(self, epoch: int) -> Schedule:
-        """Quotas of an epoch; the last one asked for is kept."""
-        if self._schedule is None or self._schedule[0] != epoch:
-            rng = make_generator(Tag.BATCH_ORDER, self.config.seed, epoch, self.stream)
-            order = rng.permutation(np.repeat(np.arange(len(self._groups)), self._batches))
-            schedule = plan_schedule(
-                self._groups, self._batches, order, self.pool.sizes, self.config, _round_batches(self.pool, self.config)
-            )
-            self._schedule = (epoch, schedule)
-        return self._schedule[1]
+    def open_epoch(self, epoch: int) -> StreamEpoch:
+        """Lay out an epoch: batches of the experiments in random order."""
+        rng = make_generator(Tag.BATCH_ORDER, self._config.seed, epoch)
+        order = rng.permutation(np.repeat(np.arange(len(self._groups)), self._batches))
+        reach = np.tile(np.array([0, len(order)]), (len(self._groups), 1))
+        leaks = plan_leaks(self._groups, order, reach, self._index.sizes, self._config)
+        rounds = round_batches(self._index, self._config)
+        return StreamEpoch(
+            WholePool(self._index, self._config.seed, epoch),
+            plan_schedule(self._groups, order, leaks, self._config, rounds),
+        )
+
+
+class StreamPlanner:
+    """The batches of one stream, each a function of (source, config, epoch, stream, batch)."""
+
+    def __init__(self, source: StreamSource, config: SamplingConfig, stream: int) -> None:
+        self.source = source
+        self.config = config
+        self.stream = stream
+        self._epoch: tuple[int, StreamEpoch] | None = None
+        self._rounds: OrderedDict[int, RoundPlan] = OrderedDict()
+
+    def __len__(self) -> int:
+        """Batches of an epoch."""
+        return len(self.source)
+
+    def epoch(self, number: int) -> StreamEpoch:
+        """Lay out an epoch, or recall the last one asked for."""
+        if self._epoch is None or self._epoch[0] != number:
+            self._epoch = (number, self.source.open_epoch(number))
+            self._rounds.clear()
+        return self._epoch[1]
 
     def plan(self, epoch: int, batch: int, number: int) -> BatchPlan:
         """Plan one batch of the stream; `number` is its place in the global sequence."""
-        schedule = self.schedule(epoch)
-        group, ordinal, place = schedule.locate(batch)
-        plan = self._round(epoch, schedule, group, ordinal)
-        row = self.pool.index.row
+        at = self.epoch(epoch)
+        group, ordinal, place = at.schedule.locate(batch)
+        plan = self._round(epoch, at, group, ordinal)
+        row = at.pool.index.row
         return BatchPlan(
             number=number,
             anchor=row[plan.anchor[place]].astype(np.int64),
             positive=plan.positive[place],
             negative=None if plan.negative is None else row[plan.negative[place]].astype(np.int64),
-            group=schedule.groups[group].name,
+            group=at.schedule.groups[group].name,
             focal_hpi=float(plan.focal_hpi[place]),
         )
 
-    def _round(self, epoch: int, schedule: Schedule, group: int, ordinal: int) -> RoundPlan:
+    def _round(self, epoch: int, at: StreamEpoch, group: int, ordinal: int) -> RoundPlan:
         """Plan a round, or recall it: the latest of each group is kept, as batches of groups alternate."""
-        key = (epoch, group, ordinal)
-        if key not in self._rounds:
-            for old in [k for k in self._rounds if k[1] == group]:
-                del self._rounds[old]
-            self._rounds[key] = plan_round(self.pool, schedule, self.config, (epoch, self.stream), group, ordinal)
-        return self._rounds[key]
+        round_id = at.schedule.round_id[group] + ordinal
+        if round_id not in self._rounds:
+            self._rounds[round_id] = plan_round(at.pool, at.schedule, self.config, (epoch, self.stream), group, ordinal)
+            while len(self._rounds) > len(at.schedule.groups):
+                self._rounds.popitem(last=False)
+        return self._rounds[round_id]
 
 
-def make_planners(index: PlanIndex, config: SamplingConfig) -> list[StreamPlanner]:
-    """Make the streams of exact mode: one, which holds everything."""
-    return [StreamPlanner(WholePool(index, config.seed), config, 0)]
-
-
-def _round_batches(pool: Pool, config: SamplingConfig) -> int:
+def round_batches(index: PlanIndex, config: SamplingConfig) -> int:
     """Batches planned together: enough for their focal windows to cover the HPI range about twice."""
     if not config.temporal_enrichment or config.temporal_window_hours == 0:
         return ROUND_BATCHES
-    index = pool.index
-    span = max(float(np.ptp(index.hpi(np.linspace(a, b - 1, 64).astype(np.int64)))) for a, b in _ranges(index))
+    some = [np.linspace(a, b - 1, 64).astype(np.int64) for a, b in pairwise(index.first.tolist())]
+    span = max(float(np.ptp(index.hpi(s))) for s in some)
     wanted = int(np.ceil(span / config.temporal_window_hours))
     return int(np.clip(wanted, ROUND_BATCHES, _MOST_ROUND_BATCHES))
-
-
-def _ranges(index: PlanIndex) -> list[tuple[int, int]]:
-    return [(int(a), int(b)) for a, b in zip(index.first[:-1], index.first[1:], strict=True)]

@@ -1,0 +1,71 @@
+"""Batches to lanes: which experiments are within reach at the same time, when the window can't hold all.
+
+The batches of an epoch are laid out in as many lanes as experiments fit, one experiment after another in each, all
+lanes equally long (McNaughton's wrap-around rule, 1959). An experiment that is cut at the end of a lane goes on at the
+beginning of the next, with blocks of its own for each piece. A step takes one batch of each lane, in random order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int64
+
+
+@dataclass(frozen=True, slots=True)
+class Lanes:
+    """Segments and their order."""
+
+    group: Int64[np.ndarray, " k"]
+    """Group of each segment."""
+    batches: Int64[np.ndarray, " k"]
+    """Batches of each segment, all > 0."""
+    order: Int64[np.ndarray, " n"]
+    """Segment of every batch, in order."""
+    reach: Int64[np.ndarray, "k 2"]
+    """Batches (begin, end) of the order during which each segment is within reach."""
+
+
+def plan_lanes(rng: np.random.Generator, batches: Int64[np.ndarray, " g"], active: int) -> Lanes:
+    """Lay out the batches of each group in `active` lanes.
+
+    Parameters
+    ----------
+    batches
+        Of each group.
+    active
+        Groups within reach at a time; when it is all of them, there is one segment each and no lanes are needed.
+    """
+    total = int(batches.sum())
+    if active >= len(batches):
+        order = rng.permutation(np.repeat(np.arange(len(batches)), batches))
+        kept = np.flatnonzero(batches)
+        order = np.searchsorted(kept, order)
+        return Lanes(kept, batches[kept], order, np.tile([0, total], (len(kept), 1)))
+    # lanes of equal length, up to one batch
+    ends = (np.arange(1, active + 1) * total) // active
+    pieces: list[tuple[int, int, int]] = []  # (group, batches, lane)
+    at = lane = 0
+    for g in rng.permutation(len(batches)):
+        left = int(batches[g])
+        while left:
+            piece = min(left, int(ends[lane]) - at)
+            pieces.append((int(g), piece, lane))
+            at, left = at + piece, left - piece
+            lane += at == ends[lane]
+    group, length, lane_of = np.array(pieces, np.int64).reshape(-1, 3).T
+    numbers = np.arange(len(group))
+    order = _interleave(rng, [np.repeat(numbers[lane_of == k], length[lane_of == k]) for k in range(active)])
+    reach = np.array([[at[0], at[-1] + 1] for at in (np.flatnonzero(order == k) for k in numbers)])
+    return Lanes(group, length, order, reach)
+
+
+def _interleave(rng: np.random.Generator, lanes: list[Int64[np.ndarray, " _"]]) -> Int64[np.ndarray, " n"]:
+    """Take the i-th batch of every lane, in random order, for i = 0, 1, … ."""
+    longest = max(len(lane) for lane in lanes)
+    table = np.full((longest, len(lanes)), -1)
+    for k, lane in enumerate(lanes):
+        table[: len(lane), k] = lane
+    table = rng.permuted(table, axis=1)
+    return table[table >= 0]

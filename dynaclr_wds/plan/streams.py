@@ -1,0 +1,87 @@
+"""Blocks to streams: which part of every stratum each logical stream owns in an epoch.
+
+Streams are what makes the order independent of the number of processes: each is planned for itself, and rank r of W
+runs streams r, r + W, … . A stratum's blocks are dealt out whole; one that has fewer blocks than there are streams
+is shared, and its clips are dealt out instead.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int64, Integer
+
+from dynaclr_wds.plan.index import PlanIndex
+from dynaclr_wds.plan.rng import Tag, make_generator
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one stream owns of one stratum."""
+
+    blocks: Int64[np.ndarray, " k"]
+    anchors: Integer[np.ndarray, " n"]
+    """Positions in `PlanIndex.row`, grouped by block."""
+    first: Int64[np.ndarray, " k1"]
+    """CSR: anchors of the i-th block are `first[i]:first[i + 1]`."""
+
+    def take(self, at: Int64[np.ndarray, " j"]) -> Part:
+        """Keep some of the blocks, in this order."""
+        pieces = [self.anchors[self.first[i] : self.first[i + 1]] for i in at]
+        counts = np.diff(self.first)[at]
+        anchors = np.concatenate(pieces) if pieces else self.anchors[:0]
+        return Part(self.blocks[at], anchors, np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
+
+
+def make_part(index: PlanIndex, anchors: Integer[np.ndarray, " n"]) -> Part:
+    """Group ascending anchors by block."""
+    blocks, first = np.unique(index.block(anchors), return_index=True)
+    return Part(blocks.astype(np.int64), anchors, np.append(first, len(anchors)).astype(np.int64))
+
+
+def plan_streams(index: PlanIndex, num_streams: int, seed: int, epoch: int) -> list[list[Part]]:
+    """Deal every stratum out to the streams.
+
+    Parameters
+    ----------
+    index
+        Anchors that may be drawn; blocks without any are not dealt, so they are never read.
+    num_streams
+        Logical streams.
+
+    Returns
+    -------
+    Per stream, per stratum, what it owns. Streams differ by about a block in all.
+    """
+    out: list[list[Part]] = [[] for _ in range(num_streams)]
+    owed = np.zeros(num_streams)  # anchors that each stream already has, so that left-over blocks even out
+    for s in range(len(index.strata)):
+        rng = make_generator(Tag.STREAMS, seed, epoch, s)
+        anchors = np.arange(index.first[s], index.first[s + 1]).astype(index.row.dtype)
+        whole = make_part(index, anchors)
+        if len(whole.blocks) >= num_streams:
+            parts = [whole.take(at) for at in _deal_blocks(rng, whole, owed)]
+        else:
+            clip = index.clip(anchors)
+            player = rng.permutation(num_streams)[(np.cumsum(np.diff(clip, prepend=clip[0]) != 0)) % num_streams]
+            parts = [make_part(index, anchors[player == k]) for k in range(num_streams)]
+        for stream, part in enumerate(parts):
+            out[stream].append(part)
+            owed[stream] += len(part.anchors)
+    return out
+
+
+def _deal_blocks(
+    rng: np.random.Generator, part: Part, owed: Integer[np.ndarray, " w"] | np.ndarray
+) -> list[Int64[np.ndarray, " _"]]:
+    """Deal whole blocks in random order, in turn; in the last, short turn to the streams that have least."""
+    streams = len(owed)
+    order = rng.permutation(len(part.blocks))
+    full = len(order) // streams * streams
+    hands = [order[:full][k::streams] for k in range(streams)]
+    got = np.array([np.diff(part.first)[h].sum() for h in hands]) + owed
+    poorest = np.argsort(got, kind="stable")
+    for block, stream in zip(order[full:], poorest, strict=False):
+        hands[stream] = np.append(hands[stream], block)
+    return [rng.permutation(h) for h in hands]

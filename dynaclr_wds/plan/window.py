@@ -1,0 +1,175 @@
+"""Blocks to queues: in which order anchors come up when only a window of the blocks is within reach.
+
+Blocks are visited in random order, `window` of them at a time, and each anchor is placed at random in the time that its
+block stays: a shuffle that is as wide as the window, can be laid out without playing it through, and comes to every
+anchor of a pass exactly once. Rounds then say when each block is needed first and last.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float64, Int64, Integer
+
+from dynaclr_wds.plan.index import PlanIndex, Stratum
+from dynaclr_wds.plan.pool import sample_places
+from dynaclr_wds.plan.schedule import Schedule
+from dynaclr_wds.plan.stream import BlockSchedule
+from dynaclr_wds.plan.streams import Part
+
+_RATE = 2.0  # reading is planned at up to this times the average rate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Queue:
+    """Draws of one stratum over an epoch, and the visits to blocks that they need."""
+
+    anchor: Integer[np.ndarray, " d"]
+    """Anchor of every draw."""
+    visit: Integer[np.ndarray, " d"]
+    """Visit that each draw falls in."""
+    part: Part
+    """Visits as a part: the block and the anchors of each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stays:
+    """When the visits of one stratum are within reach, in batches of the stream; both ends included."""
+
+    admit: Int64[np.ndarray, " v"]
+    retire: Int64[np.ndarray, " v"]
+
+
+def plan_queue(rng: np.random.Generator, index: PlanIndex, part: Part, draws: int, window: int) -> Queue:
+    """Lay out the draws of one stratum.
+
+    Parameters
+    ----------
+    part
+        Blocks and anchors to draw from.
+    draws
+        Of the epoch; passes through the part are repeated until there are enough, the last one as far as needed.
+    window
+        Blocks within reach at a time.
+    """
+    visits, got, size = [], 0, len(part.anchors)
+    while got < draws:
+        order = rng.permutation(len(part.blocks))
+        if got + size > draws:
+            total = np.cumsum(np.diff(part.first)[order])
+            order = order[: int(np.searchsorted(total, draws - got)) + 1]
+        visits.append(order)
+        got += int(np.diff(part.first)[order].sum())
+    visited = part.take(np.concatenate(visits) if visits else np.zeros(0, np.int64))
+    count = np.diff(visited.first)
+    begin, length = _stay(len(count), window)
+    # key of an anchor: when its visit begins + where in the stay it is placed
+    visit = np.repeat(np.arange(len(count)), count)
+    clip = index.clip(visited.anchors).astype(np.int64) + (visit.astype(np.int64) << 32)
+    key = begin[visit] + length[visit] * sample_places(rng, clip) if len(visit) else np.zeros(0)
+    order = np.argsort(key, kind="stable")[:draws]
+    return Queue(anchor=visited.anchors[order], visit=visit[order].astype(np.int32), part=visited)
+
+
+def _stay(visits: int, window: int) -> tuple[Float64[np.ndarray, " v"], Float64[np.ndarray, " v"]]:
+    """When each of a row of visits begins and how long it stays, so that `window` are always within reach.
+
+    One comes and one goes per unit of time; the first and the last `window` stay for 1, 2, … units, so that the
+    window is full from the first moment to the last.
+    """
+    window = min(window, visits)
+    v = np.arange(visits)
+    begin = np.maximum(v - window + 1, 0)
+    end = np.minimum(v + 1, visits - window + 1)
+    return begin.astype(np.float64), (end - begin).astype(np.float64)
+
+
+def plan_stays(queue: Queue, stratum: int, schedule: Schedule) -> Stays:
+    """Find when each visit is needed: from the start of the first round that draws on it to the end of the last."""
+    visits = len(queue.part.blocks)
+    place = np.arange(len(queue.visit))
+    first, last = np.full(visits, len(place)), np.full(visits, -1)
+    np.minimum.at(first, queue.visit, place)
+    np.maximum.at(last, queue.visit, place)
+    rounds = np.argsort(schedule.round_span[:, 0], kind="stable")
+    rounds = rounds[schedule.queue_stop[rounds, stratum] > schedule.queue_start[rounds, stratum]]
+    span = schedule.round_span[rounds]
+    low = np.searchsorted(schedule.queue_stop[rounds, stratum], first, "right")
+    high = np.searchsorted(schedule.queue_start[rounds, stratum], last, "right")
+    admit, retire = np.full(visits, -1), np.full(visits, -2)
+    for v in np.flatnonzero(last >= 0):
+        admit[v], retire[v] = span[low[v], 0], span[low[v] : high[v], 1].max()
+    return Stays(admit, retire)
+
+
+class WindowPool:
+    """What is within reach of one stream in one epoch, round by round."""
+
+    def __init__(
+        self, index: PlanIndex, strata: tuple[Stratum, ...], queues: list[Queue], stays: list[Stays], schedule: Schedule
+    ) -> None:
+        self.index = index
+        self.strata = strata
+        self._queues = queues
+        self._stays = stays
+        self._span = schedule.round_span
+
+    def due(self, stratum: int, begin: int, end: int) -> Int64[np.ndarray, " n"]:
+        """Anchors that draws `begin … end` of a stratum fall on."""
+        return self._queues[stratum].anchor[begin:end].astype(np.int64)
+
+    def reach(self, round_id: int, stratum: int) -> int:
+        """Count the anchors of the visits that last the whole round."""
+        return int(np.diff(self._queues[stratum].part.first)[self._here(round_id, stratum)].sum())
+
+    def draw(self, rng: np.random.Generator, round_id: int, stratum: int, count: int) -> Int64[np.ndarray, " count"]:
+        """Draw from the visits that last the whole round."""
+        part = self._queues[stratum].part
+        here = np.flatnonzero(self._here(round_id, stratum))
+        sizes = np.diff(part.first)[here]
+        total = np.cumsum(sizes)
+        at = rng.integers(0, total[-1], count)
+        visit = np.searchsorted(total, at, "right")
+        return part.anchors[part.first[here[visit]] + at - (total - sizes)[visit]].astype(np.int64)
+
+    def _here(self, round_id: int, stratum: int) -> Bool[np.ndarray, " v"]:
+        begin, end = self._span[round_id]
+        stays = self._stays[stratum]
+        return (stays.admit <= begin) & (stays.retire >= end)
+
+
+def plan_blocks(index: PlanIndex, queues: list[Queue], stays: list[Stays], batches: int) -> BlockSchedule:
+    """Put the visits of all strata in the order of reading, at an even rate, and find the most that is resident."""
+    block = np.concatenate([q.part.blocks for q in queues])
+    admit = np.concatenate([s.admit for s in stays])
+    retire = np.concatenate([s.retire for s in stays])
+    block, admit, retire = _merge(block, admit, retire)
+    size = np.asarray(index.columns.block_bytes[block], np.int64)
+    rate = max(_RATE * size.sum() / max(batches, 1), 1.0)
+    fetch = np.empty(len(block), np.int64)
+    clock = np.inf
+    for v in range(len(block) - 1, -1, -1):
+        clock = min(admit[v] - 1, clock - size[v] / rate)
+        fetch[v] = max(int(np.floor(clock)), -1)
+    change = np.zeros(batches + 2, np.int64)
+    np.add.at(change, fetch + 1, size)
+    np.add.at(change, retire + 2, -size)
+    peak = int(np.cumsum(change).max(initial=0))
+    return BlockSchedule(block=block, fetch=fetch, admit=admit, retire=retire, bytes=size, peak_bytes=peak)
+
+
+def _merge(
+    block: Int64[np.ndarray, " v"], admit: Int64[np.ndarray, " v"], retire: Int64[np.ndarray, " v"]
+) -> tuple[Int64[np.ndarray, " w"], Int64[np.ndarray, " w"], Int64[np.ndarray, " w"]]:
+    """Make one visit of visits to the same block that touch; order all by when they are needed."""
+    order = np.lexsort((admit, block))
+    order = order[admit[order] >= 0]
+    out: list[list[int]] = []
+    for b, a, r in zip(block[order].tolist(), admit[order].tolist(), retire[order].tolist(), strict=True):
+        if out and out[-1][0] == b and a <= out[-1][2] + 1:
+            out[-1][2] = max(out[-1][2], r)
+        else:
+            out.append([b, a, r])
+    table = np.array(sorted(out, key=lambda v: (v[1], v[2], v[0])), np.int64).reshape(-1, 3)
+    return table[:, 0], table[:, 1], table[:, 2]
