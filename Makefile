@@ -24,7 +24,7 @@ $(STAMP): pyproject.toml
 	@touch $(STAMP)
 
 demo: $(STAMP)  ## simulate, build shards, train, embed and evaluate: 6 minutes on two cores
-	$(BIN)/python benchmarks/demo.py
+	$(BIN)/python -m benchmarks.demo
 
 test: lint types pytest  ## all that .ci/run runs: format, lint, types, tests
 

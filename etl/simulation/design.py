@@ -56,7 +56,7 @@ class SimulationConfig:
     """Height and width of a frame in pixels."""
     z: int = 1
     """Planes of the stack."""
-    cells: int = 20
+    cells: int = 16
     """Cells in view at the start, on average over FOVs."""
     cell_radius: float = 12.0
     """Mean radius of a cell in pixels."""

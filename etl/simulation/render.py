@@ -25,7 +25,7 @@ class Scenery:
     """What does not change in the movie of one FOV."""
 
     light: Float32[np.ndarray, "y x"]
-    """Relative illumination."""
+    """Relative illumination; phase images are taken as corrected for it."""
     ground: Float32[np.ndarray, "y x"]
     """Uneven background of the phase channel."""
     tile: Float32[np.ndarray, "t t"]
@@ -59,7 +59,7 @@ def sample_scenery(rng: np.random.Generator, config: SimulationConfig, design: E
     light = 1 - design.vignette * squared / 2
     return Scenery(
         light=light.astype(np.float32),
-        ground=_sample_noise(rng, config.size, 1 / 40) * np.float32(0.05)
+        ground=_sample_noise(rng, config.size, 1 / 40) * np.float32(0.03)
         + _sample_noise(rng, config.size, 1 / 3) * np.float32(0.02),
         tile=_sample_noise(rng, _TILE, 1 / 7),
     )
@@ -221,7 +221,7 @@ def _detect(
 ) -> UInt16[np.ndarray, "y x"]:
     """Turn signal into counts: gain, background, read noise, and shot noise in fluorescence."""
     if channel.kind == "phase":
-        counts = channel.background * scenery.light + channel.gain * (signal + scenery.ground)
+        counts = channel.background + channel.gain * (signal + scenery.ground)
         noise = np.float32(channel.noise)
     else:
         counts = channel.background + channel.gain * scenery.light * signal
