@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat
 
 import numpy as np
 from jaxtyping import Int64
@@ -85,8 +85,10 @@ class Report:
     """τ in frames → positives."""
     tau_hours: Mapping[float, int]
     """τ in hours → positives: what can be compared between experiments of different frame intervals."""
+    bytes_used: int
+    """Of the patches that were drawn as anchor, positive or negative, each counted once."""
     streaming: Mapping[str, float] = field(default_factory=dict)
-    """Bytes read, stored and used, peak resident bytes; empty in exact mode."""
+    """Bytes stored and read, peak resident bytes, … (`traffic.account_traffic`); empty in exact mode."""
 
     @property
     def seen(self) -> float:
@@ -140,6 +142,7 @@ class Ledger:
         self._config = config
         self._asked = Asked(index, config)
         self._draws = np.zeros(len(index.row), np.uint32)
+        self._used = np.zeros(len(index.columns.patch_obs), bool)
         self._relaxed: Counter[str] = Counter(lineage=0, track=0, observation=0)
         self._tau: Counter[tuple[float, int]] = Counter()
         self._quotas: dict[str, _Quota] = {}
@@ -158,6 +161,9 @@ class Ledger:
         index = self._index
         anchor = find_anchors(index, plan)
         np.add.at(self._draws, anchor, 1)
+        for rows in (plan.anchor, plan.positive, plan.negative):
+            if rows is not None:
+                self._used[rows] = True
         for name, key in (("lineage", index.lineage(anchor)), ("track", index.track(anchor)), ("observation", anchor)):
             self._relaxed[name] += len(anchor) - len(np.unique(key))
         stratum = index.stratum(anchor)
@@ -167,7 +173,7 @@ class Ledger:
         self._add_composition(plan, np.bincount(stratum, minlength=len(index.strata)))
         if self._config.temporal_enrichment:
             inside = np.abs(index.hpi(anchor) - plan.focal_hpi) <= self._config.temporal_window_hours + _SLACK
-            self._note("focal window", 1 - self._config.temporal_global_fraction, int(inside.sum()), len(plan))
+            self._note("focal window", 1 - self._config.temporal_global_fraction, inside.sum(), len(plan))
         self._groups[plan.group] += 1
         self._batches += 1
 
@@ -175,7 +181,7 @@ class Ledger:
         asked, config, size = self._asked, self._config, len(plan)
         targets = asked.of(plan.group)
         if plan.group:
-            self._note("leak", config.leaky, size - int((count * targets.own).sum()), size)
+            self._note("leak", config.leaky, size - (count * targets.own).sum(), size)
         if config.condition_balanced:
             by_condition = np.bincount(asked.condition_of, count, minlength=len(asked.conditions))
             # leaked samples of a condition that the experiment lacks can't count towards any of its own
@@ -184,10 +190,10 @@ class Ledger:
                 name = f"condition {asked.conditions[condition]}" + (f" in {plan.group}" if plan.group else "")
                 self._note(name, share * base, by_condition[condition], size)
 
-    def _note(self, name: str, asked: float, got: float, size: int) -> None:
+    def _note(self, name: str, asked: SupportsFloat, got: SupportsFloat, size: int) -> None:
         quota = self._quotas.setdefault(name, _Quota())
-        quota.asked.append(asked * size)
-        quota.got.append(got)
+        quota.asked.append(float(asked) * size)
+        quota.got.append(float(got))
         quota.size.append(size)
 
     def report(self, streaming: Mapping[str, float] | None = None) -> Report:
@@ -196,7 +202,7 @@ class Ledger:
         Parameters
         ----------
         streaming
-            Bytes of the epoch, which only the mixer knows: `bytes_read`, `bytes_stored`, `bytes_used`, `peak_bytes`.
+            From `traffic.account_traffic`.
         """
         frames: Counter[int] = Counter()
         hours: Counter[float] = Counter()
@@ -212,8 +218,16 @@ class Ledger:
             relaxed=dict(self._relaxed),
             tau_frames=dict(sorted(frames.items())),
             tau_hours=dict(sorted(hours.items())),
+            bytes_used=self._bytes_used(),
             streaming=dict(streaming or {}),
         )
+
+    def _bytes_used(self) -> int:
+        """Add up the patches that were drawn; every patch of a block is taken as equally large, JSON included."""
+        columns = self._index.columns
+        first = np.append(columns.clip_first[columns.block_first[:-1]], len(self._used))
+        used = np.diff(np.concatenate([[0], np.cumsum(self._used)])[first])
+        return int((columns.block_bytes * (used / np.maximum(np.diff(first), 1))).sum())
 
     def _experiments(self) -> tuple[BatchShare, ...]:
         if not self._config.experiment_aware:
