@@ -57,7 +57,13 @@ def plan_lanes(rng: np.random.Generator, batches: Int64[np.ndarray, " g"], activ
     group, length, lane_of = np.array(pieces, np.int64).reshape(-1, 3).T
     numbers = np.arange(len(group))
     order = _interleave(rng, [np.repeat(numbers[lane_of == k], length[lane_of == k]) for k in range(active)])
-    reach = np.array([[at[0], at[-1] + 1] for at in (np.flatnonzero(order == k) for k in numbers)])
+    # a segment is within reach until the next one of its lane begins
+    begin = np.array([np.flatnonzero(order == k)[0] for k in numbers])
+    reach = np.stack([begin, np.full(len(group), total)], axis=1)
+    for k in range(active):
+        own = numbers[lane_of == k]
+        reach[own[0], 0] = 0
+        reach[own[:-1], 1] = begin[own[1:]]
     return Lanes(group, length, order, reach)
 
 

@@ -10,23 +10,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Bool, Float64, Int64
 
 from dynaclr_wds.plan.config import SamplingConfig
 from dynaclr_wds.plan.index import PlanIndex, Stratum
 from dynaclr_wds.plan.lanes import Lanes, plan_lanes
 from dynaclr_wds.plan.leak import plan_leaks
+from dynaclr_wds.plan.quotas import largest_remainder
 from dynaclr_wds.plan.rng import Tag, make_generator
 from dynaclr_wds.plan.schedule import Group, plan_batch_counts, plan_groups, plan_schedule
 from dynaclr_wds.plan.stream import StreamEpoch, round_batches
 from dynaclr_wds.plan.streams import Part, plan_streams
 from dynaclr_wds.plan.window import WindowPool, plan_blocks, plan_queue, plan_stays
 
+_SAMPLE = 1 << 20  # anchors of a stratum to count lineages in; blocks are random samples, so the first will do
 _SPARE_LINEAGES = 1.25  # lineages within reach, over those that a batch takes of a stratum
 _SPARE_BLOCKS = 3  # beside those: one that comes, one that goes, one that a round reaches into
 _COMFORT = 2.0  # experiments share the window only as long as each has this times the least it needs
 _ROUND_SHARE = 0.25  # of the window, at most, that one round draws
-_SHRINK = 0.9
+_AHEAD = 2  # rounds that may be reading ahead at a time
+_FULL = 0.95  # of the window used is enough
+_TRIES = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,55 +81,54 @@ class Mixer:
         return self._parts[1]
 
     def open_epoch(self, epoch: int, stream: int) -> StreamEpoch:
-        """Lay out an epoch of one stream; the window shrinks until what is resident fits."""
+        """Lay out an epoch of one stream, with as much of the window used as fits."""
         own = self.parts(epoch)[stream]
         sizes = np.array([len(p.anchors) for p in own])
         groups = plan_groups(self.index.strata, sizes, self.config)
         batches = _fit_batches(plan_batch_counts(groups, sizes, self.config), groups, sizes, self.batches, self.config)
         rng = make_generator(Tag.BATCH_ORDER, self.config.seed, epoch, stream)
-        lanes = plan_lanes(rng, batches, self.active)
-        pieces = plan_pieces(self.index.strata, groups, lanes, own)
-        budget = self.share_bytes / min(self.active, len(groups))
-        while True:
-            opened = self._lay_out((epoch, stream), lanes, pieces, budget)
-            assert opened.blocks is not None
-            if opened.blocks.peak_bytes <= self.share_bytes:
-                return opened
-            budget *= _SHRINK * min(1.0, self.share_bytes / opened.blocks.peak_bytes + 0.1)
-            if budget < self._needs.block_bytes.min():
-                raise ValueError(
-                    f"window: {opened.blocks.peak_bytes * self.num_streams:,} bytes are resident at a time with the "
-                    f"least that a round needs, but the window is {self.share_bytes * self.num_streams:,}. "
-                    f"Give window={opened.blocks.peak_bytes * self.num_streams:,}, or fewer num_streams."
-                )
+        pieces = plan_pieces(self.index.strata, groups, plan_lanes(rng, batches, self.active))
+        budget, best, most = self.share_bytes / min(self.active, len(groups)), None, 0
+        for _ in range(_TRIES):
+            opened = self._lay_out((epoch, stream), pieces, own, budget)
+            peak = opened.blocks.peak_bytes if opened.blocks else 0
+            use = peak / self.share_bytes
+            if use <= 1 and peak > most:
+                best, most = opened, peak
+            if _FULL <= use <= 1 or (use <= 1 and not pieces.parted):
+                break
+            budget *= _FULL / use if use > 1 else min(_FULL / use, 2.0) ** 0.5
+        if best is None:
+            raise ValueError(
+                f"window={self.share_bytes * self.num_streams:,} bytes: the rounds of a stream need "
+                f"{peak:,} at a time, its share is {self.share_bytes:,}. "
+                f"Give window={peak * self.num_streams:,}, or fewer num_streams."
+            )
+        return best
 
-    def _lay_out(self, key: tuple[int, int], lanes: Lanes, pieces: Pieces, budget: float) -> StreamEpoch:
-        config, index = self.config, self.index
-        windows = np.ones(len(pieces.parts), np.int64)
-        rounds = round_batches(index, config)
-        for segment in pieces.groups:
-            windows[segment.strata] = np.maximum(_split_window(segment, pieces, self._needs, budget), 1)
-            drawn = segment.share * config.batch_size
-            held = windows[segment.strata] * self._needs.block_anchors[pieces.origin[segment.strata]]
-            open_ = windows[segment.strata] < [len(pieces.parts[s].blocks) for s in segment.strata]
-            if open_.any():
-                rounds = min(rounds, max(int((_ROUND_SHARE * held / drawn)[open_].min()), 1))
-        sizes = np.array([len(p.anchors) for p in pieces.parts])
-        leaks = plan_leaks(pieces.groups, lanes.order, lanes.reach, sizes, config)
-        schedule = plan_schedule(tuple(pieces.groups), lanes.order, leaks, config, rounds)
+    def _lay_out(self, key: tuple[int, int], pieces: Pieces, own: list[Part], budget: float) -> StreamEpoch:
+        """Lay out an epoch with `budget` bytes for each experiment that is within reach."""
+        config, needs = self.config, self._needs
+        windows = np.concatenate([_split_window(g, pieces, needs, budget) for g in pieces.groups])
+        shares = np.concatenate([g.share for g in pieces.groups])
+        drawn = shares * config.batch_size / needs.block_anchors[pieces.origin]  # blocks' worth, per batch
+        whole = windows >= needs.blocks[pieces.origin]
+        rounds = round_batches(self.index, config)
+        if not whole.all():
+            rounds = int(np.clip((_ROUND_SHARE * windows / drawn)[~whole].min(), 1, rounds))
+        sizes = np.array([len(own[s].anchors) for s in pieces.origin])
+        leaks = plan_leaks(pieces.groups, pieces.lanes.order, pieces.lanes.reach, sizes, config)
+        schedule = plan_schedule(tuple(pieces.groups), pieces.lanes.order, leaks, config, rounds)
+        parts = deal_pieces(pieces, own, schedule.draws)
         queues, stays = [], []
-        for s, part in enumerate(pieces.parts):
-            anchors = max(self._needs.block_anchors[pieces.origin[s]], 1.0)
-            mine = next(g for g in pieces.groups if s in g.strata)
-            # a round reaches ahead, and those of the others that take a leak from it do too
-            ahead = 2 * rounds * float(mine.share[list(mine.strata).index(s)]) * config.batch_size / anchors
-            whole = windows[s] >= len(part.blocks)
-            window = int(windows[s]) if whole else max(int(windows[s] - ahead - 2), 1)
+        for s, part in enumerate(parts):
+            # a round reaches ahead, and those of other experiments that take a leak do too
+            window = int(windows[s]) if whole[s] else max(int(windows[s] - _AHEAD * rounds * drawn[s] - 2), 1)
             rng = make_generator(Tag.BLOCKS, config.seed, *key, s)
-            queues.append(plan_queue(rng, index, part, int(schedule.draws[s]), window))
+            queues.append(plan_queue(rng, self.index, part, int(schedule.draws[s]), window))
             stays.append(plan_stays(queues[-1], s, schedule))
-        blocks = plan_blocks(index, queues, stays, len(lanes.order))
-        return StreamEpoch(WindowPool(index, pieces.strata, queues, stays, schedule), schedule, blocks)
+        blocks = plan_blocks(self.index, queues, stays, len(pieces.lanes.order))
+        return StreamEpoch(WindowPool(self.index, pieces.strata, queues, stays, schedule), schedule, blocks)
 
 
 class MixerStream:
@@ -146,68 +149,90 @@ class MixerStream:
 
 @dataclass(frozen=True, slots=True)
 class Pieces:
-    """The strata of the schedule: one for each segment and stratum of its group, with what it draws from."""
+    """The strata of the schedule: one for each segment and stratum of its group."""
 
     groups: list[Group]
-    """One per segment; `strata` counts the pieces."""
-    parts: list[Part]
+    """One per segment; `strata` counts the pieces, all of a segment together."""
+    lanes: Lanes
     strata: tuple[Stratum, ...]
     origin: Int64[np.ndarray, " s"]
     """Stratum of the set."""
 
+    @property
+    def parted(self) -> bool:
+        """Whether experiments take turns."""
+        return bool((self.lanes.reach[:, 1] - self.lanes.reach[:, 0] < len(self.lanes.order)).any())
 
-def plan_pieces(strata: tuple[Stratum, ...], groups: tuple[Group, ...], lanes: Lanes, own: list[Part]) -> Pieces:
-    """Give each segment blocks of its own, in proportion to its batches."""
-    origin: list[int] = []
-    parts, members = [], []
-    for k, g in enumerate(lanes.group):
-        same = np.flatnonzero(lanes.group == g)
-        edge = np.concatenate([[0], np.cumsum(lanes.batches[same])]) / lanes.batches[same].sum()
-        place = int(np.searchsorted(same, k))
-        members.append(np.arange(len(origin), len(origin) + len(groups[g].strata)))
-        for s in groups[g].strata:
-            blocks = len(own[s].blocks)
-            low, high = int(np.floor(edge[place] * blocks)), int(np.ceil(edge[place + 1] * blocks))
-            if len(same) > 1 and place and high - low > 1 and edge[place] * blocks != low:
-                low += 1
-            parts.append(own[s].take(np.arange(low, high)))
-            origin.append(int(s))
+
+def plan_pieces(strata: tuple[Stratum, ...], groups: tuple[Group, ...], lanes: Lanes) -> Pieces:
+    """Give each segment strata of its own."""
+    origin = np.concatenate([groups[g].strata for g in lanes.group])
     named = tuple(strata[s] for s in origin)
-    out = []
-    for g, at in zip(lanes.group, members, strict=True):
-        group = groups[g]
-        balanced = (group.partner >= 0).any()
-        conditions = [named[i].condition for i in at] if balanced else []
+    out, first = [], 0
+    for group in (groups[g] for g in lanes.group):
+        at = np.arange(first, first + len(group.strata))
+        first += len(at)
+        conditions = [named[i].condition for i in at] if (group.partner >= 0).any() else []
         partner = [conditions.index(s.condition) if s.condition in conditions else -1 for s in named]
         out.append(Group(name=group.name, strata=at, share=group.share, partner=np.array(partner, np.int64)))
-    return Pieces(out, parts, named, np.array(origin, np.int64))
+    return Pieces(out, lanes, named, origin)
+
+
+def deal_pieces(pieces: Pieces, own: list[Part], draws: Int64[np.ndarray, " s"]) -> list[Part]:
+    """Split each stratum of a stream between its pieces: what each draws, or in proportion where all draw more."""
+    out: list[Part | None] = [None] * len(pieces.origin)
+    for s in np.unique(pieces.origin):
+        at = np.flatnonzero(pieces.origin == s)
+        size, want = len(own[s].anchors), draws[at]
+        if len(at) > 1 and want.sum() > size:
+            want = np.maximum(largest_remainder(size, want), 1)
+        edge = np.minimum(np.concatenate([[0], np.cumsum(want)]), size)
+        for place, piece in enumerate(at):
+            # a piece that nothing is left for shares the last anchors; one alone has them all
+            low, high = (0, size) if len(at) == 1 else (min(edge[place], size - 1), max(edge[place + 1], 1))
+            out[piece] = own[s].cut(int(low), int(high))
+    return [p for p in out if p is not None]
 
 
 def plan_needs(index: PlanIndex, groups: tuple[Group, ...], config: SamplingConfig, num_streams: int) -> Needs:
-    """Measure the blocks of each stratum, and count those that a batch needs."""
+    """Measure the blocks of each stratum, and count those that hold what a batch takes of it."""
     strata = len(index.strata)
-    size, anchors, blocks, least = (
-        np.ones(strata),
-        np.ones(strata),
-        np.ones(strata, np.int64),
-        np.ones(strata, np.int64),
-    )
-    share = np.zeros(strata)
+    size, anchors, share = np.ones(strata), np.ones(strata), np.zeros(strata)
+    blocks, least = np.ones(strata, np.int64), np.ones(strata, np.int64)
     for group in groups:
         share[group.strata] = group.share
     for s in range(strata):
         at = np.arange(index.first[s], index.first[s + 1])
         found = np.unique(index.block(at))
-        # lineages of a block, from the first few: blocks are random samples of their stratum
-        some = at[np.isin(index.block(at[: 1 << 16]), found[:4])] if len(at) <= 1 << 16 else at[: 1 << 16]
-        pairs = np.unique(np.stack([index.block(some), index.lineage(some)]), axis=1)
-        lineages = pairs.shape[1] / len(np.unique(pairs[0]))
         size[s] = float(index.columns.block_bytes[found].max())
         anchors[s] = len(at) / len(found)
         blocks[s] = max(-(-len(found) // num_streams), 1)
-        need = np.ceil(_SPARE_LINEAGES * share[s] * config.batch_size / lineages) + _SPARE_BLOCKS
-        least[s] = min(blocks[s], int(need))
+        some = at[: _SAMPLE // num_streams + 1]
+        need = _blocks_needed(index, some, share[s] * config.batch_size, np.ones(len(some), bool))
+        if config.temporal_enrichment:
+            hpi = index.hpi(some)
+            focal = (1 - config.temporal_global_fraction) * share[s] * config.batch_size
+            near = np.abs(hpi - np.median(hpi)) <= config.temporal_window_hours
+            need = max(need, _blocks_needed(index, some, focal, near))
+        least[s] = min(blocks[s], need + _SPARE_BLOCKS)
     return Needs(size, anchors, blocks, least)
+
+
+def _blocks_needed(
+    index: PlanIndex, anchors: Int64[np.ndarray, " n"], lineages: float, usable: Bool[np.ndarray, " n"]
+) -> int:
+    """Count the blocks that together hold so many different lineages, if blocks are random samples.
+
+    k blocks with λ lineages each, out of L, hold L (1 − (1 − λ/L)^k) different ones.
+    """
+    kept = anchors[usable]
+    found = len(np.unique(index.block(anchors)))
+    total = len(np.unique(index.lineage(kept)))
+    pairs = np.unique(np.stack([index.block(kept), index.lineage(kept)]).astype(np.int64), axis=1).shape[1]
+    each, wanted = pairs / found, _SPARE_LINEAGES * lineages
+    if wanted >= total or each >= total:
+        return found if wanted >= total else 1
+    return int(np.ceil(np.log1p(-wanted / total) / np.log1p(-each / total)))
 
 
 def plan_active(groups: tuple[Group, ...], needs: Needs, share_bytes: int, num_streams: int) -> int:
@@ -249,13 +274,13 @@ def _fit_batches(
 def _split_window(group: Group, pieces: Pieces, needs: Needs, budget: float) -> Int64[np.ndarray, " g"]:
     """Split a lane's bytes between the strata of its segment: as they are drawn from, up to what each has.
 
-    Returns blocks.
+    Returns blocks, at least one each.
     """
-    size = needs.block_bytes[pieces.origin[group.strata]]
-    have = np.array([len(pieces.parts[s].blocks) for s in group.strata]) * size
+    origin = pieces.origin[group.strata]
+    size, have = needs.block_bytes[origin], needs.blocks[origin] * needs.block_bytes[origin]
     out, open_ = np.zeros(len(have)), np.ones(len(have), bool)
     while open_.any():
-        weight = (group.share / np.maximum(needs.block_anchors[pieces.origin[group.strata]], 1) * size) * open_
+        weight = group.share / needs.block_anchors[origin] * size * open_
         grant = (budget - out[~open_].sum()) * weight / weight.sum()
         full = open_ & (grant >= have)
         if not full.any():
@@ -263,4 +288,4 @@ def _split_window(group: Group, pieces: Pieces, needs: Needs, budget: float) -> 
             break
         out[full] = have[full]
         open_ &= ~full
-    return np.floor(out / size + 1e-9).astype(np.int64)
+    return np.maximum(np.floor(out / size + 1e-9), 1).astype(np.int64)

@@ -33,6 +33,12 @@ class Part:
         anchors = np.concatenate(pieces) if pieces else self.anchors[:0]
         return Part(self.blocks[at], anchors, np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
 
+    def cut(self, begin: int, end: int) -> Part:
+        """Keep the anchors `begin … end`; a block that is cut stays in both halves."""
+        low, high = np.searchsorted(self.first, [begin, end - 1], "right") - 1
+        first = np.clip(self.first[low : high + 2], begin, end) - begin
+        return Part(self.blocks[low : high + 1], self.anchors[begin:end], first)
+
 
 def make_part(index: PlanIndex, anchors: Integer[np.ndarray, " n"]) -> Part:
     """Group ascending anchors by block."""

@@ -73,16 +73,18 @@ def plan_queue(rng: np.random.Generator, index: PlanIndex, part: Part, draws: in
 
 
 def _stay(visits: int, window: int) -> tuple[Float64[np.ndarray, " v"], Float64[np.ndarray, " v"]]:
-    """When each of a row of visits begins and how long it stays, so that `window` are always within reach.
+    """When each of a row of visits begins and how long it stays, so that never more than `window` are within reach.
 
-    One comes and one goes per unit of time; the first and the last `window` stay for 1, 2, … units, so that the
-    window is full from the first moment to the last.
+    One comes as one goes, per unit of time, and stays for w = `window` units. The first w are there from the
+    beginning and the last w until the end; for μ = w / (e − 1) units none of them goes, which makes draws as dense
+    there as in between (the density is Σ 1/stay ≈ ln((μ + w)/μ) = 1) and no stay much shorter than the others.
     """
-    window = min(window, visits)
-    v = np.arange(visits)
-    begin = np.maximum(v - window + 1, 0)
-    end = np.minimum(v + 1, visits - window + 1)
-    return begin.astype(np.float64), (end - begin).astype(np.float64)
+    if visits <= window:
+        return np.zeros(visits), np.ones(visits)
+    v, mu = np.arange(visits), window / (np.e - 1)
+    begin = np.where(v < window, 0.0, mu + v - window + 1)
+    end = np.where(v < visits - window, mu + v + 1, visits - window + 2 * mu)
+    return begin, end - begin
 
 
 def plan_stays(queue: Queue, stratum: int, schedule: Schedule) -> Stays:
