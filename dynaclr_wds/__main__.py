@@ -10,7 +10,9 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-COMMANDS: dict[str, tuple[str, str]] = {}
+COMMANDS: dict[str, tuple[str, str]] = {
+    "shuffle": ("dynaclr_wds.shuffle", "Show how well batches would be mixed, without reading a pixel."),
+}
 """Name → (module with `main(argv: Sequence[str]) -> int`, one line of help)."""
 
 DESCRIPTION = """Train on shards of live cells and embed them.
