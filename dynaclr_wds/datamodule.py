@@ -240,12 +240,7 @@ class MultiExperimentDataModule(LightningDataModule):
         if self._state is not None:
             sampler.load_state_dict(self._state)
             self._state = None
-        loader = ThreadDataLoader(
-            dataset,
-            batch_sampler=sampler,
-            num_workers=self.num_workers,
-            pin_memory=dataset.pinned,  # type: ignore[arg-type]
-        )
+        loader = ThreadDataLoader(dataset, batch_sampler=sampler, num_workers=self.num_workers)
         if self.trainer is not None and len(loader) != sampler.global_batches // sampler.world_size:
             # after a restart with another world size this epoch has another length than the next ones
             self.trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
@@ -281,8 +276,8 @@ class MultiExperimentDataModule(LightningDataModule):
         world = detect_world(trainer)
         if trainer is not None and world.size > 1 and trainer._accelerator_connector.use_distributed_sampler:
             raise ValueError(
-                "Trainer(use_distributed_sampler=True) would deal the batches out a second time; the sampler here knows "
-                f"its rank and the world size of {world.size}. Pass Trainer(use_distributed_sampler=False)."
+                "Trainer(use_distributed_sampler=True) would deal the batches out a second time; the sampler here "
+                f"knows its rank and the world size of {world.size}. Pass Trainer(use_distributed_sampler=False)."
             )
         return world
 

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Shaped
+from jaxtyping import Bool, Int64, Shaped
 
 from dynaclr_wds import contract
 from dynaclr_wds.contract import FormatError, Manifest
@@ -62,6 +62,12 @@ class ShardSet:
     def experiments(self) -> tuple[str, ...]:
         """Names, in the order of the build."""
         return tuple(e.name for e in self.manifest.experiments)
+
+    @cached_property
+    def fov_experiment(self) -> Int64[np.ndarray, " f"]:
+        """Experiment of each FOV, as its place in `experiments`."""
+        number = {name: place for place, name in enumerate(self.experiments)}
+        return np.array([number[fov.experiment] for fov in self.manifest.fovs], np.int64)
 
     @cached_property
     def columns(self) -> PlanColumns:

@@ -6,8 +6,8 @@ the last tensor that looks at it is gone, so nobody has to say when he is done w
 
 from __future__ import annotations
 
-import threading
 import weakref
+from collections import deque
 from math import prod
 
 import numpy as np
@@ -32,8 +32,8 @@ class BufferPool:
     def __init__(self, *, pinned: bool = False, keep: int = 16) -> None:
         self._pinned = pinned
         self._keep = keep
-        self._free: dict[int, list[Shaped[np.ndarray, " n"]]] = {}
-        self._lock = threading.Lock()
+        # no lock: a buffer may come back in the middle of anything, when the garbage collector runs
+        self._free: dict[int, deque[Shaped[np.ndarray, " n"]]] = {}
 
     def take(self, shape: tuple[int, ...], dtype: DTypeLike) -> tuple[Shaped[np.ndarray, "*shape"], Tensor]:
         """Return uninitialised memory as an array and as a tensor over it."""
@@ -43,15 +43,11 @@ class BufferPool:
             raw = torch.empty(size, dtype=torch.uint8, pin_memory=True)
             array = raw.numpy().view(dtype).reshape(shape)
             return array, raw.view(torch.from_numpy(np.empty(0, dtype)).dtype).reshape(shape)
-        with self._lock:
-            free = self._free.setdefault(size, [])
-            buffer = free.pop() if free else np.empty(size, np.uint8)
+        free = self._free.setdefault(size, deque(maxlen=self._keep))
+        try:
+            buffer = free.pop()
+        except IndexError:
+            buffer = np.empty(size, np.uint8)
         array = buffer.view(dtype).reshape(shape)
-        weakref.finalize(array, self._give_back, buffer).atexit = False
+        weakref.finalize(array, free.append, buffer).atexit = False
         return array, torch.from_numpy(array)
-
-    def _give_back(self, buffer: Shaped[np.ndarray, " n"]) -> None:
-        with self._lock:
-            free = self._free[buffer.nbytes]
-            if len(free) < self._keep:
-                free.append(buffer)

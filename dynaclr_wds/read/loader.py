@@ -40,7 +40,8 @@ class ThreadDataLoader(DataLoader[dict[str, Any]]):
     Notes
     -----
     Batches come in the sampler's order whatever the threads do. An exception in a thread is raised here, with
-    a note that says which batch it was. Leaving the loop early, or Ctrl-C, stops the threads.
+    a note that says which batch it was. Leaving the loop early, or Ctrl-C, stops the threads. Page-locked memory is
+    the dataset's business (`MultiExperimentTripletDataset(pinned=True)`), which reads into it: `pin_memory` does nothing.
     """
 
     def __init__(
@@ -57,7 +58,9 @@ class ThreadDataLoader(DataLoader[dict[str, Any]]):
         if prefetch_factor < 1:
             raise ValueError(f"prefetch_factor={prefetch_factor} must be >= 1.")
         super().__init__(dataset, num_workers=0, collate_fn=collate_fn, **kwargs)
+        # as given, under the names of the arguments: Lightning makes loaders anew from them
         self.num_workers = num_workers
+        self.prefetch_factor = prefetch_factor
         self.ahead = num_workers * prefetch_factor
 
     @property

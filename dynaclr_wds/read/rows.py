@@ -38,7 +38,7 @@ class RowDicts:
     def _describe(self, observation: int) -> dict[str, Any]:
         arrays, manifest = self._shards.arrays, self._shards.manifest
         fov = manifest.fovs[int(arrays["obs_fov"][observation])]
-        experiment = next(e for e in manifest.experiments if e.name == fov.experiment)
+        experiment = manifest.experiments[int(self._shards.fov_experiment[arrays["obs_fov"][observation]])]
         row = {name: arrays[f"obs_{name}"][observation].item() for name in _COLUMNS}
         return {
             "experiment": fov.experiment,

@@ -1,0 +1,99 @@
+"""What tests of the online half share: one small collection, written by tensorstore, built to shards once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from dynaclr_wds.shardset import ShardSet
+from etl.build_shards import build_shards
+from etl.experiments import parse_build_config
+from tests.plates import random_tracks, write_experiments, write_plate, write_tracks
+
+FOVS = ("A/1/0", "A/1/1", "B/2/0")
+SHAPE = (10, 2, 3, 48, 48)
+
+
+def write_collection(root: Path, dtypes: Sequence[str], channels: int = 2, seed: int = 0) -> Path:
+    """Write one experiment per dtype; return the path of experiments.yaml.
+
+    Experiments are `e0`, `e1`, …, alternately OME-Zarr 0.4 with channels (Phase, GFP) and 0.5, sharded, with the
+    channels the other way round; wells A/1 `control`, B/2 `infected`; 3 slices; 30 minutes a frame; patches 16 x 16.
+    """
+    entries = []
+    shape = (SHAPE[0], channels, *SHAPE[2:])
+    for number, dtype in enumerate(dtypes):
+        name, odd = f"e{number}", number % 2 == 1
+        names = ["Phase", "GFP"][:channels][:: -1 if odd else 1]
+        rng = np.random.default_rng([23, seed, number])
+        write_plate(
+            root / name / "plate.zarr",
+            version="0.5" if odd else "0.4",
+            fovs=FOVS,
+            shape=shape,
+            dtype=dtype,
+            channel_names=names,
+            shards=(2, *shape[1:]) if odd else None,
+            seed=100 * seed + number,
+        )
+        for fov in FOVS:
+            rows = random_tracks(rng, frames=shape[0], height=shape[3], width=shape[4], lineages=6)
+            write_tracks(root / name / "tracks", fov, rows)
+        entries.append(
+            {
+                "name": name,
+                "data_path": f"{name}/plate.zarr",
+                "tracks_path": f"{name}/tracks",
+                "channel_names": names,
+                "source_channel": ["Phase", "GFP"][:channels],
+                "condition_wells": {"control": ["A/1"], "infected": ["B/2"]},
+                "interval_minutes": 30.0,
+                "start_hpi": float(number),
+            }
+        )
+    options = {"yx_patch_size": [16, 16], "tau_range_hours": [0.5, 1.5], "shard_bytes": 1 << 20, "block_bytes": 1 << 17}
+    return write_experiments(root / "experiments.yaml", entries, **options)
+
+
+def build(collection: Path, out: Path, **options: object) -> Path:
+    """Build shards; return their folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)  # most of a tiny build's time, and only for power cuts
+        build_shards(parse_build_config(collection, options), out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """experiments.yaml of four experiments; pixels of three are uint16, of `e1` float32."""
+    return write_collection(tmp_path_factory.mktemp("online"), ("uint16", "float32", "uint16", "uint16"))
+
+
+@pytest.fixture(scope="session")
+def shards(collection: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of `collection`. Read only."""
+    return build(collection, tmp_path_factory.mktemp("online_shards") / "shards")
+
+
+@pytest.fixture(scope="session")
+def single_channel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of two experiments with one channel, uint16. Read only."""
+    root = tmp_path_factory.mktemp("single")
+    return build(write_collection(root, ("uint16", "uint16"), channels=1), root / "shards")
+
+
+@pytest.fixture
+def shard_set(shards: Path) -> ShardSet:
+    """`shards`, opened."""
+    return ShardSet.open(shards)
+
+
+@pytest.fixture
+def experiments(collection: Path) -> dict[str, dict[str, object]]:
+    """Entries of experiments.yaml by name."""
+    return {entry["name"]: entry for entry in yaml.safe_load(collection.read_text())["experiments"]}
