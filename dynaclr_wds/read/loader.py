@@ -14,7 +14,15 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
+from dynaclr_wds.plan.batches import BatchPlan
 from dynaclr_wds.plan.sampler import FlexibleBatchSampler
+
+
+def _describe(plan: Any) -> str:
+    """Name what the batch sampler yielded."""
+    if isinstance(plan, BatchPlan):
+        return f"batch {plan.number} of the epoch"
+    return f"samples {plan[0]} to {plan[-1]} in sequence"
 
 
 def _identity(batch: Any) -> Any:
@@ -41,7 +49,7 @@ class ThreadDataLoader(DataLoader[dict[str, Any]]):
     -----
     Batches come in the sampler's order whatever the threads do. An exception in a thread is raised here, with
     a note that says which batch it was. Leaving the loop early, or Ctrl-C, stops the threads. Page-locked memory is
-    the dataset's business (`MultiExperimentTripletDataset(pinned=True)`), which reads into it: `pin_memory` does nothing.
+    the dataset's business (`MultiExperimentTripletDataset(pinned=True)`), so `pin_memory` does nothing here.
     """
 
     def __init__(
@@ -96,7 +104,7 @@ class ThreadDataLoader(DataLoader[dict[str, Any]]):
         try:
             return self.collate_fn(self.dataset.__getitems__(plan))  # type: ignore[attr-defined]
         except Exception as error:
-            error.add_note(f"while reading {getattr(plan, 'number', 'a batch of sequential samples')!r} of the epoch")
+            error.add_note(f"while reading {_describe(plan)}")
             raise
 
     def _read_here(self) -> Generator[Any, None, None]:

@@ -1,0 +1,295 @@
+"""Laws of reading: pixels are the plate's, identities the index's, buffers are never shared, bad files are named."""
+
+import gc
+import shutil
+import weakref
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import tensorstore as ts
+import torch
+
+from dynaclr_wds.contract import FormatError
+from dynaclr_wds.datamodule import MultiExperimentDataModule
+from dynaclr_wds.plan.batches import BatchPlan
+from dynaclr_wds.read.buffers import BufferPool
+from dynaclr_wds.read.dataset import MultiExperimentTripletDataset, list_observations
+from dynaclr_wds.read.patches import PatchReader, plan_crop
+from dynaclr_wds.read.rows import RowDicts
+from dynaclr_wds.shardset import ShardSet
+
+WHOLE = (None, None)
+
+
+def dataset(shards: ShardSet, *crop, **options) -> MultiExperimentTripletDataset:
+    return MultiExperimentTripletDataset(shards, plan_crop(shards, *(crop or WHOLE)), **options)
+
+
+def pairs(*rows: int) -> BatchPlan:
+    """A batch whose positives are its anchors, the other way round."""
+    anchor = np.array(rows, np.int64)
+    return BatchPlan(number=0, anchor=anchor, positive=anchor[::-1].copy())
+
+
+@pytest.fixture
+def copied(shards: Path, tmp_path: Path) -> Path:
+    """A copy of the shards that a test may damage."""
+    return Path(shutil.copytree(shards, tmp_path / "shards"))
+
+
+class Plates:
+    """Pixels of the collection by tensorstore: a library that the reader does not use."""
+
+    def __init__(self, root: Path, experiments: dict) -> None:
+        self.root = root
+        self.experiments = experiments
+        self.read: dict[tuple[str, str], np.ndarray] = {}
+
+    def patch(self, experiment: str, fov: str, t: int, y: int, x: int) -> np.ndarray:
+        """16 x 16 around a clamped centre, channels as stored: (Phase, GFP)."""
+        entry = self.experiments[experiment]
+        if (experiment, fov) not in self.read:
+            path = self.root / entry["data_path"] / fov / "0"
+            driver = "zarr3" if (path / "zarr.json").exists() else "zarr"
+            store = ts.open({"driver": driver, "kvstore": {"driver": "file", "path": str(path)}}).result()
+            self.read[experiment, fov] = store.read().result()
+        order = [entry["channel_names"].index(name) for name in ("Phase", "GFP")]
+        return self.read[experiment, fov][t][order][:, :, y - 8 : y + 8, x - 8 : x + 8]
+
+
+def test_patches_of_batches_equal_slices_of_the_plates(collection, shards, experiments):
+    plates = Plates(collection.parent, experiments)
+    table = pq.read_table(shards / "index/observations.parquet").to_pylist()
+    data = MultiExperimentDataModule(shards=str(shards), batch_size=8, tau_range=(0.5, 1.5), val_experiments=["e3"])
+    data.setup("fit")
+    seen = set()
+    for batch in data.train_dataloader():
+        for key in ("anchor", "positive"):
+            assert batch[key].dtype == torch.float32  # uint16 and float32 in one set
+            for patch, meta in zip(batch[key].numpy(), batch[f"{key}_meta"], strict=True):
+                row = table[meta["observation"]]
+                expected = plates.patch(row["experiment"], row["fov_name"], row["t"], row["y_clamp"], row["x_clamp"])
+                np.testing.assert_array_equal(patch, expected.astype(np.float32))
+                seen.add(row["experiment"])
+    assert seen == {"e0", "e1", "e2"}
+    assert experiments["e0"]["channel_names"] != experiments["e1"]["channel_names"]
+
+
+def test_a_set_of_one_dtype_keeps_it(single_channel):
+    shards = ShardSet.open(single_channel)
+    batch = dataset(shards).__getitems__(pairs(0, 3, 5))
+    assert batch["anchor"].dtype == torch.uint16
+    raw = (single_channel / shards.manifest.shards[0].path).read_bytes()
+    begin = int(shards.arrays["patch_offset"][3])
+    stored = np.frombuffer(raw[begin : begin + 2 * 3 * 16 * 16], "<u2").reshape(1, 3, 16, 16)
+    np.testing.assert_array_equal(batch["anchor"][1].numpy(), stored)
+
+
+def test_metadata_and_statistics_are_those_of_the_index(shards, shard_set):
+    table = pq.read_table(shards / "index/observations.parquet").to_pylist()
+    stats = pq.read_table(shards / "index/stats.parquet").to_pylist()
+    by_key = {(s["level"], s["experiment"], s["fov_name"], s["t"], s["channel"]): s for s in stats}
+    rows = np.arange(0, len(shard_set.arrays["patch_obs"]), 7)
+    batch = dataset(shard_set).__getitems__(BatchPlan(number=0, anchor=rows, positive=rows))
+    assert len(batch["anchor_meta"]) == len(rows)
+    for place, meta in enumerate(batch["anchor_meta"]):
+        row = table[meta["observation"]]
+        for name in (
+            "experiment",
+            "condition",
+            "well",
+            "fov_name",
+            "global_track_id",
+            "track_id",
+            "t",
+            "hpi",
+            "y",
+            "x",
+        ):
+            assert meta[name] == row[name], name
+        assert (meta["id"], meta["parent_id"], meta["parent_track_id"]) == (-1, -1, row["parent_track_id"])
+        assert repr(meta) == repr(batch["anchor_meta"][place])
+        where = {"timepoint": (row["fov_name"], row["t"]), "fov": (row["fov_name"], None), "dataset": (None, None)}
+        for level, (fov, t) in where.items():
+            for c, channel in enumerate(("Phase", "GFP")):
+                expected = by_key[level, row["experiment"], fov, t, channel]
+                found = batch["anchor_norm_meta"][level][place, c].tolist()
+                assert found == [expected[k] for k in ("mean", "std", "median", "iqr", "p1", "p99", "min", "max")]
+
+
+def test_metadata_is_made_when_it_is_looked_at(shard_set):
+    rows = RowDicts(shard_set, np.array([4, 2]))
+    assert repr(rows) == "RowDicts(2 observations)"
+    assert [row["observation"] for row in rows] == [4, 2]
+    assert type(rows[0]["t"]) is int
+    assert type(rows[0]["y"]) is float
+
+
+def test_a_table_is_read_by_number(shard_set):
+    table = list_observations(shard_set, ["e1"])
+    data = dataset(shard_set, table=table)
+    assert len(data) == len(table)
+    batch = data[5]
+    assert batch["anchor"].shape == (1, 2, 3, 16, 16)
+    assert batch["index"][0]["experiment"] == "e1"
+    assert torch.equal(data.__getitems__([4, 5])["anchor"][1], batch["anchor"][0])
+    halves = [data.share(rank, 2).table.anchor.tolist() for rank in range(2)]
+    assert halves == [table.anchor[0::2].tolist(), table.anchor[1::2].tolist()]
+
+
+def test_without_a_table_there_are_no_numbers(shard_set):
+    with pytest.raises(TypeError, match="read by plan, not by number; iterate over its batch sampler"):
+        len(dataset(shard_set))
+    with pytest.raises(TypeError, match="no table of samples to take numbers"):
+        dataset(shard_set)[0]
+
+
+def address(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def test_a_buffer_is_used_again_once_its_batch_is_dropped(shard_set):
+    data = dataset(shard_set)
+    batch = data.__getitems__(pairs(0, 1))
+    used = {address(batch["anchor"]), address(batch["positive"])}
+    del batch
+    batch = data.__getitems__(pairs(2, 3))
+    assert {address(batch["anchor"]), address(batch["positive"])} == used
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        lambda x: x,
+        lambda x: x[2, 0],
+        lambda x: x.numpy(),
+        lambda x: x.numpy()[:, :1],
+        lambda x: np.asarray(x.detach()).view(np.uint8),
+        lambda x: memoryview(x.numpy()),
+        lambda x: torch.as_strided(x, (4,), (1,)),
+    ],
+    ids=["tensor", "view", "array", "view of array", "detached", "memoryview", "strided"],
+)
+def test_no_buffer_is_used_again_while_anything_looks_at_it(look):
+    pool = BufferPool()
+    view = look(pool.take((4, 1, 1, 4, 4), np.float32)[1])
+    gc.collect()
+    kept = np.asarray(view).copy()
+    for _ in range(3):
+        array, tensor = pool.take((4, 1, 1, 4, 4), np.float32)
+        array[...] = 7
+        del array, tensor
+    array, _ = pool.take((4, 1, 1, 4, 4), np.float32)
+    assert not np.shares_memory(np.asarray(view), array)
+    np.testing.assert_array_equal(np.asarray(view), kept)
+
+
+def test_a_pool_keeps_few_idle_buffers():
+    pool = BufferPool(keep=2)
+    taken = [pool.take((8,), np.uint8) for _ in range(5)]
+    arrays = [weakref.ref(array.base) for array, _ in taken]
+    del taken
+    gc.collect()
+    assert sum(ref() is not None for ref in arrays) == 2
+
+
+def test_a_buffer_may_come_back_while_another_is_taken():
+    """The collector runs whenever it likes, so also inside `take`: nothing may wait for itself."""
+    pool = BufferPool()
+
+    class Cycle:
+        pass
+
+    threshold = gc.get_threshold()
+    gc.set_threshold(1)
+    try:
+        for size in range(1, 200):
+            cycle = Cycle()
+            cycle.itself, cycle.tensor = cycle, pool.take((size % 7 + 1,), np.uint8)
+            del cycle
+    finally:
+        gc.set_threshold(*threshold)
+
+
+def test_opening_names_what_is_not_there(copied):
+    with pytest.raises(FileNotFoundError, match=r"there is no manifest.json. Build the shards with"):
+        ShardSet.open(copied / "e0")
+    shard = next(copied.glob("e1/*.tar"))
+    size = shard.stat().st_size
+    with shard.open("r+b") as file:
+        file.truncate(size - 512)
+    with pytest.raises(
+        FormatError, match=rf"{shard.name}: has {size - 512:,} bytes, the manifest says {size:,}. Copy it"
+    ):
+        ShardSet.open(copied)
+    shard.unlink()
+    with pytest.raises(FormatError, match=rf"{shard.name}: is missing, though the manifest lists it. Restore it"):
+        ShardSet.open(copied)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", r"manifest.json: is not JSON"),
+        ("{}", r"manifest.json: is not the manifest of a dynaclr-wds shard set"),
+        ('{"format": "dynaclr-wds", "version": 99}', r"version=99, but this release reads version 1"),
+        ('{"format": "dynaclr-wds", "version": 1}', r"incomplete or damaged \(KeyError\('config_hash'\)\)"),
+    ],
+)
+def test_opening_refuses_a_damaged_manifest(tmp_path, content, message):
+    (tmp_path / "manifest.json").write_text(content)
+    with pytest.raises(FormatError, match=message):
+        ShardSet.open(tmp_path)
+
+
+def test_opening_refuses_a_damaged_array(copied):
+    path = copied / "index/arrays/obs_t.npy"
+    good = path.read_bytes()
+    path.write_bytes(b"\x00" * len(good))
+    with pytest.raises(FormatError, match=r"obs_t.npy: can't be mapped"):
+        ShardSet.open(copied)
+    path.write_bytes(good.replace(b"'<i4'", b"'<f4'"))
+    with pytest.raises(FormatError, match=r"obs_t.npy: has dtype float32, the format says <i4"):
+        ShardSet.open(copied)
+
+
+def test_a_shard_that_goes_away_after_opening_is_named_with_its_member(copied):
+    shards = ShardSet.open(copied)
+    shard = copied / shards.manifest.shards[0].path
+    size = shard.stat().st_size
+    member = int(shards.arrays["patch_offset"][1])
+    with shard.open("r+b") as file:
+        file.truncate(1000)
+    with pytest.raises(FormatError, match=rf"{shard.name}: has 1,000 bytes, the manifest says {size:,}") as short:
+        dataset(shards).__getitems__(pairs(1, 0))
+    assert short.value.__notes__ == [f"while reading {shard}, clip 0, patch 001, byte {member}"]
+    shard.unlink()
+    with pytest.raises(FormatError, match=rf"{shard.name}: is gone. Restore it") as gone:
+        dataset(shards).__getitems__(pairs(1, 0))
+    assert gone.value.__notes__ == short.value.__notes__
+
+
+@pytest.mark.parametrize("level", ["timepoint", "fov", "dataset"])
+def test_a_statistic_that_is_not_a_number_is_refused(copied, level):
+    path = copied / f"index/arrays/stats_{level}.npy"
+    values = np.load(path)
+    values[:, 1, 3] = np.nan
+    np.save(path, values)
+    shards = ShardSet.open(copied)
+    with pytest.raises(
+        FormatError, match=rf"iqr of level '{level}' is not a number in experiment 'e\d', ./\d/\d, t=\d"
+    ) as e:
+        dataset(shards).__getitems__(pairs(0, 1))
+    assert "channel 1; every stored cell needs its statistics" in str(e.value)
+
+
+def test_threads_read_what_one_reads(shard_set):
+    rows = np.arange(len(shard_set.arrays["patch_obs"]))
+    reader = PatchReader(shard_set, plan_crop(shard_set, (1, 2), (9, 8)))
+    one = np.empty((len(rows), *reader.shape), np.float32)
+    reader.read(rows, one)
+    whole = np.empty((len(rows), 2, 3, 16, 16), np.float32)
+    PatchReader(shard_set, plan_crop(shard_set, *WHOLE)).read(rows, whole)
+    np.testing.assert_array_equal(one, whole[:, :, 1:2, 4:13, 4:12])
