@@ -28,6 +28,7 @@ _SPARE_LINEAGES = 1.25  # lineages within reach, over those that a batch takes o
 _SPARE_BLOCKS = 3  # beside those: one that comes, one that goes, one that a round reaches into
 _COMFORT = 2.0  # experiments share the window only as long as each has this times the least it needs
 _ROUND_SHARE = 0.25  # of the window, at most, that one round draws
+_FOCAL_QUANTILES = (0.02, 0.5, 0.98)
 _AHEAD = 2  # rounds that may be reading ahead at a time
 _FULL = 0.95  # of the window used is enough
 _TRIES = 6
@@ -72,6 +73,7 @@ class Mixer:
         self.batches = int(plan_batch_counts(groups, index.sizes // num_streams, config).sum())
         self._needs = plan_needs(index, groups, config, num_streams)
         self.active = plan_active(groups, self._needs, self.share_bytes, num_streams)
+        self._all_fits = float((self._needs.blocks * self._needs.block_bytes).sum()) <= self.share_bytes
         self._parts: tuple[int, list[list[Part]]] | None = None
 
     def parts(self, epoch: int) -> list[list[Part]]:
@@ -95,7 +97,7 @@ class Mixer:
             use = peak / self.share_bytes
             if use <= 1 and peak > most:
                 best, most = opened, peak
-            if _FULL <= use <= 1 or (use <= 1 and not pieces.parted):
+            if _FULL <= use <= 1 or self._all_fits:
                 break
             budget *= _FULL / use if use > 1 else min(_FULL / use, 2.0) ** 0.5
         if best is None:
@@ -158,11 +160,6 @@ class Pieces:
     origin: Int64[np.ndarray, " s"]
     """Stratum of the set."""
 
-    @property
-    def parted(self) -> bool:
-        """Whether experiments take turns."""
-        return bool((self.lanes.reach[:, 1] - self.lanes.reach[:, 0] < len(self.lanes.order)).any())
-
 
 def plan_pieces(strata: tuple[Stratum, ...], groups: tuple[Group, ...], lanes: Lanes) -> Pieces:
     """Give each segment strata of its own."""
@@ -212,8 +209,9 @@ def plan_needs(index: PlanIndex, groups: tuple[Group, ...], config: SamplingConf
         if config.temporal_enrichment:
             hpi = index.hpi(some)
             focal = (1 - config.temporal_global_fraction) * share[s] * config.batch_size
-            near = np.abs(hpi - np.median(hpi)) <= config.temporal_window_hours
-            need = max(need, _blocks_needed(index, some, focal, near))
+            for centre in np.quantile(hpi, _FOCAL_QUANTILES):  # windows at either end hold the fewest lineages
+                near = np.abs(hpi - centre) <= config.temporal_window_hours
+                need = max(need, _blocks_needed(index, some, focal, near))
         least[s] = min(blocks[s], need + _SPARE_BLOCKS)
     return Needs(size, anchors, blocks, least)
 

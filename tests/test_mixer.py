@@ -1,0 +1,201 @@
+"""The laws of streaming: bounded memory, every anchor once, smooth reads, the same order for any world."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dynaclr_wds.plan.config import SamplingConfig
+from dynaclr_wds.plan.index import plan_index
+from dynaclr_wds.plan.sampler import FlexibleBatchSampler
+from tests.synthetic import Synthetic, make_index
+from tests.test_sampler import FEATURES, fingerprint
+
+# 3 experiments × (1 200 + 300) lineages of 32 anchors, alive through a movie of 12 h
+LIVELY = {"frames": 24, "mother": 12, "daughter": 12}
+SMALL = make_index(Synthetic(experiments=2, lineages=(96, 48), clips_per_block=8, **LIVELY))
+STREAMED = make_index(Synthetic(experiments=3, lineages=(240, 120), **LIVELY))
+SLOW = settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+def stored_bytes(index) -> int:
+    return int(index.columns.block_bytes[np.unique(index.block(np.arange(len(index.row))))].sum())
+
+
+def streamed(index=STREAMED, share=0.5, rank=0, world_size=1, num_streams=1, **config) -> FlexibleBatchSampler:
+    return FlexibleBatchSampler(
+        index,
+        SamplingConfig(**{"batch_size": 32, **config}),
+        rank=rank,
+        world_size=world_size,
+        window=int(share * stored_bytes(index)),
+        num_streams=num_streams,
+    )
+
+
+@SLOW
+@given(
+    share=st.floats(0.4, 1.2),
+    batch_size=st.integers(8, 48),
+    seed=st.integers(0, 2**31),
+)
+def test_without_balancing_every_anchor_comes_once_and_every_block_is_read_once(share, batch_size, seed):
+    s = streamed(share=share, batch_size=batch_size, seed=seed, condition_balanced=False)
+    drawn = Counter(np.concatenate([p.anchor for p in s]).tolist())
+    assert max(drawn.values()) == 1
+    assert len(STREAMED.row) - len(drawn) < 3 * batch_size
+    assert s.blocks(0).bytes.sum() <= 1.05 * stored_bytes(STREAMED)
+
+
+@SLOW
+@given(
+    share=st.floats(0.4, 1.0),
+    streams=st.sampled_from([1, 2]),
+    leaky=st.sampled_from([0.0, 0.2]),
+    seed=st.integers(0, 99),
+)
+def test_resident_bytes_never_exceed_the_window(share, streams, leaky, seed):
+    s = streamed(share=share, num_streams=streams, leaky=leaky, seed=seed, batch_size=16)
+    window = share * stored_bytes(STREAMED)
+    for stream in range(streams):
+        blocks = s.blocks(stream)
+        resident = [
+            blocks.bytes[(blocks.fetch <= t) & (blocks.retire >= t)].sum() for t in range(-1, len(s) // streams)
+        ]
+        assert max(resident) == blocks.peak_bytes
+        assert blocks.peak_bytes <= window / streams
+
+
+@pytest.mark.parametrize("features", [{}, FEATURES])
+def test_a_batch_only_needs_blocks_that_are_at_hand(features):
+    s = streamed(SMALL, share=0.8, num_streams=2, batch_size=16, return_negative=True, **features)
+    of_patch = SMALL.columns.clip_block[SMALL.columns.patch_clip]
+    for plan in s:
+        batch, stream = divmod(plan.number, 2)
+        blocks = s.blocks(stream)
+        at_hand = set(blocks.block[(blocks.admit <= batch) & (blocks.retire >= batch)].tolist())
+        rows = np.concatenate([plan.anchor, plan.positive, plan.negative])
+        assert set(of_patch[rows].tolist()) <= at_hand
+
+
+def test_reads_are_smooth():
+    s = streamed(share=0.5, condition_balanced=False)
+    blocks = s.blocks(0)
+    per_step = np.bincount(blocks.fetch[blocks.fetch >= 0], blocks.bytes[blocks.fetch >= 0], minlength=len(s))
+    average = blocks.bytes.sum() / len(s)
+    assert per_step.max() <= 2 * average + blocks.bytes.max()
+    assert blocks.bytes[blocks.fetch < 0].sum() < 0.5 * stored_bytes(STREAMED)
+
+
+def test_blocks_of_filtered_wells_are_never_read():
+    columns, strata = STREAMED.columns, STREAMED.strata
+    keep = np.arange(int(columns.obs_fov.max()) + 1) < 8  # e0 has FOVs 0 … 7
+    index = plan_index(
+        columns,
+        strata,
+        built_tau_frames=[(1, 4)] * len(strata),
+        keep_stratum=[True] * len(strata),
+        keep_fov=keep,
+    )
+    s = streamed(index, share=1.0)
+    assert {p.group for p in s} == {"e0"}
+    assert set(columns.block_stratum[s.blocks(0).block].tolist()) == {0, 1}
+
+
+def test_small_strata_repeat_and_little_is_wasted():
+    s = streamed(share=0.5)
+    read = np.isin(STREAMED.block(np.arange(len(STREAMED.row))), s.blocks(0).block)
+    drawn = np.zeros(len(STREAMED.row), bool)
+    drawn[np.searchsorted(STREAMED.row, np.concatenate([p.anchor for p in s]))] = True
+    for a, b in zip(STREAMED.first[:-1], STREAMED.first[1:], strict=True):
+        assert drawn[a:b].sum() >= 0.9 * read[a:b].sum()
+    assert {c.most_repeats for c in s.report().coverage if c.condition == "infected"} == {2}
+
+
+def test_more_experiments_than_the_window_holds_take_turns():
+    index = make_index(Synthetic(experiments=6, lineages=(120, 60), **LIVELY))
+    s = streamed(index, share=0.3, leaky=0.25, batch_size=16)
+    groups = [p.group for p in s]
+    together = [len(set(groups[i : i + 24])) for i in range(0, len(groups) - 24, 24)]
+    assert np.median(together) < 6
+    assert set(groups) == {f"e{i}" for i in range(6)}
+    leak = next(c for c in s.report().composition if c.name == "leak")
+    assert (leak.mean, leak.missed) == (0.25, 0)
+
+
+def test_a_window_that_is_too_small_says_what_would_do():
+    with pytest.raises(
+        ValueError, match=r"can't hold one batch of distinct lineages of 2 experiments.*would be enough"
+    ) as error:
+        streamed(share=0.02)
+    enough = int(str(error.value).split("streams. ")[1].split(" would")[0].replace(",", ""))
+    s = FlexibleBatchSampler(STREAMED, SamplingConfig(batch_size=32), window=enough, num_streams=1)
+    assert s.blocks(0).peak_bytes <= enough
+
+
+def test_streams_must_fit_the_world():
+    with pytest.raises(ValueError, match=r"num_streams=3 must be a multiple of the world size, 2.*Give num_streams=4"):
+        streamed(num_streams=3, world_size=2)
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_the_global_sequence_does_not_depend_on_the_world(world):
+    config = {"share": 1.2, "num_streams": 4, "batch_size": 16, **FEATURES}
+    whole = [fingerprint([p]) for p in streamed(SMALL, **config)]
+    ranks = [list(streamed(SMALL, rank=r, world_size=world, **config)) for r in range(world)]
+    assert {len(r) for r in ranks} == {len(whole) // world}
+    merged = [fingerprint([p]) for step in zip(*ranks, strict=True) for p in step]
+    assert merged == whole
+    for rank, plans in enumerate(ranks):
+        assert {p.number % 4 for p in plans} == set(range(rank, 4, world))
+
+
+def test_streams_own_disjoint_anchors():
+    s = streamed(share=1.0, num_streams=4, batch_size=8, condition_balanced=False)
+    own = [set() for _ in range(4)]
+    for plan in s:
+        own[plan.number % 4].update(plan.anchor.tolist())
+    assert sum(len(o) for o in own) == len(set().union(*own))
+    assert len(set().union(*own)) > 0.97 * len(STREAMED.row)
+
+
+def test_a_tiny_stratum_is_shared_by_all_streams():
+    index = make_index(Synthetic(experiments=2, lineages=(120, 2), **LIVELY))
+    s = streamed(index, share=1.5, num_streams=8, batch_size=8)
+    counts = Counter(p.number % 8 for p in s)
+    assert set(counts.values()) == {len(s) // 8}
+    report = s.report()
+    assert [c.missed for c in report.composition if c.name.startswith("condition")] == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("after", [1, 2, 4])
+def test_resume_at_any_step_equals_uninterrupted(after):
+    config = {"share": 1.2, "num_streams": 4, "batch_size": 24, **FEATURES}
+    whole = [fingerprint([p]) for p in streamed(SMALL, **config)]
+    resumed = [streamed(SMALL, rank=r, world_size=after, **config) for r in range(after)]
+    for step in range(len(whole) // 2 - after):
+        stopped = streamed(SMALL, world_size=2, **config)
+        stopped.deliver(step)
+        for rank, s in enumerate(resumed):
+            s.load_state_dict(stopped.state_dict())
+            plan = next(iter(s))
+            assert fingerprint([plan]) == whole[2 * step + rank]
+
+
+def test_all_features_at_a_tenth_of_the_bytes():
+    """Eight experiments, conditions 4:1, 40 FOVs each, dividing lineages, 400 and more a stratum; 500,000 anchors."""
+    index = make_index(Synthetic(experiments=8, lineages=(1600, 400), fovs=40, **LIVELY))
+    assert len(index.row) >= 200_000
+    s = streamed(index, share=0.1, batch_size=256, leaky=0.125, temporal_enrichment=True)
+    report = s.report()
+    assert report.relaxed == {"lineage": 0, "track": 0, "observation": 0}
+    by_name = {c.name: c for c in report.composition}
+    for name, row in by_name.items():
+        if name.startswith("condition") or name == "leak":
+            assert row.worst == row.asked, name  # 128 and 128 of 256; 32 leaked
+    assert by_name["focal window"].missed == 0
+    assert s.blocks(0).peak_bytes <= 0.1 * stored_bytes(index)
