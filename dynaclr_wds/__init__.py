@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from dynaclr_wds.datamodule import MultiExperimentDataModule
     from dynaclr_wds.engine import ContrastiveModule
     from dynaclr_wds.loss import NTXentHCL
+    from dynaclr_wds.pipeline import triplet_pipeline
     from dynaclr_wds.plan.sampler import FlexibleBatchSampler
     from dynaclr_wds.read.dataset import MultiExperimentTripletDataset
     from dynaclr_wds.read.loader import ThreadDataLoader
@@ -25,6 +26,7 @@ __all__ = [
     "MultiExperimentTripletDataset",
     "NTXentHCL",
     "ThreadDataLoader",
+    "triplet_pipeline",
 ]
 
 _MODULES = {
@@ -35,6 +37,7 @@ _MODULES = {
     "MultiExperimentTripletDataset": "dynaclr_wds.read.dataset",
     "NTXentHCL": "dynaclr_wds.loss",
     "ThreadDataLoader": "dynaclr_wds.read.loader",
+    "triplet_pipeline": "dynaclr_wds.pipeline",
 }
 
 

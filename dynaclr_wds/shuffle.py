@@ -153,8 +153,11 @@ def parse_request(values: Mapping[str, Any]) -> Request:
     index = shards.plan_index(chosen, (low, high), values.get("include_wells"), values.get("exclude_fovs"))
     given = {name: values[name] for name in _SAMPLING if name in values}
     for name in ("experiment_weights", "condition_ratio"):
-        if isinstance(given.get(name), list):
-            given[name] = dict(given[name])
+        if name in given:  # pairs from the command line, a mapping from a config
+            given[name] = {key: float(value) for key, value in dict(given[name]).items()}
+    for name in ("leaky", "temporal_window_hours", "temporal_global_fraction", "tau_decay_rate"):
+        if name in given:
+            given[name] = float(given[name])
     window = values.get("window")
     return Request(
         index=index,

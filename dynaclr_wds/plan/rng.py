@@ -22,6 +22,7 @@ class Tag(IntEnum):
     BLOCKS = 6
     STREAMS = 7
     IDEAL = 8
+    PLAIN = 9
 
 
 def make_generator(tag: Tag, seed: int, *key: int) -> np.random.Generator:

@@ -37,7 +37,7 @@ def account_traffic(index: PlanIndex, schedules: Sequence[BlockSchedule], batche
     read = size.sum()
     steps = np.bincount(fetch[fetch >= 0], size[fetch >= 0], minlength=1)
     return {
-        "bytes_stored": stored,
+        "bytes_stored": float(stored),
         "bytes_read": float(read),
         "amplification": float(read / max(stored, 1)),
         "bytes_repeated": float(read - columns.block_bytes[np.unique(block)].sum()),
