@@ -1,0 +1,110 @@
+"""Index arrays to batches: ms a batch at a million anchors and at ten, and the time to open such an index.
+
+The plan needs no pixels, so neither does this: the index is made up (8 experiments of 2 conditions 4:1, 40 FOVs a
+condition, lineages of one division), written to `.npy` files and mapped again, as a shard set is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dynaclr_wds.plan.config import SamplingConfig
+from dynaclr_wds.plan.index import PlanColumns, PlanIndex, plan_index
+from dynaclr_wds.plan.sampler import FlexibleBatchSampler
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for `tests`, which is not installed
+from tests.synthetic import Synthetic, make_index
+
+ANCHORS_PER_LINEAGE = 18
+SETTINGS: dict[str, dict[str, Any]] = {
+    "plain": {"experiment_aware": False, "condition_balanced": False},
+    "leak, balance": {"leaky": 0.1},
+    "… and focus": {"leaky": 0.1, "temporal_enrichment": True},
+    "… and negatives": {"leaky": 0.1, "temporal_enrichment": True, "return_negative": True},
+}
+
+
+def make_anchors(millions: float) -> tuple[Synthetic, PlanIndex]:
+    """Make up an index of about so many anchors."""
+    count = round(millions * 1e6 / (8 * 5 * ANCHORS_PER_LINEAGE))
+    spec = Synthetic(experiments=8, lineages=(4 * count, count), fovs=40)
+    return spec, make_index(spec)
+
+
+def open_columns(folder: Path) -> PlanColumns:
+    """Map the columns, as `ShardSet.open` does."""
+    names = [field.name for field in dataclasses.fields(PlanColumns)]
+    return PlanColumns(**{name: np.load(folder / f"{name}.npy", mmap_mode="r").view(np.ndarray) for name in names})
+
+
+def map_index(spec: Synthetic, index: PlanIndex, repeats: int) -> tuple[PlanIndex, float]:
+    """Write an index to files, and open it again: maps, and the list of anchors; return it with the seconds."""
+    times = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for field in dataclasses.fields(PlanColumns):
+            np.save(folder / f"{field.name}.npy", getattr(index.columns, field.name))
+        for _ in range(repeats):
+            begin = time.perf_counter()
+            columns = open_columns(folder)
+            built = [spec.tau_frames] * len(index.strata)
+            mapped = plan_index(columns, index.strata, built_tau_frames=built, keep_stratum=[True] * len(index.strata))
+            times.append(time.perf_counter() - begin)
+    return mapped, statistics.median(times)
+
+
+def time_batches(index: PlanIndex, config: SamplingConfig, batches: int, repeats: int) -> tuple[float, float, float]:
+    """Seconds to make a sampler, seconds to the first batch of an epoch, and ms for each of the next ones."""
+    begin = time.perf_counter()
+    sampler = FlexibleBatchSampler(index, config)
+    made = time.perf_counter() - begin
+    first, each = [], []
+    for epoch in range(1, repeats + 1):
+        sampler.set_epoch(epoch)
+        plans = iter(sampler)
+        begin = time.perf_counter()
+        next(plans)
+        middle = time.perf_counter()
+        done = sum(1 for _, _ in zip(range(batches), plans, strict=False))
+        first.append(middle - begin)
+        each.append((time.perf_counter() - middle) / done * 1e3)
+    return made, statistics.median(first), statistics.median(each)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(prog="python benchmarks/plan.py", description=__doc__)
+    parser.add_argument("--millions", type=float, nargs="+", default=[1.0, 10.0], help="of anchors (%(default)s)")
+    parser.add_argument("--batch_size", type=int, default=256, help="samples (%(default)s)")
+    parser.add_argument("--batches", type=int, default=1000, help="to time, of each epoch (%(default)s)")
+    parser.add_argument("--repeats", type=int, default=3, help="epochs (%(default)s)")
+    given = parser.parse_args(arguments)
+    print(f"{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}, numpy {np.__version__}")
+    for millions in given.millions:
+        index, opened = map_index(*make_anchors(millions), given.repeats)
+        rows = len(index.columns.patch_obs)
+        print(f"\n{len(index.row):,} anchors, {rows:,} patches; opened in {opened:.2f} s")
+        print(f"{'':16}{'sampler, s':>12}{'first batch, s':>16}{'ms a batch':>12}{'of the epoch':>14}")
+        for name, options in SETTINGS.items():
+            config = SamplingConfig(batch_size=given.batch_size, **options)
+            made, first, each = time_batches(index, config, given.batches, given.repeats)
+            count = len(index.row) / given.batch_size
+            mean = each + first * 1e3 / count
+            print(f"{name:16}{made:12.2f}{first:16.2f}{each:12.3f}{mean:14.3f}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
