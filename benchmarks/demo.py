@@ -26,6 +26,8 @@ from etl.simulation.design import SimulationConfig
 CONFIG = Path(__file__).parents[1] / "configs" / "demo.yaml"
 OUT = Path("demo")
 """In the working directory, as the config says."""
+CENTRED = ("--max_border_shift_px", "12")
+"""Patches at the border are moved into the image; leave out cells that this takes too far from the middle."""
 LATE_HPI = SimulationConfig().onset_hpi + 2.0
 """Cells are judged from here on: two hours after half of the response is reached on average."""
 
@@ -41,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         shutil.rmtree(OUT / made, ignore_errors=True)
     config = str(CONFIG.relative_to(Path.cwd()) if CONFIG.is_relative_to(Path.cwd()) else CONFIG)
     run("etl.simulate", f"{OUT}/plates", *shlex.split(given.simulate))
-    run("etl.build_shards", f"{OUT}/plates/experiments.yaml", "--out", f"{OUT}/shards")
+    run("etl.build_shards", f"{OUT}/plates/experiments.yaml", "--out", f"{OUT}/shards", *CENTRED)
     run("dynaclr_wds", "fit", "-c", config, *shlex.split(given.fit))
     run("dynaclr_wds", "predict", "-c", config, "--ckpt_path", f"{OUT}/checkpoints/last.ckpt")
     report(time.monotonic() - began)

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from dynaclr_wds import MultiExperimentDataModule
@@ -39,7 +38,6 @@ def draw_batch(data: MultiExperimentDataModule, path: Path, columns: int = 8, se
     assert data.transform is not None
     torch.manual_seed(seed)
     plain = data.transform(dict(batch), training=False)
-    # the size that the network sees is cut from the middle; normalised values share one scale per channel
     seen = data.transform(dict(batch), training=True)
     size = data.final_yx_patch_size or seen["anchor"].shape[-2:]
     rows = {
@@ -64,7 +62,7 @@ def draw_batch(data: MultiExperimentDataModule, path: Path, columns: int = 8, se
     figure.suptitle(f"A batch of {batch['anchor_meta'][0]['experiment']}: what is compared, and what the network sees")
     figure.tight_layout(h_pad=0.4, w_pad=0.4)
     path.parent.mkdir(parents=True, exist_ok=True)
-    FigureCanvasAgg(figure).print_png(str(path))
+    figure.savefig(path)
     return path
 
 
