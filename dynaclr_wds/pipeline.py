@@ -11,13 +11,18 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import webdataset as wds
 
 from dynaclr_wds.clips import collate_triplets, sample_triplets
 from dynaclr_wds.plan.rng import Tag, make_generator
+
+if TYPE_CHECKING:
+    from webdataset import DataPipeline
+else:
+    DataPipeline = object  # checkers at run time trip over its old generic bases
 
 _MOST_WORKERS = 1024
 _SHELL = "pipe:"
@@ -34,7 +39,7 @@ def triplet_pipeline(
     seed: int = 0,
     partial: bool = True,
     nodesplitter: Callable[[Iterable[Any]], Iterable[Any]] = wds.split_by_node,
-) -> wds.DataPipeline:
+) -> DataPipeline:
     """Make a pipeline of triplet batches.
 
     Parameters

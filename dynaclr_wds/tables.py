@@ -128,7 +128,7 @@ def _mixing_table(modes: Sequence[Mode]) -> Table:
 
 
 def _byte_rows(modes: Sequence[Mode]) -> list[list[str]]:
-    used = [f"{_bytes(mode.report.bytes_used)}" for mode in modes]
+    used = [_bytes(float(mode.report.bytes_used)) for mode in modes]
     rows = [["bytes drawn, each patch once", *used, ""]]
     hints = {
         "bytes_read": ("bytes read", ""),

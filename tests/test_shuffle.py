@@ -1,0 +1,145 @@
+"""`python -m dynaclr_wds shuffle` plans an epoch without reading a pixel, and says how well it is mixed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+
+import pytest
+
+from dynaclr_wds import __main__ as command
+from dynaclr_wds.shuffle import parse_window
+from etl.build_shards import build_shards
+from etl.experiments import parse_build_config
+from tests.plates import make_collection
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        folder = tmp_path_factory.mktemp("shuffle")
+        fovs = ("A/1/0", "A/1/1", "B/2/0", "B/2/1")
+        path = make_collection(
+            folder / "plates", fovs=fovs, lineages=10, shard_bytes=99_000, block_bytes=4_000, clip_anchors=4
+        )
+        build_shards(parse_build_config(path, {}), folder / "shards")
+    return str(folder / "shards")
+
+
+def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
+    try:
+        status = command.main(["shuffle", *argv])
+    except SystemExit as exit_:
+        status = int(exit_.code or 0)
+    out = capsys.readouterr()
+    return status, out.out, out.err
+
+
+def test_tables_show_exact_beside_ideal(shards, capsys):
+    status, out, _ = run(capsys, shards, "--batch_size", "8", "--leaky", "0.25")
+    assert status == 0
+    lines = out.splitlines()
+    assert "anchors in 4 strata of 2 experiments" in lines[0]
+    assert next(line for line in lines if "exact" in line).split()[:2] == ["exact", "ideal"]
+    (leak,) = [line.split() for line in lines if line.startswith("  leak")]
+    assert leak[1:4] == ["0.250", "0.250", "(0.250)"]
+    assert "good  exact: every quota is met in every batch, to one sample." in out
+
+
+def test_json_is_complete_and_strict(shards, capsys):
+    options = ["--batch_size", "4", "--window", "80%", "--num_streams", "1", "--epochs", "2", "--json"]
+    status, out, _ = run(capsys, shards, *options)
+    assert status == 0
+    found = json.loads(out, parse_constant=pytest.fail)
+    assert list(found["modes"]) == ["streaming", "exact", "ideal"]
+    assert found["window"] == int(0.8 * found["bytes_stored"])
+    for mode in found["modes"].values():
+        assert set(mode["quality"]["collisions"]) == {"condition", "fov", "lineage", "block"}
+        assert mode["report"]["batches"] == mode["quality"]["batches"]
+    traffic = found["modes"]["streaming"]["report"]["streaming"]
+    assert 0 < traffic["peak_bytes"] <= found["window"]
+    assert found["modes"]["exact"]["report"]["streaming"] == {}
+
+
+def test_pixels_make_no_difference(shards, capsys, tmp_path):
+    shutil.copytree(shards, tmp_path / "blank")
+    for path in (tmp_path / "blank").rglob("*.tar"):
+        size = path.stat().st_size
+        os.truncate(path, 0)
+        os.truncate(path, size)
+    found = [json.loads(run(capsys, str(p), "--batch_size", "8", "--json")[1]) for p in (shards, tmp_path / "blank")]
+    assert found[0]["modes"]["exact"]["quality"] == found[1]["modes"]["exact"]["quality"]
+
+
+def test_a_config_gives_the_options_and_the_command_line_wins(shards, capsys, tmp_path):
+    config = tmp_path / "fit.yaml"
+    config.write_text(
+        f"model: {{}}\ndata: {{shards: {shards}, batch_size: 8, leaky: 0, val_experiments: [experiment1],"
+        " condition_ratio: {control: 3, infected: 1}, num_workers: 2, window: null}\n"
+    )
+    _, out, _ = run(capsys, "-c", str(config), "--batch_size", "4", "--json")
+    found = json.loads(out)
+    assert found["strata"] == 2
+    assert found["sampling"]["batch_size"] == 4
+    assert found["sampling"]["condition_ratio"] == {"control": 3.0, "infected": 1.0}
+
+
+def test_cells_can_be_chosen(shards, capsys):
+    whole = json.loads(run(capsys, shards, "--json", "--batch_size", "4")[1])
+    options = ["--experiments", "experiment0", "--include_wells", "A/1", "--exclude_fovs", "A/1/1"]
+    part = json.loads(run(capsys, shards, "--json", "--batch_size", "4", *options)[1])
+    assert (whole["strata"], part["strata"]) == (4, 1)
+    assert 0 < part["anchors"] < whole["anchors"] / 4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--leaky", "2"], r"leaky=2.0 must be in \[0, 1\)"),
+        (["--leaky", "x"], "argument --leaky: invalid float value: 'x'. Give --help"),
+        (["--experiments", "nobody"], r"names \['nobody'\].*It holds \['experiment0', 'experiment1'\]"),
+        (["--include_wells", "Z/9"], r"include_wells names \['Z/9'\]"),
+        (["--tau_range", "0.5", "9"], "its shards hold positives at 1…2 frames"),
+        (["--condition_ratio", "mock"], "'mock' must be NAME=NUMBER"),
+        (["--condition_ratio", "mock=1"], r"condition_ratio names \['mock'\].*Known: \['control', 'infected'\]"),
+        (["--condition_balanced", "maybe"], "'maybe' is neither true nor false"),
+        (["--window", "lots"], "window='lots' is no size"),
+        (["--window", "1K"], "window=1,024 bytes can't hold one batch"),
+        (["--epochs", "0"], "epochs=0 must be >= 1"),
+        (["-c", "gone.yaml"], "gone.yaml"),
+    ],
+)
+def test_mistakes_end_with_status_2_and_one_line(shards, capsys, options, message):
+    status, out, err = run(capsys, shards, *options)
+    assert status == 2
+    assert out == ""
+    assert err.startswith("python -m dynaclr_wds shuffle: error: ")
+    assert len(err.splitlines()) == 1
+    with pytest.raises(ValueError, match=message):
+        raise ValueError(err)
+
+
+def test_without_shards_it_says_what_to_give(capsys):
+    assert "name the folder, or give a config" in run(capsys)[2]
+    assert "there is no manifest.json. Build the shards with" in run(capsys, "nowhere")[2]
+
+
+def test_a_config_without_data_is_named(capsys, tmp_path):
+    (tmp_path / "empty.yaml").write_text("trainer: {}")
+    assert "empty.yaml: has no `data:` section" in run(capsys, "-c", str(tmp_path / "empty.yaml"))[2]
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("4000000", 4_000_000), ("512M", 2**29), ("1.5GiB", 3 * 2**29), ("2kb", 2048), ("10%", 70)]
+)
+def test_windows_are_read_as_people_write_them(text, size):
+    assert parse_window(text, 700) == size
+
+
+def test_help_teaches(capsys):
+    status, out, _ = run(capsys, "--help")
+    assert status == 0
+    assert "python -m dynaclr_wds shuffle -c configs/fit.yaml" in out
+    assert "  shuffle " in command.describe_commands()
