@@ -1,0 +1,112 @@
+"""Laws of the demo: its vote is fair, and its commands lead from nothing to a number and a picture."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+import dynaclr_wds.__main__ as training
+from benchmarks import demo
+from benchmarks.vote import Cells, principal_components, read_pixels, score_vote, unit_length
+from dynaclr_wds.shardset import ShardSet
+from etl import build_shards, simulate
+
+SMALL = {
+    "etl.simulate": ["--fovs", "2", "--frames", "22", "--size", "112", "--cells", "5"],
+    "etl.build_shards": ["--quiet"],
+    "fit": [
+        *("--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1"),
+        *("--data.batch_size", "16", "--trainer.log_every_n_steps", "1", "--trainer.enable_progress_bar", "false"),
+    ],
+    "predict": ["--trainer.enable_progress_bar", "false"],
+}
+MAINS = {"etl.simulate": simulate.main, "etl.build_shards": build_shards.main, "dynaclr_wds": training.main}
+
+
+def cells(folds: int, per_fov: int) -> Cells:
+    n = folds * 2 * per_fov
+    return Cells(
+        condition=np.repeat(["infected", "uninfected"], n // 2),
+        fold=np.tile(np.repeat(np.arange(folds), per_fov), 2),
+        hpi=np.zeros(n),
+    )
+
+
+def test_vote_is_right_where_features_tell_conditions_apart():
+    judged = cells(3, 30)
+    features = (judged.condition == "infected")[:, None].astype(np.float32) * np.ones((1, 4), np.float32)
+    assert score_vote(judged, features, np.ones(180, bool)) == 1.0
+
+
+def test_vote_gains_nothing_from_knowing_the_field_of_view():
+    """Features that name the FOV, and so within a FOV the condition, say nothing of the other FOVs."""
+    judged, rng = cells(4, 50), np.random.default_rng(0)
+    fov = judged.fold + 4 * (judged.condition == "infected")
+    features = rng.standard_normal((8, 16))[rng.permutation(8)][fov] + 0.01 * rng.standard_normal((400, 16))
+    scores = [
+        score_vote(judged, (features @ rng.standard_normal((16, 16))).astype(np.float32), np.ones(400, bool))
+        for _ in range(8)
+    ]
+    assert np.mean(scores) < 0.7
+
+
+def test_vote_needs_two_fields_of_view():
+    with pytest.raises(ValueError, match="at least two FOVs per condition"):
+        score_vote(cells(1, 5), np.zeros((10, 2), np.float32), np.ones(10, bool))
+
+
+def test_features_get_unit_length():
+    np.testing.assert_allclose(unit_length(np.array([[3, 4], [0, 0]], np.float32)), [[0.6, 0.8], [0, 0]], rtol=1e-6)
+
+
+def test_principal_components_keep_what_varies_most():
+    rng = np.random.default_rng(1)
+    pixels = (rng.standard_normal((50, 1)) @ np.ones((1, 6)) + 0.01 * rng.standard_normal((50, 6))).astype(np.float32)
+    assert abs(np.corrcoef(principal_components(pixels, 1)[:, 0], pixels.sum(1))[0, 1]) > 0.999
+
+
+# predict needs the network only, not the callbacks that were with the checkpoint
+@pytest.mark.filterwarnings("ignore:Be aware that when using .ckpt_path.:UserWarning")
+def test_demo_ends_with_a_number_and_a_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["python"])
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+
+    def run_here(module: str, *options: str) -> None:
+        small = SMALL.get(module) or SMALL[options[0]]
+        assert MAINS[module]([*options, *small]) == 0
+
+    monkeypatch.setattr(demo, "run", run_here)
+    assert demo.main([]) == 0
+    said = capsys.readouterr().out
+    scores = dict(re.findall(r"^  (learned embedding|PCA of raw pixels|chance) +(\d\.\d\d)$", said, re.MULTILINE))
+    assert set(scores) == {"learned embedding", "PCA of raw pixels", "chance"}
+    assert scores["chance"] == "0.50"
+    height, width = matplotlib.image.imread(tmp_path / "demo/patches.png").shape[:2]
+    assert min(height, width) > 400
+
+    shards = ShardSet.open(tmp_path / "demo/shards")
+    embedded = pq.read_table(tmp_path / "demo/embeddings.parquet")
+    assert len(embedded) == sum(s.observations for s in shards.manifest.strata)
+    of_held_out, pixels = read_pixels(shards, "sim_03", (40, 40))
+    assert pixels.shape == (len(of_held_out.hpi), 2 * 40 * 40)
+    rows = embedded.filter(np.array(embedded["experiment"]) == "sim_03")
+    np.testing.assert_allclose(of_held_out.hpi, np.array(rows["hpi"]))
+    assert of_held_out.condition.tolist() == rows["condition"].to_pylist()
+
+
+def test_failed_step_ends_the_demo_and_is_named(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match=r"`python -m etl\.simulate` ended with status 2"):
+        demo.run("etl.simulate", "somewhere", "--frames", "0")
+    out, err = capfd.readouterr()
+    assert "$ python -m etl.simulate somewhere --frames 0" in out
+    assert "frames=0 must be >= 1" in err
