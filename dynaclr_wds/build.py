@@ -68,7 +68,9 @@ def _read_found(root: Path) -> Manifest | None:
     return parse_manifest(path.read_text(), str(path)) if path.is_file() else None
 
 
-def _plan_options(wanted: BuildOptions, given: Mapping[str, Any], found: Manifest | None) -> dict[str, Sequence[int | float]]:
+def _plan_options(
+    wanted: BuildOptions, given: Mapping[str, Any], found: Manifest | None
+) -> dict[str, Sequence[int | float]]:
     """Say which options to pass for what the YAML leaves open."""
     options = {}
     for name, want in wanted.items():

@@ -38,13 +38,13 @@ def ready(shards, stage="fit", **options) -> MultiExperimentDataModule:
 
 
 def in_stage(data: MultiExperimentDataModule, training: bool) -> MultiExperimentDataModule:
-    data.trainer = SimpleNamespace(training=training)
+    data.trainer = SimpleNamespace(training=training, current_epoch=0)
     return data
 
 
 def one_of_two(rank: int, *, use_distributed_sampler: bool) -> Trainer:
     """The trainer of one of two processes."""
-    fake = Mock(spec=Trainer, global_rank=rank, world_size=2, _accelerator_connector=Mock())
+    fake = Mock(spec=Trainer, global_rank=rank, world_size=2, current_epoch=0, _accelerator_connector=Mock())
     fake._accelerator_connector.use_distributed_sampler = use_distributed_sampler
     return fake
 
@@ -130,6 +130,7 @@ def test_init_exposes_all_hyperparameters():
         "include_wells": ["A/1"],
         "exclude_fovs": ["A/1/0"],
         "window": None,
+        "num_streams": 4,
     }
     assert set(inspect.signature(MultiExperimentDataModule).parameters) == set(wanted)
     data = MultiExperimentDataModule(**wanted)

@@ -13,7 +13,7 @@ from dynaclr_wds.contract import FormatError
 from dynaclr_wds.datamodule import MultiExperimentDataModule
 from dynaclr_wds.plan.config import SamplingConfig
 from dynaclr_wds.plan.sampler import FlexibleBatchSampler
-from dynaclr_wds.read.loader import ThreadDataLoader
+from dynaclr_wds.read.loader import PLANS_AHEAD, ThreadDataLoader
 from tests.synthetic import Synthetic, make_index
 
 
@@ -91,12 +91,12 @@ def test_sequential_batches_need_no_sampler():
 
 @pytest.mark.parametrize(("num_workers", "prefetch_factor"), [(1, 1), (2, 2), (3, 1)])
 def test_no_more_is_read_ahead_than_asked_for(num_workers, prefetch_factor):
-    data, plans = Numbers(), Plans(50)
+    data, plans = Numbers(), Plans(150)
     loader = ThreadDataLoader(data, batch_sampler=plans, num_workers=num_workers, prefetch_factor=prefetch_factor)
     for delivered, _ in enumerate(loader):
-        time.sleep(0.005)
+        time.sleep(0.002)
         assert data.asked <= delivered + num_workers * prefetch_factor
-        assert plans.planned <= delivered + num_workers * prefetch_factor + 1
+        assert plans.planned <= delivered + num_workers * prefetch_factor + PLANS_AHEAD + 1
 
 
 def test_nothing_is_read_before_the_first_batch_is_asked_for():

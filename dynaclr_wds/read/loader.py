@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -16,6 +17,9 @@ from torch.utils.data import DataLoader
 
 from dynaclr_wds.plan.batches import BatchPlan
 from dynaclr_wds.plan.sampler import FlexibleBatchSampler
+
+PLANS_AHEAD = 64
+"""Plans made before they are read: small, and made in bursts, whose time is so hidden."""
 
 
 def _describe(plan: Any) -> str:
@@ -78,14 +82,14 @@ class ThreadDataLoader(DataLoader[dict[str, Any]]):
 
     def __len__(self) -> int:
         """Batches of the whole epoch on this rank, those before a restart counted in (as Lightning counts)."""
-        return len(self.batch_sampler) + (self.plan.steps_before if self.plan else 0)  # type: ignore[arg-type]
+        return len(self.batch_sampler) + (self.plan.steps_before if self.plan is not None else 0)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
         """Yield batches from where the epoch stands; nothing is read before the first is asked for."""
         batches = self._read_here() if self.num_workers == 0 else self._read_ahead()
         try:
             for step, batch in enumerate(batches, start=1):
-                if self.plan:
+                if self.plan is not None:
                     self.plan.deliver(step)
                 yield batch
         finally:
@@ -93,11 +97,11 @@ class ThreadDataLoader(DataLoader[dict[str, Any]]):
 
     def state_dict(self) -> dict[str, int]:
         """Where the epoch stands, in batches delivered; empty for sequential reading."""
-        return self.plan.state_dict() if self.plan else {}
+        return self.plan.state_dict() if self.plan is not None else {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on there."""
-        if self.plan and state:
+        if self.plan is not None and state:
             self.plan.load_state_dict(state)
 
     def _fetch(self, plan: Any) -> Any:
@@ -113,35 +117,49 @@ class ThreadDataLoader(DataLoader[dict[str, Any]]):
 
     def _read_ahead(self) -> Generator[Any, None, None]:
         """Plan in one thread, read in others, hand over in order."""
-        ready: queue.SimpleQueue[Future[Any] | BaseException | None] = queue.SimpleQueue()
-        room = threading.Semaphore(self.ahead)
+        plans: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        room = threading.Semaphore(PLANS_AHEAD)
         stop = threading.Event()
         readers = ThreadPoolExecutor(self.num_workers, thread_name_prefix="dynaclr-read")
-
-        def plan_ahead() -> None:
-            try:
-                for plan in self.batch_sampler:  # type: ignore[union-attr]
-                    room.acquire()
-                    if stop.is_set():
-                        return
-                    ready.put(readers.submit(self._fetch, plan))
-                ready.put(None)
-            except BaseException as error:
-                ready.put(error)
-
-        planner = threading.Thread(target=plan_ahead, name="dynaclr-plan", daemon=True)
+        planner = threading.Thread(target=self._plan_ahead, args=(plans, room, stop), name="dynaclr-plan", daemon=True)
         planner.start()
+        reading: deque[Future[Any]] = deque()
+        ended = False
         try:
-            while (item := ready.get()) is not None:
-                if isinstance(item, BaseException):
-                    raise item
-                batch = item.result()
-                del item
+            while True:
+                # waits for a plan only when nothing is being read
+                while not ended and len(reading) < self.ahead and not (reading and plans.empty()):
+                    plan = plans.get()
+                    ended = plan is None or isinstance(plan, BaseException)
+                    if plan is not None:
+                        reading.append(_failed(plan) if ended else readers.submit(self._fetch, plan))
+                        room.release()
+                if not reading:
+                    return
+                batch = reading.popleft().result()
                 yield batch
                 del batch
-                room.release()
         finally:
             stop.set()
             room.release()
             planner.join()
             readers.shutdown(wait=True, cancel_futures=True)
+
+    def _plan_ahead(self, plans: queue.SimpleQueue[Any], room: threading.Semaphore, stop: threading.Event) -> None:
+        """Put plans into the queue; at the end None, or the error that ended it."""
+        try:
+            for plan in self.batch_sampler:  # type: ignore[union-attr]
+                room.acquire()
+                if stop.is_set():
+                    return
+                plans.put(plan)
+            plans.put(None)
+        except BaseException as error:
+            plans.put(error)
+
+
+def _failed(error: BaseException) -> Future[Any]:
+    """Make a batch that raises in its turn."""
+    future: Future[Any] = Future()
+    future.set_exception(error)
+    return future
