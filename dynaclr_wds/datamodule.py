@@ -88,7 +88,10 @@ class MultiExperimentDataModule(LightningDataModule):
     exclude_fovs
         `row/col/fov` to leave out.
     window
-        None: exact mode, every patch within reach on a local disk.
+        None: exact mode, every patch within reach on a local disk. Else streaming: most bytes of shards that are
+        resident at a time, over all ranks; shards are read from front to back.
+    num_streams
+        Streaming only: logical streams, a multiple of the number of ranks; None = 8, or the ranks if they are more.
 
     Raises
     ------
@@ -127,6 +130,7 @@ class MultiExperimentDataModule(LightningDataModule):
         include_wells: list[str] | None = None,
         exclude_fovs: list[str] | None = None,
         window: int | None = None,
+        num_streams: int | None = None,
     ) -> None:
         super().__init__()
         self.shards = shards
@@ -158,8 +162,7 @@ class MultiExperimentDataModule(LightningDataModule):
         self.include_wells = include_wells
         self.exclude_fovs = exclude_fovs
         self.window = window
-        if window is not None:
-            raise ValueError(f"window={window!r}: only None (exact mode) can be read yet. Leave it out.")
+        self.num_streams = num_streams
         self.shard_set: ShardSet | None = None
         self.train_dataset: MultiExperimentTripletDataset | None = None
         self.val_dataset: MultiExperimentTripletDataset | None = None
@@ -221,7 +224,14 @@ class MultiExperimentDataModule(LightningDataModule):
             )
         config, world = self.sampling, self._world()
         index = shards.plan_index(train, self.tau_range, self.include_wells, self.exclude_fovs)
-        self.train_sampler = FlexibleBatchSampler(index, config, rank=world.rank, world_size=world.size)
+        self.train_sampler = FlexibleBatchSampler(
+            index,
+            config,
+            rank=world.rank,
+            world_size=world.size,
+            window=self.window,
+            num_streams=self.num_streams,
+        )
         self.train_dataset = self._dataset(crop, None)
         if self.cache_pool_bytes:
             warmed = self.train_dataset.warm(index, self.cache_pool_bytes)
@@ -240,6 +250,8 @@ class MultiExperimentDataModule(LightningDataModule):
         if self._state is not None:
             sampler.load_state_dict(self._state)
             self._state = None
+        if self.trainer is not None:
+            sampler.set_epoch(self.trainer.current_epoch)
         loader = ThreadDataLoader(dataset, batch_sampler=sampler, num_workers=self.num_workers)
         if self.trainer is not None and len(loader) != sampler.global_batches // sampler.world_size:
             # after a restart with another world size this epoch has another length than the next ones

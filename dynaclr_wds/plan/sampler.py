@@ -65,6 +65,7 @@ class FlexibleBatchSampler:
         self.config = config
         self.rank = rank
         self.world_size = world_size
+        self.window = window
         self.epoch = 0
         self.start = 0
         self.steps_before = 0

@@ -13,9 +13,11 @@ from torch.utils.data import Dataset
 
 from dynaclr_wds.plan.batches import BatchPlan
 from dynaclr_wds.plan.index import PlanIndex
+from dynaclr_wds.plan.sampler import FlexibleBatchSampler
 from dynaclr_wds.read.buffers import BufferPool
 from dynaclr_wds.read.patches import Crop, PatchReader, level_statistics
 from dynaclr_wds.read.rows import RowDicts
+from dynaclr_wds.read.window import BlockWindow
 from dynaclr_wds.shardset import ShardSet
 
 
@@ -45,6 +47,7 @@ class MultiExperimentTripletDataset(Dataset[dict[str, Any]]):
         self.table = table
         self.pinned = pinned
         self._reader = PatchReader(shards, crop)
+        self.window: BlockWindow | None = None
         self._buffers = BufferPool(pinned=pinned)
 
     def __len__(self) -> int:
@@ -65,8 +68,26 @@ class MultiExperimentTripletDataset(Dataset[dict[str, Any]]):
             batch = self._read("anchor", plan.anchor)
             batch["index"] = batch.pop("anchor_meta")
             return batch
+        window = self.window
+        if window is not None:
+            window.wait(plan)
         batch = self._read("anchor", plan.anchor) | self._read("positive", plan.positive)
-        return batch if plan.negative is None else batch | self._read("negative", plan.negative)
+        if plan.negative is not None:
+            batch |= self._read("negative", plan.negative)
+        if window is not None:
+            window.finish(plan)
+        return batch
+
+    def open_window(self, sampler: FlexibleBatchSampler) -> None:
+        """Begin to read the blocks that an epoch needs, from where the sampler stands; nothing in exact mode."""
+        if sampler.window is not None:
+            self.window = BlockWindow(sampler, self._reader, sampler.window // sampler.world_size)
+
+    def close_window(self) -> None:
+        """Stop reading blocks; batches that wait for one go on without."""
+        if self.window is not None:
+            self.window.close()
+            self.window = None
 
     def share(self, rank: int, size: int) -> MultiExperimentTripletDataset:
         """Return the part of the table that one of `size` ranks reads: its samples `rank`, `rank + size`, … ."""

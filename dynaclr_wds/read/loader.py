@@ -86,6 +86,9 @@ class ThreadDataLoader(DataLoader[dict[str, Any]]):
 
     def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
         """Yield batches from where the epoch stands; nothing is read before the first is asked for."""
+        streaming = self.plan is not None and self.plan.window is not None
+        if streaming:
+            self.dataset.open_window(self.plan)  # type: ignore[attr-defined]
         batches = self._read_here() if self.num_workers == 0 else self._read_ahead()
         try:
             for step, batch in enumerate(batches, start=1):
@@ -93,6 +96,8 @@ class ThreadDataLoader(DataLoader[dict[str, Any]]):
                     self.plan.deliver(step)
                 yield batch
         finally:
+            if streaming:
+                self.dataset.close_window()  # type: ignore[attr-defined]
             batches.close()
 
     def state_dict(self) -> dict[str, int]:

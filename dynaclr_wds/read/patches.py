@@ -115,6 +115,29 @@ class PatchReader:
             patch = data.view(dtype).reshape(stored)
             out[place] = patch if self._whole else patch[crop]
 
+    def fetch(self, block: int) -> None:
+        """Have a block read from front to back and map its pages, so that patches are copied without waiting."""
+        mapped, begin, end = self._block(block)
+        begin -= begin % mmap.PAGESIZE
+        mapped[0].madvise(mmap.MADV_WILLNEED, begin, end - begin)
+        # one byte of every page; the sum lets other threads run meanwhile
+        mapped[1][begin : end : mmap.PAGESIZE].sum()
+
+    def forget(self, block: int) -> None:
+        """Give the pages of a block back, those apart that it shares with its neighbours."""
+        mapped, begin, end = self._block(block)
+        begin += -begin % mmap.PAGESIZE
+        end -= end % mmap.PAGESIZE
+        if begin < end:
+            mapped[0].madvise(mmap.MADV_DONTNEED, begin, end - begin)
+
+    def _block(self, block: int) -> tuple[tuple[mmap.mmap, UInt8[np.ndarray, " n"]], int, int]:
+        """Map the shard of a block; also its byte range there."""
+        a = self._shards.arrays
+        first = int(a["clip_first"][a["block_first"][block]])
+        mapped = self._map(int(a["block_shard"][block]), first)
+        return mapped, int(a["block_begin"][block]), int(a["block_end"][block])
+
     def name_member(self, row: int) -> str:
         """Say where a patch is stored: shard, member and offset."""
         a = self._shards.arrays

@@ -1,0 +1,189 @@
+"""Streaming from real shards: the right pixels, bounded memory, exact resume through Lightning, real processes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+
+import dynaclr_wds.datamodule
+from dynaclr_wds.contract import FormatError
+from dynaclr_wds.datamodule import MultiExperimentDataModule
+from dynaclr_wds.shardset import ShardSet
+from dynaclr_wds.world import World
+
+ROOT = Path(__file__).parent.parent
+STREAMS = {"window": 6 << 20, "num_streams": 4, "batch_size": 6, "val_experiments": ["e1"], "tau_range": (0.5, 1.5)}
+
+
+class Recorder(pl.LightningModule):
+    """Trains one weight and remembers which observations it was shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.seen: list[list[int]] = []
+
+    def training_step(self, batch, _):
+        meta = (batch["anchor_meta"], batch["positive_meta"])
+        self.seen.append([int(o) for m in meta for o in m.observations])
+        return self.weight * batch["anchor"].mean()
+
+    def validation_step(self, *_):
+        return None
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.0)
+
+
+def fit(shards: Path, *, callbacks=(), ckpt_path=None, max_epochs=1, **config) -> list[list[int]]:
+    model = Recorder()
+    trainer = pl.Trainer(
+        max_epochs=max_epochs,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        limit_val_batches=0,
+        callbacks=list(callbacks),
+    )
+    data = MultiExperimentDataModule(str(shards), **{"num_workers": 2, **STREAMS, **config})
+    trainer.fit(model, data, ckpt_path=ckpt_path, weights_only=False)
+    return model.seen
+
+
+def loader_of(shards: Path, **config):
+    data = MultiExperimentDataModule(str(shards), **{"num_workers": 2, **STREAMS, **config})
+    data.setup("fit")
+    return data.train_dataloader()
+
+
+def test_a_streamed_batch_holds_the_pixels_that_the_plan_names(shards):
+    loader = loader_of(shards)
+    a, root = ShardSet.open(shards).arrays, ShardSet.open(shards)
+    plans = list(loader.batch_sampler)
+    for plan, batch in zip(plans, loader, strict=True):
+        for place in (0, 5):
+            row = plan.positive[place]
+            shard = root.manifest.shards[a["block_shard"][a["clip_block"][a["patch_clip"][row]]]]
+            raw = (shards / shard.path).read_bytes()[a["patch_offset"][row] :]
+            dtype = next(e.dtype for e in root.manifest.experiments if e.name == plan.group)
+            count = int(np.prod(root.manifest.patch_shape))
+            want = np.frombuffer(raw[: count * np.dtype(dtype).itemsize], dtype).reshape(root.manifest.patch_shape)
+            assert (batch["positive"][place].numpy() == want).all()
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 4])
+def test_order_does_not_depend_on_threads_and_memory_is_bounded(shards, num_workers):
+    loader = loader_of(shards, num_workers=num_workers, window=3 << 20, num_streams=1)
+    want = [p.anchor.tolist() for p in loader.batch_sampler]
+    a, got, peak = ShardSet.open(shards).arrays, [], 0
+    for batch in loader:
+        got.append(batch["anchor_meta"].observations.tolist())
+        peak = max(peak, loader.dataset.window.peak_bytes)
+    assert got == [a["patch_obs"][rows].tolist() for rows in want]
+    assert 0 < peak <= 3 << 20
+    assert loader.dataset.window is None
+
+
+def test_leaving_early_stops_the_threads(shards):
+    for _ in zip(loader_of(shards), range(2), strict=False):
+        pass
+    assert not [t.name for t in threading.enumerate() if t.name.startswith("dynaclr")]
+
+
+def test_a_shard_that_is_gone_is_named(shards, tmp_path):
+    copy = tmp_path / "shards"
+    copy.mkdir()
+    for path in shards.rglob("*"):
+        if path.is_file():
+            (copy / path.relative_to(shards)).parent.mkdir(parents=True, exist_ok=True)
+            (copy / path.relative_to(shards)).write_bytes(path.read_bytes())
+    loader = loader_of(copy)
+    for tar in copy.glob("e0/*.tar"):
+        tar.unlink()
+    with pytest.raises(FormatError, match=r"e0/.*\.tar: is gone"):
+        list(loader)
+    assert not [t.name for t in threading.enumerate() if t.name.startswith("dynaclr")]
+
+
+class SaveEveryStep(Callback):
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_train_batch_end(self, trainer, *_):
+        trainer.save_checkpoint(self.folder / f"{trainer.global_step}.ckpt")
+
+
+def test_resume_at_every_step_through_a_checkpoint_for_any_world_and_threads(shards, tmp_path, monkeypatch):
+    def fit_rank(rank: int, size: int, **config):
+        monkeypatch.setattr(dynaclr_wds.datamodule, "detect_world", lambda _: World(rank, size))
+        return fit(shards, max_epochs=2, batch_size=40, **config)
+
+    whole = fit_rank(0, 1)
+    epoch = len(whole) // 2
+    assert epoch % 4 == 0
+    for before in (1, 2, 4):
+        folder = tmp_path / str(before)
+        folder.mkdir()
+        fit_rank(0, before, num_workers=1, callbacks=[SaveEveryStep(folder)])
+        for step in range(1, epoch // before):
+            ckpt = folder / f"{step}.ckpt"
+            state = torch.load(ckpt, weights_only=False)["MultiExperimentDataModule"]
+            assert len(json.dumps(state)) < 200
+            for after in (1, 2, 4):
+                at = step * before
+                kept = (epoch - at) // after * after
+                want = [*whole[at : at + kept], *whole[epoch:]]
+                ranks = [fit_rank(r, after, num_workers=4, ckpt_path=ckpt) for r in range(after)]
+                merged = [s for steps in zip(*ranks, strict=True) for s in steps]
+                assert merged == want, (before, step, after)
+
+
+DDP = """
+import json, sys
+from tests.test_streaming import STREAMS, Recorder
+import lightning.pytorch as pl
+from dynaclr_wds.datamodule import MultiExperimentDataModule
+
+if __name__ == "__main__":
+    shards, out = sys.argv[1:]
+    data = MultiExperimentDataModule(shards, num_workers=2, **STREAMS)
+    model = Recorder()
+    trainer = pl.Trainer(
+        max_epochs=1, accelerator="cpu", devices=2, strategy="ddp", logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
+    )
+    trainer.fit(model, data)
+    with open(f"{out}/{trainer.global_rank}.json", "w") as file:
+        json.dump(model.seen, file)
+"""
+
+
+def test_two_processes_see_disjoint_batches_and_as_many(shards, tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text(DDP)
+    done = subprocess.run(
+        [sys.executable, str(script), str(shards), str(tmp_path)],
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    assert len(ranks[0]) == len(ranks[1]) > 0
+    merged = [step for pair in zip(*ranks, strict=True) for step in pair]
+    assert merged == fit(shards)
