@@ -54,7 +54,7 @@ def sample_triplets(
     try:
         patches = clip["patches"]
         low, high = _frames(clip, tau_range_hours, where)
-        rng = make_generator(Tag.PLAIN, key[0], 0, key[1], int(clip["key"], 16))
+        rng = make_generator(Tag.PLAIN, key[0], 0, key[1], _key_number(clip["key"]))
         t = np.array([p["t"] for p in patches], np.int64)
         out = []
         for anchor in np.flatnonzero([bool(p["is_anchor"]) for p in patches]).tolist():
@@ -119,6 +119,12 @@ def _parse_json(sample: Mapping[str, Any], where: str) -> dict[str, Any]:
     if not isinstance(clip, dict):
         raise FormatError(f"{where}: its JSON is no object. Build the shard again.")
     return clip
+
+
+def _key_number(key: Any) -> int:
+    if not (isinstance(key, str) and key and set(key) <= set("0123456789abcdef")):
+        raise TypeError(f"key={key!r} is not hexadecimal")
+    return int(key, 16)
 
 
 def _frames(clip: Mapping[str, Any], hours: tuple[float, float] | None, where: str) -> tuple[int, int]:

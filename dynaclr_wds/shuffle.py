@@ -86,6 +86,7 @@ def make_parser() -> argparse.ArgumentParser:
     """Make the parser; every option is absent from the result unless it is given."""
     parser = _Parser(
         prog="python -m dynaclr_wds shuffle",
+        usage="python -m dynaclr_wds shuffle SHARDS [options]",
         description="Plan an epoch without reading a pixel, and show how well its batches are mixed.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -226,6 +226,14 @@ def test_json_that_is_no_clip_is_named(urls: list[str], tmp_path: Path, text: by
         list(triplet_pipeline([path], batch_size=4))
 
 
+def test_a_key_that_is_no_hash_is_named(urls: list[str], tmp_path: Path):
+    def change(name: str, data: bytes) -> bytes:
+        return json.dumps(json.loads(data) | {"key": "-1"}).encode() if name.endswith("json") else data
+
+    with pytest.raises(FormatError, match=r"key='-1' is not hexadecimal"):
+        list(triplet_pipeline([rewrite(urls[0], tmp_path / "bad.tar", change)], batch_size=4))
+
+
 def test_a_statistic_that_is_not_a_number_is_refused(urls: list[str], tmp_path: Path):
     def blank(name: str, data: bytes) -> bytes:
         if not name.endswith("json"):

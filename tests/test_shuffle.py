@@ -6,13 +6,20 @@ import json
 import os
 import shutil
 
+import numpy as np
 import pytest
 
 from dynaclr_wds import __main__ as command
+from dynaclr_wds.plan.batches import BatchPlan
+from dynaclr_wds.plan.config import SamplingConfig
+from dynaclr_wds.plan.ledger import Ledger
+from dynaclr_wds.plan.quality import measure_quality
 from dynaclr_wds.shuffle import parse_window
+from dynaclr_wds.tables import Mode, judge
 from etl.build_shards import build_shards
 from etl.experiments import parse_build_config
 from tests.plates import make_collection
+from tests.synthetic import Synthetic, make_index
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +136,22 @@ def test_without_shards_it_says_what_to_give(capsys):
 def test_a_config_without_data_is_named(capsys, tmp_path):
     (tmp_path / "empty.yaml").write_text("trainer: {}")
     assert "empty.yaml: has no `data:` section" in run(capsys, "-c", str(tmp_path / "empty.yaml"))[2]
+
+
+def test_clumps_shared_lineages_and_missed_quotas_are_called_by_name():
+    index = make_index(Synthetic(experiments=1, lineages=(60, 60)))
+    config = SamplingConfig(batch_size=8)
+    # one lineage's eight anchors: one FOV, one lineage, one condition
+    rows = index.row[index.lineage(np.arange(len(index.row))) == 0][:8].astype(np.int64)
+    plan = BatchPlan(number=0, anchor=rows, positive=None)
+    ledger = Ledger(index, config)
+    ledger.add(plan)
+    quality = measure_quality(index, config, [plan])
+    notes = judge(Mode(name="exact", report=ledger.report(), quality=quality, ms_per_batch=0.0))
+    assert [note.split("[/]")[0] for note in notes] == ["[red]bad", "[red]bad", "[yellow]fair"]
+    assert "cells of one FOV meet 3." in notes[0]  # 4 FOVs of about a quarter each
+    assert "87.5% of samples share a lineage" in notes[1]
+    assert "condition mock is more than one sample off in 1 of 1 batches" in notes[2]
 
 
 @pytest.mark.parametrize(
