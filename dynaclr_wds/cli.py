@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from dynaclr_wds.datamodule import MultiExperimentDataModule
 from dynaclr_wds.engine import ContrastiveModule
+from dynaclr_wds.epoch_ledger import EpochLedger
 
 TRAINER_DEFAULTS: dict[str, Any] = {"use_distributed_sampler": False}
 """The sampler deals batches to ranks itself; Lightning must not deal them out again."""
@@ -48,8 +49,9 @@ class DynaCLRCommand(LightningCLI):
     """
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Link what must be the same on both sides."""
+        """Link what must be the same on both sides; account for every epoch."""
         parser.link_arguments("model.hcl_beta", "data.hcl_beta")
+        parser.add_lightning_class_args(EpochLedger, "ledger")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, and say so where a config sets what the link overrules."""

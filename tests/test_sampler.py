@@ -322,10 +322,19 @@ def test_a_checkpoint_of_another_seed_is_refused():
         sampler().load_state_dict({"seed": 3, "epoch": 0, "position": 0, "steps": 0})
 
 
+def test_validation_negatives_are_other_lineages_of_the_experiment():
+    table = plan_validation(COLLECTION, SamplingConfig(return_negative=True))
+    columns = COLLECTION.columns
+    assert (lineages_of(COLLECTION, table) != columns.clip_lineage[columns.patch_clip[table.negative]]).all()
+    other = COLLECTION.stratum(np.searchsorted(COLLECTION.row, table.negative)) // 2  # two strata an experiment
+    assert (other == COLLECTION.stratum(np.searchsorted(COLLECTION.row, table.anchor)) // 2).all()
+
+
 def test_validation_lists_every_anchor_once_with_a_positive_fixed_by_the_seed():
     config = SamplingConfig(seed=5)
     table = plan_validation(COLLECTION, config)
-    assert table.anchor.tolist() == COLLECTION.row.tolist()
+    assert sorted(table.anchor.tolist()) == COLLECTION.row.tolist()
+    assert len(set(COLLECTION.columns.patch_clip[table.anchor[:450]].tolist())) == 450  # one of each clip first
     assert (plan_validation(COLLECTION, config).positive == table.positive).all()
     assert (plan_validation(COLLECTION, SamplingConfig(seed=6)).positive != table.positive).any()
 

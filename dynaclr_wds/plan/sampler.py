@@ -12,15 +12,20 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int64
 
 from dynaclr_wds.plan.batches import BatchPlan
 from dynaclr_wds.plan.config import SamplingConfig
 from dynaclr_wds.plan.index import PlanIndex
 from dynaclr_wds.plan.ledger import Ledger, Report
 from dynaclr_wds.plan.mixer import Mixer, MixerStream
+from dynaclr_wds.plan.negatives import sample_negatives
 from dynaclr_wds.plan.positives import sample_positives
 from dynaclr_wds.plan.rng import Tag, make_generator
 from dynaclr_wds.plan.stream import BlockSchedule, StreamPlanner, WholeStream
+from dynaclr_wds.plan.traffic import account_traffic
+
+_CHUNK = 1 << 16
 
 
 class FlexibleBatchSampler:
@@ -151,7 +156,9 @@ class FlexibleBatchSampler:
         usable = self.global_batches // self.world_size * self.world_size
         for number in range(usable):
             ledger.add(self.plan(number))
-        return ledger.report()
+        schedules = [blocks for k in range(self.num_streams) if (blocks := self.blocks(k)) is not None]
+        batches = self.global_batches // self.num_streams
+        return ledger.report(account_traffic(self.index, schedules, batches) if schedules else None)
 
 
 def _check_streams(num_streams: int | None, world_size: int) -> int:
@@ -166,11 +173,40 @@ def _check_streams(num_streams: int | None, world_size: int) -> int:
 
 
 def plan_validation(index: PlanIndex, config: SamplingConfig) -> BatchPlan:
-    """List every anchor once, in stored order, each with a positive that depends on the seed alone."""
+    """List every anchor once, with a positive (and a negative, if asked for) that depends on the seed alone.
+
+    The first anchor of every clip comes first, then every second one, …: so a batch of consecutive
+    samples holds few of a lineage, as far as there are clips.
+    """
+    clip = index.clip(np.arange(len(index.row)))
+    start = np.flatnonzero(np.diff(clip, prepend=-1))
+    rank = np.arange(len(clip)) - np.repeat(start, np.diff(np.append(start, len(clip))))
+    anchors = np.lexsort((clip, rank))
     rng = make_generator(Tag.POSITIVE, config.seed)
-    parts = []
-    for begin in range(0, len(index.row), 1 << 16):
-        anchors = np.arange(begin, min(begin + (1 << 16), len(index.row)))
-        parts.append(sample_positives(rng, index, anchors, config.tau_decay_rate))
-    positive = np.concatenate(parts) if parts else np.zeros(0, np.int64)
-    return BatchPlan(number=0, anchor=index.row.astype(np.int64), positive=positive)
+    chunks = [anchors[a : a + _CHUNK] for a in range(0, len(anchors), _CHUNK)]
+    positive = [sample_positives(rng, index, chunk, config.tau_decay_rate) for chunk in chunks]
+    negative = None
+    if config.return_negative:
+        rng = make_generator(Tag.NEGATIVE, config.seed)
+        found = [_validation_negatives(rng, index, chunk) for chunk in chunks]
+        negative = index.row[np.concatenate(found)].astype(np.int64)
+    return BatchPlan(
+        number=0,
+        anchor=index.row[anchors].astype(np.int64),
+        positive=np.concatenate(positive) if positive else np.zeros(0, np.int64),
+        negative=negative,
+    )
+
+
+def _validation_negatives(
+    rng: np.random.Generator, index: PlanIndex, anchors: Int64[np.ndarray, " n"]
+) -> Int64[np.ndarray, " n"]:
+    names = [s.experiment for s in index.strata]
+
+    def draw(experiment: str, count: int) -> Int64[np.ndarray, " count"]:
+        # the strata of an experiment stand together
+        first = names.index(experiment)
+        last = first + names.count(experiment)
+        return rng.integers(index.first[first], index.first[last], count)
+
+    return sample_negatives(rng, index, anchors, float("nan"), 0.0, draw)

@@ -94,8 +94,7 @@ class MultiExperimentTripletDataset(Dataset[dict[str, Any]]):
         if size == 1 or self.table is None:
             return self
         other = copy.copy(self)
-        positive = None if self.table.positive is None else self.table.positive[rank::size]
-        other.table = BatchPlan(number=0, anchor=self.table.anchor[rank::size], positive=positive)
+        other.table = self._select(range(rank, len(self.table), size))
         return other
 
     def warm(self, index: PlanIndex, most_bytes: int) -> int:
@@ -115,7 +114,8 @@ class MultiExperimentTripletDataset(Dataset[dict[str, Any]]):
             )
         at = np.asarray(numbers, np.int64)
         positive = None if self.table.positive is None else self.table.positive[at]
-        return BatchPlan(number=0, anchor=self.table.anchor[at], positive=positive)
+        negative = None if self.table.negative is None else self.table.negative[at]
+        return BatchPlan(number=0, anchor=self.table.anchor[at], positive=positive, negative=negative)
 
     def _read(self, name: str, rows: Int64[np.ndarray, " b"]) -> dict[str, Any]:
         array, tensor = self._buffers.take((len(rows), *self._reader.shape), self._reader.dtype)
