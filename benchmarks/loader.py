@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,7 +87,9 @@ def measure_loader(setting: Setting, **sampling: Any) -> Measure:
         tau_range=setting.shards.manifest.tau_range_hours,
         **sampling,
     )
-    data.setup("fit")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "val_experiments is empty")
+        data.setup("fit")
     assert data.train_sampler is not None
     sampler, loader, epoch = data.train_sampler, data.train_dataloader(), 0
 

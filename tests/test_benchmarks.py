@@ -1,0 +1,39 @@
+"""The benchmarks run: what they print is for people to judge, not for a test."""
+
+import gc
+
+import pytest
+
+from benchmarks import loader, plan
+from dynaclr_wds.shardset import ShardSet
+
+
+def test_plan_prints_every_setting(capsys):
+    assert plan.main(["--millions", "0.01", "--batches", "3", "--repeats", "1", "--batch_size", "16"]) == 0
+    out = capsys.readouterr().out
+    assert "10,080 anchors" in out
+    assert all(name in out for name in plan.SETTINGS)
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # webdataset leaves its files to the collector
+def test_loader_measures_samples_in_the_same_way(shards, monkeypatch, capsys):
+    monkeypatch.setattr(loader, "MEMCPY_BYTES", 1 << 20)
+    setting = loader.Setting(shards=ShardSet.open(shards), batch_size=8, threads=2)
+    assert setting.sample_bytes == 2 * 2 * 3 * 16 * 16 * 4  # uint16 and float32 in one set: float32
+    measures = {
+        "memcpy": loader.measure_memcpy(setting),
+        "dynaclr_wds": loader.measure_loader(setting, leaky=0.1),
+        "WebDataset": loader.measure_webdataset(setting, 0),
+    }
+    rates = {name: [measure(0.02)] for name, measure in measures.items()}
+    gc.collect()
+    assert all(rate > 0 for (rate,) in rates.values())
+    loader.report(setting, rates)
+    assert "of WebDataset" in capsys.readouterr().out
+
+
+def test_simulated_shards_have_the_size_asked_for(tmp_path):
+    path = loader.make_shards(tmp_path, size=32, dtype="source", gib=0.001)
+    shards = ShardSet.open(path)
+    assert shards.manifest.patch_shape == (2, 1, 32, 32)
+    assert {e.dtype for e in shards.manifest.experiments} == {"<u2"}
