@@ -140,7 +140,7 @@ def test_resume_at_every_step_through_a_checkpoint_for_any_world_and_threads(sha
         for step in range(1, epoch // before):
             ckpt = folder / f"{step}.ckpt"
             state = torch.load(ckpt, weights_only=False)["MultiExperimentDataModule"]
-            assert len(json.dumps(state)) < 200
+            assert len(json.dumps(state)) < 2000
             for after in (1, 2, 4):
                 at = step * before
                 kept = (epoch - at) // after * after

@@ -62,16 +62,23 @@ class Cards:
         """
         at = allowed[~self.used[allowed]]
         if level < 3:
-            key = (self.lineage, self.track, self.anchor)[level][at]
-            if held := hand.keys[level]:
-                fresh = ~np.isin(key, np.concatenate(held))
-                at, key = at[fresh], key[fresh]
-            first = np.sort(np.unique(key, return_index=True)[1])
-            at = at[first]
+            held = hand.keys[level]
+            before = sum(len(h) for h in held)
+            first = _first_of_each(np.concatenate([*held, (self.lineage, self.track, self.anchor)[level][at]]))
+            at = at[first[first >= before] - before]
         at = at[:need]
         self.used[at] = True
         hand.take(self, at)
         return len(at)
+
+
+def _first_of_each(key: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " k"]:
+    """Find where each value stands first, in order of standing."""
+    order = np.argsort(key, kind="stable")
+    ordered = key[order]
+    new = np.ones(len(key), bool)
+    np.not_equal(ordered[1:], ordered[:-1], out=new[1:])
+    return np.sort(order[new])
 
 
 def make_cards(index: PlanIndex, anchor: Int64[np.ndarray, " n"]) -> Cards:
@@ -159,13 +166,15 @@ def assemble_focused(
     short = np.zeros_like(quota)
     spare_first = {s: _least_covered_first(rng, c, focal_hpi, window) for s, c in cards.items()}
     for b, s in ((b, s) for b in rng.permutation(len(quota)) for s in cards if focal[b, s]):
-        near = np.flatnonzero(cards[s].inside(focal_hpi[b], window))
-        share = max(len(near) / max(len(cards[s].anchor), 1), 0.02)
+        inside = cards[s].inside(focal_hpi[b], window)
+        near = np.flatnonzero(inside & ~cards[s].used)
+        share = max(float(inside.mean()), 0.02)
         extra = _Extra(draw, index, s, _window(focal_hpi[b], window, inside=True), share)
         short[b, s] = _fill(cards[s], rng.permutation(near), extra, hands[b, s], int(focal[b, s]), levels=(0, 1, 2))
     rest = quota - focal + short
     for b, s in ((b, s) for b in rng.permutation(len(quota)) for s in cards if rest[b, s]):
-        far = spare_first[s][~cards[s].inside(focal_hpi[b], window)[spare_first[s]]]
+        spare = ~cards[s].inside(focal_hpi[b], window) & ~cards[s].used
+        far = spare_first[s][spare[spare_first[s]]]
         extra = _Extra(draw, index, s, _window(focal_hpi[b], window, inside=False), 0.5)
         left = _fill(cards[s], far, extra, hands[b, s], int(rest[b, s]), levels=(0,))
         if left:

@@ -8,6 +8,7 @@ batch i can be planned without the batches before it. Pure: opens nothing, decid
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -125,13 +126,28 @@ class FlexibleBatchSampler:
         """Note that `steps` batches of each rank have reached the training loop since the (re)start."""
         self.delivered = steps
 
-    def state_dict(self) -> dict[str, int]:
-        """Where the epoch stands: seed, epoch, position in the global sequence, steps that each rank has made."""
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that the order depends on beside the epoch, as plain values."""
+        sizes = zip(self.index.strata, self.index.sizes, strict=True)
         return {
-            "seed": self.config.seed,
+            **dataclasses.asdict(self.config),
+            "window": self.window,
+            "num_streams": self.num_streams,
+            "anchors": {f"{s.experiment}/{s.condition}": int(n) for s, n in sizes},
+            "tau_frames": {s.experiment: list(s.tau_frames) for s in self.index.strata},
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the epoch stands: epoch, position in the global sequence, steps that each rank has made.
+
+        With it goes what the order depends on; plain values, a line per stratum however large the set is.
+        """
+        return {
             "epoch": self.epoch,
             "position": self.start + self.delivered * self.world_size,
             "steps": self.steps_before + self.delivered,
+            "identity": self.identity,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -140,12 +156,14 @@ class FlexibleBatchSampler:
         Raises
         ------
         ValueError
-            The state is of another seed.
+            The state is of another order: another seed, sampling, window or set of anchors.
         """
-        if state["seed"] != self.config.seed:
+        mine, theirs = self.identity, state["identity"]
+        other = [f"{k}={theirs.get(k)!r}, but {k}={v!r}" for k, v in mine.items() if theirs.get(k) != v]
+        if other:
             raise ValueError(
-                f"The checkpoint was written with seed={state['seed']}, but seed={self.config.seed}. "
-                "Use the same seed to go on with the same order."
+                f"The checkpoint was written with {'; '.join(other)} now. The order depends on it: set what it was "
+                "to go on, or start anew without ckpt_path."
             )
         self.epoch, self.start = int(state["epoch"]), int(state["position"])
         self.steps_before, self.delivered = int(state["steps"]), 0
