@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Float64, Int64
 
 from dynaclr_wds.plan.index import PlanIndex
 
 _OFFERS = (1 << 11, 1 << 15)
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """Anchors to choose negatives from."""
+
+    anchor: Int64[np.ndarray, " m"]
+    lineage: Int64[np.ndarray, " m"]
+    hpi: Float64[np.ndarray, " m"]
+
+
+def make_offer(index: PlanIndex, anchor: Int64[np.ndarray, " m"]) -> Offer:
+    """Look up what is asked of each anchor."""
+    return Offer(anchor, index.lineage(anchor).astype(np.int64), index.hpi(anchor))
 
 
 def sample_negatives(
@@ -19,7 +33,7 @@ def sample_negatives(
     anchors: Int64[np.ndarray, " b"],
     focal_hpi: float,
     window: float,
-    draw: Callable[[str, int], Int64[np.ndarray, " m"]],
+    draw: Callable[[str, int], Offer],
 ) -> Int64[np.ndarray, " b"]:
     """Draw a negative for each anchor of one batch.
 
@@ -32,7 +46,7 @@ def sample_negatives(
     window
         Half-width of the focal window in hours.
     draw
-        (experiment, count) → anchors drawn uniformly from the experiment's pool.
+        (experiment, count) → anchors drawn uniformly from the experiment's pool; may be the same at each call.
 
     Returns
     -------
@@ -48,30 +62,29 @@ def sample_negatives(
     experiment = np.array([s.experiment for s in index.strata])[index.stratum(anchors)]
     for name in dict.fromkeys(experiment.tolist()):
         at = np.flatnonzero(experiment == name)
-        offer = _offer(index, focal_hpi, window, partial(draw, name))
-        own = index.lineage(offer)
+        offer = _choose_offer(focal_hpi, window, name, draw)
+        own = offer.lineage
         if (own == own[0]).all() and (lineage[at] == own[0]).any():
             raise ValueError(
                 f"return_negative=True, but experiment {name!r} has one lineage within reach. "
                 "Leave it out, or train without explicit negatives."
             )
-        chosen = rng.integers(0, len(offer), len(at))
+        chosen = rng.integers(0, len(own), len(at))
         while (clash := own[chosen] == lineage[at]).any():
-            chosen[clash] = rng.integers(0, len(offer), int(clash.sum()))
-        out[at] = offer[chosen]
+            chosen[clash] = rng.integers(0, len(own), int(clash.sum()))
+        out[at] = offer.anchor[chosen]
     return out
 
 
-def _offer(
-    index: PlanIndex, focal_hpi: float, window: float, draw: Callable[[int], Int64[np.ndarray, " m"]]
-) -> Int64[np.ndarray, " k"]:
-    """Draw anchors to choose from: inside the window if two lineages are found there, else anywhere."""
-    offer = draw(_OFFERS[0])
+def _choose_offer(focal_hpi: float, window: float, experiment: str, draw: Callable[[str, int], Offer]) -> Offer:
+    """Offer the anchors inside the window if two lineages are found there, else all."""
+    offer = draw(experiment, _OFFERS[0])
     if np.isnan(focal_hpi):
         return offer
     for count in _OFFERS:
-        offer = draw(count)
-        inside = offer[np.abs(index.hpi(offer) - focal_hpi) <= window + 1e-6]
-        if len(inside) and np.ptp(index.lineage(inside)) > 0:
-            return inside
+        offer = draw(experiment, count)
+        inside = np.abs(offer.hpi - focal_hpi) <= window + 1e-6
+        lineage = offer.lineage[inside]
+        if len(lineage) and np.ptp(lineage) > 0:
+            return Offer(offer.anchor[inside], lineage, offer.hpi[inside])
     return offer

@@ -6,6 +6,7 @@ so that lineages can be kept apart and focal windows filled without remembering 
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,7 @@ from jaxtyping import Float64, Int64
 from dynaclr_wds.plan.config import SamplingConfig
 from dynaclr_wds.plan.deal import deal
 from dynaclr_wds.plan.focus import assemble_focused, focal_quota, make_cards, sample_focal_hpi
-from dynaclr_wds.plan.negatives import sample_negatives
+from dynaclr_wds.plan.negatives import Offer, make_offer, sample_negatives
 from dynaclr_wds.plan.pool import Pool
 from dynaclr_wds.plan.positives import sample_positives
 from dynaclr_wds.plan.quotas import largest_remainder
@@ -139,14 +140,12 @@ def _plan_negatives(
     strata = pool.strata
     reach = np.array([pool.reach(round_id, s) for s in range(len(strata))])
 
-    def draw(experiment: str, count: int) -> Int64[np.ndarray, " count"]:
-        own = np.array([i for i, s in enumerate(strata) if s.experiment == experiment])
-        which = rng.choice(own, size=count, p=reach[own] / reach[own].sum())
-        out = np.empty(count, np.int64)
-        for s in np.unique(which):
-            at = which == s
-            out[at] = pool.draw(rng, round_id, int(s), int(at.sum()))
-        return out
+    @functools.cache  # the batches of a round choose from the same offer
+    def draw(experiment: str, count: int) -> Offer:
+        own = [i for i, s in enumerate(strata) if s.experiment == experiment and reach[i]]
+        counts = rng.multinomial(count, reach[own] / reach[own].sum())
+        parts = [pool.draw(rng, round_id, s, int(n)) for s, n in zip(own, counts, strict=True)]
+        return make_offer(pool.index, np.concatenate(parts))
 
     window = config.temporal_window_hours
     return np.stack(

@@ -20,7 +20,7 @@ from dynaclr_wds.plan.config import SamplingConfig
 from dynaclr_wds.plan.index import PlanIndex
 from dynaclr_wds.plan.ledger import Ledger, Report
 from dynaclr_wds.plan.mixer import Mixer, MixerStream
-from dynaclr_wds.plan.negatives import sample_negatives
+from dynaclr_wds.plan.negatives import Offer, make_offer, sample_negatives
 from dynaclr_wds.plan.positives import sample_positives
 from dynaclr_wds.plan.rng import Tag, make_generator
 from dynaclr_wds.plan.stream import BlockSchedule, StreamPlanner, WholeStream
@@ -221,10 +221,10 @@ def _validation_negatives(
 ) -> Int64[np.ndarray, " n"]:
     names = [s.experiment for s in index.strata]
 
-    def draw(experiment: str, count: int) -> Int64[np.ndarray, " count"]:
+    def draw(experiment: str, count: int) -> Offer:
         # the strata of an experiment stand together
         first = names.index(experiment)
         last = first + names.count(experiment)
-        return rng.integers(index.first[first], index.first[last], count)
+        return make_offer(index, rng.integers(index.first[first], index.first[last], count))
 
     return sample_negatives(rng, index, anchors, float("nan"), 0.0, draw)
