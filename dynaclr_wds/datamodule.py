@@ -208,14 +208,16 @@ class MultiExperimentDataModule(LightningDataModule):
         crop = plan_crop(shards, self.z_range, self.yx_patch_size)
         self.transform = self._make_transform(shards, crop)
         shards.check_experiments(self.val_experiments, "val_experiments")
+        if stage in (None, "fit"):
+            self._setup_train(shards, crop)
         if stage in (None, "fit", "validate"):
-            self._setup_fit(shards, crop)
+            self._setup_validation(shards, crop)
         if stage in (None, "predict"):
             keep = shards.keep_fovs(self.include_wells, self.exclude_fovs)
             table = list_observations(shards, shards.experiments, keep)
             self.predict_dataset = self._dataset(crop, table)
 
-    def _setup_fit(self, shards: ShardSet, crop: Crop) -> None:
+    def _setup_train(self, shards: ShardSet, crop: Crop) -> None:
         train = [e for e in shards.experiments if e not in self.val_experiments]
         if not train:
             raise ValueError(
@@ -232,15 +234,17 @@ class MultiExperimentDataModule(LightningDataModule):
             window=self.window,
             num_streams=self.num_streams,
         )
-        self.train_dataset = self._dataset(crop, None)
+        self.train_dataset = self._dataset(crop, None, streaming=self.window is not None)
         if self.cache_pool_bytes:
             warmed = self.train_dataset.warm(index, self.cache_pool_bytes)
             rank_zero_info(f"Read {warmed / 2**20:,.0f} MiB of shards into the page cache.")
+
+    def _setup_validation(self, shards: ShardSet, crop: Crop) -> None:
         if not self.val_experiments:
             rank_zero_warn("val_experiments is empty: nothing is held out, so there is no validation.")
             return
         held_out = shards.plan_index(self.val_experiments, self.tau_range, self.include_wells, self.exclude_fovs)
-        self.val_dataset = self._dataset(crop, plan_validation(held_out, config))
+        self.val_dataset = self._dataset(crop, plan_validation(held_out, self.sampling))
 
     def train_dataloader(self) -> ThreadDataLoader:
         """Return batches as the sampler composes them."""
@@ -293,9 +297,13 @@ class MultiExperimentDataModule(LightningDataModule):
             )
         return world
 
-    def _dataset(self, crop: Crop, table: BatchPlan | None) -> MultiExperimentTripletDataset:
+    def _dataset(
+        self, crop: Crop, table: BatchPlan | None, *, streaming: bool = False
+    ) -> MultiExperimentTripletDataset:
         assert self.shard_set is not None
-        return MultiExperimentTripletDataset(self.shard_set, crop, table=table, pinned=torch.cuda.is_available())
+        return MultiExperimentTripletDataset(
+            self.shard_set, crop, table=table, pinned=torch.cuda.is_available(), streaming=streaming
+        )
 
     def _sequential(self, dataset: MultiExperimentTripletDataset) -> ThreadDataLoader:
         world = self._world()

@@ -34,6 +34,8 @@ class MultiExperimentTripletDataset(Dataset[dict[str, Any]]):
         Samples for sequential reading by number: validation (anchor and positive) or prediction (anchor only).
     pinned
         Put batches into page-locked memory.
+    streaming
+        Read at offsets instead of mapping the shards; see `PatchReader`.
 
     Notes
     -----
@@ -42,11 +44,19 @@ class MultiExperimentTripletDataset(Dataset[dict[str, Any]]):
     float32 (B, C, 8), the last axis as `contract.STATISTICS`. For prediction: `anchor`, `anchor_norm_meta`, `index`.
     """
 
-    def __init__(self, shards: ShardSet, crop: Crop, *, table: BatchPlan | None = None, pinned: bool = False) -> None:
+    def __init__(
+        self,
+        shards: ShardSet,
+        crop: Crop,
+        *,
+        table: BatchPlan | None = None,
+        pinned: bool = False,
+        streaming: bool = False,
+    ) -> None:
         self.shards = shards
         self.table = table
         self.pinned = pinned
-        self._reader = PatchReader(shards, crop)
+        self._reader = PatchReader(shards, crop, mapped=not streaming)
         self.window: BlockWindow | None = None
         self._buffers = BufferPool(pinned=pinned)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import mmap
+import os
 import threading
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,6 +65,9 @@ class PatchReader:
         The set.
     crop
         What is wanted of each patch.
+    mapped
+        Copy from memory-mapped files, which is fastest when everything stays mapped; else read at offsets, which costs
+        no page faults where patches come and go with a window.
 
     Notes
     -----
@@ -70,10 +75,13 @@ class PatchReader:
     every memory map: replace shards by renaming, as the ETL does, never in place.
     """
 
-    def __init__(self, shards: ShardSet, crop: Crop) -> None:
+    def __init__(self, shards: ShardSet, crop: Crop, *, mapped: bool = True) -> None:
         self._shards = shards
         self._crop = crop
         self._maps: dict[int, tuple[mmap.mmap, UInt8[np.ndarray, " n"]]] = {}
+        self._mapped = mapped
+        self._files: dict[int, int] = {}
+        weakref.finalize(self, _close_all, self._files)
         self._lock = threading.Lock()
         manifest = shards.manifest
         by_name = {e.name: np.dtype(e.dtype) for e in manifest.experiments}
@@ -108,35 +116,28 @@ class PatchReader:
         offsets = a["patch_offset"][rows].tolist()
         count = int(np.prod(stored))
         crop = (slice(None), self._crop.z, self._crop.y, self._crop.x)
-        self._ask(rows, shard_of, offsets, count)
+        if self._mapped:
+            self._ask(rows, shard_of, offsets, count)
         for place, (shard, offset) in enumerate(zip(shard_of, offsets, strict=True)):
-            dtype = self._dtypes[shard]
-            data = self._map(shard, int(rows[place]))[1][offset : offset + count * dtype.itemsize]
+            dtype, row = self._dtypes[shard], int(rows[place])
+            if self._mapped:
+                data = self._map(shard, row)[1][offset : offset + count * dtype.itemsize]
+            elif self._whole and dtype == out.dtype:
+                self._pread(shard, row, offset, out[place].reshape(-1).view(np.uint8))
+                continue
+            else:
+                data = np.empty(count * dtype.itemsize, np.uint8)
+                self._pread(shard, row, offset, data)
             patch = data.view(dtype).reshape(stored)
             out[place] = patch if self._whole else patch[crop]
 
     def fetch(self, block: int) -> None:
-        """Have a block read from front to back and map its pages, so that patches are copied without waiting."""
-        mapped, begin, end = self._block(block)
-        begin -= begin % mmap.PAGESIZE
-        mapped[0].madvise(mmap.MADV_WILLNEED, begin, end - begin)
-        # one byte of every page; the sum lets other threads run meanwhile
-        mapped[1][begin : end : mmap.PAGESIZE].sum()
-
-    def forget(self, block: int) -> None:
-        """Give the pages of a block back, those apart that it shares with its neighbours."""
-        mapped, begin, end = self._block(block)
-        begin += -begin % mmap.PAGESIZE
-        end -= end % mmap.PAGESIZE
-        if begin < end:
-            mapped[0].madvise(mmap.MADV_DONTNEED, begin, end - begin)
-
-    def _block(self, block: int) -> tuple[tuple[mmap.mmap, UInt8[np.ndarray, " n"]], int, int]:
-        """Map the shard of a block; also its byte range there."""
+        """Have the system read a block from front to back, ahead of need."""
         a = self._shards.arrays
-        first = int(a["clip_first"][a["block_first"][block]])
-        mapped = self._map(int(a["block_shard"][block]), first)
-        return mapped, int(a["block_begin"][block]), int(a["block_end"][block])
+        file = self._open(int(a["block_shard"][block]), int(a["clip_first"][a["block_first"][block]]))
+        if hasattr(os, "posix_fadvise"):
+            begin, end = int(a["block_begin"][block]), int(a["block_end"][block])
+            os.posix_fadvise(file, begin, end - begin, os.POSIX_FADV_WILLNEED)
 
     def name_member(self, row: int) -> str:
         """Say where a patch is stored: shard, member and offset."""
@@ -158,6 +159,25 @@ class PatchReader:
             end = offsets[place] + count * self._dtypes[shard].itemsize
             self._map(shard, int(rows[place]))[0].madvise(mmap.MADV_WILLNEED, begin, end - begin)
 
+    def _pread(self, shard: int, row: int, offset: int, out: UInt8[np.ndarray, " n"]) -> None:
+        """Read bytes at an offset."""
+        got = os.preadv(self._open(shard, row), [out.data], offset)
+        if got != out.nbytes:
+            raise FormatError(f"{self.name_member(row)}: ends after {got:,} of {out.nbytes:,} bytes. Copy it again.")
+
+    def _open(self, shard: int, row: int) -> int:
+        """Open a shard, or recall its descriptor; `row` is named if that fails."""
+        found = self._files.get(shard)
+        if found is None:
+            with self._lock:
+                record = self._shards.manifest.shards[shard]
+                try:
+                    found = self._files[shard] = _open_file(self._shards.root / record.path, record.bytes)
+                except (OSError, ValueError) as error:
+                    error.add_note(f"while reading {self.name_member(row)}")
+                    raise
+        return found
+
     def _map(self, shard: int, row: int) -> tuple[mmap.mmap, UInt8[np.ndarray, " n"]]:
         """Map a shard, or recall its map; `row` is named if that fails."""
         found = self._maps.get(shard)
@@ -173,14 +193,26 @@ class PatchReader:
         return found
 
 
-def _map_file(path: Path, size: int) -> mmap.mmap:
+def _close_all(files: dict[int, int]) -> None:
+    for file in files.values():
+        os.close(file)
+
+
+def _open_file(path: Path, size: int) -> int:
     if not path.is_file():
         raise FormatError(f"{path}: is gone. Restore it, or build the shards again.")
     found = path.stat().st_size
     if found != size:
         raise FormatError(f"{path}: has {found:,} bytes, the manifest says {size:,}. Build the shards again.")
-    with path.open("rb") as file:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return os.open(path, os.O_RDONLY)
+
+
+def _map_file(path: Path, size: int) -> mmap.mmap:
+    file = _open_file(path, size)
+    try:
+        return mmap.mmap(file, 0, access=mmap.ACCESS_READ)
+    finally:
+        os.close(file)
 
 
 def level_statistics(

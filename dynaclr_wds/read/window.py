@@ -1,9 +1,9 @@
 """Block schedule to resident blocks: reads ahead of need, front to back, and lets go of what the plan retires.
 
-Obeys the schedules of the streams that a rank runs; decides nothing. Blocks are parts of mapped files: to fetch one is
-to have the system read it and to touch its pages, to free it is to give the pages back, so nothing is copied twice.
-What is resident never exceeds the rank's share of the window: a block is fetched when the ones before it are and there
-is room, which batches make as they finish.
+Obeys the schedules of the streams that a rank runs; decides nothing. Blocks are parts of local files: to fetch one is
+to have the system read it into its page cache, from where patches are copied once, to where they are wanted. What is
+fetched and not yet retired never exceeds the rank's share of the window: a block is fetched when the ones before it are
+and there is room, which batches make as they finish. Pages of retired blocks stay with the system as long as it likes.
 """
 
 from __future__ import annotations
@@ -114,8 +114,6 @@ class BlockWindow:
             self._freed[over] = True
             self.resident_bytes -= int(v.bytes[over].sum())
             self._changed.notify_all()
-        for block in v.block[over].tolist():
-            self._reader.forget(block)
 
     def close(self) -> None:
         """Stop reading."""
