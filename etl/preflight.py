@@ -85,7 +85,8 @@ def _check_excluded(config: BuildConfig, plates: Mapping[str, Plate]) -> None:
     for name in config.exclude_fovs:
         if name not in there:
             raise ConfigError(
-                f"{config.where}: shards.exclude_fovs={name!r} is in no listed well; FOVs there are {sorted(there)}. Correct it."
+                f"{config.where}: shards.exclude_fovs={name!r} is in no listed well; FOVs there are "
+                f"{sorted(there)}. Correct it."
             )
 
 
