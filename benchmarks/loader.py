@@ -35,6 +35,9 @@ from etl.experiments import parse_build_config
 from etl.simulate import simulate_collection
 from etl.simulation.design import SimulationConfig
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for `benchmarks`, which is not installed
+from benchmarks.streaming import report_streaming
+
 Measure = Callable[[float], float]
 """Seconds to run for → samples/s."""
 
@@ -70,10 +73,10 @@ class Setting:
 def make_shards(root: Path, size: int, dtype: str, gib: float) -> Path:
     """Simulate two experiments and build shards of about `gib` GiB of patches."""
     patch_bytes = 2 * size * size * (4 if dtype == "float32" else 2)
-    frames = max(8, round(gib * 2**30 / patch_bytes / (4 * 60 * 1.4)))
-    config = SimulationConfig(experiments=2, fovs=1, frames=frames, size=640, cells=60)
+    fovs = max(1, round(gib * 2**30 / patch_bytes / 4000))  # a short movie has some 4,000 patches per FOV and well
+    config = SimulationConfig(experiments=2, fovs=fovs, frames=14, size=640, cells=60)
     yaml = simulate_collection(root / "plates", config)
-    options = {"yx_patch_size": [size, size], "dtype": dtype, "shard_bytes": 1 << 29, "block_bytes": 1 << 23}
+    options = {"yx_patch_size": [size, size], "dtype": dtype, "shard_bytes": 1 << 29, "block_bytes": 1 << 22}
     build_shards(parse_build_config(yaml, options), root / "shards")
     return root / "shards"
 
@@ -232,10 +235,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--dtype", choices=("float32", "source"), default="float32", help="(%(default)s; source: uint16)"
     )
-    parser.add_argument("--gib", type=float, default=2.0, help="of simulated shards, about (%(default)s)")
+    parser.add_argument("--gib", type=float, default=4.5, help="of simulated shards, about (%(default)s)")
     parser.add_argument("--batch_size", type=int, default=256, help="samples (%(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="of our loader and of memcpy (%(default)s)")
     parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement (%(default)s)")
+    parser.add_argument("--window", type=float, default=0.3, help="of streaming, share of the bytes (%(default)s)")
+    parser.add_argument("--stream_batch_size", type=int, default=64, help="of streaming (%(default)s)")
     parser.add_argument("--repeats", type=int, default=5, help="(%(default)s)")
     given = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
@@ -244,6 +249,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         warm(shards)
         setting = Setting(shards=shards, batch_size=given.batch_size, threads=given.threads)
         report(setting, run(setting, given.seconds, given.repeats))
+        report_streaming(shards, given.stream_batch_size, given.threads, given.window, given.repeats)
     return 0
 
 

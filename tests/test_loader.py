@@ -168,11 +168,13 @@ def test_break_ends_threads_that_are_waiting_for_a_slow_read():
 
 def test_ctrl_c_ends_the_threads():
     main = threading.main_thread()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job starts with it ignored
     timer = threading.Timer(0.1, lambda: signal.pthread_kill(main.ident, signal.SIGINT))
     timer.start()
     with pytest.raises(KeyboardInterrupt):
         for _ in ThreadDataLoader(Numbers(wait=lambda _: 0.02), batch_sampler=Plans(10**9), num_workers=2):
             pass
+    signal.signal(signal.SIGINT, before)
     timer.join()
     wait_for_all_to_end()
 

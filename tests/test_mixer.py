@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from dynaclr_wds.plan.config import SamplingConfig
 from dynaclr_wds.plan.index import plan_index
+from dynaclr_wds.plan.quality import measure_quality
 from dynaclr_wds.plan.sampler import FlexibleBatchSampler
 from tests.synthetic import Synthetic, make_index
 from tests.test_sampler import FEATURES, fingerprint
@@ -203,4 +204,6 @@ def test_all_features_at_a_tenth_of_the_bytes():
         if name.startswith("condition") or name == "leak":
             assert row.worst == row.asked, name  # 128 and 128 of 256; 32 leaked
     assert by_name["focal window"].missed == 0
+    fov = measure_quality(index, s.config, (s.plan(k) for k in range(0, s.global_batches, 5))).collisions["fov"]
+    assert fov.ratio <= 1.3
     assert s.blocks(0).peak_bytes <= 0.1 * stored_bytes(index)
