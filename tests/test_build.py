@@ -574,7 +574,8 @@ def test_other_fovs_stop_when_one_fails(collection: Path, tmp_path: Path, monkey
     monkeypatch.setattr(etl.cut, "_cut_frames", failing)
     with pytest.raises(Killed):
         build(collection, tmp_path / "out", workers=2)
-    assert seen == [1]
+    assert 1 in seen
+    assert len(seen) <= 2  # the thread that failed may have taken one more job before the others were called off
     assert not list((tmp_path / "out").rglob("*.partial"))
 
 
