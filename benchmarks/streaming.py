@@ -1,0 +1,106 @@
+"""Shards read to shards streamed: bytes of files per second, beside loops that only read them.
+
+Streaming reads every byte once and copies each patch that is drawn, about one and a half times what it reads. The
+peers read the same files from front to back and do nothing else: into one small buffer, which stays in the processor's
+cache, and into memory as large as a shard, as anything must that keeps what it reads. Whole epochs are
+timed, the filling of the window counted in. Cold means that the system was asked to drop the files from its page cache.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+
+from dynaclr_wds.datamodule import MultiExperimentDataModule
+from dynaclr_wds.shardset import ShardSet
+
+BUFFER_BYTES = 8 << 20
+
+
+def read_files(shards: ShardSet, buffer: bytearray) -> float:
+    """Read every shard from front to back with `readinto`; bytes/s."""
+    view, total, begin = memoryview(buffer), 0, time.perf_counter()
+    for shard in shards.manifest.shards:
+        with (shards.root / shard.path).open("rb", buffering=0) as file:
+            at = 0
+            while got := file.readinto(view[at:]):
+                total += got
+                at = (at + got) % len(view)
+    return total / (time.perf_counter() - begin)
+
+
+def drop_files(shards: ShardSet) -> None:
+    """Ask the system to drop every shard from its page cache."""
+    for shard in shards.manifest.shards:
+        with (shards.root / shard.path).open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def make_epoch(shards: ShardSet, batch_size: int, threads: int, share: float) -> Callable[[], tuple[float, float]]:
+    """Prepare streaming epochs, every anchor once; each call runs one and gives bytes/s and samples/s."""
+    window = int(share * sum(shard.bytes for shard in shards.manifest.shards))
+    data = MultiExperimentDataModule(
+        shards=str(shards.root),
+        batch_size=batch_size,
+        num_workers=threads,
+        tau_range=shards.manifest.tau_range_hours,
+        condition_balanced=False,
+        window=window,
+        num_streams=1,
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "val_experiments is empty")
+        data.setup("fit")
+    loader, sampler = data.train_dataloader(), data.train_sampler
+    assert sampler is not None
+    number = 0
+
+    def epoch() -> tuple[float, float]:
+        nonlocal number
+        sampler.set_epoch(number)
+        number += 1
+        begin = time.perf_counter()
+        samples = sum(len(batch["anchor"]) for batch in loader)
+        took = time.perf_counter() - begin
+        blocks = sampler.blocks(0)
+        assert blocks is not None
+        return int(blocks.bytes.sum()) / took, samples / took
+
+    return epoch
+
+
+def report_streaming(shards: ShardSet, batch_size: int, threads: int, share: float, repeats: int) -> None:
+    """Measure in turn, `repeats` times after one that does not count, and print medians and median ratios."""
+    small, large = bytearray(BUFFER_BYTES), bytearray(max(shard.bytes for shard in shards.manifest.shards))
+    epoch = make_epoch(shards, batch_size, threads, share)
+    rows: dict[str, list[float]] = {}
+    samples: dict[str, list[float]] = {"streaming, warm": [], "streaming, cold": []}
+    for number in range(repeats + 1):
+        round_: dict[str, float] = {}
+        drop_files(shards)
+        round_["readinto, cold"] = read_files(shards, large)
+        drop_files(shards)
+        round_["streaming, cold"], rate_cold = epoch()
+        read_files(shards, small)
+        round_["readinto, small buffer"] = read_files(shards, small)
+        round_["readinto, memory"] = read_files(shards, large)
+        round_["streaming, warm"], rate_warm = epoch()
+        if number:
+            for name, value in round_.items():
+                rows.setdefault(name, []).append(value)
+            samples["streaming, cold"].append(rate_cold)
+            samples["streaming, warm"].append(rate_warm)
+    print(f"\nstreaming: window {share:.0%} of the bytes, batches of {batch_size}, {threads} threads, whole epochs")
+    print(f"{'':24}{'MB/s of files':>14}{'of small buffer':>17}{'of memory':>11}{'of cold':>9}{'samples/s':>11}")
+    for name, values in rows.items():
+        ratios = [
+            statistics.median(v / b for v, b in zip(values, rows[base], strict=True))
+            for base in ("readinto, small buffer", "readinto, memory", "readinto, cold")
+        ]
+        rate = f"{statistics.median(samples[name]):,.0f}" if name in samples else ""
+        speed = statistics.median(values) / 1e6
+        print(f"{name:24}{speed:14,.0f}{ratios[0]:17.0%}{ratios[1]:11.0%}{ratios[2]:9.0%}{rate:>11}")
