@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import Callback
 import dynaclr_wds.datamodule
 from dynaclr_wds.contract import FormatError
 from dynaclr_wds.datamodule import MultiExperimentDataModule
+from dynaclr_wds.epoch_ledger import EpochLedger
 from dynaclr_wds.shardset import ShardSet
 from dynaclr_wds.world import World
 
@@ -115,6 +116,20 @@ def test_a_shard_that_is_gone_is_named(shards, tmp_path):
     with pytest.raises(FormatError, match=r"e0/.*\.tar: is gone"):
         list(loader)
     assert not [t.name for t in threading.enumerate() if t.name.startswith("dynaclr")]
+
+
+@pytest.mark.parametrize("window", [None, STREAMS["window"]])
+def test_every_epoch_leaves_its_ledger(shards, tmp_path, window):
+    seen = fit(shards, max_epochs=2, window=window, callbacks=[EpochLedger(str(tmp_path))])
+    files = sorted(tmp_path.glob("*.json"))
+    assert [f.name for f in files] == ["ledger-epoch=000.json", "ledger-epoch=001.json"]
+    for epoch, file in enumerate(files):
+        ledger = json.loads(file.read_text())
+        steps = seen[epoch * ledger["batches"] : (epoch + 1) * ledger["batches"]]
+        anchors = [o for step in steps for o in step[: len(step) // 2]]
+        assert sum(c["unique"] for c in ledger["coverage"]) == len(set(anchors))
+        assert sum(c["repeated"] for c in ledger["coverage"]) == len(anchors) - len(set(anchors))
+        assert bool(ledger["streaming"]) == (window is not None)
 
 
 class SaveEveryStep(Callback):
