@@ -90,7 +90,9 @@ class Mixer:
         batches = _fit_batches(plan_batch_counts(groups, sizes, self.config), groups, sizes, self.batches, self.config)
         rng = make_generator(Tag.BATCH_ORDER, self.config.seed, epoch, stream)
         pieces = plan_pieces(self.index.strata, groups, plan_lanes(rng, batches, self.active))
-        budget, best, most = self.share_bytes / min(self.active, len(groups)), None, 0
+        budget, best, most = float(self.share_bytes), None, 0
+        if not self._all_fits:
+            budget /= min(self.active, len(groups))
         for _ in range(_TRIES):
             opened = self._lay_out((epoch, stream), pieces, own, budget)
             peak = opened.blocks.peak_bytes if opened.blocks else 0
@@ -203,7 +205,8 @@ def plan_needs(index: PlanIndex, groups: tuple[Group, ...], config: SamplingConf
         found = np.unique(index.block(at))
         size[s] = float(index.columns.block_bytes[found].max())
         anchors[s] = len(at) / len(found)
-        blocks[s] = max(-(-len(found) // num_streams), 1)
+        # a stratum with fewer blocks than streams is read by all of them
+        blocks[s] = len(found) if len(found) < num_streams else -(-len(found) // num_streams)
         some = at[: _SAMPLE // num_streams + 1]
         need = _blocks_needed(index, some, share[s] * config.batch_size, np.ones(len(some), bool))
         if config.temporal_enrichment:
@@ -236,17 +239,17 @@ def _blocks_needed(
 def plan_active(groups: tuple[Group, ...], needs: Needs, share_bytes: int, num_streams: int) -> int:
     """Count the experiments that are within reach at a time: as many as the window holds in comfort, at least two."""
     need = np.sort([float((needs.least * needs.block_bytes)[g.strata].sum()) for g in groups])[::-1]
-    wanted = min(2, len(groups))
+    wanted, total = min(2, len(groups)), float((needs.blocks * needs.block_bytes).sum())
+    if total <= share_bytes:
+        return len(groups)
     if need[0] * wanted > share_bytes:
-        enough = int(np.ceil(need[0] * wanted)) * num_streams
+        enough = int(np.ceil(min(need[0] * wanted, total))) * num_streams
         raise ValueError(
             f"window={share_bytes * num_streams:,} bytes can't hold one batch of distinct lineages of "
             f"{wanted} experiment{'s' * (wanted > 1)} in each of {num_streams} streams. {enough:,} would be enough; "
             "so would fewer num_streams, a smaller batch_size, or shards with a smaller block_bytes."
         )
-    total = (needs.blocks * needs.block_bytes).sum()
-    comfort = len(groups) if total <= share_bytes else int(share_bytes / (_COMFORT * need[0]))
-    return int(np.clip(comfort, wanted, len(groups)))
+    return int(np.clip(int(share_bytes / (_COMFORT * need[0])), wanted, len(groups)))
 
 
 def _fit_batches(
