@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from dynaclr_wds.plan.config import SamplingConfig
 from dynaclr_wds.plan.index import plan_index
+from dynaclr_wds.plan.ledger import Ledger
 from dynaclr_wds.plan.quality import measure_quality
 from dynaclr_wds.plan.sampler import FlexibleBatchSampler
 from tests.synthetic import Synthetic, make_index
@@ -192,18 +193,26 @@ def test_resume_at_any_step_equals_uninterrupted(after):
             assert fingerprint([plan]) == whole[2 * step + rank]
 
 
-def test_all_features_at_a_tenth_of_the_bytes():
-    """Eight experiments, conditions 4:1, 40 FOVs each, dividing lineages, 400 and more a stratum; 500,000 anchors."""
-    index = make_index(Synthetic(experiments=8, lineages=(1600, 400), fovs=40, **LIVELY))
+@pytest.mark.parametrize(("streams", "lineages", "every"), [(1, (1600, 400), 1), (8, (6400, 1600), 13)])
+def test_all_features_at_a_tenth_of_the_bytes(streams, lineages, every):
+    """Eight experiments, conditions 4:1, 40 FOVs each, dividing lineages, ≥ 400 a stratum, ≥ 200,000 anchors.
+
+    One stream batch by batch; eight streams by every 13th batch of the global sequence, which falls on each of them.
+    """
+    index = make_index(Synthetic(experiments=8, lineages=lineages, fovs=40, clips_per_block=8, **LIVELY))
     assert len(index.row) >= 200_000
-    s = streamed(index, share=0.1, batch_size=256, leaky=0.125, temporal_enrichment=True)
-    report = s.report()
+    s = streamed(index, share=0.1, batch_size=256, leaky=0.125, temporal_enrichment=True, num_streams=streams)
+    plans = [s.plan(number) for number in range(0, s.global_batches, every)]
+    ledger = Ledger(index, s.config)
+    for plan in plans:
+        ledger.add(plan)
+    report = ledger.report()
     assert report.relaxed == {"lineage": 0, "track": 0, "observation": 0}
     by_name = {c.name: c for c in report.composition}
     for name, row in by_name.items():
         if name.startswith("condition") or name == "leak":
             assert row.worst == row.asked, name  # 128 and 128 of 256; 32 leaked
     assert by_name["focal window"].missed == 0
-    fov = measure_quality(index, s.config, (s.plan(k) for k in range(0, s.global_batches, 5))).collisions["fov"]
-    assert fov.ratio <= 1.3
-    assert s.blocks(0).peak_bytes <= 0.1 * stored_bytes(index)
+    assert measure_quality(index, s.config, plans[:: max(len(plans) // 400, 1)]).collisions["fov"].ratio <= 1.3
+    assert len({len(p) for p in s._planners}) == 1
+    assert sum(s.blocks(k).peak_bytes for k in range(streams)) <= 0.1 * stored_bytes(index)
