@@ -268,7 +268,7 @@ def test_same_seed_same_order_other_seed_or_epoch_another():
 def test_the_pinned_golden_order():
     # Published runs depend on this order. If a change must alter it, say so in CHANGELOG.md.
     assert fingerprint(sampler()) == "8d16e34e10deab61"
-    assert fingerprint(sampler(**FEATURES)) == "d20dc47467116773"
+    assert fingerprint(sampler(**FEATURES)) == "7d6b01be2b826707"
 
 
 @SLOW

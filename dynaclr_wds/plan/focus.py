@@ -81,6 +81,11 @@ def _first_of_each(key: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " k"]:
     return np.sort(order[new])
 
 
+def make_sorted_cards(index: PlanIndex, anchor: Int64[np.ndarray, " n"]) -> Cards:
+    """Look up what is asked of each draw, and sort them by HPI; those of the same HPI stay in order."""
+    return make_cards(index, anchor[np.argsort(index.hpi(anchor), kind="stable")])
+
+
 def make_cards(index: PlanIndex, anchor: Int64[np.ndarray, " n"]) -> Cards:
     """Look up what is asked of each draw."""
     return Cards(
@@ -95,7 +100,7 @@ def make_cards(index: PlanIndex, anchor: Int64[np.ndarray, " n"]) -> Cards:
 def sample_focal_hpi(
     rng: np.random.Generator, hpi: list[Float64[np.ndarray, " _"]], window: float, count: int
 ) -> Float64[np.ndarray, " count"]:
-    """Draw focal HPIs evenly over the HPIs at which all strata have draws.
+    """Draw focal HPIs evenly over the HPIs at which all strata have draws, with the whole window inside their range.
 
     Parameters
     ----------
@@ -116,7 +121,8 @@ def sample_focal_hpi(
     total = np.cumsum(joint if joint.any() else weight)
     even = (np.arange(count) + rng.random(count)) / count
     at = np.minimum(np.searchsorted(total, even * total[-1], "right"), len(values) - 1)
-    return rng.permutation(values[at])
+    low, high = values[0] + window, values[-1] - window
+    return rng.permutation(np.clip(values[at], min(low, high), max(low, high)))
 
 
 def focal_quota(
@@ -152,7 +158,7 @@ def assemble_focused(
     Parameters
     ----------
     cards
-        By pile, the round's draws in random order.
+        By pile, the round's draws, sorted by HPI and in random order where it is the same.
     draw
         Draws more for a pile.
     quota, focal
@@ -164,22 +170,26 @@ def assemble_focused(
     """
     hands = {(b, s): Hand() for b in range(len(quota)) for s in cards}
     short = np.zeros_like(quota)
-    spare_first = {s: _least_covered_first(rng, c, focal_hpi, window) for s, c in cards.items()}
+    reach = window + _SLACK
+    # (pile, batch) → begin and end of the window among the pile's cards, which are sorted by HPI
+    edge = {s: np.searchsorted(c.hpi, np.stack([focal_hpi - reach, focal_hpi + reach])).T for s, c in cards.items()}
+    waiting = {s: _least_covered_first(rng, c, focal_hpi, window) for s, c in cards.items()}
     for b, s in ((b, s) for b in rng.permutation(len(quota)) for s in cards if focal[b, s]):
-        inside = cards[s].inside(focal_hpi[b], window)
-        near = np.flatnonzero(inside & ~cards[s].used)
-        share = max(float(inside.mean()), 0.02)
+        begin, end = edge[s][b]
+        near = begin + np.flatnonzero(~cards[s].used[begin:end])
+        share = max((end - begin) / max(len(cards[s].anchor), 1), 0.02)
         extra = _Extra(draw, index, s, _window(focal_hpi[b], window, inside=True), share)
         short[b, s] = _fill(cards[s], rng.permutation(near), extra, hands[b, s], int(focal[b, s]), levels=(0, 1, 2))
     rest = quota - focal + short
     for b, s in ((b, s) for b in rng.permutation(len(quota)) for s in cards if rest[b, s]):
-        spare = ~cards[s].inside(focal_hpi[b], window) & ~cards[s].used
-        far = spare_first[s][spare[spare_first[s]]]
+        begin, end = edge[s][b]
+        waiting[s] = waiting[s][~cards[s].used[waiting[s]]]
+        far = waiting[s][(waiting[s] < begin) | (waiting[s] >= end)]
         extra = _Extra(draw, index, s, _window(focal_hpi[b], window, inside=False), 0.5)
         left = _fill(cards[s], far, extra, hands[b, s], int(rest[b, s]), levels=(0,))
         if left:
             anywhere = _Extra(draw, index, s, _everything, 1.0)
-            _fill(cards[s], spare_first[s], anywhere, hands[b, s], left, levels=(0, 1, 2, 3))
+            _fill(cards[s], waiting[s], anywhere, hands[b, s], left, levels=(0, 1, 2, 3))
     return np.stack([np.concatenate([a for s in cards for a in hands[b, s].anchors]) for b in range(len(quota))])
 
 
@@ -230,7 +240,10 @@ def _fill(
     Returns what is still missing.
     """
     for level in levels:
-        need -= cards.choose(hand, allowed, need, level)
+        few = 3 * need + 32  # mostly enough, and cheaper to look through
+        need -= cards.choose(hand, allowed[:few], need, level)
+        if need and len(allowed) > few:
+            need -= cards.choose(hand, allowed[few:], need, level)
         for _ in range(_TRIES):
             if not need:
                 return 0

@@ -28,9 +28,10 @@ _SPARE_LINEAGES = 1.25  # lineages within reach, over those that a batch takes o
 _SPARE_BLOCKS = 3  # beside those: one that comes, one that goes, one that a round reaches into
 _COMFORT = 2.0  # experiments share the window only as long as each has this times the least it needs
 _ROUND_SHARE = 0.25  # of the window, at most, that one round draws
-_FOCAL_QUANTILES = (0.02, 0.5, 0.98)
 _AHEAD = 2  # rounds that may be reading ahead at a time
-_FULL = 0.95  # of the window used is enough
+_AIM = 0.97  # of the window
+_FULL = 0.93  # of the window used is enough
+_MODEST = 0.99  # of what fits one stream mostly fits another
 _TRIES = 6
 
 
@@ -74,6 +75,7 @@ class Mixer:
         self._needs = plan_needs(index, groups, config, num_streams)
         self.active = plan_active(groups, self._needs, self.share_bytes, num_streams)
         self._all_fits = float((self._needs.blocks * self._needs.block_bytes).sum()) <= self.share_bytes
+        self._budgets: dict[tuple[int, int], float] = {}
         self._parts: tuple[int, list[list[Part]]] | None = None
 
     def parts(self, epoch: int) -> list[list[Part]]:
@@ -90,18 +92,16 @@ class Mixer:
         batches = _fit_batches(plan_batch_counts(groups, sizes, self.config), groups, sizes, self.batches, self.config)
         rng = make_generator(Tag.BATCH_ORDER, self.config.seed, epoch, stream)
         pieces = plan_pieces(self.index.strata, groups, plan_lanes(rng, batches, self.active))
-        budget, best, most = float(self.share_bytes), None, 0
-        if not self._all_fits:
-            budget /= min(self.active, len(groups))
+        budget, best, most = self._first_budget(epoch, stream, len(groups)), None, 0
         for _ in range(_TRIES):
             opened = self._lay_out((epoch, stream), pieces, own, budget)
             peak = opened.blocks.peak_bytes if opened.blocks else 0
             use = peak / self.share_bytes
             if use <= 1 and peak > most:
-                best, most = opened, peak
+                best, most, self._budgets[epoch, stream] = opened, peak, budget
             if _FULL <= use <= 1 or self._all_fits:
                 break
-            budget *= _FULL / use if use > 1 else min(_FULL / use, 2.0) ** 0.5
+            budget *= _AIM / use if use > 1 else min(_AIM / use, 2.0) ** 0.5
         if best is None:
             raise ValueError(
                 f"window={self.share_bytes * self.num_streams:,} bytes: the rounds of a stream need "
@@ -109,6 +109,16 @@ class Mixer:
                 f"Give window={peak * self.num_streams:,}, or fewer num_streams."
             )
         return best
+
+    def _first_budget(self, epoch: int, stream: int, groups: int) -> float:
+        """Guess the bytes of an experiment: what the first stream of the first epoch found, which mostly fits all."""
+        if self._all_fits:
+            return float(self.share_bytes)
+        if (epoch, stream) == (0, 0):
+            return self.share_bytes / min(self.active, groups)
+        if (0, 0) not in self._budgets:
+            self.open_epoch(0, 0)
+        return _MODEST * self._budgets[0, 0]
 
     def _lay_out(self, key: tuple[int, int], pieces: Pieces, own: list[Part], budget: float) -> StreamEpoch:
         """Lay out an epoch with `budget` bytes for each experiment that is within reach."""
@@ -212,8 +222,9 @@ def plan_needs(index: PlanIndex, groups: tuple[Group, ...], config: SamplingConf
         if config.temporal_enrichment:
             hpi = index.hpi(some)
             focal = (1 - config.temporal_global_fraction) * share[s] * config.batch_size
-            for centre in np.quantile(hpi, _FOCAL_QUANTILES):  # windows at either end hold the fewest lineages
-                near = np.abs(hpi - centre) <= config.temporal_window_hours
+            width = config.temporal_window_hours
+            for centre in (hpi.min() + width, np.median(hpi), hpi.max() - width):  # the ends hold fewest lineages
+                near = np.abs(hpi - centre) <= width
                 need = max(need, _blocks_needed(index, some, focal, near))
         least[s] = min(blocks[s], need + _SPARE_BLOCKS)
     return Needs(size, anchors, blocks, least)

@@ -14,7 +14,7 @@ from jaxtyping import Float64, Int64
 
 from dynaclr_wds.plan.config import SamplingConfig
 from dynaclr_wds.plan.deal import deal
-from dynaclr_wds.plan.focus import assemble_focused, focal_quota, make_cards, sample_focal_hpi
+from dynaclr_wds.plan.focus import assemble_focused, focal_quota, make_sorted_cards, sample_focal_hpi
 from dynaclr_wds.plan.negatives import Offer, make_offer, sample_negatives
 from dynaclr_wds.plan.pool import Pool
 from dynaclr_wds.plan.positives import sample_positives
@@ -109,7 +109,7 @@ def _assemble_focused(
             leaked.setdefault(pool.strata[s].condition, []).append(s)
     piles = [[s] for s in members] + list(leaked.values())
     cards = {
-        p: make_cards(pool.index, rng.permutation(np.concatenate([due[s] for s in pile])))
+        p: make_sorted_cards(pool.index, rng.permutation(np.concatenate([due[s] for s in pile])))
         for p, pile in enumerate(piles)
     }
     by_pile = np.stack([quota[:, pile].sum(1) for pile in piles], axis=1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol, runtime_checkable
@@ -96,7 +95,7 @@ class StreamPlanner:
         self.config = config
         self.stream = stream
         self._epoch: tuple[int, StreamEpoch] | None = None
-        self._rounds: OrderedDict[int, RoundPlan] = OrderedDict()
+        self._rounds: dict[int, tuple[int, RoundPlan]] = {}
 
     def __len__(self) -> int:
         """Batches of an epoch."""
@@ -126,12 +125,10 @@ class StreamPlanner:
 
     def _round(self, epoch: int, at: StreamEpoch, group: int, ordinal: int) -> RoundPlan:
         """Plan a round, or recall it: the latest of each group is kept, as batches of groups alternate."""
-        round_id = at.schedule.round_id[group] + ordinal
-        if round_id not in self._rounds:
-            self._rounds[round_id] = plan_round(at.pool, at.schedule, self.config, (epoch, self.stream), group, ordinal)
-            while len(self._rounds) > len(at.schedule.groups):
-                self._rounds.popitem(last=False)
-        return self._rounds[round_id]
+        if group not in self._rounds or self._rounds[group][0] != ordinal:
+            plan = plan_round(at.pool, at.schedule, self.config, (epoch, self.stream), group, ordinal)
+            self._rounds[group] = (ordinal, plan)
+        return self._rounds[group][1]
 
 
 def round_batches(index: PlanIndex, config: SamplingConfig) -> int:
