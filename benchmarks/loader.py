@@ -249,7 +249,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         warm(shards)
         setting = Setting(shards=shards, batch_size=given.batch_size, threads=given.threads)
         report(setting, run(setting, given.seconds, given.repeats))
-        report_streaming(shards, given.stream_batch_size, given.threads, given.window, given.repeats)
+        report_streaming(
+            shards, setting.sample_bytes, given.stream_batch_size, given.threads, given.window, given.repeats
+        )
     return 0
 
 

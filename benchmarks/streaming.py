@@ -73,34 +73,34 @@ def make_epoch(shards: ShardSet, batch_size: int, threads: int, share: float) ->
     return epoch
 
 
-def report_streaming(shards: ShardSet, batch_size: int, threads: int, share: float, repeats: int) -> None:
+def report_streaming(
+    shards: ShardSet, sample_bytes: int, batch_size: int, threads: int, share: float, repeats: int
+) -> None:
     """Measure in turn, `repeats` times after one that does not count, and print medians and median ratios."""
     small, large = bytearray(BUFFER_BYTES), bytearray(max(shard.bytes for shard in shards.manifest.shards))
     epoch = make_epoch(shards, batch_size, threads, share)
     rows: dict[str, list[float]] = {}
-    samples: dict[str, list[float]] = {"streaming, warm": [], "streaming, cold": []}
     for number in range(repeats + 1):
         round_: dict[str, float] = {}
         drop_files(shards)
         round_["readinto, cold"] = read_files(shards, large)
         drop_files(shards)
-        round_["streaming, cold"], rate_cold = epoch()
+        round_["streaming, cold"], samples = epoch()
+        round_["its patches, cold"] = samples * sample_bytes
         read_files(shards, small)
         round_["readinto, small buffer"] = read_files(shards, small)
         round_["readinto, memory"] = read_files(shards, large)
-        round_["streaming, warm"], rate_warm = epoch()
+        round_["streaming, warm"], samples = epoch()
+        round_["its patches, warm"] = samples * sample_bytes
         if number:
             for name, value in round_.items():
                 rows.setdefault(name, []).append(value)
-            samples["streaming, cold"].append(rate_cold)
-            samples["streaming, warm"].append(rate_warm)
     print(f"\nstreaming: window {share:.0%} of the bytes, batches of {batch_size}, {threads} threads, whole epochs")
-    print(f"{'':24}{'MB/s of files':>14}{'of small buffer':>17}{'of memory':>11}{'of cold':>9}{'samples/s':>11}")
+    print("streaming: bytes of files that are used up; its patches: bytes of the batches that come out, as above")
+    print(f"{'':24}{'MB/s':>9}{'of small buffer':>17}{'of memory':>11}{'of cold':>9}")
     for name, values in rows.items():
         ratios = [
             statistics.median(v / b for v, b in zip(values, rows[base], strict=True))
             for base in ("readinto, small buffer", "readinto, memory", "readinto, cold")
         ]
-        rate = f"{statistics.median(samples[name]):,.0f}" if name in samples else ""
-        speed = statistics.median(values) / 1e6
-        print(f"{name:24}{speed:14,.0f}{ratios[0]:17.0%}{ratios[1]:11.0%}{ratios[2]:9.0%}{rate:>11}")
+        print(f"{name:24}{statistics.median(values) / 1e6:9,.0f}{ratios[0]:17.0%}{ratios[1]:11.0%}{ratios[2]:9.0%}")

@@ -170,9 +170,10 @@ def test_streams_own_disjoint_anchors():
     assert len(set().union(*own)) > 0.97 * len(STREAMED.row)
 
 
-def test_a_tiny_stratum_is_shared_by_all_streams():
-    index = make_index(Synthetic(experiments=2, lineages=(120, 2), **LIVELY))
-    s = streamed(index, share=1.5, num_streams=8, batch_size=8)
+@pytest.mark.parametrize("tiny", [2, 1])  # of 10 and 5 clips; 8 streams
+def test_a_tiny_stratum_is_shared_by_all_streams(tiny):
+    index = make_index(Synthetic(experiments=2, lineages=(120, tiny), **LIVELY))
+    s = streamed(index, share=4.0, num_streams=8, batch_size=8)
     counts = Counter(p.number % 8 for p in s)
     assert set(counts.values()) == {len(s) // 8}
     report = s.report()

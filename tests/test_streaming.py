@@ -172,8 +172,9 @@ import lightning.pytorch as pl
 from dynaclr_wds.datamodule import MultiExperimentDataModule
 
 if __name__ == "__main__":
-    shards, out = sys.argv[1:]
-    data = MultiExperimentDataModule(shards, num_workers=2, **STREAMS)
+    shards, out, streams, window = sys.argv[1:]
+    options = STREAMS | {"num_streams": int(streams), "window": int(window)}
+    data = MultiExperimentDataModule(shards, num_workers=2, **options)
     model = Recorder()
     trainer = pl.Trainer(
         max_epochs=1, accelerator="cpu", devices=2, strategy="ddp", logger=False, enable_checkpointing=False,
@@ -185,11 +186,12 @@ if __name__ == "__main__":
 """
 
 
-def test_two_processes_see_disjoint_batches_and_as_many(shards, tmp_path):
+@pytest.mark.parametrize(("num_streams", "window"), [(4, 6 << 20), (16, 1 << 27)])  # 16: some strata have fewer blocks
+def test_two_processes_see_disjoint_batches_and_as_many(shards, tmp_path, num_streams, window):
     script = tmp_path / "train.py"
     script.write_text(DDP)
     done = subprocess.run(
-        [sys.executable, str(script), str(shards), str(tmp_path)],
+        [sys.executable, str(script), str(shards), str(tmp_path), str(num_streams), str(window)],
         env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
         cwd=tmp_path,
         capture_output=True,
@@ -201,4 +203,4 @@ def test_two_processes_see_disjoint_batches_and_as_many(shards, tmp_path):
     ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     assert len(ranks[0]) == len(ranks[1]) > 0
     merged = [step for pair in zip(*ranks, strict=True) for step in pair]
-    assert merged == fit(shards)
+    assert merged == fit(shards, num_streams=num_streams, window=window)

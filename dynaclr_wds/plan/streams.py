@@ -2,7 +2,7 @@
 
 Streams are what makes the order independent of the number of processes: each is planned for itself, and rank r of W
 runs streams r, r + W, … . A stratum's blocks are dealt out whole; one that has fewer blocks than there are streams
-is shared, and its clips are dealt out instead.
+is shared, and its clips are dealt out instead; one that has fewer clips even is repeated by all of them.
 """
 
 from __future__ import annotations
@@ -68,14 +68,20 @@ def plan_streams(index: PlanIndex, num_streams: int, seed: int, epoch: int) -> l
         whole = make_part(index, anchors)
         if len(whole.blocks) >= num_streams:
             parts = [whole.take(at) for at in _deal_blocks(rng, whole, owed)]
-        else:
-            clip = index.clip(anchors)
-            player = rng.permutation(num_streams)[(np.cumsum(np.diff(clip, prepend=clip[0]) != 0)) % num_streams]
+        elif (number := _number_clips(index.clip(anchors)))[-1] + 1 >= num_streams:
+            player = rng.permutation(num_streams)[number % num_streams]
             parts = [make_part(index, anchors[player == k]) for k in range(num_streams)]
+        else:
+            parts = [whole] * num_streams
         for stream, part in enumerate(parts):
             out[stream].append(part)
             owed[stream] += len(part.anchors)
     return out
+
+
+def _number_clips(clip: Integer[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
+    """Number the clips of ascending anchors 0, 1, … ."""
+    return np.cumsum(np.diff(clip, prepend=clip[0]) != 0)
 
 
 def _deal_blocks(
