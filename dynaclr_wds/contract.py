@@ -171,7 +171,7 @@ class Manifest:
     shards: tuple[ShardRecord, ...]
     files: tuple[FileRecord, ...]
     dropped: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    """Experiment → reason → observations (or candidates, for `candidate_*`) left out."""
+    """Experiment → reason → observations (or candidates, for `candidates_dropped`) left out."""
 
     def to_json(self) -> str:
         """Serialise, the same bytes for the same content."""
