@@ -24,6 +24,7 @@ import numpy as np
 from dynaclr_wds.plan.config import SamplingConfig
 from dynaclr_wds.plan.index import PlanColumns, PlanIndex, plan_index
 from dynaclr_wds.plan.sampler import FlexibleBatchSampler
+from dynaclr_wds.read.window import plan_visits
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for `tests`, which is not installed
 from tests.synthetic import Synthetic, make_index
@@ -84,12 +85,29 @@ def time_batches(index: PlanIndex, config: SamplingConfig, batches: int, repeats
     return made, statistics.median(first), statistics.median(each)
 
 
+def time_restore(index: PlanIndex, config: SamplingConfig, share: float, ranks: int, repeats: int) -> float:
+    """CPU time, seconds: from the state of the middle of a streamed epoch to what to fetch and the first batch."""
+    window = int(share * int(index.columns.block_bytes.sum()))
+    times = []
+    for epoch in range(1, repeats + 1):
+        sampler = FlexibleBatchSampler(index, config, world_size=ranks, window=window)
+        middle = sampler.global_batches // 2 // ranks * ranks
+        state = sampler.state_dict() | {"epoch": epoch, "position": middle, "steps": middle // ranks}
+        begin = time.process_time()
+        sampler.load_state_dict(state)
+        plan_visits(sampler)
+        next(iter(sampler))
+        times.append(time.process_time() - begin)
+    return statistics.median(times)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(prog="python benchmarks/plan.py", description=__doc__)
     parser.add_argument("--millions", type=float, nargs="+", default=[1.0, 10.0], help="of anchors (%(default)s)")
     parser.add_argument("--batch_size", type=int, default=256, help="samples (%(default)s)")
     parser.add_argument("--batches", type=int, default=1000, help="to time, of each epoch (%(default)s)")
+    parser.add_argument("--window", type=float, default=0.4, help="of streaming, share of the bytes (%(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="epochs (%(default)s)")
     given = parser.parse_args(arguments)
     print(f"{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}, numpy {np.__version__}")
@@ -104,6 +122,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             count = len(index.row) / given.batch_size
             mean = each + first * 1e3 / count
             print(f"{name:16}{made:12.2f}{first:16.2f}{each:12.3f}{mean:14.3f}", flush=True)
+        config = SamplingConfig(batch_size=given.batch_size, leaky=0.1, temporal_enrichment=True)
+        for ranks in (1, 8):
+            seconds = time_restore(index, config, given.window, ranks, given.repeats)
+            what = f"streaming, window {given.window:.0%}, 8 streams, {ranks} process{'es' * (ranks > 1)}"
+            print(f"{what}: restored in {seconds:.2f} s", flush=True)
     return 0
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
@@ -257,10 +257,20 @@ class MultiExperimentDataModule(LightningDataModule):
         if self.trainer is not None:
             sampler.set_epoch(self.trainer.current_epoch)
         loader = ThreadDataLoader(dataset, batch_sampler=sampler, num_workers=self.num_workers)
-        if self.trainer is not None and len(loader) != sampler.global_batches // sampler.world_size:
-            # after a restart with another world size this epoch has another length than the next ones
-            self.trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
+        if self.trainer is not None:
+            self._tell_lengths(self.trainer, sampler, loader)
         return loader
+
+    @staticmethod
+    def _tell_lengths(trainer: Trainer, sampler: FlexibleBatchSampler, loader: ThreadDataLoader) -> None:
+        """After a restart with another world size, this epoch has another length than the next ones: say so."""
+        steps = sampler.global_batches // sampler.world_size
+        if len(loader) != steps:
+            trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
+        if not len(sampler):
+            # saved after the last batch but before the epoch's end: Lightning compares what is done with the next epoch
+            done = trainer.fit_loop.epoch_loop.batch_progress.current
+            done.completed = max(done.completed, steps)
 
     def val_dataloader(self) -> ThreadDataLoader | list[ThreadDataLoader]:
         """Return every anchor of the validation experiments once, in stored order."""

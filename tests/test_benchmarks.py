@@ -9,10 +9,14 @@ from dynaclr_wds.shardset import ShardSet
 
 
 def test_plan_prints_every_setting(capsys):
-    assert plan.main(["--millions", "0.01", "--batches", "3", "--repeats", "1", "--batch_size", "16"]) == 0
+    assert (
+        plan.main(["--millions", "0.01", "--batches", "3", "--repeats", "1", "--batch_size", "16", "--window", "1"])
+        == 0
+    )
     out = capsys.readouterr().out
     assert "10,080 anchors" in out
     assert all(name in out for name in plan.SETTINGS)
+    assert "8 processes: restored in" in out
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # webdataset leaves its files to the collector

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dynaclr_wds.plan.config import SamplingConfig
+from dynaclr_wds.plan.rng import sort_places
 from dynaclr_wds.plan.sampler import FlexibleBatchSampler, plan_validation
 from tests.synthetic import Synthetic, make_index
 
@@ -269,6 +270,18 @@ def test_the_pinned_golden_order():
     # Published runs depend on this order. If a change must alter it, say so in CHANGELOG.md.
     assert fingerprint(sampler()) == "8d16e34e10deab61"
     assert fingerprint(sampler(**FEATURES)) == "7d6b01be2b826707"
+
+
+@given(st.lists(st.floats(0, 1, width=16), max_size=300))
+def test_places_are_sorted_as_a_stable_sort_does_ties_too(places):
+    assert sort_places(np.array(places, np.float32)).tolist() == np.argsort(places, kind="stable").tolist()
+
+
+def test_more_places_than_16_bits_can_tell_apart_are_sorted():
+    places = np.random.default_rng(0).random(300_000)
+    ordered = places[sort_places(places)]
+    assert np.diff(ordered).min() > -(2.0**-31)
+    assert len(np.unique(ordered)) == len(places)
 
 
 @SLOW

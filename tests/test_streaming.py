@@ -12,7 +12,7 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 import dynaclr_wds.datamodule
 from dynaclr_wds.contract import FormatError
@@ -45,17 +45,17 @@ class Recorder(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.0)
 
 
-def fit(shards: Path, *, callbacks=(), ckpt_path=None, max_epochs=1, **config) -> list[list[int]]:
+def fit(shards: Path, *, callbacks=(), ckpt_path=None, max_epochs=1, val_batches=0, **config) -> list[list[int]]:
     model = Recorder()
     trainer = pl.Trainer(
         max_epochs=max_epochs,
         accelerator="cpu",
         logger=False,
-        enable_checkpointing=False,
+        enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks),
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
-        limit_val_batches=0,
+        limit_val_batches=val_batches,
         callbacks=list(callbacks),
     )
     data = MultiExperimentDataModule(str(shards), **{"num_workers": 2, **STREAMS, **config})
@@ -140,7 +140,10 @@ class SaveEveryStep(Callback):
         trainer.save_checkpoint(self.folder / f"{trainer.global_step}.ckpt")
 
 
-def test_resume_at_every_step_through_a_checkpoint_for_any_world_and_threads(shards, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("threads_before", "threads_after"), [(1, 4), (4, 1)])
+def test_resume_at_every_step_through_a_checkpoint_for_any_world_and_threads(
+    shards, tmp_path, monkeypatch, threads_before, threads_after
+):
     def fit_rank(rank: int, size: int, **config):
         monkeypatch.setattr(dynaclr_wds.datamodule, "detect_world", lambda _: World(rank, size))
         return fit(shards, max_epochs=2, batch_size=40, **config)
@@ -151,8 +154,8 @@ def test_resume_at_every_step_through_a_checkpoint_for_any_world_and_threads(sha
     for before in (1, 2, 4):
         folder = tmp_path / str(before)
         folder.mkdir()
-        fit_rank(0, before, num_workers=1, callbacks=[SaveEveryStep(folder)])
-        for step in range(1, epoch // before):
+        fit_rank(0, before, num_workers=threads_before, callbacks=[SaveEveryStep(folder)])
+        for step in range(1, epoch // before + 1):
             ckpt = folder / f"{step}.ckpt"
             state = torch.load(ckpt, weights_only=False)["MultiExperimentDataModule"]
             assert len(json.dumps(state)) < 2000
@@ -160,9 +163,25 @@ def test_resume_at_every_step_through_a_checkpoint_for_any_world_and_threads(sha
                 at = step * before
                 kept = (epoch - at) // after * after
                 want = [*whole[at : at + kept], *whole[epoch:]]
-                ranks = [fit_rank(r, after, num_workers=4, ckpt_path=ckpt) for r in range(after)]
+                ranks = [fit_rank(r, after, num_workers=threads_after, ckpt_path=ckpt) for r in range(after)]
                 merged = [s for steps in zip(*ranks, strict=True) for s in steps]
                 assert merged == want, (before, step, after)
+
+
+@pytest.mark.parametrize("after_training", [True, False])
+@pytest.mark.parametrize(("before", "after"), [(1, 4), (2, 2), (4, 1)])
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+def test_resume_from_the_checkpoint_of_an_epochs_end(shards, tmp_path, monkeypatch, before, after, after_training):
+    def fit_rank(rank: int, size: int, folder: str, **config):
+        monkeypatch.setattr(dynaclr_wds.datamodule, "detect_world", lambda _: World(rank, size))
+        saver = ModelCheckpoint(tmp_path / folder, "end", save_on_train_epoch_end=after_training)
+        return fit(shards, batch_size=40, val_batches=1, callbacks=[saver], **config)
+
+    whole = fit_rank(0, 1, "whole", max_epochs=3)
+    fit_rank(0, before, "before")
+    ckpt = tmp_path / "before" / "end.ckpt"
+    ranks = [fit_rank(r, after, f"after{r}", max_epochs=3, ckpt_path=ckpt) for r in range(after)]
+    assert [s for steps in zip(*ranks, strict=True) for s in steps] == whole[len(whole) // 3 :]
 
 
 DDP = """

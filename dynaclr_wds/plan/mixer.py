@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Bool, Float64, Int64, Integer
 
 from dynaclr_wds.plan.config import SamplingConfig
 from dynaclr_wds.plan.index import PlanIndex, Stratum
@@ -20,7 +20,7 @@ from dynaclr_wds.plan.quotas import largest_remainder
 from dynaclr_wds.plan.rng import Tag, make_generator
 from dynaclr_wds.plan.schedule import Group, plan_batch_counts, plan_groups, plan_schedule
 from dynaclr_wds.plan.stream import StreamEpoch, round_batches
-from dynaclr_wds.plan.streams import Part, plan_streams
+from dynaclr_wds.plan.streams import Part, make_part, plan_streams
 from dynaclr_wds.plan.window import WindowPool, plan_blocks, plan_queue, plan_stays
 
 _SAMPLE = 1 << 20  # anchors of a stratum to count lineages in; blocks are random samples, so the first will do
@@ -30,7 +30,7 @@ _COMFORT = 2.0  # experiments share the window only as long as each has this tim
 _ROUND_SHARE = 0.25  # of the window, at most, that one round draws
 _AHEAD = 2  # rounds that may be reading ahead at a time
 _AIM = 0.97  # of the window
-_FULL = 0.93  # of the window used is enough
+_FULL = 0.9  # of the window used is enough
 _MODEST = 0.99  # of what fits one stream mostly fits another
 _TRIES = 6
 
@@ -75,7 +75,7 @@ class Mixer:
         self._needs = plan_needs(index, groups, config, num_streams)
         self.active = plan_active(groups, self._needs, self.share_bytes, num_streams)
         self._all_fits = float((self._needs.blocks * self._needs.block_bytes).sum()) <= self.share_bytes
-        self._budgets: dict[tuple[int, int], float] = {}
+        self._budget: float | None = None  # bytes of an experiment that the first stream of the first epoch found
         self._parts: tuple[int, list[list[Part]]] | None = None
 
     def parts(self, epoch: int) -> list[list[Part]]:
@@ -92,15 +92,20 @@ class Mixer:
         batches = _fit_batches(plan_batch_counts(groups, sizes, self.config), groups, sizes, self.batches, self.config)
         rng = make_generator(Tag.BATCH_ORDER, self.config.seed, epoch, stream)
         pieces = plan_pieces(self.index.strata, groups, plan_lanes(rng, batches, self.active))
-        budget, best, most = self._first_budget(epoch, stream, len(groups)), None, 0
+        first = (epoch, stream) == (0, 0)
+        budget, best, most, before = self._first_budget(first, len(groups)), None, 0, -1
         for _ in range(_TRIES):
             opened = self._lay_out((epoch, stream), pieces, own, budget)
             peak = opened.blocks.peak_bytes if opened.blocks else 0
             use = peak / self.share_bytes
             if use <= 1 and peak > most:
-                best, most, self._budgets[epoch, stream] = opened, peak, budget
-            if _FULL <= use <= 1 or self._all_fits:
+                best, most = opened, peak
+                self._budget = budget if first else self._budget
+            if self._all_fits or (
+                use <= 1 and (use >= _FULL or peak == before)
+            ):  # when more changes nothing, it is enough
                 break
+            before = peak
             budget *= _AIM / use if use > 1 else min(_AIM / use, 2.0) ** 0.5
         if best is None:
             raise ValueError(
@@ -110,15 +115,16 @@ class Mixer:
             )
         return best
 
-    def _first_budget(self, epoch: int, stream: int, groups: int) -> float:
+    def _first_budget(self, first: bool, groups: int) -> float:
         """Guess the bytes of an experiment: what the first stream of the first epoch found, which mostly fits all."""
         if self._all_fits:
             return float(self.share_bytes)
-        if (epoch, stream) == (0, 0):
+        if first:
             return self.share_bytes / min(self.active, groups)
-        if (0, 0) not in self._budgets:
+        if self._budget is None:
             self.open_epoch(0, 0)
-        return _MODEST * self._budgets[0, 0]
+        assert self._budget is not None
+        return _MODEST * self._budget
 
     def _lay_out(self, key: tuple[int, int], pieces: Pieces, own: list[Part], budget: float) -> StreamEpoch:
         """Lay out an epoch with `budget` bytes for each experiment that is within reach."""
@@ -211,36 +217,38 @@ def plan_needs(index: PlanIndex, groups: tuple[Group, ...], config: SamplingConf
     for group in groups:
         share[group.strata] = group.share
     for s in range(strata):
-        at = np.arange(index.first[s], index.first[s + 1])
-        found = np.unique(index.block(at))
-        size[s] = float(index.columns.block_bytes[found].max())
-        anchors[s] = len(at) / len(found)
+        part = make_part(index, np.arange(index.first[s], index.first[s + 1]))
+        size[s] = float(index.columns.block_bytes[part.blocks].max())
+        anchors[s] = len(part.anchors) / len(part.blocks)
         # a stratum with fewer blocks than streams is read by all of them
-        blocks[s] = len(found) if len(found) < num_streams else -(-len(found) // num_streams)
-        some = at[: _SAMPLE // num_streams + 1]
-        need = _blocks_needed(index, some, share[s] * config.batch_size, np.ones(len(some), bool))
+        blocks[s] = len(part.blocks) if len(part.blocks) < num_streams else -(-len(part.blocks) // num_streams)
+        some = part.anchors[: _SAMPLE // num_streams + 1]
+        block, lineage = index.block(some), index.lineage(some)
+        need = _blocks_needed(block, lineage, share[s] * config.batch_size, np.ones(len(some), bool))
         if config.temporal_enrichment:
             hpi = index.hpi(some)
             focal = (1 - config.temporal_global_fraction) * share[s] * config.batch_size
             width = config.temporal_window_hours
             for centre in (hpi.min() + width, np.median(hpi), hpi.max() - width):  # the ends hold fewest lineages
                 near = np.abs(hpi - centre) <= width
-                need = max(need, _blocks_needed(index, some, focal, near))
+                need = max(need, _blocks_needed(block, lineage, focal, near))
         least[s] = min(blocks[s], need + _SPARE_BLOCKS)
     return Needs(size, anchors, blocks, least)
 
 
 def _blocks_needed(
-    index: PlanIndex, anchors: Int64[np.ndarray, " n"], lineages: float, usable: Bool[np.ndarray, " n"]
+    block: Integer[np.ndarray, " n"],
+    lineage: Integer[np.ndarray, " n"],
+    lineages: float,
+    usable: Bool[np.ndarray, " n"],
 ) -> int:
     """Count the blocks that together hold so many different lineages, if blocks are random samples.
 
     k blocks with λ lineages each, out of L, hold L (1 − (1 − λ/L)^k) different ones.
     """
-    kept = anchors[usable]
-    found = len(np.unique(index.block(anchors)))
-    total = len(np.unique(index.lineage(kept)))
-    pairs = np.unique(np.stack([index.block(kept), index.lineage(kept)]).astype(np.int64), axis=1).shape[1]
+    found = len(np.unique(block))
+    total = len(np.unique(lineage[usable]))
+    pairs = len(np.unique(block[usable].astype(np.int64) << 32 | lineage[usable]))
     each, wanted = pairs / found, _SPARE_LINEAGES * lineages
     if wanted >= total or each >= total:
         return found if wanted >= total else 1

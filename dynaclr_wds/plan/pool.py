@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int64, Integer
 
 from dynaclr_wds.plan.index import PlanIndex, Stratum
-from dynaclr_wds.plan.rng import Tag, make_generator
+from dynaclr_wds.plan.rng import Tag, make_generator, sort_places
 
 
 @runtime_checkable
@@ -78,7 +78,7 @@ class WholePool:
             rng = make_generator(Tag.QUEUE, seed, epoch, *key)
             begin, end = self.index.first[stratum], self.index.first[stratum + 1]
             clip = self.index.columns.patch_clip[self.index.row[begin:end]]
-            self._passes[key] = np.argsort(sample_places(rng, clip)).astype(np.int32)
+            self._passes[key] = sort_places(sample_places(rng, clip)).astype(np.int32)
             stale = [k for k in self._passes if k[0] == stratum][:-2]
             for k in stale:
                 del self._passes[k]
@@ -101,6 +101,7 @@ def sample_places(rng: np.random.Generator, clip: Integer[np.ndarray, " n"]) -> 
     factor[np.gcd(factor, count) != 1] = 1
     offset = rng.integers(0, count)
     phase = rng.random(len(count))
-    inside = np.arange(len(clip)) - np.repeat(start, count)
-    rank = (inside * np.repeat(factor, count) + np.repeat(offset, count)) % np.repeat(count, count)
-    return ((rank + np.repeat(phase, count)) / np.repeat(count, count)).astype(np.float32)
+    kind = np.int32 if len(clip) < 1 << 31 and count.max(initial=0) < 1 << 15 else np.int64  # products have to fit
+    start, factor, offset, each = (np.repeat(a.astype(kind), count) for a in (start, factor, offset, count))
+    rank = ((np.arange(len(clip), dtype=kind) - start) * factor + offset) % each
+    return ((rank + np.repeat(phase, count)) / each).astype(np.float32)

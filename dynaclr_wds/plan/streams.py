@@ -28,10 +28,10 @@ class Part:
 
     def take(self, at: Int64[np.ndarray, " j"]) -> Part:
         """Keep some of the blocks, in this order."""
-        pieces = [self.anchors[self.first[i] : self.first[i + 1]] for i in at]
-        counts = np.diff(self.first)[at]
-        anchors = np.concatenate(pieces) if pieces else self.anchors[:0]
-        return Part(self.blocks[at], anchors, np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
+        count = np.diff(self.first)[at]
+        first = np.concatenate([[0], np.cumsum(count)]).astype(np.int64)
+        anchors = self.anchors[np.arange(first[-1]) + np.repeat(self.first[at] - first[:-1], count)]
+        return Part(self.blocks[at], anchors, first)
 
     def cut(self, begin: int, end: int) -> Part:
         """Keep the anchors `begin … end`; a block that is cut stays in both halves."""
@@ -42,8 +42,12 @@ class Part:
 
 def make_part(index: PlanIndex, anchors: Integer[np.ndarray, " n"]) -> Part:
     """Group ascending anchors by block."""
-    blocks, first = np.unique(index.block(anchors), return_index=True)
-    return Part(blocks.astype(np.int64), anchors, np.append(first, len(anchors)).astype(np.int64))
+    columns, row = index.columns, index.row[anchors]  # grouped by block already, so edges are looked up
+    ends = columns.clip_block[columns.patch_clip[row[[0, -1]]]] if len(row) else np.array([0, -1])
+    blocks = np.arange(ends[0], ends[1] + 1)
+    first = np.searchsorted(row, columns.clip_first[columns.block_first[blocks]].astype(row.dtype))
+    held = np.diff(first, append=len(row)) > 0
+    return Part(blocks[held], anchors, np.append(first[held], len(row)))
 
 
 def plan_streams(index: PlanIndex, num_streams: int, seed: int, epoch: int) -> list[list[Part]]:

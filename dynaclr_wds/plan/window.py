@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float64, Int64, Integer
 
 from dynaclr_wds.plan.index import PlanIndex, Stratum
 from dynaclr_wds.plan.pool import sample_places
+from dynaclr_wds.plan.rng import sort_places
 from dynaclr_wds.plan.schedule import Schedule
 from dynaclr_wds.plan.stream import BlockSchedule
 from dynaclr_wds.plan.streams import Part
@@ -67,8 +68,8 @@ def plan_queue(rng: np.random.Generator, index: PlanIndex, part: Part, draws: in
     # key of an anchor: when its visit begins + where in the stay it is placed
     visit = np.repeat(np.arange(len(count)), count)
     clip = index.clip(visited.anchors).astype(np.int64) + (visit.astype(np.int64) << 32)
-    key = begin[visit] + length[visit] * sample_places(rng, clip) if len(visit) else np.zeros(0)
-    order = np.argsort(key, kind="stable")[:draws]
+    begin, length = begin / (begin + length).max(initial=0), length / (begin + length).max(initial=0)
+    order = sort_places(begin[visit] + length[visit] * sample_places(rng, clip))[:draws]
     return Queue(anchor=visited.anchors[order], visit=visit[order].astype(np.int32), part=visited)
 
 
@@ -100,8 +101,11 @@ def plan_stays(queue: Queue, stratum: int, schedule: Schedule) -> Stays:
     low = np.searchsorted(schedule.queue_stop[rounds, stratum], first, "right")
     high = np.searchsorted(schedule.queue_start[rounds, stratum], last, "right")
     admit, retire = np.full(visits, -1), np.full(visits, -2)
-    for v in np.flatnonzero(last >= 0):
-        admit[v], retire[v] = span[low[v], 0], span[low[v] : high[v], 1].max()
+    drawn = np.flatnonzero(last >= 0)
+    admit[drawn] = span[low[drawn], 0]
+    # the largest of each slice low … high, as pairs of edges; a slice may end where the rounds do
+    edges = np.stack([low[drawn], high[drawn]], axis=1).reshape(-1)
+    retire[drawn] = np.maximum.reduceat(np.append(span[:, 1], -1), edges)[::2]
     return Stays(admit, retire)
 
 
@@ -149,11 +153,10 @@ def plan_blocks(index: PlanIndex, queues: list[Queue], stays: list[Stays], batch
     block, admit, retire = _merge(block, admit, retire)
     size = np.asarray(index.columns.block_bytes[block], np.int64)
     rate = max(_RATE * size.sum() / max(batches, 1), 1.0)
-    fetch = np.empty(len(block), np.int64)
-    clock = np.inf
-    for v in range(len(block) - 1, -1, -1):
-        clock = min(admit[v] - 1, clock - size[v] / rate)
-        fetch[v] = max(int(np.floor(clock)), -1)
+    # each is read by the batch before it is needed, and in time to read those that come after it at that rate
+    done = np.cumsum(size) / rate
+    due = np.minimum.accumulate((admit - 1 - done)[::-1])[::-1] + done
+    fetch = np.clip(np.floor(due + 1e-6).astype(np.int64), -1, admit - 1)
     change = np.zeros(batches + 2, np.int64)
     np.add.at(change, fetch + 1, size)
     np.add.at(change, retire + 2, -size)
@@ -167,11 +170,12 @@ def _merge(
     """Make one visit of visits to the same block that touch; order all by when they are needed."""
     order = np.lexsort((admit, block))
     order = order[admit[order] >= 0]
-    out: list[list[int]] = []
-    for b, a, r in zip(block[order].tolist(), admit[order].tolist(), retire[order].tolist(), strict=True):
-        if out and out[-1][0] == b and a <= out[-1][2] + 1:
-            out[-1][2] = max(out[-1][2], r)
-        else:
-            out.append([b, a, r])
-    table = np.array(sorted(out, key=lambda v: (v[1], v[2], v[0])), np.int64).reshape(-1, 3)
-    return table[:, 0], table[:, 1], table[:, 2]
+    block, admit, retire = block[order], admit[order], retire[order]
+    span = (
+        int(retire.max(initial=0)) + 2
+    )  # block · span + batch: later blocks are later than all batches of earlier ones
+    until = np.maximum.accumulate(block * span + retire)
+    new = np.flatnonzero(np.append(True, block[1:] * span + admit[1:] > until[:-1] + 1)[: len(block)])
+    block, admit, retire = block[new], admit[new], np.maximum.reduceat(retire, new) if len(new) else retire
+    order = np.lexsort((block, retire, admit))
+    return block[order], admit[order], retire[order]
