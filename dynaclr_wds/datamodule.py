@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
@@ -258,18 +258,17 @@ class MultiExperimentDataModule(LightningDataModule):
             sampler.set_epoch(self.trainer.current_epoch)
         loader = ThreadDataLoader(dataset, batch_sampler=sampler, num_workers=self.num_workers)
         if self.trainer is not None:
-            self._tell_lengths(self.trainer, sampler, loader)
+            self._tell_lengths(sampler, loader)
         return loader
 
-    @staticmethod
-    def _tell_lengths(trainer: Trainer, sampler: FlexibleBatchSampler, loader: ThreadDataLoader) -> None:
+    def _tell_lengths(self, sampler: FlexibleBatchSampler, loader: ThreadDataLoader) -> None:
         """After a restart with another world size, this epoch has another length than the next ones: say so."""
         steps = sampler.global_batches // sampler.world_size
         if len(loader) != steps:
-            trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
+            self.trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[union-attr]
         if not len(sampler):
             # saved after the last batch but before the epoch's end: Lightning compares what is done with the next epoch
-            done = trainer.fit_loop.epoch_loop.batch_progress.current
+            done = self.trainer.fit_loop.epoch_loop.batch_progress.current  # type: ignore[union-attr]
             done.completed = max(done.completed, steps)
 
     def val_dataloader(self) -> ThreadDataLoader | list[ThreadDataLoader]:

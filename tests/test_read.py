@@ -10,12 +10,16 @@ import pyarrow.parquet as pq
 import pytest
 import tensorstore as ts
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dynaclr_wds.contract import FormatError
 from dynaclr_wds.datamodule import MultiExperimentDataModule
 from dynaclr_wds.plan.batches import BatchPlan
+from dynaclr_wds.read import mapped
 from dynaclr_wds.read.buffers import BufferPool
 from dynaclr_wds.read.dataset import MultiExperimentTripletDataset, list_observations
+from dynaclr_wds.read.mapped import copy_rows
 from dynaclr_wds.read.patches import PatchReader, plan_crop
 from dynaclr_wds.read.rows import RowDicts
 from dynaclr_wds.shardset import ShardSet
@@ -293,3 +297,56 @@ def test_threads_read_what_one_reads(shard_set):
     whole = np.empty((len(rows), 2, 3, 16, 16), np.float32)
     PatchReader(shard_set, plan_crop(shard_set, *WHOLE)).read(rows, whole)
     np.testing.assert_array_equal(one, whole[:, :, 1:2, 4:13, 4:12])
+
+
+def test_a_patch_outside_its_shard_is_refused_before_it_is_touched(copied):
+    path = copied / "index/arrays/patch_offset.npy"
+    offsets = np.load(path)
+    for bad in (-1, 1 << 40):
+        np.save(path, np.where(np.arange(len(offsets)) == 2, bad, offsets))
+        shards = ShardSet.open(copied)
+        with pytest.raises(FormatError, match=rf"clip 0, patch 002, byte {bad}: lies outside its shard"):
+            dataset(shards).__getitems__(pairs(1, 2))
+
+
+# --- memory --------------------------------------------------------------------------------------------------------
+
+
+def test_the_copy_is_compiled_where_there_is_a_compiler():
+    assert mapped._COPY is not None or shutil.which("cc") is None
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@given(
+    row_bytes=st.integers(1, 700),
+    starts=st.lists(st.integers(0, 3000), max_size=20),
+    shift=st.integers(0, 70),
+)
+def test_rows_are_copied_from_and_to_any_address_and_nothing_else_is_written(compiled, row_bytes, starts, shift):
+    source = np.random.default_rng(0).integers(0, 256, 4096, np.uint8)
+    target = np.full(shift + row_bytes * len(starts) + 100, 7, np.uint8)
+    out = target[shift : shift + row_bytes * len(starts)].reshape(len(starts), row_bytes)
+    with pytest.MonkeyPatch.context() as patch:
+        if not compiled:
+            patch.setattr(mapped, "_COPY", None)
+        copy_rows(source.ctypes.data + np.array(starts, np.int64), out)
+    want = [source[start : start + row_bytes] for start in starts]
+    assert (out == np.array(want, np.uint8).reshape(out.shape)).all()
+    assert (target[:shift] == 7).all()
+    assert (target[shift + out.size :] == 7).all()
+
+
+def test_a_batch_reads_the_same_without_the_compiled_copy(single_channel, monkeypatch):
+    def read() -> torch.Tensor:
+        return dataset(ShardSet.open(single_channel)).__getitems__(pairs(*range(40)))["anchor"]
+
+    whole = read().clone()
+    monkeypatch.setattr(mapped, "_COPY", None)
+    assert torch.equal(read(), whole)
+
+
+@pytest.mark.parametrize("size", [1, 1000, 1 << 23])
+def test_buffers_begin_where_copies_are_fast(size):
+    array, tensor = BufferPool().take((size,), np.uint8)
+    assert array.ctypes.data == tensor.data_ptr()
+    assert array.ctypes.data % 64 == 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -95,6 +97,41 @@ def test_order_does_not_depend_on_threads_and_memory_is_bounded(shards, num_work
     assert got == [a["patch_obs"][rows].tolist() for rows in want]
     assert 0 < peak <= 3 << 20
     assert loader.dataset.window is None
+
+
+def resident_bytes(root: Path) -> int:
+    """Count the pages of files under a folder that are this process's memory."""
+    total, inside = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.split()[0]:
+            inside = str(root) in line
+        elif inside and line.startswith("Rss:"):
+            total += int(line.split()[1]) << 10
+    return total
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_retired_blocks_are_no_longer_memory_of_the_process(shards):
+    window = 3 << 20
+    loader = loader_of(shards, window=window, num_streams=1)
+    before = resident_bytes(shards)
+    blocks = loader.plan.blocks(0)
+    assert blocks.bytes.sum() > 1.2 * window
+    most = max(resident_bytes(shards) - before for _ in loader)
+    assert window / 2 < most <= window
+    assert resident_bytes(shards) - before < window / 20
+
+
+def test_a_shard_that_is_cut_short_meanwhile_is_named(shards, tmp_path):
+    copy = tmp_path / "shards"
+    shutil.copytree(shards, copy)
+    loader = loader_of(copy, window=3 << 20, num_streams=1)
+    list(loader)
+    loader.plan.set_epoch(1)
+    for tar in copy.glob("e0/*.tar"):
+        os.truncate(tar, 4096)
+    with pytest.raises(FormatError, match=r"e0/.*\.tar: has 4,096 bytes"):
+        list(loader)
 
 
 def test_leaving_early_stops_the_threads(shards):

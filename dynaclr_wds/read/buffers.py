@@ -16,6 +16,9 @@ from jaxtyping import Shaped
 from numpy.typing import DTypeLike
 from torch import Tensor
 
+_ALIGN = 64
+"""Bytes: patches start at multiples of it in shards; a copy to anywhere else takes up to twice as long."""
+
 
 class BufferPool:
     """Buffers of a few sizes.
@@ -47,7 +50,9 @@ class BufferPool:
         try:
             buffer = free.pop()
         except IndexError:
-            buffer = np.empty(size, np.uint8)
+            memory = np.empty(size + _ALIGN, np.uint8)
+            skip = -memory.ctypes.data % _ALIGN
+            buffer = memory[skip : skip + size]
         array = buffer.view(dtype).reshape(shape)
         weakref.finalize(array, free.append, buffer).atexit = False
         return array, torch.from_numpy(array)

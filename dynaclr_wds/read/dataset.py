@@ -35,7 +35,7 @@ class MultiExperimentTripletDataset(Dataset[dict[str, Any]]):
     pinned
         Put batches into page-locked memory.
     streaming
-        Read at offsets instead of mapping the shards; see `PatchReader`.
+        Blocks are fetched before they are read; see `BlockWindow`.
 
     Notes
     -----
@@ -56,7 +56,7 @@ class MultiExperimentTripletDataset(Dataset[dict[str, Any]]):
         self.shards = shards
         self.table = table
         self.pinned = pinned
-        self._reader = PatchReader(shards, crop, mapped=not streaming)
+        self._reader = PatchReader(shards, crop, ahead=streaming)
         self.window: BlockWindow | None = None
         self._buffers = BufferPool(pinned=pinned)
 

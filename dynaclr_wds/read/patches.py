@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import mmap
-import os
 import threading
-import weakref
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float32, Int64, Shaped, UInt8
+from jaxtyping import Bool, Float32, Int64, Integer, Shaped
 
 from dynaclr_wds import contract
 from dynaclr_wds.contract import FormatError
+from dynaclr_wds.read.mapped import MappedFile, copy_rows
 from dynaclr_wds.shardset import ShardSet
 
 
@@ -65,36 +62,36 @@ class PatchReader:
         The set.
     crop
         What is wanted of each patch.
-    mapped
-        Copy from memory-mapped files, which is fastest when everything stays mapped; else read at offsets, which costs
-        no page faults where patches come and go with a window.
+    ahead
+        Blocks are fetched before their patches are read, so that no patch has to be asked for by itself.
 
     Notes
     -----
-    A shard that is cut short or a disk that fails *after* the shard was mapped ends the process (SIGBUS), as with
+    A shard that is cut short or a disk that fails while its patches are read ends the process with SIGBUS, as with
     every memory map: replace shards by renaming, as the ETL does, never in place.
     """
 
-    def __init__(self, shards: ShardSet, crop: Crop, *, mapped: bool = True) -> None:
+    def __init__(self, shards: ShardSet, crop: Crop, *, ahead: bool = False) -> None:
         self._shards = shards
         self._crop = crop
-        self._maps: dict[int, tuple[mmap.mmap, UInt8[np.ndarray, " n"]]] = {}
-        self._mapped = mapped
-        self._files: dict[int, int] = {}
-        weakref.finalize(self, _close_all, self._files)
+        self._files: dict[int, MappedFile] = {}
         self._lock = threading.Lock()
         manifest = shards.manifest
         by_name = {e.name: np.dtype(e.dtype) for e in manifest.experiments}
         self._dtypes = [by_name[manifest.strata[s.stratum].experiment] for s in manifest.shards]
         a = shards.arrays
         self._clip_shard = a["block_shard"][a["clip_block"]]
-        self._asked = np.zeros(len(a["patch_obs"]), bool)
+        self._asked = None if ahead else np.zeros(len(a["patch_obs"]), bool)
+        self._address = np.zeros(len(manifest.shards), np.int64)
         channels, _, height, width = manifest.patch_shape
         self.shape = (channels, *crop.shape)
         kinds = set(self._dtypes)
         self.dtype = kinds.pop() if len(kinds) == 1 else np.dtype(np.float32)
         """Of a batch: the stored one if all experiments agree, else float32."""
         self._whole = (crop.shape[0], height, width) == (manifest.patch_shape[1], *crop.shape[1:])
+        count = int(np.prod(manifest.patch_shape))
+        self._patch_bytes = np.array([count * d.itemsize for d in self._dtypes], np.int64)
+        self._last = np.array([s.bytes for s in manifest.shards], np.int64) - self._patch_bytes
 
     def read(self, rows: Int64[np.ndarray, " b"], out: Shaped[np.ndarray, "b c z y x"]) -> None:
         """Copy patches into a batch.
@@ -111,33 +108,37 @@ class PatchReader:
         FormatError
             A shard can't be read; a note says which member.
         """
-        a, stored = self._shards.arrays, self._shards.manifest.patch_shape
-        shard_of = self._clip_shard[a["patch_clip"][rows]].tolist()
-        offsets = a["patch_offset"][rows].tolist()
-        count = int(np.prod(stored))
+        a = self._shards.arrays
+        shard = self._clip_shard[a["patch_clip"][rows]]
+        begin = a["patch_offset"][rows].astype(np.int64)
+        self._open_all(rows, shard, begin)
+        if self._asked is not None:
+            self._ask(self._asked, rows, shard, begin)
+        dtypes = {self._dtypes[s] for s in np.unique(shard)}
+        if self._whole and dtypes == {out.dtype} and out.flags.c_contiguous:
+            copy_rows(self._address[shard] + begin, out)
+            return
         crop = (slice(None), self._crop.z, self._crop.y, self._crop.x)
-        if self._mapped:
-            self._ask(rows, shard_of, offsets, count)
-        for place, (shard, offset) in enumerate(zip(shard_of, offsets, strict=True)):
-            dtype, row = self._dtypes[shard], int(rows[place])
-            if self._mapped:
-                data = self._map(shard, row)[1][offset : offset + count * dtype.itemsize]
-            elif self._whole and dtype == out.dtype:
-                self._pread(shard, row, offset, out[place].reshape(-1).view(np.uint8))
-                continue
-            else:
-                data = np.empty(count * dtype.itemsize, np.uint8)
-                self._pread(shard, row, offset, data)
-            patch = data.view(dtype).reshape(stored)
-            out[place] = patch if self._whole else patch[crop]
+        for place, (s, at) in enumerate(zip(shard.tolist(), begin.tolist(), strict=True)):
+            data = self._files[s].data[at : at + self._patch_bytes[s]]
+            out[place] = data.view(self._dtypes[s]).reshape(self._shards.manifest.patch_shape)[crop]
 
     def fetch(self, block: int) -> None:
-        """Have the system read a block from front to back, ahead of need."""
-        a = self._shards.arrays
-        file = self._open(int(a["block_shard"][block]), int(a["clip_first"][a["block_first"][block]]))
-        if hasattr(os, "posix_fadvise"):
-            begin, end = int(a["block_begin"][block]), int(a["block_end"][block])
-            os.posix_fadvise(file, begin, end - begin, os.POSIX_FADV_WILLNEED)
+        """Have the system read a block, front to back, and go on.
+
+        Raises
+        ------
+        FormatError
+            The shard is gone or no longer has the bytes that the manifest says.
+        """
+        file, begin, end = self._span(block)
+        file.check()
+        file.advise(begin, end)
+
+    def forget(self, block: int) -> None:
+        """Let go of a block."""
+        file, begin, end = self._span(block)
+        file.forget(begin, end)
 
     def name_member(self, row: int) -> str:
         """Say where a patch is stored: shard, member and offset."""
@@ -147,72 +148,54 @@ class PatchReader:
         place = row - int(a["clip_first"][clip])
         return f"{self._shards.root / shard.path}, clip {clip}, patch {place:03d}, byte {int(a['patch_offset'][row])}"
 
-    def _ask(self, rows: Int64[np.ndarray, " b"], shard_of: list[int], offsets: list[int], count: int) -> None:
+    def _ask(
+        self,
+        asked: Bool[np.ndarray, " p"],
+        rows: Int64[np.ndarray, " b"],
+        shard: Integer[np.ndarray, " b"],
+        begin: Int64[np.ndarray, " b"],
+    ) -> None:
         """Tell the kernel of all patches that were never read, so that a disk gets them at once and not page by page.
 
         Only the first time: on memory that is warm it costs a fifth of the copy.
         """
-        new = np.flatnonzero(~self._asked[rows])
-        self._asked[rows[new]] = True
-        for place in new.tolist():
-            shard, begin = shard_of[place], offsets[place] // mmap.PAGESIZE * mmap.PAGESIZE
-            end = offsets[place] + count * self._dtypes[shard].itemsize
-            self._map(shard, int(rows[place]))[0].madvise(mmap.MADV_WILLNEED, begin, end - begin)
+        new = np.flatnonzero(~asked[rows])
+        asked[rows[new]] = True
+        for s, at in zip(shard[new].tolist(), begin[new].tolist(), strict=True):
+            self._files[s].advise(at, at + int(self._patch_bytes[s]))
 
-    def _pread(self, shard: int, row: int, offset: int, out: UInt8[np.ndarray, " n"]) -> None:
-        """Read bytes at an offset."""
-        got = os.preadv(self._open(shard, row), [out.data], offset)
-        if got != out.nbytes:
-            raise FormatError(f"{self.name_member(row)}: ends after {got:,} of {out.nbytes:,} bytes. Copy it again.")
+    def _open_all(
+        self, rows: Int64[np.ndarray, " b"], shard: Integer[np.ndarray, " b"], begin: Int64[np.ndarray, " b"]
+    ) -> None:
+        """Map the shards of some patches, and see to it that all of each patch is inside."""
+        for place in np.flatnonzero(self._address[shard] == 0).tolist():
+            self._open(int(shard[place]), int(rows[place]))
+        outside = np.flatnonzero((begin < 0) | (begin > self._last[shard]))
+        if len(outside):
+            row = int(rows[outside[0]])
+            raise FormatError(f"{self.name_member(row)}: lies outside its shard. Build the shards again.")
 
-    def _open(self, shard: int, row: int) -> int:
-        """Open a shard, or recall its descriptor; `row` is named if that fails."""
-        found = self._files.get(shard)
-        if found is None:
-            with self._lock:
-                record = self._shards.manifest.shards[shard]
-                try:
-                    found = self._files[shard] = _open_file(self._shards.root / record.path, record.bytes)
-                except (OSError, ValueError) as error:
-                    error.add_note(f"while reading {self.name_member(row)}")
-                    raise
-        return found
-
-    def _map(self, shard: int, row: int) -> tuple[mmap.mmap, UInt8[np.ndarray, " n"]]:
+    def _open(self, shard: int, row: int) -> MappedFile:
         """Map a shard, or recall its map; `row` is named if that fails."""
-        found = self._maps.get(shard)
-        if found is None:
-            with self._lock:
+        found = self._files.get(shard)
+        if found is not None:
+            return found
+        with self._lock:
+            if shard not in self._files:  # a map that is replaced would be unmapped under those who read from it
                 record = self._shards.manifest.shards[shard]
                 try:
-                    mapped = _map_file(self._shards.root / record.path, record.bytes)
+                    self._files[shard] = MappedFile(self._shards.root / record.path, record.bytes)
                 except (OSError, ValueError) as error:
                     error.add_note(f"while reading {self.name_member(row)}")
                     raise
-                found = self._maps[shard] = mapped, np.frombuffer(mapped, np.uint8)
-        return found
+                self._address[shard] = self._files[shard].address
+            return self._files[shard]
 
-
-def _close_all(files: dict[int, int]) -> None:
-    for file in files.values():
-        os.close(file)
-
-
-def _open_file(path: Path, size: int) -> int:
-    if not path.is_file():
-        raise FormatError(f"{path}: is gone. Restore it, or build the shards again.")
-    found = path.stat().st_size
-    if found != size:
-        raise FormatError(f"{path}: has {found:,} bytes, the manifest says {size:,}. Build the shards again.")
-    return os.open(path, os.O_RDONLY)
-
-
-def _map_file(path: Path, size: int) -> mmap.mmap:
-    file = _open_file(path, size)
-    try:
-        return mmap.mmap(file, 0, access=mmap.ACCESS_READ)
-    finally:
-        os.close(file)
+    def _span(self, block: int) -> tuple[MappedFile, int, int]:
+        """Say where a block is: file, first byte, end."""
+        a = self._shards.arrays
+        row = int(a["clip_first"][a["block_first"][block]])
+        return self._open(int(a["block_shard"][block]), row), int(a["block_begin"][block]), int(a["block_end"][block])
 
 
 def level_statistics(

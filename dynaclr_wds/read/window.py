@@ -2,8 +2,9 @@
 
 Obeys the schedules of the streams that a rank runs; decides nothing. Blocks are parts of local files: to fetch one is
 to have the system read it into its page cache, from where patches are copied once, to where they are wanted. What is
-fetched and not yet retired never exceeds the rank's share of the window: a block is fetched when the ones before it are
-and there is room, which batches make as they finish. Pages of retired blocks stay with the system as long as it likes.
+fetched and not yet retired never exceeds the rank's share of the window: a block is fetched when the ones before it
+are and there is room, which batches make as they finish. Retired blocks are let go of: they no longer count as memory
+of the process, though the system may keep their pages as long as it likes.
 """
 
 from __future__ import annotations
@@ -53,6 +54,35 @@ def plan_visits(sampler: FlexibleBatchSampler) -> Visits:
     return Visits(stream=stream, block=block, admit=admit, retire=retire, bytes=size, first=first)
 
 
+class _StreamState:
+    """How far one stream has come: which visits its batches need, and which they are done with."""
+
+    def __init__(self, visits: Visits, stream: int) -> None:
+        own = np.flatnonzero(visits.stream == stream)
+        self._needed = own
+        self._admit = visits.admit[own]  # rises
+        by_end = np.argsort(visits.retire[own], kind="stable")
+        self._leaving = own[by_end]
+        self._retire = visits.retire[own][by_end]
+        self._until = visits.first[stream]  # the first batch that is not finished
+        self._done: set[int] = set()
+        self._left = 0
+
+    def count_needed(self, batch: int) -> int:
+        """Count the visits of the rank, in order of reading, that have to be at hand for a batch."""
+        last = int(np.searchsorted(self._admit, batch, "right"))
+        return int(self._needed[last - 1]) + 1 if last else 0
+
+    def finish(self, batch: int) -> Int64[np.ndarray, " k"]:
+        """Note that a batch is copied; return the visits that no later batch needs."""
+        self._done.add(batch)
+        while self._until in self._done:
+            self._done.discard(self._until)
+            self._until += 1
+        left, self._left = self._left, int(np.searchsorted(self._retire, self._until, "left"))
+        return self._leaving[left : self._left]
+
+
 class BlockWindow:
     """The resident blocks of one rank.
 
@@ -63,7 +93,7 @@ class BlockWindow:
     reader
         Maps the shards.
     limit_bytes
-        Most bytes resident at a time: the rank's share of the window.
+        Most bytes of blocks that are fetched and not yet let go of: the rank's share of the window.
 
     Notes
     -----
@@ -76,12 +106,11 @@ class BlockWindow:
         self.resident_bytes = 0
         self._reader = reader
         self._limit = limit_bytes
-        self._streams = sampler.num_streams
+        self._streams = {stream: _StreamState(visits, stream) for stream in visits.first}
+        self._num_streams = sampler.num_streams
         self._changed = threading.Condition()
         self._fetched = 0
-        self._freed: Bool[np.ndarray, " v"] = np.zeros(len(visits.block), bool)
-        self._done: dict[int, set[int]] = {}
-        self._until = dict(visits.first)  # per stream, the first batch that is not finished
+        self._kept: Bool[np.ndarray, " v"] = np.ones(len(visits.block), bool)
         self._error: BaseException | None = None
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="dynaclr-fetch", daemon=True)
@@ -89,9 +118,8 @@ class BlockWindow:
 
     def wait(self, plan: BatchPlan) -> None:
         """Return when all blocks of a batch are at hand."""
-        batch, stream = divmod(plan.number, self._streams)
-        own = np.flatnonzero((self.visits.stream == stream) & (self.visits.admit <= batch))
-        needed = int(own[-1]) + 1 if len(own) else 0
+        batch, stream = divmod(plan.number, self._num_streams)
+        needed = self._streams[stream].count_needed(batch)
         with self._changed:
             self._changed.wait_for(lambda: self._fetched >= needed or self._error or self._closed)
             if self._error:
@@ -99,28 +127,26 @@ class BlockWindow:
 
     def finish(self, plan: BatchPlan) -> None:
         """Note that a batch is copied, and free the blocks that no later batch needs."""
-        batch, stream = divmod(plan.number, self._streams)
+        batch, stream = divmod(plan.number, self._num_streams)
         with self._changed:
-            done = self._done.setdefault(stream, set())
-            done.add(batch)
-            until = self._until[stream]
-            while until in done:
-                done.discard(until)
-                until += 1
-            self._until[stream] = until
-            v = self.visits
-            over = np.flatnonzero((v.stream[: self._fetched] == stream) & (v.retire[: self._fetched] < until))
-            over = over[~self._freed[over]]
-            self._freed[over] = True
-            self.resident_bytes -= int(v.bytes[over].sum())
+            over = self._streams[stream].finish(batch)
+            self._kept[over] = False
+        self._forget(over)  # takes the system a while; only then is there room again
+        with self._changed:
+            self.resident_bytes -= int(self.visits.bytes[over].sum())
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Stop reading."""
+        """Stop reading, and let go of what is left."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
         self._thread.join()
+        self._forget(np.flatnonzero(self._kept[: self._fetched]))
+
+    def _forget(self, visits: Int64[np.ndarray, " k"]) -> None:
+        for block in self.visits.block[visits].tolist():
+            self._reader.forget(block)
 
     def _run(self) -> None:
         try:
