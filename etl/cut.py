@@ -12,7 +12,6 @@ import hashlib
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,15 +23,11 @@ from jaxtyping import Bool, Float, Int, Num
 from dynaclr_wds.contract import STATISTICS
 from etl.plates import Fov, PlateError
 from etl.statistics import Counts, Moments, Summary, empty_summary, summarize_frame
-from etl.work import disk_full_named
+from etl.work import Interrupted, disk_full_named, run_threads
 from etl.yaml_values import ConfigError
 
 RUN_BYTES = 1 << 30
 """Frames of one shard are read together up to this size, then in runs of whole chunks."""
-
-
-class Interrupted(Exception):
-    """The build was told to stop."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,16 +102,7 @@ def cut_fovs(
         In the order of `jobs`.
     """
     stop = threading.Event()
-    with ThreadPoolExecutor(workers, thread_name_prefix="cut") as pool:
-        futures = [pool.submit(_cut_fov, job, work, stop, advance) for job in jobs]
-        try:
-            for future in as_completed(futures):
-                future.result()
-        except BaseException:
-            stop.set()
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-    return tuple(future.result() for future in futures)
+    return run_threads(lambda job: _cut_fov(job, work, stop, advance), jobs, workers, stop)
 
 
 def _cut_fov(job: CutJob, work: Path, stop: threading.Event, advance: Callable[[int, int], None]) -> FovCut:

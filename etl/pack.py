@@ -13,7 +13,6 @@ import hashlib
 import os
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,9 +21,8 @@ from jaxtyping import Int
 
 from dynaclr_wds.contract import STATISTICS, ShardRecord, npy_header
 from etl.clip_json import PackJob, Table, make_clip_json, name_digits
-from etl.cut import Interrupted
 from etl.layout import TAR_TAIL, Clips
-from etl.work import HashingFile, OutFolder
+from etl.work import HashingFile, Interrupted, OutFolder, run_threads
 
 _MEMBER_HEADER = 512
 _OPEN_SPILLS = 64
@@ -108,16 +106,7 @@ def pack_shards(
             _write_shard(job, plan, file, stop, advance)
         return _packed(job, plan, file.bytes, file.sha256)
 
-    with ThreadPoolExecutor(workers, thread_name_prefix="pack") as pool:
-        futures = [pool.submit(pack, number) for number in range(len(job.paths))]
-        try:
-            for future in as_completed(futures):
-                future.result()
-        except BaseException:
-            stop.set()
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-    return tuple(future.result() for future in futures)
+    return run_threads(pack, range(len(job.paths)), workers, stop)
 
 
 def plan_shard(job: PackJob, number: int) -> ShardPlan:

@@ -1,8 +1,9 @@
 """Files that are whole or not there: partial names, checksums, renames, and a journal to resume from.
 
-All that a build leaves unfinished lives in `<out>/.build-<token>/`: the spill, partial files and the
-journal of finished shards. A file gets its name when its bytes are on disk. A run of the same config
-finds that folder and goes on; a run of another config discards it with the shards it lists.
+Threads write them side by side; when one fails, the others stop. All that a build leaves unfinished lives in
+`<out>/.build-<token>/`: the spill, partial files and the journal of finished shards. A file gets its name when its
+bytes are on disk. A run of the same config finds that folder and goes on; a run of another config discards it with
+the shards it lists.
 """
 
 from __future__ import annotations
@@ -14,19 +15,50 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from dynaclr_wds.contract import MANIFEST, FormatError, parse_manifest
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_Job = TypeVar("_Job")
+_Result = TypeVar("_Result")
 
 
 class BuildError(RuntimeError):
     """A build that cannot start or go on, for a reason outside the input."""
+
+
+class Interrupted(Exception):
+    """A thread was told to stop."""
+
+
+def run_threads(
+    work: Callable[[_Job], _Result], jobs: Iterable[_Job], workers: int, stop: threading.Event
+) -> tuple[_Result, ...]:
+    """Do every job, `workers` at a time; return what they return, in the order of jobs.
+
+    Parameters
+    ----------
+    work
+        Looks at `stop` now and then, and raises `Interrupted` when it is set.
+    stop
+        Set when a job fails or the caller is interrupted, before that is raised.
+    """
+    with ThreadPoolExecutor(workers) as pool:
+        futures = [pool.submit(work, job) for job in jobs]
+        try:
+            for future in as_completed(futures):
+                future.result()
+        except BaseException:
+            stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+    return tuple(future.result() for future in futures)
 
 
 class HashingFile:

@@ -33,10 +33,10 @@ import etl.pack
 import etl.work
 from dynaclr_wds.contract import STATISTICS, Manifest, parse_manifest
 from etl.build_shards import build_shards, main
-from etl.cut import Interrupted, plan_runs
+from etl.cut import plan_runs
 from etl.experiments import ConfigError, parse_build_config
 from etl.plates import PlateError
-from etl.work import BuildError
+from etl.work import BuildError, Interrupted
 from tests.plates import make_collection, write_experiments, write_plate, write_tracks
 
 SMALL = {"shard_bytes": 60_000, "block_bytes": 10_000}
