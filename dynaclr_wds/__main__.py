@@ -46,9 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if given and given[0] in COMMANDS:
         status: int = import_module(COMMANDS[given[0]][0]).main(given[1:])
         return status
-    from dynaclr_wds.cli import run_lightning  # heavy: not for the commands above
+    from dynaclr_wds.cli import leave_processes, run_lightning  # heavy: not for the commands above
 
     run_lightning(argv, description=describe_commands())
+    leave_processes()
     return 0
 
 

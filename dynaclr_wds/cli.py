@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from jsonargparse import DefaultHelpFormatter
 from lightning.pytorch import LightningModule, Trainer
@@ -103,3 +104,9 @@ def run_lightning(argv: Sequence[str] | None, *, description: str = "") -> DynaC
         auto_configure_optimizers=False,
         args=None if argv is None else list(argv),
     )
+
+
+def leave_processes() -> None:
+    """Take leave of the other processes of a distributed run; who just exits may abort (pytorch/pytorch#190489)."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

@@ -12,7 +12,7 @@ from dynaclr_wds.plan.ledger import Report
 
 
 class EpochLedger(Callback):
-    """Account for every training epoch, over all ranks.
+    """Account for what every training epoch has shown, over all ranks.
 
     The plan is a function of the epoch, so the first rank plans it once more and counts; nothing has to be
     sent between ranks. That takes up to a millisecond per batch of 256.
@@ -32,11 +32,12 @@ class EpochLedger(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the ledger and log its sums."""
+        del pl_module
         data = getattr(trainer, "datamodule", None)
         if not self.enabled or not isinstance(data, MultiExperimentDataModule) or data.train_sampler is None:
             return
         if trainer.is_global_zero:
-            report = data.train_sampler.report()
+            report = data.train_sampler.report(data.train_sampler.position)
             folder = self._find_folder(trainer)
             folder.mkdir(parents=True, exist_ok=True)
             report.write(folder / f"ledger-epoch={trainer.current_epoch:03d}.json")
@@ -47,7 +48,8 @@ class EpochLedger(Callback):
             }
             if report.streaming:
                 sums["ledger/peak_resident_bytes"] = float(report.streaming["peak_bytes"])
-            pl_module.log_dict(sums, rank_zero_only=True)
+            for logger in trainer.loggers:
+                logger.log_metrics(sums, step=trainer.global_step)
 
     def _find_folder(self, trainer: Trainer) -> Path:
         if self.folder is not None:

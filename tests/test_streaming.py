@@ -47,7 +47,9 @@ class Recorder(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.0)
 
 
-def fit(shards: Path, *, callbacks=(), ckpt_path=None, max_epochs=1, val_batches=0, **config) -> list[list[int]]:
+def fit(
+    shards: Path, *, callbacks=(), ckpt_path=None, max_epochs=1, val_batches=0, train_batches=1.0, **config
+) -> list[list[int]]:
     model = Recorder()
     trainer = pl.Trainer(
         max_epochs=max_epochs,
@@ -58,6 +60,7 @@ def fit(shards: Path, *, callbacks=(), ckpt_path=None, max_epochs=1, val_batches
         enable_model_summary=False,
         use_distributed_sampler=False,
         limit_val_batches=val_batches,
+        limit_train_batches=train_batches,
         callbacks=list(callbacks),
     )
     data = MultiExperimentDataModule(str(shards), **{"num_workers": 2, **STREAMS, **config})
@@ -169,6 +172,13 @@ def test_every_epoch_leaves_its_ledger(shards, tmp_path, window):
         assert bool(ledger["streaming"]) == (window is not None)
 
 
+def test_a_ledger_counts_what_was_trained_on_not_what_was_planned(shards, tmp_path):
+    seen = fit(shards, callbacks=[EpochLedger(str(tmp_path))], train_batches=3)
+    ledger = json.loads((tmp_path / "ledger-epoch=000.json").read_text())
+    assert ledger["batches"] == len(seen) == 3
+    assert sum(c["unique"] + c["repeated"] for c in ledger["coverage"]) == 3 * STREAMS["batch_size"]
+
+
 class SaveEveryStep(Callback):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -223,40 +233,58 @@ def test_resume_from_the_checkpoint_of_an_epochs_end(shards, tmp_path, monkeypat
 
 DDP = """
 import json, sys
-from tests.test_streaming import STREAMS, Recorder
+from pathlib import Path
+from tests.test_streaming import STREAMS, Recorder, SaveEveryStep
 import lightning.pytorch as pl
+from dynaclr_wds.cli import leave_processes
 from dynaclr_wds.datamodule import MultiExperimentDataModule
 
 if __name__ == "__main__":
-    shards, out, streams, window = sys.argv[1:]
-    options = STREAMS | {"num_streams": int(streams), "window": int(window)}
-    data = MultiExperimentDataModule(shards, num_workers=2, **options)
+    given = json.loads(sys.argv[1])
+    data = MultiExperimentDataModule(given["shards"], num_workers=2, **STREAMS | given["options"])
     model = Recorder()
     trainer = pl.Trainer(
-        max_epochs=1, accelerator="cpu", devices=2, strategy="ddp", logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
+        max_epochs=1, accelerator="cpu", devices=given["devices"], strategy="ddp", logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        use_distributed_sampler=False, limit_val_batches=0,
+        callbacks=[SaveEveryStep(Path(given["save"]))] if given["save"] else [],
     )
-    trainer.fit(model, data)
-    with open(f"{out}/{trainer.global_rank}.json", "w") as file:
-        json.dump(model.seen, file)
+    trainer.fit(model, data, ckpt_path=given["ckpt"], weights_only=False)
+    Path(given["out"], f"{trainer.global_rank}.json").write_text(json.dumps(model.seen))
+    leave_processes()
 """
 
 
-@pytest.mark.parametrize(("num_streams", "window"), [(4, 6 << 20), (16, 1 << 27)])  # 16: some strata have fewer blocks
-def test_two_processes_see_disjoint_batches_and_as_many(shards, tmp_path, num_streams, window):
-    script = tmp_path / "train.py"
+def fit_processes(shards: Path, out: Path, devices: int, save="", ckpt=None, **options) -> list[list[int]]:
+    """Train in real processes (gloo); return what they saw, in the order of the global sequence."""
+    out.mkdir()
+    script = out / "train.py"
     script.write_text(DDP)
+    given = {"shards": shards, "out": out, "devices": devices, "save": save, "ckpt": ckpt, "options": options}
     done = subprocess.run(
-        [sys.executable, str(script), str(shards), str(tmp_path), str(num_streams), str(window)],
+        [sys.executable, str(script), json.dumps(given, default=str)],
         env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
-        cwd=tmp_path,
+        cwd=out,
         capture_output=True,
         text=True,
         timeout=200,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
-    assert len(ranks[0]) == len(ranks[1]) > 0
-    merged = [step for pair in zip(*ranks, strict=True) for step in pair]
-    assert merged == fit(shards, num_streams=num_streams, window=window)
+    ranks = [json.loads((out / f"{rank}.json").read_text()) for rank in range(devices)]
+    return [step for steps in zip(*ranks, strict=True) for step in steps]
+
+
+@pytest.mark.parametrize(("num_streams", "window"), [(4, 6 << 20), (16, 1 << 27)])  # 16: some strata have fewer blocks
+def test_two_processes_see_disjoint_batches_and_as_many(shards, tmp_path, num_streams, window):
+    seen = fit_processes(shards, tmp_path / "two", 2, num_streams=num_streams, window=window)
+    assert seen
+    assert seen == fit(shards, num_streams=num_streams, window=window)
+
+
+def test_four_processes_go_on_where_two_stopped(shards, tmp_path):
+    save = tmp_path / "save"
+    save.mkdir()
+    whole = fit_processes(shards, tmp_path / "two", 2, save=save, batch_size=40)
+    assert len(whole) % 4 == 0
+    assert fit_processes(shards, tmp_path / "four", 4, ckpt=save / "2.ckpt", batch_size=40) == whole[4:]

@@ -145,7 +145,7 @@ class FlexibleBatchSampler:
         """
         return {
             "epoch": self.epoch,
-            "position": self.start + self.delivered * self.world_size,
+            "position": self.position,
             "steps": self.steps_before + self.delivered,
             "identity": self.identity,
         }
@@ -168,15 +168,27 @@ class FlexibleBatchSampler:
         self.epoch, self.start = int(state["epoch"]), int(state["position"])
         self.steps_before, self.delivered = int(state["steps"]), 0
 
-    def report(self) -> Report:
-        """Plan the whole epoch, all ranks, and say what it holds; costs what planning it costs."""
+    @property
+    def position(self) -> int:
+        """Batches of the global sequence that have reached the training loops of all ranks."""
+        return self.start + self.delivered * self.world_size
+
+    def report(self, batches: int | None = None) -> Report:
+        """Plan the epoch, all ranks, and say what it holds; costs what planning it costs.
+
+        Parameters
+        ----------
+        batches
+            Of the global sequence, from its beginning; None = all that the ranks share out. What streaming reads and
+            holds is of the whole epoch in any case.
+        """
         ledger = Ledger(self.index, self.config)
         usable = self.global_batches // self.world_size * self.world_size
-        for number in range(usable):
+        for number in range(usable if batches is None else batches):
             ledger.add(self.plan(number))
         schedules = [blocks for k in range(self.num_streams) if (blocks := self.blocks(k)) is not None]
-        batches = self.global_batches // self.num_streams
-        return ledger.report(account_traffic(self.index, schedules, batches) if schedules else None)
+        each = self.global_batches // self.num_streams
+        return ledger.report(account_traffic(self.index, schedules, each) if schedules else None)
 
 
 def _check_streams(num_streams: int | None, world_size: int) -> int:
