@@ -139,6 +139,13 @@ def test_a_window_that_is_too_small_says_what_would_do():
     assert s.blocks(0).peak_bytes <= enough
 
 
+def test_a_window_as_large_as_the_set_that_streams_cannot_share_is_better_left_out():
+    with pytest.raises(ValueError, match="best of all is none"):
+        streamed(SMALL, share=1.0, num_streams=16, batch_size=64)
+    with pytest.raises(ValueError, match=r"a smaller block_bytes\.$"):
+        streamed(SMALL, share=0.9, num_streams=16, batch_size=64)
+
+
 def test_streams_must_fit_the_world():
     with pytest.raises(ValueError, match=r"num_streams=3 must be a multiple of the world size, 2.*Give num_streams=4"):
         streamed(num_streams=3, world_size=2)

@@ -33,6 +33,7 @@ _AIM = 0.97  # of the window
 _FULL = 0.9  # of the window used is enough
 _MODEST = 0.99  # of what fits one stream mostly fits another
 _TRIES = 6
+_NO_WINDOW = " As the window is larger than all that would be read, best of all is none (window=None, exact mode)."
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,8 @@ class Needs:
     block_anchors: Float64[np.ndarray, " s"]
     blocks: Int64[np.ndarray, " s"]
     """In all, per stream."""
+    stored: Int64[np.ndarray, " s"]
+    """Bytes of all blocks, of all streams."""
     least: Int64[np.ndarray, " s"]
     """Blocks that hold a batch's worth of lineages."""
 
@@ -213,12 +216,13 @@ def plan_needs(index: PlanIndex, groups: tuple[Group, ...], config: SamplingConf
     """Measure the blocks of each stratum, and count those that hold what a batch takes of it."""
     strata = len(index.strata)
     size, anchors, share = np.ones(strata), np.ones(strata), np.zeros(strata)
-    blocks, least = np.ones(strata, np.int64), np.ones(strata, np.int64)
+    blocks, least, stored = (np.ones(strata, np.int64) for _ in range(3))
     for group in groups:
         share[group.strata] = group.share
     for s in range(strata):
         part = make_part(index, np.arange(index.first[s], index.first[s + 1]))
         size[s] = float(index.columns.block_bytes[part.blocks].max())
+        stored[s] = index.columns.block_bytes[part.blocks].sum(dtype=np.int64)
         anchors[s] = len(part.anchors) / len(part.blocks)
         # a stratum with fewer blocks than streams is read by all of them
         blocks[s] = len(part.blocks) if len(part.blocks) < num_streams else -(-len(part.blocks) // num_streams)
@@ -233,7 +237,7 @@ def plan_needs(index: PlanIndex, groups: tuple[Group, ...], config: SamplingConf
                 near = np.abs(hpi - centre) <= width
                 need = max(need, _blocks_needed(block, lineage, focal, near))
         least[s] = min(blocks[s], need + _SPARE_BLOCKS)
-    return Needs(size, anchors, blocks, least)
+    return Needs(size, anchors, blocks, stored, least)
 
 
 def _blocks_needed(
@@ -267,6 +271,8 @@ def plan_active(groups: tuple[Group, ...], needs: Needs, share_bytes: int, num_s
             f"window={share_bytes * num_streams:,} bytes can't hold one batch of distinct lineages of "
             f"{wanted} experiment{'s' * (wanted > 1)} in each of {num_streams} streams. {enough:,} would be enough; "
             "so would fewer num_streams, a smaller batch_size, or shards with a smaller block_bytes."
+            + _NO_WINDOW
+            * bool(needs.stored.sum() <= share_bytes * num_streams)
         )
     return int(np.clip(int(share_bytes / (_COMFORT * need[0])), wanted, len(groups)))
 
