@@ -163,7 +163,7 @@ def parse_request(values: Mapping[str, Any]) -> Request:
     return Request(
         index=index,
         config=SamplingConfig(**given),
-        window=None if window is None else parse_window(str(window), _bytes_used(index)),
+        window=None if window is None else parse_window(str(window), index.stored_bytes),
         num_streams=values.get("num_streams"),
         epochs=values["epochs"],
     )
@@ -230,7 +230,7 @@ def describe(asked: Request, modes: Sequence[Mode]) -> dict[str, Any]:
     return {
         "anchors": len(asked.index.row),
         "strata": len(asked.index.strata),
-        "bytes_stored": _bytes_used(asked.index),
+        "bytes_stored": asked.index.stored_bytes,
         "window": asked.window,
         "num_streams": asked.num_streams,
         "epochs": asked.epochs,
@@ -251,14 +251,9 @@ def _headline(shards: str, asked: Request, modes: Sequence[Mode]) -> str:
     if config.temporal_enrichment:
         what.append(f"±{config.temporal_window_hours:g} h around a focal HPI")
     if asked.window is not None:
-        what.append(f"window {asked.window / _bytes_used(index):.1%} of the bytes")
+        what.append(f"window {asked.window / index.stored_bytes:.1%} of the bytes")
     anchors = f"{len(index.row):,} anchors in {len(index.strata)} strata of {experiments} experiments"
     return f"[bold]{shards}[/]: {anchors}; {modes[0].report.batches:,} batches\n{', '.join(what)}"
-
-
-def _bytes_used(index: PlanIndex) -> int:
-    """Bytes of the blocks that hold anchors."""
-    return int(index.columns.block_bytes[np.unique(index.block(np.arange(len(index.row))))].sum())
 
 
 def _merge_config(given: Mapping[str, Any]) -> dict[str, Any]:

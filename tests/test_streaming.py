@@ -137,6 +137,20 @@ def test_a_shard_that_is_cut_short_meanwhile_is_named(shards, tmp_path):
         list(loader)
 
 
+def test_a_shard_that_is_replaced_under_its_name_changes_nothing_for_who_reads_it(shards, tmp_path):
+    copy = tmp_path / "shards"
+    shutil.copytree(shards, copy)
+    loader = loader_of(copy)
+    before = [batch["anchor"].clone() for batch in loader]
+    for tar in copy.glob("e0/*.tar"):
+        tar.with_suffix(".new").write_bytes(b"other bytes")
+        tar.with_suffix(".new").replace(tar)
+    loader.plan.set_epoch(1)
+    list(loader)
+    loader.plan.set_epoch(0)
+    assert all(torch.equal(a, batch["anchor"]) for a, batch in zip(before, loader, strict=True))
+
+
 def test_leaving_early_stops_the_threads(shards):
     for _ in zip(loader_of(shards), range(2), strict=False):
         pass

@@ -69,6 +69,17 @@ class PlanIndex:
         """Anchors per stratum."""
         return np.diff(self.first)
 
+    def first_of(self, blocks: Integer[np.ndarray, "*n"]) -> Int64[np.ndarray, "*n"]:
+        """First anchor at or after the beginning of each block; the number of anchors after the last block."""
+        patch = self.columns.clip_first[self.columns.block_first[blocks]]
+        return np.searchsorted(self.row, patch.astype(self.row.dtype))
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the blocks that hold anchors."""
+        size = self.columns.block_bytes
+        return int(size[np.diff(self.first_of(np.arange(len(size) + 1))) > 0].sum(dtype=np.int64))
+
     def clip(self, anchors: Integer[np.ndarray, "*n"]) -> Integer[np.ndarray, "*n"]:
         """Clip of each anchor."""
         return self.columns.patch_clip[self.row[anchors]]

@@ -44,8 +44,6 @@ class Needs:
     block_anchors: Float64[np.ndarray, " s"]
     blocks: Int64[np.ndarray, " s"]
     """In all, per stream."""
-    stored: Int64[np.ndarray, " s"]
-    """Bytes of all blocks, of all streams."""
     least: Int64[np.ndarray, " s"]
     """Blocks that hold a batch's worth of lineages."""
 
@@ -76,7 +74,7 @@ class Mixer:
         groups = plan_groups(index.strata, index.sizes, config)
         self.batches = int(plan_batch_counts(groups, index.sizes // num_streams, config).sum())
         self._needs = plan_needs(index, groups, config, num_streams)
-        self.active = plan_active(groups, self._needs, self.share_bytes, num_streams)
+        self.active = plan_active(index, groups, self._needs, self.share_bytes, num_streams)
         self._all_fits = float((self._needs.blocks * self._needs.block_bytes).sum()) <= self.share_bytes
         self._budget: float | None = None  # bytes of an experiment that the first stream of the first epoch found
         self._parts: tuple[int, list[list[Part]]] | None = None
@@ -216,13 +214,12 @@ def plan_needs(index: PlanIndex, groups: tuple[Group, ...], config: SamplingConf
     """Measure the blocks of each stratum, and count those that hold what a batch takes of it."""
     strata = len(index.strata)
     size, anchors, share = np.ones(strata), np.ones(strata), np.zeros(strata)
-    blocks, least, stored = (np.ones(strata, np.int64) for _ in range(3))
+    blocks, least = np.ones(strata, np.int64), np.ones(strata, np.int64)
     for group in groups:
         share[group.strata] = group.share
     for s in range(strata):
         part = make_part(index, np.arange(index.first[s], index.first[s + 1]))
         size[s] = float(index.columns.block_bytes[part.blocks].max())
-        stored[s] = index.columns.block_bytes[part.blocks].sum(dtype=np.int64)
         anchors[s] = len(part.anchors) / len(part.blocks)
         # a stratum with fewer blocks than streams is read by all of them
         blocks[s] = len(part.blocks) if len(part.blocks) < num_streams else -(-len(part.blocks) // num_streams)
@@ -237,7 +234,7 @@ def plan_needs(index: PlanIndex, groups: tuple[Group, ...], config: SamplingConf
                 near = np.abs(hpi - centre) <= width
                 need = max(need, _blocks_needed(block, lineage, focal, near))
         least[s] = min(blocks[s], need + _SPARE_BLOCKS)
-    return Needs(size, anchors, blocks, stored, least)
+    return Needs(size, anchors, blocks, least)
 
 
 def _blocks_needed(
@@ -259,7 +256,7 @@ def _blocks_needed(
     return int(np.ceil(np.log1p(-wanted / total) / np.log1p(-each / total)))
 
 
-def plan_active(groups: tuple[Group, ...], needs: Needs, share_bytes: int, num_streams: int) -> int:
+def plan_active(index: PlanIndex, groups: tuple[Group, ...], needs: Needs, share_bytes: int, num_streams: int) -> int:
     """Count the experiments that are within reach at a time: as many as the window holds in comfort, at least two."""
     need = np.sort([float((needs.least * needs.block_bytes)[g.strata].sum()) for g in groups])[::-1]
     wanted, total = min(2, len(groups)), float((needs.blocks * needs.block_bytes).sum())
@@ -272,7 +269,7 @@ def plan_active(groups: tuple[Group, ...], needs: Needs, share_bytes: int, num_s
             f"{wanted} experiment{'s' * (wanted > 1)} in each of {num_streams} streams. {enough:,} would be enough; "
             "so would fewer num_streams, a smaller batch_size, or shards with a smaller block_bytes."
             + _NO_WINDOW
-            * bool(needs.stored.sum() <= share_bytes * num_streams)
+            * (index.stored_bytes <= share_bytes * num_streams)
         )
     return int(np.clip(int(share_bytes / (_COMFORT * need[0])), wanted, len(groups)))
 

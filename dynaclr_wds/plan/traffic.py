@@ -29,17 +29,15 @@ def account_traffic(index: PlanIndex, schedules: Sequence[BlockSchedule], batche
     one stream has within reach at a time).
     """
     columns = index.columns
-    anchors = np.bincount(index.block(np.arange(len(index.row))), minlength=len(columns.block_bytes))
-    stored = int(columns.block_bytes[anchors > 0].sum())
     block = np.concatenate([s.block for s in schedules])
     fetch = np.concatenate([s.fetch for s in schedules])
     size = np.concatenate([s.bytes for s in schedules]).astype(np.float64)
     read = size.sum()
     steps = np.bincount(fetch[fetch >= 0], size[fetch >= 0], minlength=1)
     return {
-        "bytes_stored": float(stored),
+        "bytes_stored": float(index.stored_bytes),
         "bytes_read": float(read),
-        "amplification": float(read / max(stored, 1)),
+        "amplification": float(read / max(index.stored_bytes, 1)),
         "bytes_repeated": float(read - columns.block_bytes[np.unique(block)].sum()),
         "peak_bytes": float(_most_resident(schedules, batches)),
         "fill_bytes": float(size[fetch < 0].sum()),
@@ -61,8 +59,7 @@ def _most_experiments(index: PlanIndex, schedule: BlockSchedule, batches: int) -
     names = [s.experiment for s in index.strata]
     numbers = np.array([names.index(n) for n in names])
     # of each block, by its first anchor: blocks of the set are numbered with strata that the index may leave out
-    first = np.searchsorted(index.block(np.arange(len(index.row))), schedule.block)
-    experiment: Int64[np.ndarray, " v"] = numbers[index.stratum(first)]
+    experiment: Int64[np.ndarray, " v"] = numbers[index.stratum(index.first_of(schedule.block))]
     change = np.zeros((batches + 1, len(names)), np.int64)
     np.add.at(change, (schedule.admit, experiment), 1)
     np.add.at(change, (schedule.retire + 1, experiment), -1)

@@ -88,20 +88,25 @@ class MappedFile:
     """
 
     def __init__(self, path: Path, size: int) -> None:
+        if not path.is_file():
+            raise FormatError(f"{path}: is gone. Restore it, or build the shards again.")
         self.path = path
         self.size = size
-        self.check()
         with path.open("rb") as file:
+            self._check_size(os.fstat(file.fileno()).st_size)
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self.data: UInt8[np.ndarray, " n"] = np.frombuffer(self._map, np.uint8)
         self.address = int(self.data.ctypes.data)
         self._step = _find_readahead(path)
 
     def check(self) -> None:
-        """See to it that the file still has all its bytes: to touch those that are gone would end the process."""
-        if not self.path.is_file():
-            raise FormatError(f"{self.path}: is gone. Restore it, or build the shards again.")
-        found = self.path.stat().st_size
+        """See to it that the file still has all its bytes: to touch those that are gone would end the process.
+
+        It is the file that was mapped that counts; one that has replaced it under its name is another.
+        """
+        self._check_size(self._map.size())
+
+    def _check_size(self, found: int) -> None:
         if found != self.size:
             raise FormatError(
                 f"{self.path}: has {found:,} bytes, the manifest says {self.size:,}. Build the shards again."

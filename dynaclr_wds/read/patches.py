@@ -129,7 +129,7 @@ class PatchReader:
         Raises
         ------
         FormatError
-            The shard is gone or no longer has the bytes that the manifest says.
+            The shard is gone, or has been cut short since it was mapped.
         """
         file, begin, end = self._span(block)
         file.check()
