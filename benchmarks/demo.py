@@ -21,7 +21,7 @@ from benchmarks.picture import draw_batch
 from benchmarks.vote import NEIGHBOURS, principal_components, read_embeddings, read_pixels, score_vote, unit_length
 from dynaclr_wds import ContrastiveModule, MultiExperimentDataModule
 from dynaclr_wds.shardset import ShardSet
-from etl.simulation.design import SimulationConfig
+from etl.simulate.design import SimulationConfig
 
 CONFIG = Path(__file__).parents[1] / "configs" / "demo.yaml"
 OUT = Path("demo")

@@ -31,9 +31,9 @@ from torch.utils.data import IterableDataset
 from dynaclr_wds.datamodule import MultiExperimentDataModule
 from dynaclr_wds.shardset import ShardSet
 from etl.build_shards import build_shards
-from etl.experiments import parse_build_config
-from etl.simulate import simulate_collection
-from etl.simulation.design import SimulationConfig
+from etl.simulate.__main__ import simulate_collection
+from etl.simulate.design import SimulationConfig
+from etl.source.experiments import parse_build_config
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for `benchmarks`, which is not installed
 from benchmarks.streaming import report_streaming

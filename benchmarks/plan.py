@@ -24,7 +24,7 @@ import numpy as np
 from dynaclr_wds.plan.config import SamplingConfig
 from dynaclr_wds.plan.index import PlanColumns, PlanIndex, plan_index
 from dynaclr_wds.plan.sampler import FlexibleBatchSampler
-from dynaclr_wds.read.window import plan_visits
+from dynaclr_wds.read.prefetch import plan_visits
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for `tests`, which is not installed
 from tests.synthetic import Synthetic, make_index

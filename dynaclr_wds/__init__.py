@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dynaclr_wds.datamodule import MultiExperimentDataModule
-    from dynaclr_wds.engine import ContrastiveModule
-    from dynaclr_wds.loss import NTXentHCL
-    from dynaclr_wds.pipeline import triplet_pipeline
+    from dynaclr_wds.plain.pipeline import triplet_pipeline
     from dynaclr_wds.plan.sampler import FlexibleBatchSampler
     from dynaclr_wds.read.dataset import MultiExperimentTripletDataset
     from dynaclr_wds.read.loader import ThreadDataLoader
+    from dynaclr_wds.train.engine import ContrastiveModule
+    from dynaclr_wds.train.loss import NTXentHCL
     from dynaclr_wds.transforms.channel_dropout import ChannelDropout
 
 __all__ = [
@@ -31,13 +31,13 @@ __all__ = [
 
 _MODULES = {
     "ChannelDropout": "dynaclr_wds.transforms.channel_dropout",
-    "ContrastiveModule": "dynaclr_wds.engine",
+    "ContrastiveModule": "dynaclr_wds.train.engine",
     "FlexibleBatchSampler": "dynaclr_wds.plan.sampler",
     "MultiExperimentDataModule": "dynaclr_wds.datamodule",
     "MultiExperimentTripletDataset": "dynaclr_wds.read.dataset",
-    "NTXentHCL": "dynaclr_wds.loss",
+    "NTXentHCL": "dynaclr_wds.train.loss",
     "ThreadDataLoader": "dynaclr_wds.read.loader",
-    "triplet_pipeline": "dynaclr_wds.pipeline",
+    "triplet_pipeline": "dynaclr_wds.plain.pipeline",
 }
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 COMMANDS: dict[str, tuple[str, str]] = {
-    "shuffle": ("dynaclr_wds.shuffle", "Show how well batches would be mixed, without reading a pixel."),
+    "shuffle": ("dynaclr_wds.commands.shuffle", "Show how well batches would be mixed, without reading a pixel."),
 }
 """Name → (module with `main(argv: Sequence[str]) -> int`, one line of help)."""
 
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if given and given[0] in COMMANDS:
         status: int = import_module(COMMANDS[given[0]][0]).main(given[1:])
         return status
-    from dynaclr_wds.cli import leave_processes, run_lightning  # heavy: not for the commands above
+    from dynaclr_wds.commands.lightning import leave_processes, run_lightning  # heavy: not for the commands above
 
     run_lightning(argv, description=describe_commands())
     leave_processes()

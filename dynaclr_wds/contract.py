@@ -18,6 +18,8 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import DTypeLike
 
+from dynaclr_wds.errors import FormatError
+
 FORMAT_NAME = "dynaclr-wds"
 FORMAT_VERSION = 1
 
@@ -72,10 +74,6 @@ ARRAYS: dict[str, str] = {
     "stats_dataset": "<f4",
 }
 """Name → dtype of every `index/arrays/<name>.npy`."""
-
-
-class FormatError(ValueError):
-    """A shard set that is not what the manifest says, or a manifest of another format."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,16 +221,6 @@ def parse_manifest(text: str, where: str = MANIFEST) -> Manifest:
 
 def _tuples(record: Mapping[str, Any]) -> dict[str, Any]:
     return {k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}
-
-
-def tau_range_frames(tau_range_hours: tuple[float, float], interval_minutes: float) -> tuple[int, int]:
-    """Convert a τ range from hours to frames, both ends included.
-
-    `round(hours * 60 / interval)`, as the reference implementation (mehta-lab/VisCy,
-    `ExperimentRegistry.tau_range_frames`) does.
-    """
-    low, high = tau_range_hours
-    return round(low * 60 / interval_minutes), round(high * 60 / interval_minutes)
 
 
 def npy_header(dtype: DTypeLike, shape: tuple[int, ...]) -> bytes:

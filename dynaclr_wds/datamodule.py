@@ -12,15 +12,15 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from dynaclr_wds.build import build_from_yaml
-from dynaclr_wds.plan.batches import BatchPlan
+from dynaclr_wds.plan.batch import BatchPlan
 from dynaclr_wds.plan.config import SamplingConfig
 from dynaclr_wds.plan.sampler import FlexibleBatchSampler, plan_validation
 from dynaclr_wds.read.dataset import MultiExperimentTripletDataset, list_observations
 from dynaclr_wds.read.loader import ThreadDataLoader
 from dynaclr_wds.read.patches import Crop, plan_crop
 from dynaclr_wds.shardset import ShardSet
+from dynaclr_wds.transforms.batch import BatchTransform
 from dynaclr_wds.transforms.channel_dropout import ChannelDropout
-from dynaclr_wds.transforms.pipeline import BatchTransform
 from dynaclr_wds.world import World, detect_world
 
 _logger = logging.getLogger(__name__)

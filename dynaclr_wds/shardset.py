@@ -15,7 +15,8 @@ import numpy as np
 from jaxtyping import Bool, Int64, Shaped
 
 from dynaclr_wds import contract
-from dynaclr_wds.contract import FormatError, Manifest
+from dynaclr_wds.contract import Manifest
+from dynaclr_wds.errors import FormatError
 from dynaclr_wds.plan.index import PlanColumns, PlanIndex, plan_index, read_strata
 
 

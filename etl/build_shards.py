@@ -15,8 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from dynaclr_wds.contract import MANIFEST, FormatError, Manifest, parse_manifest
-from etl.build_plan import (
+from dynaclr_wds.contract import MANIFEST, Manifest, parse_manifest
+from dynaclr_wds.errors import BuildError, ConfigError, FormatError, PlateError
+from etl.cut.frames import FovCut, cut_fovs
+from etl.cut.intensities import plan_intensities
+from etl.index import Index, build_index, drop_observations
+from etl.layout.clips import Clips, plan_shards
+from etl.layout.jobs import (
     SpillPlan,
     index_fovs,
     lineage_ids,
@@ -25,19 +30,14 @@ from etl.build_plan import (
     plan_spill,
     read_columns,
 )
-from etl.clip_json import PackJob
-from etl.cut import FovCut, cut_fovs
-from etl.experiments import BuildConfig, parse_build_config
-from etl.index import Index, build_index, drop_observations
-from etl.intensities import plan_intensities
-from etl.layout import Clips, plan_shards
-from etl.manifest import write_index, write_manifest
-from etl.pack import estimate_clip_bytes, pack_shards
-from etl.plates import Plate, PlateError
-from etl.preflight import open_plates
-from etl.report import Progress, make_progress, print_summary
-from etl.work import BuildError, OutFolder
-from etl.yaml_values import ConfigError
+from etl.pack.clip_json import PackJob
+from etl.pack.manifest import write_index, write_manifest
+from etl.pack.tars import estimate_clip_bytes, pack_shards
+from etl.run.output import OutFolder
+from etl.run.progress import Progress, make_progress, print_summary
+from etl.source.experiments import BuildConfig, parse_build_config
+from etl.source.plates import Plate
+from etl.source.preflight import open_plates
 
 _INDEX_BYTES_PER_PATCH = 300
 

@@ -19,10 +19,11 @@ import pyarrow as pa
 from jaxtyping import Bool, Int32
 
 from dynaclr_wds.contract import FovRecord
-from etl.experiments import BuildConfig, ConfigError
-from etl.plates import Plate
-from etl.preflight import check_plates, plan_fovs
-from etl.tracks import parse_track_files
+from dynaclr_wds.errors import ConfigError
+from etl.source.experiments import BuildConfig
+from etl.source.plates import Plate
+from etl.source.preflight import check_plates, plan_fovs
+from etl.source.tracks import parse_track_files
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +58,7 @@ def build_index(config: BuildConfig, plates: Mapping[str, Plate]) -> Index:
     config
         Experiments and build options.
     plates
-        Experiment → plate, as `etl.preflight.open_plates` gives them.
+        Experiment → plate, as `etl.source.preflight.open_plates` gives them.
 
     Raises
     ------

@@ -12,7 +12,7 @@ import yaml
 
 from dynaclr_wds.shardset import ShardSet
 from etl.build_shards import build_shards
-from etl.experiments import parse_build_config
+from etl.source.experiments import parse_build_config
 from tests.plates import random_tracks, write_experiments, write_plate, write_tracks
 
 FOVS = ("A/1/0", "A/1/1", "B/2/0")

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import tensorstore as ts
 import yaml
 
-from etl.experiments import BuildConfig, ExperimentConfig
+from etl.source.experiments import BuildConfig, ExperimentConfig
 
 Row = Mapping[str, Any]
 Rows = list[dict[str, Any]]

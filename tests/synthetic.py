@@ -49,7 +49,7 @@ def make_index(spec: Synthetic, **sizes: tuple[int, ...]) -> PlanIndex:
 
 
 def _template(spec: Synthetic) -> list[dict[str, np.ndarray]]:
-    """The clips of one lineage, cut as `etl.layout` does: runs of anchors down the tree, with what they need."""
+    """The clips of one lineage, cut as `etl.layout.clips` does: runs of anchors down the tree, with what they need."""
     m, d = spec.mother, spec.daughter
     track = np.repeat([0, 1, 2], [m, d, d])
     t = np.concatenate([np.arange(m), m + np.arange(d), m + np.arange(d)])

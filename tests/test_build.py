@@ -28,15 +28,15 @@ import zarr.codecs
 from zarr.codecs._v2 import V2Codec
 
 import etl.build_shards
-import etl.cut
-import etl.pack
-import etl.work
+import etl.cut.frames
+import etl.pack.tars
+import etl.run.output
 from dynaclr_wds.contract import STATISTICS, Manifest, parse_manifest
+from dynaclr_wds.errors import BuildError, ConfigError, PlateError
 from etl.build_shards import build_shards, main
-from etl.cut import plan_runs
-from etl.experiments import ConfigError, parse_build_config
-from etl.plates import PlateError
-from etl.work import BuildError, Interrupted
+from etl.cut.frames import plan_runs
+from etl.run.output import Interrupted
+from etl.source.experiments import parse_build_config
 from tests.plates import make_collection, write_experiments, write_plate, write_tracks
 
 SMALL = {"shard_bytes": 60_000, "block_bytes": 10_000}
@@ -220,7 +220,7 @@ def test_each_chunk_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(V2Codec, "_decode_single", count_v2)
     monkeypatch.setattr(zarr.codecs.ZstdCodec, "_decode_sync", count_v3)
-    monkeypatch.setattr(etl.cut, "RUN_BYTES", run_bytes)
+    monkeypatch.setattr(etl.cut.frames, "RUN_BYTES", run_bytes)
     build(path, tmp_path / "out")
     t, c, z, y, x = plate["chunks"]
     channel_chunks = len({channel // c for channel in (2, 0)})
@@ -233,7 +233,7 @@ def test_runs_of_frames_share_no_chunk(tmp_path: Path, monkeypatch: pytest.Monke
     write_plate(tmp_path / "p", shape=shape, channel_names=["a"], chunks=(2, 1, 1, 16, 16), shards=(6, 1, 1, 16, 16))
     opened = zarr.open_array(tmp_path / "p", path="A/1/0/0", mode="r")
     assert list(plan_runs(opened, slice(0, 1))) == [(0, 6), (6, 11)]
-    monkeypatch.setattr(etl.cut, "RUN_BYTES", 5 * 512)  # five frames: whole chunks, and none straddles a shard
+    monkeypatch.setattr(etl.cut.frames, "RUN_BYTES", 5 * 512)  # five frames: whole chunks, and none straddles a shard
     assert list(plan_runs(opened, slice(0, 1))) == [(0, 2), (2, 4), (4, 6), (6, 8), (8, 10), (10, 11)]
 
 
@@ -415,7 +415,7 @@ def test_finished_work_is_kept_by_the_next_run(
 ):
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr(etl.pack, "TAR_TAIL", -1)  # the first shard fails its own check at the end
+        patch.setattr(etl.pack.tars, "TAR_TAIL", -1)  # the first shard fails its own check at the end
         with pytest.raises(AssertionError, match="a tar ends with two blocks of zeros"):
             build(collection, out, workers=1)
     assert not list(out.rglob("*.tar"))
@@ -424,8 +424,8 @@ def test_finished_work_is_kept_by_the_next_run(
     before = {path.name: path.stat().st_mtime_ns for path in work.glob("*.patches")}
     assert len(before) == 6
     written: list[str] = []
-    write = etl.pack._write_shard
-    monkeypatch.setattr(etl.pack, "_write_shard", lambda job, plan, *rest: (  # type: ignore[func-returns-value]
+    write = etl.pack.tars._write_shard
+    monkeypatch.setattr(etl.pack.tars, "_write_shard", lambda job, plan, *rest: (  # type: ignore[func-returns-value]
         written.append(job.paths[plan.number]) if len(written) < 3 else (_ for _ in ()).throw(Killed),
         write(job, plan, *rest),
     ))  # fmt: skip
@@ -435,21 +435,21 @@ def test_finished_work_is_kept_by_the_next_run(
     kept = [out / path for path in written[:3]]
     times = [path.stat().st_mtime_ns for path in kept]
     kept[0].write_bytes(b"x" * kept[0].stat().st_size)  # damaged meanwhile: written again
-    monkeypatch.setattr(etl.pack, "_write_shard", write)
+    monkeypatch.setattr(etl.pack.tars, "_write_shard", write)
     build(collection, out)
     assert [path.stat().st_mtime_ns for path in kept][1:] == times[1:]
     assert digests(out) == digests(built[0])
 
 
 def test_shard_is_absent_when_writer_raises(collection: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    write = etl.work.HashingFile.write
+    write = etl.run.output.HashingFile.write
 
     def failing(self: Any, data: bytes) -> int:
         if self.bytes > 20_000:
             raise OSError(errno.ENOSPC, "No space left on device")
         return write(self, data)
 
-    monkeypatch.setattr(etl.work.HashingFile, "write", failing)
+    monkeypatch.setattr(etl.run.output.HashingFile, "write", failing)
     with pytest.raises(BuildError, match=r"\.tar: the disk is full .* run the same command again"):
         build(collection, tmp_path / "out")
     assert not list((tmp_path / "out").rglob("*.tar"))
@@ -559,7 +559,7 @@ def test_ctrl_c_says_how_to_go_on(collection: Path, tmp_path: Path, capsys: pyte
 
 
 def test_other_fovs_stop_when_one_fails(collection: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    cut, seen = etl.cut._cut_frames, []
+    cut, seen = etl.cut.frames._cut_frames, []
 
     def failing(job: Any, file: Any, stop: Any, advance: Any) -> Any:
         if job.number == 0:
@@ -571,7 +571,7 @@ def test_other_fovs_stop_when_one_fails(collection: Path, tmp_path: Path, monkey
             seen.append(job.number)
             raise
 
-    monkeypatch.setattr(etl.cut, "_cut_frames", failing)
+    monkeypatch.setattr(etl.cut.frames, "_cut_frames", failing)
     with pytest.raises(Killed):
         build(collection, tmp_path / "out", workers=2)
     assert 1 in seen

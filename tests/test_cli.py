@@ -13,9 +13,9 @@ import yaml
 from torch.utils.data import DataLoader
 
 from dynaclr_wds import __main__ as command
-from dynaclr_wds import cli
+from dynaclr_wds.commands import lightning as cli
 from dynaclr_wds.datamodule import MultiExperimentDataModule
-from dynaclr_wds.engine import ContrastiveModule
+from dynaclr_wds.train.engine import ContrastiveModule
 from dynaclr_wds.transforms import BatchTransform, NormalizeSampled
 
 FOLDER = Path(__file__).parent.parent / "configs"
@@ -176,7 +176,7 @@ QUIET = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--
 def test_from_config_through_training_and_checkpoint_to_embeddings(monkeypatch, tmp_path):
     monkeypatch.setattr(cli, "MultiExperimentDataModule", InMemory)
     encoder = {
-        "class_path": "dynaclr_wds.encoder.ProjectedEncoder",
+        "class_path": "dynaclr_wds.train.encoder.ProjectedEncoder",
         "init_args": {"backbone": {"class_path": f"{__name__}.Flat"}, "embedding_dim": 6, "projection_dim": 4},
     }
     config = {
@@ -194,7 +194,10 @@ def test_from_config_through_training_and_checkpoint_to_embeddings(monkeypatch, 
     (checkpoint,) = tmp_path.rglob("*.ckpt")
     assert yaml.safe_load(saved.read_text())["model"]["hcl_beta"] == 1.0
     # the config that the training left behind is all that prediction needs
-    writer = ["--trainer.callbacks+=dynaclr_wds.embeddings.EmbeddingWriter", "--trainer.callbacks.path=out.parquet"]
+    writer = [
+        "--trainer.callbacks+=dynaclr_wds.train.embeddings.EmbeddingWriter",
+        "--trainer.callbacks.path=out.parquet",
+    ]
     assert command.main(["predict", "-c", str(saved), "--ckpt_path", str(checkpoint), *writer, *QUIET]) == 0
     assert list(tmp_path.rglob("config.yaml")) == [saved], "only a training keeps its config"
     table = pq.read_table(tmp_path / "out.parquet")

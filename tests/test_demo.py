@@ -16,7 +16,8 @@ import dynaclr_wds.__main__ as training
 from benchmarks import demo
 from benchmarks.vote import Cells, principal_components, read_pixels, score_vote, unit_length
 from dynaclr_wds.shardset import ShardSet
-from etl import build_shards, simulate
+from etl import build_shards
+from etl.simulate import __main__ as simulate
 
 SMALL = {
     "etl.simulate": ["--fovs", "2", "--frames", "22", "--size", "112", "--cells", "5"],

@@ -16,9 +16,10 @@ import pytest
 import yaml
 
 import dynaclr_wds.__main__ as training
-from etl import build_shards, simulate
-from etl.experiments import parse_build_config
-from etl.simulate import SimulationConfig, simulate_collection
+from etl import build_shards
+from etl.simulate import __main__ as simulate
+from etl.simulate.__main__ import SimulationConfig, simulate_collection
+from etl.source.experiments import parse_build_config
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

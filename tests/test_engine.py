@@ -11,10 +11,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 from torch.utils.data import DataLoader
 
-from dynaclr_wds.embeddings import EmbeddingWriter, make_rows
-from dynaclr_wds.encoder import BACKBONES, MonaiEncoder, ProjectedEncoder
-from dynaclr_wds.engine import ContrastiveModule, measure_similarity, plan_lr_factor
-from dynaclr_wds.pair_image import apply_pair_image
+from dynaclr_wds.train.embeddings import EmbeddingWriter, make_rows
+from dynaclr_wds.train.encoder import BACKBONES, MonaiEncoder, ProjectedEncoder
+from dynaclr_wds.train.engine import ContrastiveModule, measure_similarity, plan_lr_factor
+from dynaclr_wds.train.pair_image import apply_pair_image
 
 B = 4
 

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
-from etl.experiments import BuildConfig, ConfigError, parse_build_config
-from etl.preflight import check_plates, open_plates, plan_fovs
+from dynaclr_wds.errors import ConfigError
+from etl.source.experiments import BuildConfig, parse_build_config
+from etl.source.preflight import check_plates, open_plates, plan_fovs
 from tests.plates import make_collection, write_experiments, write_plate
 
 ENTRY: dict[str, Any] = {

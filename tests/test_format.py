@@ -18,7 +18,7 @@ import pytest
 from dynaclr_wds import contract
 from dynaclr_wds.contract import ARRAYS, Manifest, parse_manifest
 from etl.build_shards import build_shards
-from etl.experiments import parse_build_config
+from etl.source.experiments import parse_build_config
 from tests.plates import make_collection
 
 FORMAT = (Path(__file__).parent.parent / "docs/FORMAT.md").read_text()

@@ -12,9 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dynaclr_wds.contract import FovRecord
-from etl.experiments import BuildConfig, ConfigError, parse_build_config
+from dynaclr_wds.errors import ConfigError
 from etl.index import Index, build_index, drop_observations, mark_anchors
-from etl.preflight import open_plates
+from etl.source.experiments import BuildConfig, parse_build_config
+from etl.source.preflight import open_plates
 from tests.plates import cells, make_collection, make_fov, random_tracks, table
 
 DATA = Path(__file__).parents[2] / "shared" / "data"

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from etl.descent import plan_descent
-from etl.kinship import Cells
-from etl.layout import TAR_TAIL, Clips, plan_clips, plan_key, plan_shards, sort_clips
+from etl.layout.candidates import Cells
+from etl.layout.clips import TAR_TAIL, Clips, plan_clips, plan_key, plan_shards, sort_clips
+from etl.layout.lineage_tree import plan_descent
 
 # one cell: (lineage, track, t); tracks: {track: parent or -1}; written down, not computed
 DIVIDING = Cells(

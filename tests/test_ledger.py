@@ -9,14 +9,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dynaclr_wds.plan.batches import BatchPlan
+from dynaclr_wds.commands.tables import format_report
+from dynaclr_wds.plan.audit.bytes_read import account_traffic
+from dynaclr_wds.plan.audit.ledger import Composition, Ledger, Report
+from dynaclr_wds.plan.batch import BatchPlan
 from dynaclr_wds.plan.config import SamplingConfig
 from dynaclr_wds.plan.index import PlanIndex
-from dynaclr_wds.plan.ledger import Composition, Ledger, Report
 from dynaclr_wds.plan.sampler import FlexibleBatchSampler
-from dynaclr_wds.plan.stream import BlockSchedule
-from dynaclr_wds.plan.traffic import account_traffic
-from dynaclr_wds.tables import format_report
+from dynaclr_wds.plan.streaming.planner import BlockSchedule
 from tests.synthetic import Synthetic, make_index
 
 COLLECTION = make_index(Synthetic(experiments=3, lineages=(120, 30)))

@@ -10,8 +10,8 @@ import time
 import numpy as np
 import pytest
 
-from dynaclr_wds.contract import FormatError
 from dynaclr_wds.datamodule import MultiExperimentDataModule
+from dynaclr_wds.errors import FormatError
 from dynaclr_wds.plan.config import SamplingConfig
 from dynaclr_wds.plan.sampler import FlexibleBatchSampler
 from dynaclr_wds.read.loader import PLANS_AHEAD, ThreadDataLoader

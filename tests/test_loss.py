@@ -8,7 +8,7 @@ from pytorch_metric_learning.losses import NTXentLoss
 from pytorch_metric_learning.miners import BatchEasyHardMiner
 from pytorch_metric_learning.reducers import SumReducer
 
-from dynaclr_wds.loss import NTXentHCL, plan_pairs
+from dynaclr_wds.train.loss import NTXentHCL, plan_pairs
 
 
 def make(batch_size: int = 16, dim: int = 32, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

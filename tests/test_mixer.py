@@ -9,10 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dynaclr_wds.plan.audit.ledger import Ledger
+from dynaclr_wds.plan.audit.quality import measure_quality
 from dynaclr_wds.plan.config import SamplingConfig
 from dynaclr_wds.plan.index import plan_index
-from dynaclr_wds.plan.ledger import Ledger
-from dynaclr_wds.plan.quality import measure_quality
 from dynaclr_wds.plan.sampler import FlexibleBatchSampler
 from tests.synthetic import Synthetic, make_index
 from tests.test_sampler import FEATURES, fingerprint

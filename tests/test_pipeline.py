@@ -19,13 +19,14 @@ import torch
 import webdataset as wds
 
 from dynaclr_wds import MultiExperimentTripletDataset, triplet_pipeline
-from dynaclr_wds.clips import sample_candidate
-from dynaclr_wds.contract import STATISTICS, FormatError
-from dynaclr_wds.plan.batches import BatchPlan
+from dynaclr_wds.contract import STATISTICS
+from dynaclr_wds.errors import FormatError
+from dynaclr_wds.plain.clips import sample_candidate
+from dynaclr_wds.plan.batch import BatchPlan
 from dynaclr_wds.read.patches import plan_crop
 from dynaclr_wds.shardset import ShardSet
 from etl.build_shards import build_shards
-from etl.experiments import parse_build_config
+from etl.source.experiments import parse_build_config
 from tests.plates import make_collection
 
 

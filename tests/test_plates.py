@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import zarr
 
-from etl.plates import PlateError, open_plate
+from dynaclr_wds.errors import PlateError
+from etl.source.plates import open_plate
 from tests.plates import write_plate
 
 DATA = Path(__file__).parents[2] / "shared" / "data"

@@ -9,11 +9,11 @@ import json
 import numpy as np
 import pytest
 
-from dynaclr_wds.plan.batches import BatchPlan
-from dynaclr_wds.plan.cells import Cells
+from dynaclr_wds.plan.audit.expected_pairs import Cells
+from dynaclr_wds.plan.audit.quality import effective_size, measure_quality, sample_ideal
+from dynaclr_wds.plan.batch import BatchPlan
 from dynaclr_wds.plan.config import SamplingConfig
 from dynaclr_wds.plan.index import PlanIndex
-from dynaclr_wds.plan.quality import effective_size, measure_quality, sample_ideal
 from dynaclr_wds.plan.sampler import FlexibleBatchSampler
 from tests.synthetic import Synthetic, make_index
 

@@ -13,15 +13,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynaclr_wds.contract import FormatError
 from dynaclr_wds.datamodule import MultiExperimentDataModule
-from dynaclr_wds.plan.batches import BatchPlan
+from dynaclr_wds.errors import FormatError
+from dynaclr_wds.plan.batch import BatchPlan
 from dynaclr_wds.read import mapped
 from dynaclr_wds.read.buffers import BufferPool
 from dynaclr_wds.read.dataset import MultiExperimentTripletDataset, list_observations
 from dynaclr_wds.read.mapped import copy_rows
+from dynaclr_wds.read.metadata import RowDicts
 from dynaclr_wds.read.patches import PatchReader, plan_crop
-from dynaclr_wds.read.rows import RowDicts
 from dynaclr_wds.shardset import ShardSet
 
 WHOLE = (None, None)

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from dynaclr_wds import __main__ as command
-from dynaclr_wds.plan.batches import BatchPlan
+from dynaclr_wds.commands.shuffle import parse_window
+from dynaclr_wds.commands.tables import Mode, judge
+from dynaclr_wds.plan.audit.ledger import Ledger
+from dynaclr_wds.plan.audit.quality import measure_quality
+from dynaclr_wds.plan.batch import BatchPlan
 from dynaclr_wds.plan.config import SamplingConfig
-from dynaclr_wds.plan.ledger import Ledger
-from dynaclr_wds.plan.quality import measure_quality
-from dynaclr_wds.shuffle import parse_window
-from dynaclr_wds.tables import Mode, judge
 from etl.build_shards import build_shards
-from etl.experiments import parse_build_config
+from etl.source.experiments import parse_build_config
 from tests.plates import make_collection
 from tests.synthetic import Synthetic, make_index
 

@@ -11,12 +11,12 @@ import yaml
 import zarr
 from ome_zarr_models.v05.hcs import HCS
 
-from etl.experiments import parse_build_config
-from etl.preflight import check_plates, open_plates
-from etl.simulate import SimulationConfig, main, simulate_collection
-from etl.simulation.colony import inside, organelle_positions, sample_cells, sample_daughters, sample_frames
-from etl.simulation.design import plan_experiment
-from etl.simulation.render import render_frame, sample_scenery
+from etl.simulate.__main__ import SimulationConfig, main, simulate_collection
+from etl.simulate.colony import inside, organelle_positions, sample_cells, sample_daughters, sample_frames
+from etl.simulate.design import plan_experiment
+from etl.simulate.render import render_frame, sample_scenery
+from etl.source.experiments import parse_build_config
+from etl.source.preflight import check_plates, open_plates
 
 TINY = {"experiments": 2, "fovs": 2, "frames": 6, "size": 64, "cells": 4, "cell_radius": 8.0}
 

@@ -17,10 +17,10 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 import dynaclr_wds.datamodule
-from dynaclr_wds.contract import FormatError
 from dynaclr_wds.datamodule import MultiExperimentDataModule
-from dynaclr_wds.epoch_ledger import EpochLedger
+from dynaclr_wds.errors import FormatError
 from dynaclr_wds.shardset import ShardSet
+from dynaclr_wds.train.epoch_ledger import EpochLedger
 from dynaclr_wds.world import World
 
 ROOT = Path(__file__).parent.parent
@@ -250,7 +250,7 @@ import json, sys
 from pathlib import Path
 from tests.test_streaming import STREAMS, Recorder, SaveEveryStep
 import lightning.pytorch as pl
-from dynaclr_wds.cli import leave_processes
+from dynaclr_wds.commands.lightning import leave_processes
 from dynaclr_wds.datamodule import MultiExperimentDataModule
 
 if __name__ == "__main__":

@@ -8,9 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from etl.experiments import BuildConfig, ConfigError
+from dynaclr_wds.errors import ConfigError
 from etl.index import Index, build_index
-from etl.preflight import open_plates
+from etl.source.experiments import BuildConfig
+from etl.source.preflight import open_plates
 from tests.plates import Rows, cells, make_fov
 
 

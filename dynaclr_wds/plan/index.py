@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float64, Int, Int64, Integer
 
-from dynaclr_wds.contract import tau_range_frames
+from dynaclr_wds.tau import tau_range_frames
 
 _CHUNK = 1 << 20
 

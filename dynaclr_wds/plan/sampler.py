@@ -15,16 +15,16 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from dynaclr_wds.plan.batches import BatchPlan
+from dynaclr_wds.plan.audit.bytes_read import account_traffic
+from dynaclr_wds.plan.audit.ledger import Ledger, Report
+from dynaclr_wds.plan.batch import BatchPlan
+from dynaclr_wds.plan.compose.negatives import Offer, make_offer, sample_negatives
+from dynaclr_wds.plan.compose.positives import sample_positives
 from dynaclr_wds.plan.config import SamplingConfig
 from dynaclr_wds.plan.index import PlanIndex
-from dynaclr_wds.plan.ledger import Ledger, Report
-from dynaclr_wds.plan.mixer import Mixer, MixerStream
-from dynaclr_wds.plan.negatives import Offer, make_offer, sample_negatives
-from dynaclr_wds.plan.positives import sample_positives
 from dynaclr_wds.plan.rng import Tag, make_generator
-from dynaclr_wds.plan.stream import BlockSchedule, StreamPlanner, WholeStream
-from dynaclr_wds.plan.traffic import account_traffic
+from dynaclr_wds.plan.streaming.mixer import Mixer, MixerStream
+from dynaclr_wds.plan.streaming.planner import BlockSchedule, StreamPlanner, WholeStream
 
 _CHUNK = 1 << 16
 

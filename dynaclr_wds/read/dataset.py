@@ -11,13 +11,13 @@ import torch
 from jaxtyping import Int64
 from torch.utils.data import Dataset
 
-from dynaclr_wds.plan.batches import BatchPlan
+from dynaclr_wds.plan.batch import BatchPlan
 from dynaclr_wds.plan.index import PlanIndex
 from dynaclr_wds.plan.sampler import FlexibleBatchSampler
 from dynaclr_wds.read.buffers import BufferPool
+from dynaclr_wds.read.metadata import RowDicts
 from dynaclr_wds.read.patches import Crop, PatchReader, level_statistics
-from dynaclr_wds.read.rows import RowDicts
-from dynaclr_wds.read.window import BlockWindow
+from dynaclr_wds.read.prefetch import BlockWindow
 from dynaclr_wds.shardset import ShardSet
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from dynaclr_wds.plan.batches import BatchPlan
+from dynaclr_wds.plan.batch import BatchPlan
 from dynaclr_wds.plan.sampler import FlexibleBatchSampler
 
 PLANS_AHEAD = 64

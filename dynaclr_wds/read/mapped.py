@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64, Shaped, UInt8
 
-from dynaclr_wds.contract import FormatError
+from dynaclr_wds.errors import FormatError
 
 _LEAST_READAHEAD_KB = 128  # what Linux has unless told otherwise
 _FAULT_AROUND = 1 << 16  # bytes that it maps at most around one that is touched

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64, Integer, Shaped
 
 from dynaclr_wds import contract
-from dynaclr_wds.contract import FormatError
+from dynaclr_wds.errors import FormatError
 from dynaclr_wds.read.mapped import MappedFile, copy_rows
 from dynaclr_wds.shardset import ShardSet
 

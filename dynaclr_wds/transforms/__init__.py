@@ -1,12 +1,12 @@
 """Batches on the device: normalise, augment, crop, drop channels."""
 
 from dynaclr_wds.transforms.augment import Augment
+from dynaclr_wds.transforms.batch import BatchTransform
 from dynaclr_wds.transforms.channel_dropout import ChannelDropout
 from dynaclr_wds.transforms.crop import apply_center_crop
 from dynaclr_wds.transforms.geometry import RandomSimilarity3D
 from dynaclr_wds.transforms.intensity import RandomAdjustContrast, RandomAdjustIntensity, RandomNoise
 from dynaclr_wds.transforms.normalize import NormalizeSampled
-from dynaclr_wds.transforms.pipeline import BatchTransform
 
 __all__ = [
     "Augment",

@@ -1,0 +1,1 @@
+"""The commands of `python -m dynaclr_wds`, one file each."""

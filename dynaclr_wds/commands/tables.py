@@ -1,0 +1,230 @@
+"""Reports to tables for people: the ledger of an epoch, and how well ways of reading are mixed."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+
+from dynaclr_wds.plan.audit.ledger import Composition, Report
+from dynaclr_wds.plan.audit.quality import KINDS, Collisions, Quality
+
+WIDTH = 110
+_CLUMPED, _FINE = 1.3, 1.1
+"""C of FOVs: above the first, batches hold clumps; below the second, none that matter."""
+_OFTEN = 0.02
+"""Of the samples may share a lineage with another one before that is called bad."""
+_SHOWN = 8
+"""Missed quotas and strata that are listed one by one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mode:
+    """One way of reading, measured."""
+
+    name: str
+    """`streaming`, `exact` or `ideal`."""
+    report: Report
+    quality: Quality
+    ms_per_batch: float
+    """To plan it; without the measuring."""
+
+
+def format_report(report: Report) -> str:
+    """Write a ledger as text: quotas, coverage, relaxations, τ, bytes."""
+    lines = [f"{report.batches:,} batches of {report.batch_size}; {report.seen:.1%} of the anchors seen"]
+    relaxed = ", ".join(f"{name} {count:,}" for name, count in report.relaxed.items())
+    tau = report.tau_hours
+    lines.append(f"shared within a batch: {relaxed}")
+    if tau:
+        total = sum(tau.values())
+        lines.append("τ: " + ", ".join(f"{hours:g} h {count / total:.0%}" for hours, count in tau.items()))
+    if report.streaming:
+        lines.append("bytes: " + ", ".join(_name_bytes(report.streaming)))
+    return render([*lines, _quota_table([("achieved", report)]), _coverage_table(report)])
+
+
+def format_modes(modes: Sequence[Mode]) -> RenderableType:
+    """Lay out ways of reading side by side, and say in words what is good and what is not."""
+    notes = [f"  {note}" for mode in modes if mode.name != "ideal" for note in judge(mode)]
+    reports = [(mode.name, mode.report) for mode in modes if mode.name != "ideal"]
+    return Group(_mixing_table(modes), "", _quota_table(reports), "", _coverage_table(reports[0][1]), "", *notes)
+
+
+def render(parts: Iterable[RenderableType]) -> str:
+    """Render to plain text."""
+    out = io.StringIO()
+    Console(file=out, width=WIDTH, color_system=None).print(*parts, sep="\n", highlight=False)
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
+
+
+def judge(mode: Mode) -> list[str]:
+    """Say what is good and what is not, one sentence each."""
+    report, found = mode.report, mode.quality.collisions
+    notes = []
+    fov = found["fov"].ratio
+    if fov is not None and fov > _CLUMPED:
+        cure = "Give a larger window, fewer streams, or build with a smaller block_bytes."
+        notes.append(f"[red]bad[/]   {mode.name}: cells of one FOV meet {fov:.2f} times as often as by chance. {cure}")
+    elif fov is not None:
+        word = "hardly more often than" if fov > _FINE else "no more often than"
+        notes.append(f"[green]good[/]  {mode.name}: cells of one FOV meet {word} by chance ({fov:.2f}).")
+    samples = report.batches * report.batch_size
+    shared = report.relaxed["lineage"] / max(samples, 1)
+    if shared > _OFTEN:
+        cause = "Too few lineages are within reach: lower batch_size, or give a larger window or fewer streams."
+        notes.append(f"[red]bad[/]   {mode.name}: {shared:.1%} of samples share a lineage with another one. {cause}")
+    elif shared:
+        notes.append(
+            f"[yellow]fair[/]  {mode.name}: {shared:.2%} of samples share a lineage with another of the batch."
+        )
+    else:
+        notes.append(f"[green]good[/]  {mode.name}: no two samples of a batch share a lineage.")
+    missed = [c for c in report.composition if c.missed]
+    if missed:
+        worst = max(missed, key=lambda c: c.missed / c.batches)
+        notes.append(
+            f"[yellow]fair[/]  {mode.name}: {worst.name} is more than one sample off in {worst.missed:,} of "
+            f"{worst.batches:,} batches."
+        )
+    elif report.composition:
+        notes.append(f"[green]good[/]  {mode.name}: every quota is met in every batch, to one sample.")
+    return notes
+
+
+def _mixing_table(modes: Sequence[Mode]) -> Table:
+    table = Table(title="How well batches are mixed", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table.add_column("", no_wrap=True)
+    for mode in modes:
+        table.add_column(mode.name, justify="right")
+    table.add_column("what to look for")
+    hints = {
+        "condition": "1 as asked",
+        "fov": "1 as by chance; > 1.3 is clumped",
+        "lineage": "0: none meets itself",
+        "block": "streaming: ≈ stored / resident",
+    }
+    for kind in KINDS:
+        found = [mode.quality.collisions[kind] for mode in modes]
+        table.add_row(f"pairs of one {_word(kind)}, over chance (worst)", *map(_ratio, found), hints[kind])
+    table.add_section()
+    size = modes[0].quality.batch_size
+    for kind in ("fov", "lineage", "block"):
+        effective = [f"{mode.quality.collisions[kind].effective:.0f}" for mode in modes]
+        table.add_row(f"effective samples of {size}, by {_word(kind)}", *effective, "ideal's")
+    table.add_section()
+    distances = [(mode.quality.repeat_median, mode.quality.repeat_tenth) for mode in modes]
+    cells = ["–" if median is None else f"{median:.0f} ({tenth:.0f})" for median, tenth in distances]
+    table.add_row("batches between uses of a lineage (10th %)", *cells, "ideal's or more")
+    table.add_row("anchors seen", *[f"{mode.report.seen:.1%}" for mode in modes], "100 % if nothing is balanced")
+    table.add_section()
+    for row in _byte_rows(modes):
+        table.add_row(*row)
+    return table
+
+
+def _byte_rows(modes: Sequence[Mode]) -> list[list[str]]:
+    used = [_bytes(float(mode.report.bytes_used)) for mode in modes]
+    rows = [["bytes drawn, each patch once", *used, ""]]
+    hints = {
+        "bytes_read": ("bytes read", ""),
+        "amplification": ("bytes read over bytes stored", "≤ 1.05 unless strata repeat"),
+        "peak_bytes": ("most bytes resident", "within the window"),
+        "burst": ("most bytes of a step, over the mean", "a few"),
+        "experiments": ("experiments within reach of a stream", "2 or more"),
+    }
+    for key, (name, hint) in hints.items():
+        if any(key in mode.report.streaming for mode in modes):
+            cells = [_value(key, mode.report.streaming.get(key)) for mode in modes]
+            rows.append([name, *cells, hint])
+    rows.append(["ms to plan a batch", *[f"{m.ms_per_batch:.2f}" if m.name != "ideal" else "–" for m in modes], ""])
+    return rows
+
+
+def _quota_table(reports: Sequence[tuple[str, Report]]) -> Table:
+    table = Table(title="What was asked of a batch", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table.add_column("", no_wrap=True)
+    table.add_column("asked", justify="right")
+    for name, _ in reports:
+        table.add_column(f"{name} (worst)", justify="right")
+        table.add_column("off by > 1", justify="right")
+    first = reports[0][1]
+    for share in first.experiments[:_SHOWN]:
+        others = [next(s for s in report.experiments if s.experiment == share.experiment) for _, report in reports]
+        cells = [cell for o in others for cell in (f"{o.achieved:.3f}", "")]
+        table.add_row(f"batches about {share.experiment}", f"{share.asked:.3f}", *cells)
+    if (left := len(first.experiments) - _SHOWN) > 0:
+        table.add_row(f"… and {left} more experiments")
+    table.add_section()
+    found = {name: {c.name: c for c in report.composition} for name, report in reports}
+    names = list(dict.fromkeys(c for known in found.values() for c in known))
+    for name in _most_missed(names, found.values()):
+        ones = [known.get(name) for known in found.values()]
+        asked = next(c.asked for c in ones if c)
+        table.add_row(name, f"{asked:.3f}", *[cell for c in ones for cell in _quota(c)])
+    if (left := len(names) - _SHOWN) > 0:
+        table.add_row(f"… and {left} more, met as well or better")
+    return table
+
+
+def _most_missed(names: list[str], found: Iterable[Mapping[str, Composition]]) -> list[str]:
+    """Keep the quotas that are missed most, in their order."""
+    known = list(found)
+    missed = {n: max(k[n].missed / k[n].batches for k in known if n in k) for n in names}
+    kept = sorted(names, key=lambda n: (n.startswith("condition"), -missed[n]))[:_SHOWN]
+    return [n for n in names if n in kept]
+
+
+def _coverage_table(report: Report) -> Table:
+    table = Table(title="Anchors of each stratum", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table.add_column("experiment")
+    table.add_column("condition")
+    for name in ("anchors", "seen", "never seen", "drawn again", "most often"):
+        table.add_column(name, justify="right")
+    for c in sorted(report.coverage, key=lambda c: c.unique / c.anchors)[: 2 * _SHOWN]:
+        counts = (f"{c.anchors:,}", f"{c.unique / c.anchors:.1%}", f"{c.never_seen:,}", f"{c.repeated:,}")
+        table.add_row(c.experiment, c.condition, *counts, f"{c.most_repeats}×")
+    if (left := len(report.coverage) - 2 * _SHOWN) > 0:
+        table.add_row(f"… and {left} more,", "seen better")
+    return table
+
+
+def _word(kind: str) -> str:
+    return "FOV" if kind == "fov" else kind
+
+
+def _ratio(found: Collisions) -> str:
+    if found.ratio is None or found.worst is None:
+        return "–"
+    return f"{found.ratio:.2f} ({found.worst:.2f})"
+
+
+def _quota(found: Composition | None) -> tuple[str, str]:
+    if found is None:
+        return "–", "–"
+    return f"{found.mean:.3f} ({found.worst:.3f})", f"{found.missed:,} of {found.batches:,}"
+
+
+def _value(key: str, value: float | None) -> str:
+    if value is None:
+        return "–"
+    if key.endswith("bytes") or key.startswith("bytes"):
+        return _bytes(value)
+    return f"{value:.0f}" if key == "experiments" else f"{value:.2f}"
+
+
+def _name_bytes(streaming: Mapping[str, float]) -> list[str]:
+    return [f"{key.replace('bytes_', '').replace('_', ' ')} {_value(key, value)}" for key, value in streaming.items()]
+
+
+def _bytes(value: float) -> str:
+    """Write bytes as people read them."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:,.0f} {unit}" if unit == "B" or value >= 100 else f"{value:,.1f} {unit}"
+        value /= 1024
+    return f"{value:,.1f} TiB"

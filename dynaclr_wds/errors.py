@@ -1,0 +1,44 @@
+"""The errors of this project, offline and online. Imports nothing.
+
+Exception
+└── DynaCLRError               every error that is ours
+    ├── FormatError            a shard set that is not what its manifest or docs/FORMAT.md says (ValueError)
+    │   └── ChecksumError      bytes that are not those that were written
+    ├── ConfigError            a setting, YAML file or track table that can't be used (ValueError)
+    ├── PlateError             a plate that can't be read, or is not OME-Zarr (ValueError)
+    ├── BuildError             a build that can't start or go on, for a reason outside its input (RuntimeError)
+    └── StorageError           a file that fails while it is read (OSError)
+
+Each is also a builtin, so callers may catch that. A message has three parts: what broke and where, what is allowed,
+what to do.
+"""
+
+from __future__ import annotations
+
+
+class DynaCLRError(Exception):
+    """Base of every error that is ours."""
+
+
+class FormatError(DynaCLRError, ValueError):
+    """A shard set that is not what the manifest says, or a manifest of another format."""
+
+
+class ChecksumError(FormatError):
+    """Bytes that are not those that were written."""
+
+
+class ConfigError(DynaCLRError, ValueError):
+    """A setting, an experiments.yaml, or a track file it names, that cannot be used."""
+
+
+class PlateError(DynaCLRError, ValueError):
+    """A plate whose metadata or arrays are not what OME-Zarr or this project needs."""
+
+
+class BuildError(DynaCLRError, RuntimeError):
+    """A build that cannot start or go on, for a reason outside the input."""
+
+
+class StorageError(DynaCLRError, OSError):
+    """A file or disk that fails while it is read."""

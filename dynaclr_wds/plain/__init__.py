@@ -1,0 +1,1 @@
+"""Shard URLs to triplets with plain WebDataset, without an index."""

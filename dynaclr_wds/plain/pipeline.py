@@ -1,0 +1,191 @@
+"""Shard URLs to triplet batches: a plain WebDataset pipeline, the simple road for people who only have URLs.
+
+Needs no manifest and no index: shards are read front to back, triplets drawn from each clip's JSON and mixed in a
+shuffle buffer. It keeps few of the laws of `FlexibleBatchSampler`: a batch holds whatever the buffer holds, so nothing
+is promised about experiments, conditions, focal windows, or how often a lineage stands in a batch; ranks may get
+unequal batch counts; there is no resume. Each anchor comes once in a pass; its positive depends on seed, pass and
+clip alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+import webdataset as wds
+
+from dynaclr_wds.plain.clips import collate_triplets, sample_triplets
+from dynaclr_wds.plan.rng import Tag, make_generator
+
+if TYPE_CHECKING:
+    from webdataset import DataPipeline
+else:
+    DataPipeline = object  # checkers at run time trip over its old generic bases
+
+_MOST_WORKERS = 1024
+_SHELL = "pipe:"
+_SHARDS, _BUFFER = 1, 2  # parts of the generators' keys; 0 is the clips'
+
+
+def triplet_pipeline(
+    urls: str | Sequence[str],
+    *,
+    batch_size: int,
+    tau_range_hours: tuple[float, float] | None = None,
+    tau_decay_rate: float = 2.0,
+    shuffle: int = 1000,
+    seed: int = 0,
+    partial: bool = True,
+    nodesplitter: Callable[[Iterable[Any]], Iterable[Any]] = wds.split_by_node,
+) -> DataPipeline:
+    """Make a pipeline of triplet batches.
+
+    Parameters
+    ----------
+    urls
+        Shards: paths or URLs that `webdataset` can open, as a list or with braces (`a/mock-{000000..000007}.tar`).
+    batch_size
+        Triplets in a batch.
+    tau_range_hours
+        (min, max) hours from anchor to positive, within the range the shards were built for; None = that range.
+        Anchors without a positive in it are left out.
+    tau_decay_rate
+        Decay of P(τ) over the range; 0 draws τ uniformly.
+    shuffle
+        Triplets in the shuffle buffer, which holds two patches each; 0 keeps the order of the shards.
+    seed
+        Of the order of shards, the draws and the buffer.
+    partial
+        Also yield the last, smaller batch.
+    nodesplitter
+        Which shards each rank reads: takes and gives an iterable of shards. Every rank must be given the same
+        `urls` and `seed`.
+
+    Returns
+    -------
+    A `wds.DataPipeline`, to be iterated or given to `wds.WebLoader(pipeline, batch_size=None, num_workers=4)`. A batch
+    is a dict like that of `MultiExperimentTripletDataset`: `anchor`, `positive` (B, C, Z, Y, X) in the stored dtype
+    (float32 if shards differ); `anchor_meta`, `positive_meta`: one dict per sample; `anchor_norm_meta`,
+    `positive_norm_meta`: level → float32 (B, C, 8), the last axis as `contract.STATISTICS`.
+
+    Raises
+    ------
+    ValueError
+        A value out of range, or a URL that runs a shell command.
+
+    Notes
+    -----
+    Shards are dealt to ranks and workers, so have at least as many as there are workers in all. Ranks see different
+    numbers of batches; in distributed training cut them off alike with `.with_epoch(nbatches=…)`.
+    """
+    for name, value, least in (("batch_size", batch_size, 1), ("shuffle", shuffle, 0), ("seed", seed, 0)):
+        if value < least:
+            raise ValueError(f"{name}={value} must be >= {least}.")
+    passes = _Passes()
+    return wds.DataPipeline(
+        _ShardOrder(_parse_urls(urls), seed, passes),
+        nodesplitter,
+        wds.split_by_worker,
+        _read_clips,
+        _Draw(tau_range_hours, tau_decay_rate, seed, passes),
+        _Buffer(shuffle, seed, passes),
+        wds.batched(batch_size, collation_fn=collate_triplets, partial=partial),
+    )
+
+
+def _parse_urls(urls: str | Sequence[str]) -> list[str]:
+    """Expand braces; refuse what would run a program.
+
+    Raises
+    ------
+    ValueError
+        No URL, or one that runs a shell command.
+    """
+    found = wds.shardlists.expand_urls(urls) if isinstance(urls, str) else list(urls)
+    if not found or not all(found):
+        raise ValueError(f"urls={urls!r} names no shard. Give paths or URLs of .tar files.")
+    for url in found:
+        if url.startswith(_SHELL):
+            raise ValueError(f"urls: {url!r} runs a shell command, which is not done here. Give a path or a URL.")
+    return found
+
+
+def _read_clips(shards: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Do what `wds.tarfile_to_samples` does, and close every shard when it is read."""
+    for shard in wds.tariterators.url_opener(shards):
+        with contextlib.closing(shard["stream"]):
+            yield from wds.tariterators.group_by_keys(wds.tariterators.tar_file_expander([shard]))
+
+
+class _Passes:
+    """Counts the passes over the data, in memory that worker processes share with the one that starts them.
+
+    A loader starts its workers anew for each pass unless they are persistent; their own counts would begin again.
+    """
+
+    def __init__(self) -> None:
+        self._begun = torch.zeros(_MOST_WORKERS, dtype=torch.int64)
+        self._begun.share_memory_()  # type: ignore[no-untyped-call]
+        self.now = 0
+
+    def begin(self) -> int:
+        """Begin the next pass of this worker and return its number."""
+        info = torch.utils.data.get_worker_info()
+        worker = 0 if info is None else info.id
+        self.now = int(self._begun[worker])
+        self._begun[worker] += 1
+        return self.now
+
+
+class _ShardOrder:
+    """Lists the shards, in another order each pass; the first stage."""
+
+    def __init__(self, urls: list[str], seed: int, passes: _Passes) -> None:
+        self._urls = urls
+        self._seed = seed
+        self._passes = passes
+
+    def __call__(self) -> Iterator[dict[str, str]]:
+        rng = make_generator(Tag.PLAIN, self._seed, _SHARDS, self._passes.begin())
+        return iter([{"url": self._urls[k]} for k in rng.permutation(len(self._urls))])
+
+
+class _Draw:
+    """Draws a triplet for every anchor of a clip."""
+
+    def __init__(self, tau_range_hours: tuple[float, float] | None, decay: float, seed: int, passes: _Passes) -> None:
+        self._hours = tau_range_hours
+        self._decay = decay
+        self._seed = seed
+        self._passes = passes
+
+    def __call__(self, clips: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+        now = self._passes.now
+        for clip in clips:
+            yield from sample_triplets(clip, self._hours, self._decay, (self._seed, now))
+
+
+class _Buffer:
+    """Holds `size` triplets; each new one takes the place of a random one, which goes on."""
+
+    def __init__(self, size: int, seed: int, passes: _Passes) -> None:
+        self._size = size
+        self._seed = seed
+        self._passes = passes
+
+    def __call__(self, triplets: Iterable[Any]) -> Iterator[Any]:
+        rng = make_generator(Tag.PLAIN, self._seed, _BUFFER, self._passes.now)
+        held: list[Any] = []
+        for triplet in triplets:
+            if len(held) < self._size:
+                held.append(triplet)
+            elif self._size:
+                place = int(rng.integers(self._size))
+                held[place], triplet = triplet, held[place]
+                yield triplet
+            else:
+                yield triplet
+        for place in rng.permutation(len(held)):
+            yield held[place]

@@ -1,0 +1,1 @@
+"""What came of a plan: coverage, composition, mixing and bytes, counted from the batches themselves."""

@@ -1,0 +1,314 @@
+"""Window to streams: what each stream holds at a time, so that batches keep their laws in bounded memory.
+
+Per stream: deal blocks (`streams`), decide how many experiments fit (`lanes`), split the window between their strata,
+lay out the queues (`window`), and count what that needs; then give the rounds the same quotas as in exact mode. The
+window is that of the whole job: a stream gets an equal share, so the plan doesn't depend on how many processes run it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float64, Int64, Integer
+
+from dynaclr_wds.plan.compose.leak import plan_leaks
+from dynaclr_wds.plan.compose.quotas import largest_remainder
+from dynaclr_wds.plan.compose.schedule import Group, plan_batch_counts, plan_groups, plan_schedule
+from dynaclr_wds.plan.config import SamplingConfig
+from dynaclr_wds.plan.index import PlanIndex, Stratum
+from dynaclr_wds.plan.rng import Tag, make_generator
+from dynaclr_wds.plan.streaming.partition import Part, make_part, plan_streams
+from dynaclr_wds.plan.streaming.planner import StreamEpoch, round_batches
+from dynaclr_wds.plan.streaming.residency import WindowPool, plan_blocks, plan_queue, plan_stays
+from dynaclr_wds.plan.streaming.rotation import Lanes, plan_lanes
+
+_SAMPLE = 1 << 20  # anchors of a stratum to count lineages in; blocks are random samples, so the first will do
+_SPARE_LINEAGES = 1.25  # lineages within reach, over those that a batch takes of a stratum
+_SPARE_BLOCKS = 3  # beside those: one that comes, one that goes, one that a round reaches into
+_COMFORT = 2.0  # experiments share the window only as long as each has this times the least it needs
+_ROUND_SHARE = 0.25  # of the window, at most, that one round draws
+_AHEAD = 2  # rounds that may be reading ahead at a time
+_AIM = 0.97  # of the window
+_FULL = 0.9  # of the window used is enough
+_MODEST = 0.99  # of what fits one stream mostly fits another
+_TRIES = 6
+_NO_WINDOW = " As the window is larger than all that would be read, best of all is none (window=None, exact mode)."
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a stratum asks of the window, per stream."""
+
+    block_bytes: Float64[np.ndarray, " s"]
+    block_anchors: Float64[np.ndarray, " s"]
+    blocks: Int64[np.ndarray, " s"]
+    """In all, per stream."""
+    least: Int64[np.ndarray, " s"]
+    """Blocks that hold a batch's worth of lineages."""
+
+
+class Mixer:
+    """The streams of one shard set.
+
+    Parameters
+    ----------
+    index, config
+        As for `FlexibleBatchSampler`.
+    window_bytes
+        Most bytes of blocks within reach at a time, over all streams.
+    num_streams
+        Logical streams.
+
+    Raises
+    ------
+    ValueError
+        The window can't hold a batch of distinct lineages of two experiments; says what would do.
+    """
+
+    def __init__(self, index: PlanIndex, config: SamplingConfig, window_bytes: int, num_streams: int) -> None:
+        self.index = index
+        self.config = config
+        self.num_streams = num_streams
+        self.share_bytes = window_bytes // num_streams
+        groups = plan_groups(index.strata, index.sizes, config)
+        self.batches = int(plan_batch_counts(groups, index.sizes // num_streams, config).sum())
+        self._needs = plan_needs(index, groups, config, num_streams)
+        self.active = plan_active(index, groups, self._needs, self.share_bytes, num_streams)
+        self._all_fits = float((self._needs.blocks * self._needs.block_bytes).sum()) <= self.share_bytes
+        self._budget: float | None = None  # bytes of an experiment that the first stream of the first epoch found
+        self._parts: tuple[int, list[list[Part]]] | None = None
+
+    def parts(self, epoch: int) -> list[list[Part]]:
+        """Deal the blocks of an epoch, or recall the last deal."""
+        if self._parts is None or self._parts[0] != epoch:
+            self._parts = (epoch, plan_streams(self.index, self.num_streams, self.config.seed, epoch))
+        return self._parts[1]
+
+    def open_epoch(self, epoch: int, stream: int) -> StreamEpoch:
+        """Lay out an epoch of one stream, with as much of the window used as fits."""
+        own = self.parts(epoch)[stream]
+        sizes = np.array([len(p.anchors) for p in own])
+        groups = plan_groups(self.index.strata, sizes, self.config)
+        batches = _fit_batches(plan_batch_counts(groups, sizes, self.config), groups, sizes, self.batches, self.config)
+        rng = make_generator(Tag.BATCH_ORDER, self.config.seed, epoch, stream)
+        pieces = plan_pieces(self.index.strata, groups, plan_lanes(rng, batches, self.active))
+        first = (epoch, stream) == (0, 0)
+        budget, best, most, before = self._first_budget(first, len(groups)), None, 0, -1
+        for _ in range(_TRIES):
+            opened = self._lay_out((epoch, stream), pieces, own, budget)
+            peak = opened.blocks.peak_bytes if opened.blocks else 0
+            use = peak / self.share_bytes
+            if use <= 1 and peak > most:
+                best, most = opened, peak
+                self._budget = budget if first else self._budget
+            if self._all_fits or (
+                use <= 1 and (use >= _FULL or peak == before)
+            ):  # when more changes nothing, it is enough
+                break
+            before = peak
+            budget *= _AIM / use if use > 1 else min(_AIM / use, 2.0) ** 0.5
+        if best is None:
+            raise ValueError(
+                f"window={self.share_bytes * self.num_streams:,} bytes: the rounds of a stream need "
+                f"{peak:,} at a time, its share is {self.share_bytes:,}. "
+                f"Give window={peak * self.num_streams:,}, or fewer num_streams."
+            )
+        return best
+
+    def _first_budget(self, first: bool, groups: int) -> float:
+        """Guess the bytes of an experiment: what the first stream of the first epoch found, which mostly fits all."""
+        if self._all_fits:
+            return float(self.share_bytes)
+        if first:
+            return self.share_bytes / min(self.active, groups)
+        if self._budget is None:
+            self.open_epoch(0, 0)
+        assert self._budget is not None
+        return _MODEST * self._budget
+
+    def _lay_out(self, key: tuple[int, int], pieces: Pieces, own: list[Part], budget: float) -> StreamEpoch:
+        """Lay out an epoch with `budget` bytes for each experiment that is within reach."""
+        config, needs = self.config, self._needs
+        windows = np.concatenate([_split_window(g, pieces, needs, budget) for g in pieces.groups])
+        shares = np.concatenate([g.share for g in pieces.groups])
+        drawn = shares * config.batch_size / needs.block_anchors[pieces.origin]  # blocks' worth, per batch
+        whole = windows >= needs.blocks[pieces.origin]
+        rounds = round_batches(self.index, config)
+        if not whole.all():
+            rounds = int(np.clip((_ROUND_SHARE * windows / drawn)[~whole].min(), 1, rounds))
+        sizes = np.array([len(own[s].anchors) for s in pieces.origin])
+        leaks = plan_leaks(pieces.groups, pieces.lanes.order, pieces.lanes.reach, sizes, config)
+        schedule = plan_schedule(tuple(pieces.groups), pieces.lanes.order, leaks, config, rounds)
+        parts = deal_pieces(pieces, own, schedule.draws)
+        queues, stays = [], []
+        for s, part in enumerate(parts):
+            # a round reaches ahead, and those of other experiments that take a leak do too
+            window = int(windows[s]) if whole[s] else max(int(windows[s] - _AHEAD * rounds * drawn[s] - 2), 1)
+            rng = make_generator(Tag.BLOCKS, config.seed, *key, s)
+            queues.append(plan_queue(rng, self.index, part, int(schedule.draws[s]), window))
+            stays.append(plan_stays(queues[-1], s, schedule))
+        blocks = plan_blocks(self.index, queues, stays, len(pieces.lanes.order))
+        return StreamEpoch(WindowPool(self.index, pieces.strata, queues, stays, schedule), schedule, blocks)
+
+
+class MixerStream:
+    """One stream of a mixer, as a `StreamSource`."""
+
+    def __init__(self, mixer: Mixer, stream: int) -> None:
+        self._mixer = mixer
+        self._stream = stream
+
+    def __len__(self) -> int:
+        """Batches of an epoch."""
+        return self._mixer.batches
+
+    def open_epoch(self, epoch: int) -> StreamEpoch:
+        """Lay out an epoch."""
+        return self._mixer.open_epoch(epoch, self._stream)
+
+
+@dataclass(frozen=True, slots=True)
+class Pieces:
+    """The strata of the schedule: one for each segment and stratum of its group."""
+
+    groups: list[Group]
+    """One per segment; `strata` counts the pieces, all of a segment together."""
+    lanes: Lanes
+    strata: tuple[Stratum, ...]
+    origin: Int64[np.ndarray, " s"]
+    """Stratum of the set."""
+
+
+def plan_pieces(strata: tuple[Stratum, ...], groups: tuple[Group, ...], lanes: Lanes) -> Pieces:
+    """Give each segment strata of its own."""
+    origin = np.concatenate([groups[g].strata for g in lanes.group])
+    named = tuple(strata[s] for s in origin)
+    out, first = [], 0
+    for group in (groups[g] for g in lanes.group):
+        at = np.arange(first, first + len(group.strata))
+        first += len(at)
+        conditions = [named[i].condition for i in at] if (group.partner >= 0).any() else []
+        partner = [conditions.index(s.condition) if s.condition in conditions else -1 for s in named]
+        out.append(Group(name=group.name, strata=at, share=group.share, partner=np.array(partner, np.int64)))
+    return Pieces(out, lanes, named, origin)
+
+
+def deal_pieces(pieces: Pieces, own: list[Part], draws: Int64[np.ndarray, " s"]) -> list[Part]:
+    """Split each stratum of a stream between its pieces: what each draws, or in proportion where all draw more."""
+    out: list[Part | None] = [None] * len(pieces.origin)
+    for s in np.unique(pieces.origin):
+        at = np.flatnonzero(pieces.origin == s)
+        size, want = len(own[s].anchors), draws[at]
+        if len(at) > 1 and want.sum() > size:
+            want = np.maximum(largest_remainder(size, want), 1)
+        edge = np.minimum(np.concatenate([[0], np.cumsum(want)]), size)
+        for place, piece in enumerate(at):
+            # a piece that nothing is left for shares the last anchors; one alone has them all
+            low, high = (0, size) if len(at) == 1 else (min(edge[place], size - 1), max(edge[place + 1], 1))
+            out[piece] = own[s].cut(int(low), int(high))
+    return [p for p in out if p is not None]
+
+
+def plan_needs(index: PlanIndex, groups: tuple[Group, ...], config: SamplingConfig, num_streams: int) -> Needs:
+    """Measure the blocks of each stratum, and count those that hold what a batch takes of it."""
+    strata = len(index.strata)
+    size, anchors, share = np.ones(strata), np.ones(strata), np.zeros(strata)
+    blocks, least = np.ones(strata, np.int64), np.ones(strata, np.int64)
+    for group in groups:
+        share[group.strata] = group.share
+    for s in range(strata):
+        part = make_part(index, np.arange(index.first[s], index.first[s + 1]))
+        size[s] = float(index.columns.block_bytes[part.blocks].max())
+        anchors[s] = len(part.anchors) / len(part.blocks)
+        # a stratum with fewer blocks than streams is read by all of them
+        blocks[s] = len(part.blocks) if len(part.blocks) < num_streams else -(-len(part.blocks) // num_streams)
+        some = part.anchors[: _SAMPLE // num_streams + 1]
+        block, lineage = index.block(some), index.lineage(some)
+        need = _blocks_needed(block, lineage, share[s] * config.batch_size, np.ones(len(some), bool))
+        if config.temporal_enrichment:
+            hpi = index.hpi(some)
+            focal = (1 - config.temporal_global_fraction) * share[s] * config.batch_size
+            width = config.temporal_window_hours
+            for centre in (hpi.min() + width, np.median(hpi), hpi.max() - width):  # the ends hold fewest lineages
+                near = np.abs(hpi - centre) <= width
+                need = max(need, _blocks_needed(block, lineage, focal, near))
+        least[s] = min(blocks[s], need + _SPARE_BLOCKS)
+    return Needs(size, anchors, blocks, least)
+
+
+def _blocks_needed(
+    block: Integer[np.ndarray, " n"],
+    lineage: Integer[np.ndarray, " n"],
+    lineages: float,
+    usable: Bool[np.ndarray, " n"],
+) -> int:
+    """Count the blocks that together hold so many different lineages, if blocks are random samples.
+
+    k blocks with λ lineages each, out of L, hold L (1 − (1 − λ/L)^k) different ones.
+    """
+    found = len(np.unique(block))
+    total = len(np.unique(lineage[usable]))
+    pairs = len(np.unique(block[usable].astype(np.int64) << 32 | lineage[usable]))
+    each, wanted = pairs / found, _SPARE_LINEAGES * lineages
+    if wanted >= total or each >= total:
+        return found if wanted >= total else 1
+    return int(np.ceil(np.log1p(-wanted / total) / np.log1p(-each / total)))
+
+
+def plan_active(index: PlanIndex, groups: tuple[Group, ...], needs: Needs, share_bytes: int, num_streams: int) -> int:
+    """Count the experiments that are within reach at a time: as many as the window holds in comfort, at least two."""
+    need = np.sort([float((needs.least * needs.block_bytes)[g.strata].sum()) for g in groups])[::-1]
+    wanted, total = min(2, len(groups)), float((needs.blocks * needs.block_bytes).sum())
+    if total <= share_bytes:
+        return len(groups)
+    if need[0] * wanted > share_bytes:
+        enough = int(np.ceil(min(need[0] * wanted, total))) * num_streams
+        raise ValueError(
+            f"window={share_bytes * num_streams:,} bytes can't hold one batch of distinct lineages of "
+            f"{wanted} experiment{'s' * (wanted > 1)} in each of {num_streams} streams. {enough:,} would be enough; "
+            "so would fewer num_streams, a smaller batch_size, or shards with a smaller block_bytes."
+            + _NO_WINDOW
+            * (index.stored_bytes <= share_bytes * num_streams)
+        )
+    return int(np.clip(int(share_bytes / (_COMFORT * need[0])), wanted, len(groups)))
+
+
+def _fit_batches(
+    batches: Int64[np.ndarray, " g"],
+    groups: tuple[Group, ...],
+    sizes: Int64[np.ndarray, " s"],
+    total: int,
+    config: SamplingConfig,
+) -> Int64[np.ndarray, " g"]:
+    """Make the batches of a stream's groups add up to what every stream yields, where it hurts coverage least."""
+    out = batches.copy()
+    own = np.array([sizes[g.strata].sum() for g in groups])
+    while out.sum() != total:
+        step = 1 if out.sum() < total else -1
+        left = own - (out + (step > 0)) * config.batch_size
+        if step > 0:
+            out[int(left.argmax())] += 1
+        else:
+            out[int(np.where(out > 1, out, 0).argmax())] -= 1
+    return out
+
+
+def _split_window(group: Group, pieces: Pieces, needs: Needs, budget: float) -> Int64[np.ndarray, " g"]:
+    """Split a lane's bytes between the strata of its segment: as they are drawn from, up to what each has.
+
+    Returns blocks, at least one each.
+    """
+    origin = pieces.origin[group.strata]
+    size, have = needs.block_bytes[origin], needs.blocks[origin] * needs.block_bytes[origin]
+    out, open_ = np.zeros(len(have)), np.ones(len(have), bool)
+    while open_.any():
+        weight = group.share / needs.block_anchors[origin] * size * open_
+        grant = (budget - out[~open_].sum()) * weight / weight.sum()
+        full = open_ & (grant >= have)
+        if not full.any():
+            out[open_] = grant[open_]
+            break
+        out[full] = have[full]
+        open_ &= ~full
+    return np.maximum(np.floor(out / size + 1e-9), 1).astype(np.int64)

@@ -1,0 +1,141 @@
+"""Pool to a sequence of batches: one logical stream, planned round by round."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Int64
+
+from dynaclr_wds.plan.batch import BatchPlan
+from dynaclr_wds.plan.compose.leak import plan_leaks
+from dynaclr_wds.plan.compose.pool import Pool, WholePool
+from dynaclr_wds.plan.compose.rounds import RoundPlan, plan_round
+from dynaclr_wds.plan.compose.schedule import Schedule, plan_batch_counts, plan_groups, plan_schedule
+from dynaclr_wds.plan.config import SamplingConfig
+from dynaclr_wds.plan.index import PlanIndex
+from dynaclr_wds.plan.rng import Tag, make_generator
+
+ROUND_BATCHES = 32
+_MOST_ROUND_BATCHES = 128
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockSchedule:
+    """Blocks that a stream reads in an epoch, in the order of reading."""
+
+    block: Int64[np.ndarray, " v"]
+    fetch: Int64[np.ndarray, " v"]
+    """Batch of the stream during which each is read at the latest; −1 before the first."""
+    admit: Int64[np.ndarray, " v"]
+    """First batch that needs each."""
+    retire: Int64[np.ndarray, " v"]
+    """Last batch that needs each."""
+    bytes: Int64[np.ndarray, " v"]
+    peak_bytes: int
+    """Most bytes between fetch and retirement at one time."""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamEpoch:
+    """One epoch of one stream: its quotas and what they are drawn from."""
+
+    pool: Pool
+    schedule: Schedule
+    blocks: BlockSchedule | None = None
+    """Which blocks must be at hand when; None when all are."""
+
+
+@runtime_checkable
+class StreamSource(Protocol):
+    """Where the epochs of a stream come from."""
+
+    def __len__(self) -> int:
+        """Batches of an epoch: the same in each."""
+        ...
+
+    def open_epoch(self, epoch: int) -> StreamEpoch:
+        """Lay out an epoch."""
+        ...
+
+
+class WholeStream:
+    """Exact mode: one stream that has everything within reach."""
+
+    def __init__(self, index: PlanIndex, config: SamplingConfig) -> None:
+        self._index = index
+        self._config = config
+        self._groups = plan_groups(index.strata, index.sizes, config)
+        self._batches = plan_batch_counts(self._groups, index.sizes, config)
+
+    def __len__(self) -> int:
+        """Batches of an epoch."""
+        return int(self._batches.sum())
+
+    def open_epoch(self, epoch: int) -> StreamEpoch:
+        """Lay out an epoch: batches of the experiments in random order."""
+        rng = make_generator(Tag.BATCH_ORDER, self._config.seed, epoch)
+        order = rng.permutation(np.repeat(np.arange(len(self._groups)), self._batches))
+        reach = np.tile(np.array([0, len(order)]), (len(self._groups), 1))
+        leaks = plan_leaks(self._groups, order, reach, self._index.sizes, self._config)
+        rounds = round_batches(self._index, self._config)
+        return StreamEpoch(
+            WholePool(self._index, self._config.seed, epoch),
+            plan_schedule(self._groups, order, leaks, self._config, rounds),
+        )
+
+
+class StreamPlanner:
+    """The batches of one stream, each a function of (source, config, epoch, stream, batch)."""
+
+    def __init__(self, source: StreamSource, config: SamplingConfig, stream: int) -> None:
+        self.source = source
+        self.config = config
+        self.stream = stream
+        self._epoch: tuple[int, StreamEpoch] | None = None
+        self._rounds: dict[int, tuple[int, RoundPlan]] = {}
+
+    def __len__(self) -> int:
+        """Batches of an epoch."""
+        return len(self.source)
+
+    def epoch(self, number: int) -> StreamEpoch:
+        """Lay out an epoch, or recall the last one asked for."""
+        if self._epoch is None or self._epoch[0] != number:
+            self._epoch = (number, self.source.open_epoch(number))
+            self._rounds.clear()
+        return self._epoch[1]
+
+    def plan(self, epoch: int, batch: int, number: int) -> BatchPlan:
+        """Plan one batch of the stream; `number` is its place in the global sequence."""
+        at = self.epoch(epoch)
+        group, ordinal, place = at.schedule.locate(batch)
+        plan = self._round(epoch, at, group, ordinal)
+        row = at.pool.index.row
+        return BatchPlan(
+            number=number,
+            anchor=row[plan.anchor[place]].astype(np.int64),
+            positive=plan.positive[place],
+            negative=None if plan.negative is None else row[plan.negative[place]].astype(np.int64),
+            group=at.schedule.groups[group].name,
+            focal_hpi=float(plan.focal_hpi[place]),
+        )
+
+    def _round(self, epoch: int, at: StreamEpoch, group: int, ordinal: int) -> RoundPlan:
+        """Plan a round, or recall it: the latest of each group is kept, as batches of groups alternate."""
+        if group not in self._rounds or self._rounds[group][0] != ordinal:
+            plan = plan_round(at.pool, at.schedule, self.config, (epoch, self.stream), group, ordinal)
+            self._rounds[group] = (ordinal, plan)
+        return self._rounds[group][1]
+
+
+def round_batches(index: PlanIndex, config: SamplingConfig) -> int:
+    """Batches planned together: enough for their focal windows to cover the HPI range about twice."""
+    if not config.temporal_enrichment or config.temporal_window_hours == 0:
+        return ROUND_BATCHES
+    some = [np.linspace(a, b - 1, 64).astype(np.int64) for a, b in pairwise(index.first.tolist())]
+    span = max(float(np.ptp(index.hpi(s))) for s in some)
+    wanted = int(np.ceil(span / config.temporal_window_hours))
+    return int(np.clip(wanted, ROUND_BATCHES, _MOST_ROUND_BATCHES))

@@ -1,0 +1,181 @@
+"""Blocks to queues: in which order anchors come up when only a window of the blocks is within reach.
+
+Blocks are visited in random order, `window` of them at a time, and each anchor is placed at random in the time that its
+block stays: a shuffle that is as wide as the window, can be laid out without playing it through, and comes to every
+anchor of a pass exactly once. Rounds then say when each block is needed first and last.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float64, Int64, Integer
+
+from dynaclr_wds.plan.compose.pool import sample_places
+from dynaclr_wds.plan.compose.schedule import Schedule
+from dynaclr_wds.plan.index import PlanIndex, Stratum
+from dynaclr_wds.plan.rng import sort_places
+from dynaclr_wds.plan.streaming.partition import Part
+from dynaclr_wds.plan.streaming.planner import BlockSchedule
+
+_RATE = 2.0  # reading is planned at up to this times the average rate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Queue:
+    """Draws of one stratum over an epoch, and the visits to blocks that they need."""
+
+    anchor: Integer[np.ndarray, " d"]
+    """Anchor of every draw."""
+    visit: Integer[np.ndarray, " d"]
+    """Visit that each draw falls in."""
+    part: Part
+    """Visits as a part: the block and the anchors of each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stays:
+    """When the visits of one stratum are within reach, in batches of the stream; both ends included."""
+
+    admit: Int64[np.ndarray, " v"]
+    retire: Int64[np.ndarray, " v"]
+
+
+def plan_queue(rng: np.random.Generator, index: PlanIndex, part: Part, draws: int, window: int) -> Queue:
+    """Lay out the draws of one stratum.
+
+    Parameters
+    ----------
+    part
+        Blocks and anchors to draw from.
+    draws
+        Of the epoch; passes through the part are repeated until there are enough, the last one as far as needed.
+    window
+        Blocks within reach at a time.
+    """
+    visits, got, size = [], 0, len(part.anchors)
+    while got < draws:
+        order = rng.permutation(len(part.blocks))
+        if got + size > draws:
+            total = np.cumsum(np.diff(part.first)[order])
+            order = order[: int(np.searchsorted(total, draws - got)) + 1]
+        visits.append(order)
+        got += int(np.diff(part.first)[order].sum())
+    visited = part.take(np.concatenate(visits) if visits else np.zeros(0, np.int64))
+    count = np.diff(visited.first)
+    begin, length = _stay(len(count), window)
+    # key of an anchor: when its visit begins + where in the stay it is placed
+    visit = np.repeat(np.arange(len(count)), count)
+    clip = index.clip(visited.anchors).astype(np.int64) + (visit.astype(np.int64) << 32)
+    begin, length = begin / (begin + length).max(initial=0), length / (begin + length).max(initial=0)
+    order = sort_places(begin[visit] + length[visit] * sample_places(rng, clip))[:draws]
+    return Queue(anchor=visited.anchors[order], visit=visit[order].astype(np.int32), part=visited)
+
+
+def _stay(visits: int, window: int) -> tuple[Float64[np.ndarray, " v"], Float64[np.ndarray, " v"]]:
+    """When each of a row of visits begins and how long it stays, so that never more than `window` are within reach.
+
+    One comes as one goes, per unit of time, and stays for w = `window` units. The first w are there from the
+    beginning and the last w until the end; for μ = w / (e − 1) units none of them goes, which makes draws as dense
+    there as in between (the density is Σ 1/stay ≈ ln((μ + w)/μ) = 1) and no stay much shorter than the others.
+    """
+    if visits <= window:
+        return np.zeros(visits), np.ones(visits)
+    v, mu = np.arange(visits), window / (np.e - 1)
+    begin = np.where(v < window, 0.0, mu + v - window + 1)
+    end = np.where(v < visits - window, mu + v + 1, visits - window + 2 * mu)
+    return begin, end - begin
+
+
+def plan_stays(queue: Queue, stratum: int, schedule: Schedule) -> Stays:
+    """Find when each visit is needed: from the start of the first round that draws on it to the end of the last."""
+    visits = len(queue.part.blocks)
+    place = np.arange(len(queue.visit))
+    first, last = np.full(visits, len(place)), np.full(visits, -1)
+    np.minimum.at(first, queue.visit, place)
+    np.maximum.at(last, queue.visit, place)
+    rounds = np.argsort(schedule.round_span[:, 0], kind="stable")
+    rounds = rounds[schedule.queue_stop[rounds, stratum] > schedule.queue_start[rounds, stratum]]
+    span = schedule.round_span[rounds]
+    low = np.searchsorted(schedule.queue_stop[rounds, stratum], first, "right")
+    high = np.searchsorted(schedule.queue_start[rounds, stratum], last, "right")
+    admit, retire = np.full(visits, -1), np.full(visits, -2)
+    drawn = np.flatnonzero(last >= 0)
+    admit[drawn] = span[low[drawn], 0]
+    # the largest of each slice low … high, as pairs of edges; a slice may end where the rounds do
+    edges = np.stack([low[drawn], high[drawn]], axis=1).reshape(-1)
+    retire[drawn] = np.maximum.reduceat(np.append(span[:, 1], -1), edges)[::2]
+    return Stays(admit, retire)
+
+
+class WindowPool:
+    """What is within reach of one stream in one epoch, round by round."""
+
+    def __init__(
+        self, index: PlanIndex, strata: tuple[Stratum, ...], queues: list[Queue], stays: list[Stays], schedule: Schedule
+    ) -> None:
+        self.index = index
+        self.strata = strata
+        self._queues = queues
+        self._stays = stays
+        self._span = schedule.round_span
+
+    def due(self, stratum: int, begin: int, end: int) -> Int64[np.ndarray, " n"]:
+        """Anchors that draws `begin … end` of a stratum fall on."""
+        return self._queues[stratum].anchor[begin:end].astype(np.int64)
+
+    def reach(self, round_id: int, stratum: int) -> int:
+        """Count the anchors of the visits that last the whole round."""
+        return int(np.diff(self._queues[stratum].part.first)[self._here(round_id, stratum)].sum())
+
+    def draw(self, rng: np.random.Generator, round_id: int, stratum: int, count: int) -> Int64[np.ndarray, " count"]:
+        """Draw from the visits that last the whole round."""
+        part = self._queues[stratum].part
+        here = np.flatnonzero(self._here(round_id, stratum))
+        sizes = np.diff(part.first)[here]
+        total = np.cumsum(sizes)
+        at = rng.integers(0, total[-1], count)
+        visit = np.searchsorted(total, at, "right")
+        return part.anchors[part.first[here[visit]] + at - (total - sizes)[visit]].astype(np.int64)
+
+    def _here(self, round_id: int, stratum: int) -> Bool[np.ndarray, " v"]:
+        begin, end = self._span[round_id]
+        stays = self._stays[stratum]
+        return (stays.admit <= begin) & (stays.retire >= end)
+
+
+def plan_blocks(index: PlanIndex, queues: list[Queue], stays: list[Stays], batches: int) -> BlockSchedule:
+    """Put the visits of all strata in the order of reading, at an even rate, and find the most that is resident."""
+    block = np.concatenate([q.part.blocks for q in queues])
+    admit = np.concatenate([s.admit for s in stays])
+    retire = np.concatenate([s.retire for s in stays])
+    block, admit, retire = _merge(block, admit, retire)
+    size = np.asarray(index.columns.block_bytes[block], np.int64)
+    rate = max(_RATE * size.sum() / max(batches, 1), 1.0)
+    # each is read by the batch before it is needed, and in time to read those that come after it at that rate
+    done = np.cumsum(size) / rate
+    due = np.minimum.accumulate((admit - 1 - done)[::-1])[::-1] + done
+    fetch = np.clip(np.floor(due + 1e-6).astype(np.int64), -1, admit - 1)
+    change = np.zeros(batches + 2, np.int64)
+    np.add.at(change, fetch + 1, size)
+    np.add.at(change, retire + 2, -size)
+    peak = int(np.cumsum(change).max(initial=0))
+    return BlockSchedule(block=block, fetch=fetch, admit=admit, retire=retire, bytes=size, peak_bytes=peak)
+
+
+def _merge(
+    block: Int64[np.ndarray, " v"], admit: Int64[np.ndarray, " v"], retire: Int64[np.ndarray, " v"]
+) -> tuple[Int64[np.ndarray, " w"], Int64[np.ndarray, " w"], Int64[np.ndarray, " w"]]:
+    """Make one visit of visits to the same block that touch; order all by when they are needed."""
+    order = np.lexsort((admit, block))
+    order = order[admit[order] >= 0]
+    block, admit, retire = block[order], admit[order], retire[order]
+    span = (
+        int(retire.max(initial=0)) + 2
+    )  # block · span + batch: later blocks are later than all batches of earlier ones
+    until = np.maximum.accumulate(block * span + retire)
+    new = np.flatnonzero(np.append(True, block[1:] * span + admit[1:] > until[:-1] + 1)[: len(block)])
+    block, admit, retire = block[new], admit[new], np.maximum.reduceat(retire, new) if len(new) else retire
+    order = np.lexsort((block, retire, admit))
+    return block[order], admit[order], retire[order]

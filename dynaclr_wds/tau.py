@@ -1,0 +1,89 @@
+"""Hours to frames to weights: every rule about τ, the time from an anchor to its temporal positive.
+
+The ETL, the plan and the plain pipeline all take these rules from here. Imports numpy only.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+TauHours = tuple[float, float]
+"""Shortest and longest τ in hours, both ends included."""
+
+TauFrames = tuple[int, int]
+"""Least and greatest τ in frames, both ends included."""
+
+
+def tau_range_frames(tau_range_hours: TauHours, interval_minutes: float) -> TauFrames:
+    """Convert a τ range from hours to frames, both ends included.
+
+    `round(hours * 60 / interval)`, as the reference implementation (mehta-lab/VisCy,
+    `ExperimentRegistry.tau_range_frames`) does.
+    """
+    low, high = tau_range_hours
+    return round(low * 60 / interval_minutes), round(high * 60 / interval_minutes)
+
+
+def least_tau(low: Any) -> Any:
+    """Return the least τ that counts: τ = 0 would be the anchor itself, so it never does. Takes numbers and arrays."""
+    return np.maximum(low, 1)
+
+
+def reaches_a_frame(tau_frames: TauFrames) -> bool:
+    """Say whether a range holds any τ that counts."""
+    return tau_frames[1] >= max(tau_frames[0], 1)
+
+
+def tau_weights(tau: Any, low: Any, high: Any, decay_rate: float) -> Any:
+    """Weigh τ: exp(−decay · (τ − τ_min) / (τ_max − τ_min)), not normalised.
+
+    The reference implementation (mehta-lab/VisCy, `sample_tau`) draws τ with these weights before it looks for
+    candidates; here only τ with a candidate are weighed.
+
+    Parameters
+    ----------
+    tau
+        In frames; an array.
+    low, high
+        Range in frames; numbers, or arrays like `tau`.
+    decay_rate
+        0 weighs all alike.
+    """
+    return np.exp(-decay_rate * (tau - low) / np.maximum(high - low, 1))
+
+
+def check_tau_range(
+    name: str, experiment: str, asked: TauFrames, built: TauFrames, interval_minutes: float, where: str = ""
+) -> None:
+    """Check that the shards of an experiment hold the positives that are asked for.
+
+    Parameters
+    ----------
+    name
+        Of the parameter, for the error.
+    experiment
+        For the error.
+    asked, built
+        In frames.
+    interval_minutes
+        Minutes between frames.
+    where
+        Shard and clip, for the error.
+
+    Raises
+    ------
+    ValueError
+        The range reaches beyond the one that the shards were built for, or holds no frame.
+    """
+    (low, high), (least, most) = asked, built
+    if low >= least and high <= most and reaches_a_frame(asked):
+        return
+    hours = interval_minutes / 60
+    place = f" ({where})" if where else ""
+    raise ValueError(
+        f"{name}: {low}…{high} frames ({low * hours:g}…{high * hours:g} h) in experiment {experiment!r}{place}, "
+        f"but its shards hold positives at {least}…{most} frames ({least * hours:g}…{most * hours:g} h). "
+        "Ask for a range inside it that reaches one frame, or build the shards with a wider tau_range_hours."
+    )

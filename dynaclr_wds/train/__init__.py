@@ -1,0 +1,1 @@
+"""Batches to a trained network and its embeddings: module, losses, encoders, callbacks."""

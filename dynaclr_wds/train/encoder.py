@@ -1,0 +1,176 @@
+"""Patch to embedding: a backbone in 2D or 3D with a projection head.
+
+Training compares projections; what is kept of a cell are the features before the head, which transfer better
+(Chen et al., "A simple framework for contrastive learning of visual representations", ICML 2020).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Literal
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class ProjectedEncoder(nn.Module):
+    """A backbone for images or volumes, with a projection head, on patches (B, C, Z, Y, X).
+
+    Parameters
+    ----------
+    backbone
+        Maps (B, C·Z, Y, X) or (B, C, Z, Y, X) to features (B, `embedding_dim`).
+    spatial_dims
+        2: every Z of every channel is an input channel of the backbone. 3: the backbone sees volumes.
+    embedding_dim
+        Number of features.
+    projection_dim
+        Length of the projections.
+
+    Raises
+    ------
+    ValueError
+        In `forward`: features of another length.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        spatial_dims: Literal[2, 3] = 2,
+        embedding_dim: int = 512,
+        projection_dim: int = 128,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.spatial_dims = spatial_dims
+        self.embedding_dim = embedding_dim
+        # SimCLR's head, normalised after each layer as in mehta-lab/VisCy
+        self.projection = nn.Sequential(
+            nn.Linear(embedding_dim, embedding_dim, bias=False),
+            nn.BatchNorm1d(embedding_dim),
+            nn.ReLU(inplace=True),
+            nn.Linear(embedding_dim, projection_dim, bias=False),
+            nn.BatchNorm1d(projection_dim),
+        )
+
+    def forward(self, x: Float[Tensor, "b c z y x"]) -> tuple[Float[Tensor, "b f"], Float[Tensor, "b p"]]:
+        """Return features and projections."""
+        features = self.backbone(x.flatten(1, 2) if self.spatial_dims == 2 else x)
+        if features.ndim != 2 or features.shape[1] != self.embedding_dim:
+            raise ValueError(
+                f"model.encoder: the backbone gives features of shape {tuple(features.shape)}, but embedding_dim="
+                f"{self.embedding_dim} asks for (batch, {self.embedding_dim}). Make them agree."
+            )
+        return features, self.projection(features)
+
+
+class MonaiEncoder(ProjectedEncoder):
+    """A MONAI network, in 2D with Z as channels or in 3D.
+
+    Parameters
+    ----------
+    backbone
+        One of `BACKBONES`: resnet10, resnet18, resnet34, resnet50, densenet121, densenet169, efficientnet-b0.
+    spatial_dims
+        2: every Z of every channel is an input channel. 3: volumes, of any depth for a ResNet, of at least 32 planes
+        for a DenseNet or an EfficientNet.
+    in_channels
+        Channels of a patch.
+    in_stack_depth
+        Planes (Z) of a patch.
+    embedding_dim
+        Number of features.
+    projection_dim
+        Length of the projections.
+
+    Raises
+    ------
+    ValueError
+        An unknown backbone; in `forward`, patches with another number of channels or planes.
+    """
+
+    def __init__(
+        self,
+        backbone: str = "resnet18",
+        spatial_dims: Literal[2, 3] = 2,
+        in_channels: int = 2,
+        in_stack_depth: int = 1,
+        embedding_dim: int = 512,
+        projection_dim: int = 128,
+    ) -> None:
+        if backbone not in BACKBONES:
+            raise ValueError(
+                f"model.encoder.backbone={backbone!r} is not one of {', '.join(BACKBONES)}. "
+                "For another network give dynaclr_wds.train.encoder.ProjectedEncoder with your backbone."
+            )
+        planes = in_channels * (in_stack_depth if spatial_dims == 2 else 1)
+        super().__init__(
+            BACKBONES[backbone](spatial_dims, planes, embedding_dim), spatial_dims, embedding_dim, projection_dim
+        )
+        self.in_channels = in_channels
+        self.in_stack_depth = in_stack_depth
+
+    def forward(self, x: Float[Tensor, "b c z y x"]) -> tuple[Float[Tensor, "b f"], Float[Tensor, "b p"]]:
+        """Return features and projections."""
+        given, expected = tuple(x.shape[1:3]), (self.in_channels, self.in_stack_depth)
+        if given != expected:
+            raise ValueError(
+                f"model.encoder: patches have (channels, planes) = {given}, but in_channels, in_stack_depth "
+                f"= {expected}. Set them to what the shards hold and data.z_range leaves."
+            )
+        return super().forward(x)
+
+
+def _resnet(name: str) -> Callable[[int, int, int], nn.Module]:
+    def build(spatial_dims: int, in_channels: int, features: int) -> nn.Module:
+        # MONAI's stem keeps full resolution at four times the work; halve it as ResNet does, but never in Z
+        stride = (1, 2, 2)[-spatial_dims:]
+        return _monai(
+            name,
+            spatial_dims=spatial_dims,
+            n_input_channels=in_channels,
+            num_classes=features,
+            conv1_t_stride=stride,
+        )
+
+    return build
+
+
+def _densenet(name: str) -> Callable[[int, int, int], nn.Module]:
+    def build(spatial_dims: int, in_channels: int, features: int) -> nn.Module:
+        return _monai(name, spatial_dims=spatial_dims, in_channels=in_channels, out_channels=features)
+
+    return build
+
+
+def _efficientnet(model_name: str) -> Callable[[int, int, int], nn.Module]:
+    def build(spatial_dims: int, in_channels: int, features: int) -> nn.Module:
+        return _monai(
+            "EfficientNetBN",
+            model_name=model_name,
+            pretrained=False,
+            spatial_dims=spatial_dims,
+            in_channels=in_channels,
+            num_classes=features,
+        )
+
+    return build
+
+
+def _monai(name: str, **settings: object) -> nn.Module:
+    # here and not above: importing MONAI imports all of it, and what else is installed (seconds; zarr)
+    network: nn.Module = getattr(import_module("monai.networks.nets"), name)(**settings)
+    return network
+
+
+BACKBONES: dict[str, Callable[[int, int, int], nn.Module]] = {
+    "resnet10": _resnet("resnet10"),
+    "resnet18": _resnet("resnet18"),
+    "resnet34": _resnet("resnet34"),
+    "resnet50": _resnet("resnet50"),
+    "densenet121": _densenet("DenseNet121"),
+    "densenet169": _densenet("DenseNet169"),
+    "efficientnet-b0": _efficientnet("efficientnet-b0"),
+}
+"""Name → network from (spatial_dims, in_channels, features)."""

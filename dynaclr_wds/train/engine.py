@@ -1,0 +1,209 @@
+"""Batches to a trained encoder: the LightningModule, and in prediction batches to embeddings."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from lightning.pytorch import LightningModule
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from pytorch_metric_learning.losses import BaseMetricLossFunction
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from dynaclr_wds.train.encoder import MonaiEncoder
+from dynaclr_wds.train.loss import NTXentHCL, plan_pairs
+from dynaclr_wds.train.pair_image import apply_pair_image
+
+
+class ContrastiveModule(LightningModule):
+    """Contrastive learning of patches: a positive must be nearer to its anchor than the rest of the batch is.
+
+    Under DDP each rank compares within its own batch, as mehta-lab/VisCy does.
+
+    Parameters
+    ----------
+    encoder
+        Maps patches (B, C, Z, Y, X) to (features, projections), or to features alone, which then are compared
+        themselves; None = `MonaiEncoder()`, which takes 2 channels of 1 plane.
+    loss
+        A loss of pytorch-metric-learning, called with the embeddings and their pairs; or one such as
+        `torch.nn.TripletMarginLoss`, called with (anchor, positive, negative), which needs data.return_negative;
+        None = `NTXentHCL(temperature, hcl_beta)`.
+    temperature
+        Temperature of the loss where `loss` is None.
+    hcl_beta
+        Hard-negative concentration of the loss where `loss` is None; 0 = NT-Xent.
+    lr
+        Learning rate of AdamW, at its highest.
+    weight_decay
+        Weight decay of AdamW.
+    schedule
+        "constant", or "cosine": down to 0 over the whole training.
+    warmup_steps
+        Optimizer steps over which the learning rate first rises from 0 on a straight line.
+    log_pairs
+        Pairs of patches to show in TensorBoard once an epoch, from the first batch; 0 = none.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module | None = None,
+        loss: nn.Module | None = None,
+        temperature: float = 0.07,
+        hcl_beta: float = 0.5,
+        lr: float = 1e-3,
+        weight_decay: float = 0.01,
+        schedule: Literal["constant", "cosine"] = "constant",
+        warmup_steps: int = 0,
+        log_pairs: int = 8,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore=["encoder", "loss"])
+        self.encoder = MonaiEncoder() if encoder is None else encoder
+        self.loss = NTXentHCL(temperature, hcl_beta) if loss is None else loss
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.schedule = schedule
+        self.warmup_steps = warmup_steps
+        self.log_pairs = log_pairs
+        self._pairs: dict[str, tuple[Tensor, Tensor]] = {}  # validation ends before its training epoch does
+
+    def forward(self, x: Float[Tensor, "b c z y x"]) -> tuple[Float[Tensor, "b f"], Float[Tensor, "b p"]]:
+        """Return features and projections."""
+        encoded = self.encoder(x)
+        features, projections = (encoded, encoded) if isinstance(encoded, Tensor) else encoded
+        return features, projections
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Return the loss of a batch."""
+        return self._step(batch, batch_idx, "train")
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Return the loss of a batch."""
+        return self._step(batch, batch_idx, "val")
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        """Return `features` and `projections` of the anchors, and `index` as it came."""
+        del batch_idx
+        features, projections = self(batch["anchor"])
+        return {"features": features, "projections": projections, "index": batch["index"]}
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Return AdamW, with a schedule per step where one is asked for."""
+        optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=self.weight_decay)
+        if self.schedule == "constant" and self.warmup_steps == 0:
+            return optimizer
+        total = float(self.trainer.estimated_stepping_batches) if self.schedule == "cosine" else math.inf
+        if self.schedule == "cosine" and math.isinf(total):
+            raise ValueError(
+                "model.schedule='cosine' needs to know when training ends, but neither trainer.max_epochs nor "
+                "trainer.max_steps says so. Give one of them, or schedule: constant."
+            )
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: plan_lr_factor(step, self.warmup_steps, total)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_train_epoch_end(self) -> None:
+        """Show the pairs of the epoch's first batch."""
+        self._show_pairs("train")
+
+    def on_validation_epoch_end(self) -> None:
+        """Show the pairs of the epoch's first batch."""
+        self._show_pairs("val")
+
+    def _step(self, batch: dict[str, Any], batch_idx: int, stage: Literal["train", "val"]) -> Tensor:
+        anchor = batch["anchor"]
+        explicit = not isinstance(self.loss, BaseMetricLossFunction)
+        if explicit and "negative" not in batch:
+            raise ValueError(
+                f"model.loss={type(self.loss).__name__} compares with a negative, but the batch has none. "
+                "Set data.return_negative: true, or use a loss of pytorch-metric-learning."
+            )
+        keys = ("anchor", "positive", "negative") if explicit else ("anchor", "positive")
+        # one pass, so that batch normalisation sees all of them together
+        _, projections = self(torch.cat([batch[key] for key in keys]))
+        if explicit:
+            loss = self.loss(*projections.chunk(3))
+        else:
+            loss = self.loss(projections, indices_tuple=plan_pairs(len(anchor), projections.device))
+        self._log_step(loss, projections.detach().chunk(len(keys)), stage)
+        if batch_idx == 0 and self._tensorboard() is not None:
+            n = self.log_pairs
+            self._pairs[stage] = (anchor[:n].detach().clone(), batch["positive"][:n].detach().clone())
+        return loss
+
+    def _log_step(self, loss: Tensor, projections: tuple[Tensor, ...], stage: Literal["train", "val"]) -> None:
+        count = len(projections[0])
+        similarity = {f"similarity/{name}/{stage}": value for name, value in measure_similarity(*projections).items()}
+        # sync_dist: only the means of an epoch cross ranks
+        epoch: dict[str, Any] = {"on_step": False, "on_epoch": True, "sync_dist": True, "batch_size": count}
+        self.log(f"loss/{stage}", loss.detach(), prog_bar=True, **epoch)
+        self.log_dict(similarity, **epoch)
+        if stage == "train":
+            self.log("loss/train_step", loss.detach(), on_step=True, on_epoch=False, batch_size=count)
+
+    def _tensorboard(self) -> TensorBoardLogger | None:
+        """Return the logger that pairs are shown in, on the one rank that writes."""
+        trainer = self.trainer
+        if self.log_pairs == 0 or trainer.sanity_checking or not trainer.is_global_zero:
+            return None
+        return next((one for one in trainer.loggers if isinstance(one, TensorBoardLogger)), None)
+
+    def _show_pairs(self, stage: Literal["train", "val"]) -> None:
+        logger, pairs = self._tensorboard(), self._pairs.pop(stage, None)
+        if logger is not None and pairs is not None:
+            image = apply_pair_image(*pairs).cpu()
+            logger.experiment.add_image(f"pairs/{stage}", image, self.current_epoch, dataformats="HW")
+
+
+def measure_similarity(
+    anchor: Float[Tensor, "b p"], positive: Float[Tensor, "b p"], negative: Float[Tensor, "b p"] | None = None
+) -> dict[str, Float[Tensor, ""]]:
+    """Mean cosine similarity of anchors to their positives and to their negatives.
+
+    Parameters
+    ----------
+    anchor, positive
+        Projections, row by row of one lineage.
+    negative
+        Explicit negatives, row by row; None = the positives of all the other anchors.
+
+    Returns
+    -------
+    `positive`, and `negative` unless a single pair leaves none.
+    """
+    anchor, positive = normalize(anchor.float(), dim=1), normalize(positive.float(), dim=1)
+    count = len(anchor)
+    every = anchor @ positive.T
+    to_positive = every.diagonal()
+    result = {"positive": to_positive.mean()}
+    if negative is not None:
+        result["negative"] = (anchor * normalize(negative.float(), dim=1)).sum(1).mean()
+    elif count > 1:
+        result["negative"] = (every.sum() - to_positive.sum()) / (count * (count - 1))
+    return result
+
+
+def plan_lr_factor(step: int, warmup_steps: int, total_steps: float) -> float:
+    """Share of the highest learning rate at a step: a straight rise, then half a cosine down to 0.
+
+    Parameters
+    ----------
+    step
+        Optimizer step, from 0.
+    warmup_steps
+        Steps of the rise.
+    total_steps
+        Steps of the whole training; infinite = stay at the top.
+    """
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    if math.isinf(total_steps):
+        return 1.0
+    progress = (step - warmup_steps) / max(1.0, total_steps - warmup_steps)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))

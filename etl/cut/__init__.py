@@ -1,0 +1,1 @@
+"""Plates to patches and statistics: every source pixel is read once."""

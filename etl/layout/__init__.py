@@ -1,0 +1,1 @@
+"""Index rows to clips, blocks and shards: which patch goes where. Pure."""

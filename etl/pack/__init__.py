@@ -1,0 +1,1 @@
+"""Patches to tars, index files and the manifest."""

@@ -1,0 +1,1 @@
+"""How a build runs: files that are whole or absent, executors, progress."""

@@ -1,0 +1,189 @@
+"""The command `python -m etl.simulate OUT`: options → plates, track tables and `experiments.yaml`.
+
+Cells of two conditions that move, divide, die and respond, for the demo, the tests and the benchmarks. A FOV depends on
+(seed, experiment, FOV) alone, so workers and the number of other FOVs change nothing in it. `experiments.yaml` is
+written last, and its first line holds the options: the same command run again finds its work done.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+import numpy as np
+import yaml
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from etl.simulate.colony import sample_frames
+from etl.simulate.design import CONDITIONS, ExperimentDesign, SimulationConfig, plan_experiment
+from etl.simulate.render import render_frame, sample_scenery
+from etl.simulate.track import Tracker
+from etl.simulate.write import (
+    FRAMES_PER_WRITE,
+    describe_experiment,
+    describe_shards,
+    write_frames,
+    write_image,
+    write_plate,
+    write_tracks,
+)
+
+__all__ = ["SimulationConfig", "main", "simulate_collection"]
+
+EXPERIMENTS_YAML = "experiments.yaml"
+_TAG_CELLS, _TAG_LIGHT, _TAG_TRACKER = 0x51A2, 0x51A3, 0x51A4
+_HEADER = "# etl.simulate "
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Fov:
+    """One FOV to simulate: all that a worker needs."""
+
+    config: SimulationConfig
+    design: ExperimentDesign
+    directory: Path
+    """Of the experiment."""
+    name: str
+    """`row/col/fov`."""
+    number: int
+    infected: bool
+
+
+def simulate_collection(out: Path, config: SimulationConfig, console: Console | None = None) -> Path:
+    """Simulate a collection of experiments.
+
+    Parameters
+    ----------
+    out
+        Directory to write; made if missing.
+    config
+        Sizes and seed. The same config gives the same bytes.
+    console
+        Shows the progress; None is silent.
+
+    Returns
+    -------
+    Path
+        `experiments.yaml`, for `python -m etl.build_shards`.
+
+    Raises
+    ------
+    FileExistsError
+        `out` holds a collection made with other options.
+    """
+    target = out / EXPERIMENTS_YAML
+    header = _header(config)
+    if target.exists():
+        if target.read_text().startswith(header):
+            return target
+        raise FileExistsError(
+            f"{target}: was made with other options than {header[len(_HEADER) :].strip()}. "
+            "Give another directory, or delete this one."
+        )
+    designs = [plan_experiment(config, index) for index in range(config.experiments)]
+    fovs = [fov for design in designs for fov in _start_experiment(out, config, design)]
+    with Progress(
+        TextColumn("simulate"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("FOVs"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=console is None,
+    ) as progress:
+        for _ in progress.track(_simulate_all(fovs, config.workers), total=len(fovs)):
+            pass
+    document = {"experiments": [describe_experiment(d) for d in designs], "shards": describe_shards(config)}
+    partial = target.with_name(target.name + ".partial")
+    partial.write_text(header + yaml.safe_dump(document, sort_keys=False, default_flow_style=None, width=120))
+    return partial.rename(target)
+
+
+def _header(config: SimulationConfig) -> str:
+    options = dataclasses.asdict(config)
+    del options["workers"]
+    return _HEADER + json.dumps(options) + "\n"
+
+
+def _start_experiment(out: Path, config: SimulationConfig, design: ExperimentDesign) -> list[_Fov]:
+    directory = out / design.name
+    if directory.exists():
+        shutil.rmtree(directory)  # left by a run that did not end: experiments.yaml is not there
+    names = write_plate(directory / "plate.zarr", config, design)
+    return [
+        _Fov(
+            config=config,
+            design=design,
+            directory=directory,
+            name=name,
+            number=number,
+            infected=condition == CONDITIONS[1],
+        )
+        for number, (condition, name) in enumerate(names)
+    ]
+
+
+def _simulate_all(fovs: Sequence[_Fov], workers: int) -> Iterator[None]:
+    if workers == 1:
+        yield from map(_simulate_fov, fovs)
+        return
+    # spawn: zarr keeps an event loop in a thread, which does not survive a fork
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        futures: list[Future[None]] = [pool.submit(_simulate_fov, fov) for fov in fovs]
+        for future in futures:
+            yield future.result()
+
+
+def _simulate_fov(fov: _Fov) -> None:
+    """Simulate and write one FOV with its track table."""
+    config, design = fov.config, fov.design
+    cell_rng, light_rng, track_rng = (
+        np.random.default_rng([tag, config.seed, design.index, fov.number])
+        for tag in (_TAG_CELLS, _TAG_LIGHT, _TAG_TRACKER)
+    )
+    array = write_image(fov.directory / "plate.zarr" / fov.name, config, design)
+    scenery = sample_scenery(light_rng, config, design)
+    tracker = Tracker(size=config.size, z=config.z)
+    waiting: list[Any] = []
+    for frame, cells in enumerate(sample_frames(cell_rng, config, design, fov.infected)):
+        tracker.sample_observations(track_rng, frame, cells)
+        waiting.append(render_frame(light_rng, cells, scenery, config, design))
+        if len(waiting) == FRAMES_PER_WRITE or frame == config.frames - 1:
+            write_frames(array, frame + 1 - len(waiting), waiting)
+            waiting = []
+    write_tracks(
+        fov.directory / "tracks" / fov.name / "tracks.csv", tracker.rows, config, blank_parent=design.index % 2 == 1
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit status."""
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = jsonargparse.ArgumentParser(prog="python -m etl.simulate", description=__doc__)
+    parser.add_argument("out", type=Path, help="directory to write")
+    parser.add_class_arguments(SimulationConfig, as_group=False)
+    options = vars(parser.parse_args(arguments))
+    out = options.pop("out")
+    console = Console(stderr=True)
+    try:
+        config = SimulationConfig(**options)
+        path = simulate_collection(out, config, console)
+    except (ValueError, FileExistsError) as error:
+        console.print(f"error: {error}", style="red", highlight=False)
+        return 2
+    print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What a build reads: experiments.yaml, plates and track tables, checked before any work."""

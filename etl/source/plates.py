@@ -1,0 +1,200 @@
+"""OME-Zarr HCS plates to lazy frames: one zarr array per field of view, and its metadata.
+
+Reads OME-Zarr 0.4 (Zarr v2) and 0.5 (Zarr v3, sharded or not) with zarr-python; metadata is checked
+with ome-zarr-models. Opening a plate reads the metadata of the plate and of the wells asked for; a
+FOV is opened at first use and its pixels only when its array is sliced. Objects pickle to workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import zarr
+from ome_zarr_models.v04.multiscales import Multiscale as MultiscaleV04
+from ome_zarr_models.v04.plate import Plate as PlateV04
+from ome_zarr_models.v04.well_types import WellMeta as WellV04
+from ome_zarr_models.v05.multiscales import Multiscale as MultiscaleV05
+from ome_zarr_models.v05.plate import Plate as PlateV05
+from ome_zarr_models.v05.well_types import WellMeta as WellV05
+from pydantic import ValidationError
+
+from dynaclr_wds.errors import PlateError
+
+Normalization = Mapping[str, Mapping[str, Any]]
+"""Channel → level (`fov_statistics`, `dataset_statistics`, `timepoint_statistics`) → statistics."""
+
+_MODELS = {
+    "plate": (PlateV04, PlateV05),
+    "well": (WellV04, WellV05),
+    "multiscales": (MultiscaleV04, MultiscaleV05),
+}
+_LEVELS = ("fov_statistics", "dataset_statistics", "timepoint_statistics")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fov:
+    """One field of view of a plate, opened at first use."""
+
+    plate_path: str
+    """Of the plate: a path, or a URL that zarr understands."""
+    name: str
+    """`row/col/fov`."""
+    plate_normalization: Normalization | None = field(default=None, repr=False)
+    """VisCy-style statistics found on the plate."""
+
+    @property
+    def where(self) -> str:
+        """The FOV, as errors name it."""
+        return f"{self.plate_path}/{self.name}"
+
+    @property
+    def well(self) -> str:
+        """`row/col`."""
+        return self.name.rpartition("/")[0]
+
+    @cached_property
+    def array(self) -> zarr.Array[Any]:
+        """Full resolution, (T, C, Z, Y, X), any integer or float dtype."""
+        path = self._multiscale.datasets[0].path
+        axes = [str(axis.name).lower() for axis in self._multiscale.axes]
+        if axes != ["t", "c", "z", "y", "x"]:
+            raise PlateError(f"{self.where}: axes {axes} must be [t, c, z, y, x]. Write the plate with all five axes.")
+        try:
+            array = zarr.open_array(self.plate_path, path=f"{self.name}/{path}", mode="r")
+        except FileNotFoundError as error:
+            raise PlateError(f"{self.where}: level {path!r} is not there. Write the plate again.") from error
+        if array.ndim != 5 or array.dtype.kind not in "iuf":
+            raise PlateError(
+                f"{self.where}/{path}: shape {array.shape}, dtype {array.dtype} must be a 5-D (T, C, Z, Y, X) "
+                "array of integers or floats. Convert the plate."
+            )
+        return array
+
+    @property
+    def shape(self) -> tuple[int, int, int, int, int]:
+        """(T, C, Z, Y, X)."""
+        t, c, z, y, x = self.array.shape
+        return t, c, z, y, x
+
+    @cached_property
+    def channel_names(self) -> tuple[str, ...]:
+        """Labels of the C axis; empty where the plate names no channels."""
+        omero = _ome(self._attributes).get("omero", {})
+        try:
+            return tuple(str(channel["label"]) for channel in omero.get("channels", ()))
+        except (AttributeError, KeyError, TypeError) as error:
+            raise PlateError(
+                f"{self.where}: omero.channels has an entry without label. Name every channel, or remove omero."
+            ) from error
+
+    @cached_property
+    def normalization(self) -> Normalization | None:
+        """VisCy-style statistics of the FOV, added to those of its plate; None without any."""
+        own = _parse_normalization(self._attributes.get("normalization"), self.where)
+        if own is None or self.plate_normalization is None:
+            return own or self.plate_normalization
+        names = dict.fromkeys((*self.plate_normalization, *own))
+        return {name: {**self.plate_normalization.get(name, {}), **own.get(name, {})} for name in names}
+
+    @cached_property
+    def _attributes(self) -> dict[str, Any]:
+        return _read_attributes(self.plate_path, self.name)
+
+    @cached_property
+    def _multiscale(self) -> MultiscaleV04 | MultiscaleV05:
+        return _parse_model(self._attributes, "multiscales", self.where)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plate:
+    """A plate, or the asked-for wells of it."""
+
+    path: str
+    wells: tuple[str, ...]
+    """All wells of the plate (`row/col`), opened or not."""
+    fovs: Mapping[str, Fov]
+    """`row/col/fov` → FOV of the opened wells, in the plate's order."""
+
+
+def open_plate(path: str | Path, wells: Collection[str] | None = None) -> Plate:
+    """Open a plate; no pixels are read.
+
+    Parameters
+    ----------
+    path
+        Folder or URL of the plate.
+    wells
+        Open the FOVs of these wells only (`row/col`); None is all. Names that are not there are ignored.
+
+    Raises
+    ------
+    FileNotFoundError
+        Nothing at `path`.
+    PlateError
+        Not an HCS plate, or metadata that is missing or wrong.
+    """
+    path = str(path)
+    attributes = dict(zarr.open_group(path, mode="r", use_consolidated=False).attrs)
+    normalization = _parse_normalization(attributes.get("normalization"), path)
+    present = tuple(well.path for well in _parse_model(attributes, "plate", path).wells)
+    fovs: dict[str, Fov] = {}
+    for well in present:
+        if wells is None or well in wells:
+            for image in _parse_model(_read_attributes(path, well), "well", f"{path}/{well}").images:
+                name = f"{well}/{image.path}"
+                fovs[name] = Fov(plate_path=path, name=name, plate_normalization=normalization)
+    return Plate(path=path, wells=present, fovs=fovs)
+
+
+def _read_attributes(plate_path: str, name: str) -> dict[str, Any]:
+    try:
+        return dict(zarr.open_group(plate_path, path=name, mode="r", use_consolidated=False).attrs)
+    except FileNotFoundError as error:
+        raise PlateError(f"{plate_path}: lists {name}, but has no such group. Write the plate again.") from error
+
+
+def _ome(attributes: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the OME metadata: under `ome` since 0.5, at the top before."""
+    ome = attributes.get("ome", attributes)
+    return ome if isinstance(ome, Mapping) else {}
+
+
+def _parse_model(attributes: Mapping[str, Any], key: str, where: str) -> Any:
+    """Check the metadata under `key` against the model of its OME-Zarr version."""
+    raw = _ome(attributes).get(key)
+    if key == "multiscales" and isinstance(raw, list) and raw:
+        raw = raw[0]
+    if not isinstance(raw, Mapping):
+        raise PlateError(
+            f"{where}: has no OME-Zarr `{key}` metadata. Give the folder of an HCS plate, OME-Zarr 0.4 or 0.5."
+        )
+    new = "ome" in attributes
+    if new and key == "plate":
+        raw = {"version": _ome(attributes).get("version", "0.5"), **raw}
+    try:
+        return _MODELS[key][new].model_validate(raw)
+    except ValidationError as error:
+        faults = [(".".join(map(str, fault["loc"])), " ".join(fault["msg"].split())) for fault in error.errors()]
+        what = "; ".join(f"{place or key}: {message}" for place, message in faults)
+        version = "0.5" if new else "0.4"
+        raise PlateError(f"{where}: `{key}` is not OME-Zarr {version} ({what}). Correct the plate.") from error
+
+
+def _parse_normalization(raw: object, where: str) -> Normalization | None:
+    """Check VisCy's `normalization` attribute as deep as the levels."""
+    if raw is None:
+        return None
+    good = isinstance(raw, Mapping) and all(
+        isinstance(levels, Mapping) and all(isinstance(levels.get(level, {}), Mapping) for level in _LEVELS)
+        for levels in raw.values()
+    )
+    if not good:
+        raise PlateError(
+            f"{where}: `normalization`={raw!r} must be {{channel: {{level: {{statistic: value}}}}}} with levels "
+            f"{list(_LEVELS)}. Remove it or compute it again."
+        )
+    return raw  # type: ignore[return-value]

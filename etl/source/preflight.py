@@ -1,0 +1,117 @@
+"""Config against plates: what can only be checked with the plates open, before any work is done.
+
+Reads metadata, never pixels. Every error names the YAML path of the value that does not fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from dynaclr_wds.errors import ConfigError
+from etl.source.experiments import BuildConfig, ExperimentConfig
+from etl.source.plates import Fov, Plate, open_plate
+
+
+def open_plates(config: BuildConfig) -> dict[str, Plate]:
+    """Open the plate of every experiment, the wells of `condition_wells` only.
+
+    Raises
+    ------
+    ConfigError
+        A plate that is not there.
+    PlateError
+        A plate that cannot be read.
+    """
+    plates: dict[str, Plate] = {}
+    for number, experiment in enumerate(config.experiments):
+        where = f"{config.where}: experiments[{number}].data_path={experiment.data_path!r}"
+        try:
+            plates[experiment.name] = open_plate(experiment.data_path, experiment.well_conditions)
+        except FileNotFoundError as error:
+            raise ConfigError(f"{where} has no plate. Give the folder of an OME-Zarr HCS plate.") from error
+        except ValueError as error:
+            error.add_note(f"This plate is {where}.")
+            raise
+    return plates
+
+
+def plan_fovs(config: BuildConfig, experiment: ExperimentConfig, names: Iterable[str]) -> tuple[str, ...]:
+    """Choose the FOVs (`row/col/fov`) that are built, sorted by name."""
+    wells = set(experiment.well_conditions)
+    if config.include_wells is not None:
+        wells &= set(config.include_wells)
+    excluded = set(config.exclude_fovs)
+    return tuple(sorted(name for name in names if name.rpartition("/")[0] in wells and name not in excluded))
+
+
+def check_plates(config: BuildConfig, plates: Mapping[str, Plate]) -> None:
+    """Check all that the config says about the plates.
+
+    Raises
+    ------
+    ConfigError
+        A well or FOV that the plate has not, channel names that differ, a `z_range` outside the stack,
+        a patch larger than the image, stacks or dtypes that differ where patches must be alike.
+    """
+    _check_excluded(config, plates)
+    depths: dict[int, str] = {}
+    for number, experiment in enumerate(config.experiments):
+        where = f"{config.where}: experiments[{number}]"
+        plate = plates[experiment.name]
+        for condition, wells in experiment.condition_wells.items():
+            for well in wells:
+                if well not in plate.wells:
+                    raise ConfigError(
+                        f"{where}.condition_wells.{condition}={well!r} is not a well of {plate.path}, which has "
+                        f"{list(plate.wells)}. Correct it."
+                    )
+        dtypes: dict[str, str] = {}
+        for name in plan_fovs(config, experiment, plate.fovs):
+            fov = plate.fovs[name]
+            _check_channels(experiment, fov, where)
+            _check_size(config, fov)
+            dtypes.setdefault(fov.array.dtype.name, fov.where)
+            depths.setdefault(fov.shape[2], fov.where)
+        if len(dtypes) > 1:
+            raise ConfigError(f"{where}.data_path: FOVs differ in dtype: {dtypes}. Give all FOVs of a plate one dtype.")
+    if config.z_range is None and len(depths) > 1:
+        raise ConfigError(
+            f"{config.where}: shards.z_range=None takes whole stacks, but their depths differ: {depths}. "
+            "Give a z_range that all have."
+        )
+
+
+def _check_excluded(config: BuildConfig, plates: Mapping[str, Plate]) -> None:
+    there = {name for plate in plates.values() for name in plate.fovs}
+    for name in config.exclude_fovs:
+        if name not in there:
+            raise ConfigError(
+                f"{config.where}: shards.exclude_fovs={name!r} is in no listed well; FOVs there are "
+                f"{sorted(there)}. Correct it."
+            )
+
+
+def _check_channels(experiment: ExperimentConfig, fov: Fov, where: str) -> None:
+    named = experiment.channel_names
+    count = fov.shape[1]
+    if fov.channel_names != named if fov.channel_names else count != len(named):
+        there = f"the plate has {list(fov.channel_names)}" if fov.channel_names else f"the plate has {count} channels"
+        raise ConfigError(
+            f"{where}.channel_names={list(named)}, but {there} ({fov.where}). Copy the plate's, in order."
+        )
+    if count != len(named):
+        raise ConfigError(f"{fov.where}: {count} channels, but labels for {len(named)}. Correct the plate's omero.")
+
+
+def _check_size(config: BuildConfig, fov: Fov) -> None:
+    _, _, depth, height, width = fov.shape
+    if config.z_range is not None and config.z_range[1] > depth:
+        raise ConfigError(
+            f"{config.where}: shards.z_range={list(config.z_range)} is outside the stack of {fov.where}, which has "
+            f"{depth} slices. Lower it."
+        )
+    if config.yx_patch_size[0] > height or config.yx_patch_size[1] > width:
+        raise ConfigError(
+            f"{config.where}: shards.yx_patch_size={list(config.yx_patch_size)} is larger than the image of "
+            f"{fov.where}, which is {[height, width]}. Lower it."
+        )
