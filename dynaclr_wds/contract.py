@@ -1,8 +1,8 @@
 """The on-disk contract: what the ETL writes and the loader reads, and nothing else.
 
-The one module that both halves share, so it imports numpy and the standard library only. It names
-the files, the columns that are memory-mapped, and the manifest; it opens nothing. `docs/FORMAT.md`
-says the same for readers in other languages.
+Both halves share this module, so it imports numpy, xxhash and the standard library only. It names the files, the
+arrays that are memory-mapped and their checks, and the manifest; it opens nothing. `docs/FORMAT.md` says the same for
+readers in other languages.
 """
 
 from __future__ import annotations
@@ -10,18 +10,21 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import types
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import numpy as np
+import xxhash
 from numpy.typing import DTypeLike
 
-from dynaclr_wds.errors import FormatError
+from dynaclr_wds.errors import ChecksumError, FormatError
 
 FORMAT_NAME = "dynaclr-wds"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 MANIFEST = "manifest.json"
 OBSERVATIONS = "index/observations.parquet"
@@ -36,7 +39,13 @@ LEVELS = ("timepoint", "fov", "dataset")
 """Where a statistic is taken: one frame of a FOV, all frames of a FOV, all FOVs of an experiment."""
 
 NO_ID = -1
-"""Stands for "no parent" and "no id" in integer columns."""
+"""Stands for "no parent", "no id" and "no label" in integer columns."""
+
+OWN_LABELS = ("experiment", "condition", "well")
+"""Labels that every observation has; others are as the experiments.yaml gives them."""
+
+SHARD_BY = ("experiment", "condition")
+"""Labels that shards are partitioned by unless the build is told otherwise."""
 
 ARRAYS: dict[str, str] = {
     # one row per observation, ordered by (experiment, fov, track_id, t)
@@ -51,13 +60,14 @@ ARRAYS: dict[str, str] = {
     "obs_z": "<f4",  # centroid in pixels as tracked; NaN where the table has no z
     "obs_y": "<f4",
     "obs_x": "<f4",
-    "obs_patch": "<i8",  # first patch row that stores this observation
-    # one row per stored patch, in stored order: by (stratum, shard, clip), inside a clip by (t, track)
+    "obs_patch": "<i8",  # patch row where this observation is a sample
+    # one row per stored patch, in stored order: by (partition, shard, clip), inside a clip by (t, track)
     "patch_obs": "<i4",
     "patch_clip": "<i4",
     "patch_t": "<i4",
     "patch_offset": "<i8",  # byte offset of the array's data in its shard, npy header excluded
-    "patch_is_anchor": "|b1",  # True in exactly one clip for every anchor
+    "patch_is_sample": "|b1",  # True in exactly one clip for every observation
+    "patch_has_candidate": "|b1",  # a sample with a temporal candidate in the τ range of the build, in its clip
     # one row per clip, in stored order
     "clip_first": "<i8",  # CSR, n_clips + 1: first patch row
     "clip_lineage": "<i4",
@@ -67,13 +77,17 @@ ARRAYS: dict[str, str] = {
     "block_shard": "<i4",  # row of Manifest.shards
     "block_begin": "<i8",  # byte range in the shard: whole tar members
     "block_end": "<i8",
-    # statistics; last axes (channel, STATISTICS)
+    "block_xxh3": "<u8",  # checksum of those bytes
+    # statistics; last axes (channel, STATISTICS), channels filled up with NaN to the most that an experiment has
     "fov_first_frame": "<i8",  # CSR, n_fovs + 1: row of stats_timepoint for (fov, t) is first + t
     "stats_timepoint": "<f4",  # NaN for frames that were dropped or not read
     "stats_fov": "<f4",
     "stats_dataset": "<f4",
 }
-"""Name → dtype of every `index/arrays/<name>.npy`."""
+"""Name → dtype of every `index/arrays/<name>.npy` but the labels."""
+
+LABEL_DTYPE = "<i4"
+"""Of `index/arrays/label_<name>.npy`, one row per observation: place in the label's values, NO_ID for null."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,18 +97,24 @@ class ExperimentRecord:
     name: str
     dtype: str
     """Of the stored patches, e.g. `<u2`."""
+    shape: tuple[int, int, int, int]
+    """(C, Z, Y, X) of the stored patches."""
     channel_names: tuple[str, ...]
     """Of the plate."""
     source_channel: tuple[str, ...]
     """Stored channels, in stored order: the C axis of a patch."""
-    conditions: tuple[str, ...]
+    markers: tuple[str, ...]
+    """What each stored channel shows; its name unless the YAML says otherwise."""
     interval_minutes: float
     start_hpi: float
     tau_frames: tuple[int, int]
     """τ range that every clip can serve, in frames, both ends included."""
-    organelle: str = ""
-    date: str = ""
-    moi: float | None = None
+
+    @property
+    def patch_bytes(self) -> int:
+        """Bytes of a patch's data."""
+        size: int = int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
+        return size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,20 +126,29 @@ class FovRecord:
     """`row/col/fov`."""
     well: str
     """`row/col`."""
-    condition: str
     frames: int
     height: int
     width: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StratumRecord:
-    """One (experiment, condition), with what is stored of it."""
+class LabelRecord:
+    """One label column of the observations."""
 
-    experiment: str
-    condition: str
+    name: str
+    values: tuple[str, ...]
+    """A code k in the label's array stands for `values[k]`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartitionRecord:
+    """One value of the `shard_by` labels, with what is stored of it."""
+
+    labels: Mapping[str, str | None]
+    """Label → value, of each of `Manifest.shard_by`."""
     observations: int
-    anchors: int
+    with_candidate: int
+    """Observations with a temporal candidate in the τ range of the build."""
     lineages: int
     clips: int
     patches: int
@@ -133,10 +162,13 @@ class ShardRecord:
 
     path: str
     """Relative to the manifest, `/` as separator."""
-    stratum: int
-    """Row of `Manifest.strata`."""
+    partition: int
+    """Row of `Manifest.partitions`."""
     bytes: int
-    sha256: str
+    xxh3: str
+    """Checksum of the file."""
+    content: str
+    """Digest of what the shard is made of: its clips and the fingerprints of their sources."""
     clips: int
     blocks: int
 
@@ -147,7 +179,21 @@ class FileRecord:
 
     path: str
     bytes: int
-    sha256: str
+    xxh3: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceRecord:
+    """Fingerprint of what one FOV was made of, when it was read."""
+
+    experiment: str
+    fov_name: str
+    tracks: str
+    """Of the bytes of the track file, and of the annotation table where there is one."""
+    metadata: str
+    """Of the array's and the image's metadata."""
+    pixels: str
+    """Of the names, sizes and times of the chunk files, or their ETags."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,24 +206,36 @@ class Manifest:
     """Hash of the build config and the format version; a build with another hash is another set."""
     config: Mapping[str, Any]
     """The experiments and build options as parsed."""
-    patch_shape: tuple[int, int, int, int]
-    """(C, Z, Y, X) of every stored patch."""
     tau_range_hours: tuple[float, float]
     experiments: tuple[ExperimentRecord, ...]
     fovs: tuple[FovRecord, ...]
-    strata: tuple[StratumRecord, ...]
+    labels: tuple[LabelRecord, ...]
+    shard_by: tuple[str, ...]
+    """Labels that shards are partitioned by."""
+    partitions: tuple[PartitionRecord, ...]
     shards: tuple[ShardRecord, ...]
     files: tuple[FileRecord, ...]
+    sources: tuple[SourceRecord, ...]
     dropped: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """Experiment → reason → observations (or candidates, for `candidates_dropped`) left out."""
 
     def to_json(self) -> str:
-        """Serialise, the same bytes for the same content."""
-        return json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True) + "\n"
+        """Serialise, the same bytes for the same content; the last key is the checksum of the others."""
+        record = dataclasses.asdict(self)
+        return _dump_manifest(record | {"xxh3": _manifest_checksum(record)})
 
 
-def parse_manifest(text: str, where: str = MANIFEST) -> Manifest:
-    """Parse a manifest.
+def _dump_manifest(record: Mapping[str, Any]) -> str:
+    return json.dumps(record, indent=1, sort_keys=True) + "\n"
+
+
+def _manifest_checksum(record: Mapping[str, Any]) -> str:
+    content = json.dumps({k: v for k, v in record.items() if k != "xxh3"}, sort_keys=True, separators=(",", ":"))
+    return format_checksum(checksum(content.encode()))
+
+
+def parse_manifest(text: str | bytes, where: str = MANIFEST) -> Manifest:
+    """Parse a manifest, checking all of it.
 
     Parameters
     ----------
@@ -189,11 +247,14 @@ def parse_manifest(text: str, where: str = MANIFEST) -> Manifest:
     Raises
     ------
     FormatError
-        Not JSON, another format, another version, or a missing key.
+        Not JSON, another format, another version, a key that is missing or of another type, or a path that leaves
+        the folder of the manifest.
+    ChecksumError
+        The manifest was changed after it was written.
     """
     try:
-        raw = json.loads(text)
-    except json.JSONDecodeError as error:
+        raw = json.loads(text.decode("utf-8") if isinstance(text, bytes) else text)
+    except (ValueError, RecursionError) as error:
         raise FormatError(f"{where}: is not JSON ({error}). Build the shards again.") from error
     if not isinstance(raw, dict) or raw.get("format") != FORMAT_NAME:
         raise FormatError(f"{where}: is not the manifest of a {FORMAT_NAME} shard set.")
@@ -202,25 +263,104 @@ def parse_manifest(text: str, where: str = MANIFEST) -> Manifest:
             f"{where}: version={raw.get('version')!r}, but this release reads version {FORMAT_VERSION}. "
             "Build the shards again."
         )
-    try:
-        return Manifest(
-            config_hash=raw["config_hash"],
-            config=raw["config"],
-            patch_shape=tuple(raw["patch_shape"]),
-            tau_range_hours=tuple(raw["tau_range_hours"]),
-            experiments=tuple(ExperimentRecord(**_tuples(e)) for e in raw["experiments"]),
-            fovs=tuple(FovRecord(**f) for f in raw["fovs"]),
-            strata=tuple(StratumRecord(**s) for s in raw["strata"]),
-            shards=tuple(ShardRecord(**s) for s in raw["shards"]),
-            files=tuple(FileRecord(**f) for f in raw["files"]),
-            dropped=raw["dropped"],
+    if raw.get("xxh3") != _manifest_checksum(raw):
+        raise ChecksumError(
+            f"{where}: was changed after it was written, or is damaged: its checksum is not that of its content. "
+            "Build the shards again."
         )
-    except (KeyError, TypeError) as error:
-        raise FormatError(f"{where}: incomplete or damaged ({error!r}). Build the shards again.") from error
+    del raw["xxh3"]
+    manifest = _parse_record(Manifest, raw, where)
+    _check_manifest(manifest, where)
+    return manifest
 
 
-def _tuples(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}
+_Record = TypeVar("_Record")
+
+
+def _parse_record(kind: type[_Record], raw: Any, where: str) -> _Record:
+    """Make a record from JSON; every value must have the type that the record's field says."""
+    hints = typing.get_type_hints(kind)
+    if not isinstance(raw, dict) or set(raw) != set(hints):
+        found = sorted(raw) if isinstance(raw, dict) else raw
+        raise FormatError(f"{where}: {kind.__name__} must have the keys {sorted(hints)}, not {found!r}.")
+    return kind(**{key: _parse_value(hints[key], raw[key], f"{where}: {key}") for key in hints})
+
+
+def _parse_value(hint: Any, raw: Any, where: str) -> Any:
+    """Check one value against a type: records, tuples (from lists), mappings, and plain JSON types."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return raw
+    if dataclasses.is_dataclass(hint):
+        return _parse_record(hint, raw, where)  # type: ignore[type-var]
+    if origin in (typing.Union, types.UnionType):
+        return None if raw is None else _parse_value(next(a for a in args if a is not type(None)), raw, where)
+    if origin is tuple and isinstance(raw, list) and (args[-1] is Ellipsis or len(raw) == len(args)):
+        kinds = [args[0]] * len(raw) if args[-1] is Ellipsis else args
+        return tuple(_parse_value(k, v, f"{where}[{n}]") for n, (k, v) in enumerate(zip(kinds, raw, strict=True)))
+    if origin is Mapping and isinstance(raw, dict):
+        return {key: _parse_value(args[1], value, f"{where}.{key}") for key, value in raw.items()}
+    wanted = {float: (float, int)}.get(hint, hint) if isinstance(hint, type) else ()
+    if not isinstance(raw, wanted) or isinstance(raw, bool) != (hint is bool):
+        raise FormatError(f"{where}={raw!r} is not of type {getattr(hint, '__name__', hint)}.")
+    return raw
+
+
+def _check_manifest(manifest: Manifest, where: str) -> None:
+    """Check what no single value shows: paths, and that records refer to records that are there."""
+    for record in (*manifest.shards, *manifest.files):
+        check_relative_path(record.path, where)
+        if record.bytes < 0:
+            raise FormatError(f"{where}: {record.path} has {record.bytes} bytes.")
+    names = {experiment.name for experiment in manifest.experiments}
+    for experiment in manifest.experiments:
+        _check_experiment(experiment, where)
+    if stray := sorted({fov.experiment for fov in manifest.fovs} - names):
+        raise FormatError(f"{where}: FOVs of {stray}, which are none of the experiments {sorted(names)}.")
+    if stray := [shard.path for shard in manifest.shards if not 0 <= shard.partition < len(manifest.partitions)]:
+        raise FormatError(f"{where}: {stray[0]} is of a partition that is not there.")
+    labels = [label.name for label in manifest.labels]
+    if len(set(labels)) < len(labels) or not set(OWN_LABELS) | set(manifest.shard_by) <= set(labels):
+        raise FormatError(f"{where}: labels {labels} must differ, with {sorted({*OWN_LABELS, *manifest.shard_by})}.")
+
+
+def _check_experiment(experiment: ExperimentRecord, where: str) -> None:
+    try:
+        kind = np.dtype(experiment.dtype)
+    except TypeError as error:
+        raise FormatError(f"{where}: dtype={experiment.dtype!r} of {experiment.name!r} is no dtype.") from error
+    if kind.kind not in "iuf" or kind.itemsize > 8 or min(experiment.shape) < 1:
+        raise FormatError(
+            f"{where}: {experiment.name!r} has patches of dtype {experiment.dtype!r} and shape {experiment.shape}; "
+            "allowed are plain numbers and lengths above 0."
+        )
+    if len(experiment.source_channel) != experiment.shape[0] or len(experiment.markers) != experiment.shape[0]:
+        raise FormatError(f"{where}: {experiment.name!r} names other channels than its patches have.")
+    if not (np.isfinite(experiment.interval_minutes) and experiment.interval_minutes > 0):
+        raise FormatError(f"{where}: interval_minutes={experiment.interval_minutes!r} of {experiment.name!r}.")
+
+
+def check_relative_path(path: str, where: str) -> None:
+    """Check that a path of a manifest stays in the manifest's folder.
+
+    Raises
+    ------
+    FormatError
+        It is absolute, climbs out, or is no plain path.
+    """
+    parts = path.split("/")
+    if not path or "\\" in path or "\0" in path or ":" in parts[0] or any(part in ("", ".", "..") for part in parts):
+        raise FormatError(f"{where}: the path {path!r} leaves the folder or is no plain path. Do not trust this set.")
+
+
+def checksum(data: Any) -> int:
+    """Return the XXH3 (64 bits) of bytes, or of anything with a buffer; releases the GIL."""
+    return xxhash.xxh3_64_intdigest(data)
+
+
+def format_checksum(value: int) -> str:
+    """Write a checksum as 16 hexadecimal digits."""
+    return f"{value:016x}"
 
 
 def npy_header(dtype: DTypeLike, shape: tuple[int, ...]) -> bytes:
@@ -231,11 +371,31 @@ def npy_header(dtype: DTypeLike, shape: tuple[int, ...]) -> bytes:
     return buffer.getvalue()
 
 
+def array_path(name: str) -> str:
+    """Path of an array of `ARRAYS`, relative to the manifest."""
+    return f"{ARRAYS_DIR}/{name}.npy"
+
+
+def label_path(name: str) -> str:
+    """Path of a label's array, relative to the manifest."""
+    return array_path(f"label_{quote_name(name)}")
+
+
+_MOST_NAME = 100
+
+
 def quote_name(name: str) -> str:
-    """Make a name safe as one path component and as a WebDataset key: letters, digits, `_`, `-`."""
-    return quote(name, safe="").replace(".", "%2E").replace("~", "%7E")
+    """Make a name safe as one path component and as a WebDataset key: letters, digits, `_`, `-` and `%`.
+
+    A name that would be longer than a file system allows is cut, and told apart by its checksum.
+    """
+    quoted = quote(name, safe="").replace(".", "%2E").replace("~", "%7E")
+    if len(quoted) <= _MOST_NAME:
+        return quoted
+    return f"{quoted[: _MOST_NAME - 17]}-{format_checksum(checksum(name.encode()))}"
 
 
-def shard_path(experiment: str, condition: str, number: int) -> str:
-    """Path of a shard, relative to the manifest."""
-    return f"{quote_name(experiment)}/{quote_name(condition)}-{number:06d}.tar"
+def shard_path(values: tuple[str | None, ...], number: int) -> str:
+    """Path of a shard, relative to the manifest: a folder per label but the last; `~` stands for null."""
+    names = [quote_name(value) if value is not None else "~" for value in values] or ["all"]
+    return f"{'/'.join(names)}-{number:06d}.tar"
