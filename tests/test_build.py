@@ -168,7 +168,7 @@ def test_plain_webdataset_reads_every_sample(built: tuple[Path, Manifest]):
         for patch in record["patches"]:
             assert sample[patch["file"]].shape == (2, 1, 16, 16)
             assert sample[patch["file"]].dtype == np.uint16
-            assert bool(patch["candidates"]) == patch["is_anchor"]
+            assert patch["is_sample"] or not patch["candidates"]
             for candidate in patch["candidates"]:
                 tau = record["patches"][candidate]["t"] - patch["t"]
                 assert 1 <= tau <= 2
@@ -177,15 +177,15 @@ def test_plain_webdataset_reads_every_sample(built: tuple[Path, Manifest]):
 def test_the_manifest_counts_what_is_there(built: tuple[Path, Manifest]):
     out, manifest = built
     observations = pq.read_table(out / "index/observations.parquet").to_pylist()
-    for row, stratum in enumerate(manifest.strata):
-        mine = [o for o in observations if (o["experiment"], o["condition"]) == (stratum.experiment, stratum.condition)]
-        shards = [shard for shard in manifest.shards if shard.stratum == row]
-        assert stratum.observations == len(mine)
-        assert stratum.anchors == sum(o["is_anchor"] for o in mine)
-        assert stratum.lineages == len({o["lineage_id"] for o in mine})
-        assert stratum.shards == len(shards)
-        assert stratum.bytes == sum(shard.bytes for shard in shards)
-    assert sum(s.shards for s in manifest.strata) == len(manifest.shards) > len(manifest.strata)
+    for row, partition in enumerate(manifest.partitions):
+        mine = [o for o in observations if {n: o[n] for n in manifest.shard_by} == partition.labels]
+        shards = [shard for shard in manifest.shards if shard.partition == row]
+        assert partition.observations == len(mine)
+        assert partition.with_candidate == sum(o["has_candidate"] for o in mine)
+        assert partition.lineages == len({o["lineage_id"] for o in mine})
+        assert partition.shards == len(shards)
+        assert partition.bytes == sum(shard.bytes for shard in shards)
+    assert sum(s.shards for s in manifest.partitions) == len(manifest.shards) > len(manifest.partitions)
     assert max(shard.bytes for shard in manifest.shards if shard.clips > 1) <= SMALL["shard_bytes"]
 
 
@@ -325,7 +325,7 @@ def test_zero_frames_are_dropped_with_their_observations_and_counted(tmp_path: P
     assert array(out, "obs_t").tolist() == [0, 1, 3, 4, 5]
     observations = pq.read_table(out / "index/observations.parquet").to_pylist()
     # two frames ahead at most: t=1 still reaches t=3; t=5 has lost its candidates
-    assert [o["is_anchor"] for o in observations] == [True, True, True, True, False]
+    assert [o["has_candidate"] for o in observations] == [True, True, True, True, False]
     nothing = np.isnan(array(out, "stats_timepoint")).all(axis=(1, 2))
     assert nothing.tolist() == [False, False, True, False, False, False, True, True]
     expected = reference(pixels[[0, 1, 3, 4, 5], 1])
@@ -541,7 +541,7 @@ def test_options_have_the_names_of_the_yaml(collection: Path, tmp_path: Path):
     more = ["--exclude-fovs", "A/1/1", "--dtype", "float32", "--clip_anchors", "3", "--seed", "4"]
     assert main([str(collection), "--out", str(tmp_path / "out"), *options, *more]) == 0
     manifest = parse_manifest((tmp_path / "out/manifest.json").read_text())
-    assert manifest.patch_shape == (2, 1, 8, 12)
+    assert {e.shape for e in manifest.experiments} == {(2, 1, 8, 12)}
     assert {fov.fov_name for fov in manifest.fovs} == {"A/1/0"}
     assert manifest.config["clip_anchors"] == 3
     assert manifest.config["seed"] == 4
