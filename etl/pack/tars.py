@@ -75,7 +75,7 @@ def pack_shard(job: ShardJob) -> PackedShard:
     if written is not None:
         report(job.slot.size)
         return _describe(job, content, members, written)
-    with writing(job.staged) as file:
+    with writing(job.staged, members.clip_begin[job.block_first[1:]].tolist()) as file:
         _write_members(job, members, file)
     written = _Written(bytes=file.bytes, xxh3=file.xxh3, pieces=file.pieces)
     with naming_file(_record_path(job)), write_whole(_record_path(job)) as raw:
@@ -158,7 +158,6 @@ class _Spills:
 def _write_members(job: ShardJob, members: _Members, file: HashingFile) -> None:
     from webdataset.writer import TarWriter  # here, because webdataset imports torch where it is installed
 
-    block_ends = set(job.block_first.tolist())
     spills = _Spills(job)
     try:
         with TarWriter(file, user="", group="", mode=0o444, mtime=0, encoder=False) as tar:
@@ -171,8 +170,6 @@ def _write_members(job: ShardJob, members: _Members, file: HashingFile) -> None:
                     sample[f"{number:0{width}d}.npy"] = header + spills.read(fov, slot, size)
                 tar.write(sample)
                 assert tar.tarstream.offset == members.clip_begin[clip + 1], "offsets are known before writing"
-                if clip + 1 in block_ends:
-                    file.end_piece()
                 report(last - first, int(members.clip_begin[clip + 1] - members.clip_begin[clip]))
     finally:
         spills.close()

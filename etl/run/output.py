@@ -12,7 +12,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,28 +30,40 @@ _MARK = "made-by-etl.build_shards"
 
 
 class HashingFile:
-    """A file being written: counts and hashes what passes."""
+    """A file being written: counts and hashes what passes.
 
-    def __init__(self, file: BinaryIO) -> None:
+    Parameters
+    ----------
+    file
+        The file.
+    edges
+        Where pieces with a checksum of their own end, ascending, in bytes. Writers may buffer, so the bytes are told
+        apart by their place and not by the call that brings them.
+    """
+
+    def __init__(self, file: BinaryIO, edges: Iterable[int] = ()) -> None:
         self._file = file
+        self._edges = deque(edges)
         self._whole = xxhash.xxh3_64()
         self._piece = xxhash.xxh3_64()
         self.bytes = 0
         self.pieces: list[int] = []
-        """Checksums of the pieces that were ended."""
+        """Checksums of the pieces that are complete."""
 
     def write(self, data: bytes | memoryview) -> int:
         """Append."""
         self._file.write(data)
         self._whole.update(data)
-        self._piece.update(data)
-        self.bytes += len(data)
+        begin, view = self.bytes, memoryview(data)
+        self.bytes += len(view)
+        while self._edges and self._edges[0] <= self.bytes:
+            cut = self._edges.popleft() - begin
+            self._piece.update(view[:cut])
+            self.pieces.append(self._piece.intdigest())
+            self._piece.reset()
+            begin, view = begin + cut, view[cut:]
+        self._piece.update(view)
         return len(data)
-
-    def end_piece(self) -> None:
-        """Note the checksum of what was written since the last piece ended."""
-        self.pieces.append(self._piece.intdigest())
-        self._piece.reset()
 
     @property
     def xxh3(self) -> str:
@@ -59,10 +72,10 @@ class HashingFile:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[HashingFile]:
+def writing(path: Path, edges: Iterable[int] = ()) -> Iterator[HashingFile]:
     """Write a file that gets its name when the block ends; nothing is left when the block raises."""
     with naming_file(path), write_whole(path) as raw:
-        yield HashingFile(raw)
+        yield HashingFile(raw, edges)
 
 
 @contextmanager
