@@ -7,6 +7,7 @@ passed to `build_shards`.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
@@ -74,6 +75,13 @@ class ThreadUnits(ThreadPoolExecutor):
         if self._stop.is_set():
             raise Interrupted
         self._advance(done, size)
+
+
+def usable_cpus() -> int:
+    """Return how many CPUs this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def run_units(
