@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import itertools
 import json
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import xxhash
 
 from dynaclr_wds import contract
 from dynaclr_wds.contract import ARRAYS, Manifest, parse_manifest
@@ -62,13 +62,13 @@ def test_every_array_is_documented_and_has_its_dtype(arrays: dict[str, np.ndarra
 def test_every_column_and_key_is_documented(shards: Path, manifest: Manifest):
     for name in ("observations", "patches", "stats"):
         (row,) = re.findall(rf"^\| `{name}\.parquet` \|(.*)\|$", FORMAT, re.MULTILINE)
-        assert (
-            re.findall(r"`(\w+)`", re.sub(r"\([^)]*\)", "", row))
-            == pq.read_schema(shards / "index" / f"{name}.parquet").names
-        )
+        others = {label.name for label in manifest.labels} - set(contract.OWN_LABELS)
+        columns = [c for c in pq.read_schema(shards / "index" / f"{name}.parquet").names if c not in others]
+        assert re.findall(r"`(\w+)`", re.sub(r"\([^)]*\)", "", row)) == columns
     raw = json.loads((shards / "manifest.json").read_text())
     section = FORMAT[FORMAT.index("## manifest.json") : FORMAT.index("## Shards")]
-    keys = [*raw, *raw["experiments"][0], *raw["fovs"][0], *raw["strata"][0], *raw["shards"][0], *raw["files"][0]]
+    keys = [*raw, *raw["experiments"][0], *raw["fovs"][0], *raw["partitions"][0], *raw["shards"][0], *raw["files"][0]]
+    keys += [*raw["sources"][0], *raw["labels"][0]]
     assert [key for key in keys if f"`{key}`" not in section] == []
     with tarfile.open(shards / manifest.shards[0].path) as tar:
         member = next(m for m in tar.getmembers() if m.name.endswith(".json"))
@@ -79,14 +79,12 @@ def test_every_column_and_key_is_documented(shards: Path, manifest: Manifest):
 
 
 def test_every_file_has_its_size_and_checksum(shards: Path, manifest: Manifest):
-    listed = {r.path: (r.bytes, r.sha256) for r in manifest.shards} | {
-        r.path: (r.bytes, r.sha256) for r in manifest.files
-    }
+    listed = {r.path: (r.bytes, r.xxh3) for r in manifest.shards} | {r.path: (r.bytes, r.xxh3) for r in manifest.files}
     there = {str(path.relative_to(shards)) for path in shards.rglob("*") if path.is_file()}
     assert there == {*listed, "manifest.json"}
     for path, (size, digest) in listed.items():
         data = (shards / path).read_bytes()
-        assert (len(data), hashlib.sha256(data).hexdigest()) == (size, digest)
+        assert (len(data), xxhash.xxh3_64_hexdigest(data)) == (size, digest)
 
 
 def test_the_manifest_round_trips(shards: Path, manifest: Manifest):
@@ -103,20 +101,20 @@ def test_the_documented_reader_finds_the_candidates_of_the_json(
                 if member.name.endswith(".json"):
                     record = json.load(tar.extractfile(member))  # type: ignore[arg-type]
                     for number, patch in enumerate(record["patches"]):
-                        if patch["is_anchor"]:
+                        if patch["is_sample"]:
                             links[row + number] = [row + other for other in patch["candidates"]]
                     row += len(record["patches"])
-    assert example["triplets"] == links
-    assert sorted(links) == np.flatnonzero(arrays["patch_is_anchor"]).tolist()
-    assert all(links.values())
+    assert example["positives"] == links
+    assert sorted(links) == np.flatnonzero(arrays["patch_is_sample"]).tolist()
+    assert [bool(links[row]) for row in sorted(links)] == arrays["patch_has_candidate"][sorted(links)].tolist()
 
 
-def test_candidates_are_of_the_anchors_lineage_within_tau(arrays: dict[str, np.ndarray], example: dict[str, Any]):
+def test_candidates_are_of_the_samples_lineage_within_tau(arrays: dict[str, np.ndarray], example: dict[str, Any]):
     obs = arrays["patch_obs"]
-    for anchor, rows in example["triplets"].items():
+    for sample, rows in example["positives"].items():
         for row in rows:
-            assert arrays["obs_lineage"][obs[row]] == arrays["obs_lineage"][obs[anchor]]
-            assert 1 <= arrays["obs_t"][obs[row]] - arrays["obs_t"][obs[anchor]] <= 2
+            assert arrays["obs_lineage"][obs[row]] == arrays["obs_lineage"][obs[sample]]
+            assert 1 <= arrays["obs_t"][obs[row]] - arrays["obs_t"][obs[sample]] <= 2
 
 
 def test_the_documented_reader_finds_the_bytes(shards: Path, manifest: Manifest, example: dict[str, Any]):
@@ -132,7 +130,7 @@ def test_the_documented_reader_finds_the_bytes(shards: Path, manifest: Manifest,
                     with path.open("rb") as file:
                         file.seek(offset)
                         assert file.read(stored.nbytes) == stored.tobytes()
-                    assert stored.shape == manifest.patch_shape
+                    assert stored.shape == manifest.experiments[0].shape
                     row += 1
     assert row == len(example["column"]["patch_offset"])
 
@@ -143,6 +141,7 @@ def test_blocks_are_whole_clips_and_valid_tar(shards: Path, manifest: Manifest, 
     for block, shard in enumerate(arrays["block_shard"].tolist()):
         begin, end = int(arrays["block_begin"][block]), int(arrays["block_end"][block])
         data = (shards / manifest.shards[shard].path).read_bytes()
+        assert xxhash.xxh3_64_intdigest(data[begin:end]) == int(arrays["block_xxh3"][block])
         with tarfile.open(fileobj=io.BytesIO(data[begin:end])) as tar:  # without the zeros of the end
             names = [member.name for member in tar.getmembers()]
         keys = [key for key, _ in itertools.groupby(name.split(".")[0] for name in names)]
@@ -160,15 +159,18 @@ def test_columns_agree_with_each_other(shards: Path, manifest: Manifest, arrays:
     for row, seen in enumerate(observations):
         fov = manifest.fovs[arrays["obs_fov"][row]]
         assert (seen["observation"], seen["experiment"], seen["fov_name"]) == (row, fov.experiment, fov.fov_name)
-        assert seen["condition"] == fov.condition
+        for label in manifest.labels:
+            code = np.load(shards / contract.array_path(contract.label_array(label.name)), mmap_mode="r")[row]
+            assert seen[label.name] == (label.values[code] if code >= 0 else None)
         assert seen["global_track_id"] == f"{fov.experiment}/{fov.fov_name}/{arrays['obs_track_id'][row]}"
         assert patches[arrays["obs_patch"][row]]["observation"] == row
         assert (seen["t"], seen["track_index"]) == (arrays["obs_t"][row], arrays["obs_track"][row])
     order = [(p["shard"], p["block"], p["offset"]) for p in patches]
     shards_in_order = [shard.path for shard in manifest.shards]
     assert order == sorted(order, key=lambda p: (shards_in_order.index(p[0]), p[1], p[2]))
-    anchors = [p["observation"] for p in patches if p["is_anchor"]]
-    assert sorted(anchors) == [o["observation"] for o in observations if o["is_anchor"]]
+    assert sorted(p["observation"] for p in patches if p["is_sample"]) == list(range(len(observations)))
+    with_candidate = [p["observation"] for p in patches if p["has_candidate"]]
+    assert sorted(with_candidate) == [o["observation"] for o in observations if o["has_candidate"]]
     assert (
         arrays["patch_clip"].tolist()
         == np.repeat(np.arange(len(arrays["clip_lineage"])), np.diff(arrays["clip_first"])).tolist()
@@ -182,5 +184,15 @@ def test_members_have_no_owner_and_no_time(shards: Path, manifest: Manifest):
     assert marks == {(0, 0, "", "", 0o444, 0, tarfile.REGTYPE)}
 
 
+def test_the_manifests_checksum_is_as_documented(shards: Path):
+    raw = json.loads((shards / "manifest.json").read_text())
+    expected = raw.pop("xxh3")
+    text = json.dumps(raw, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    assert xxhash.xxh3_64_hexdigest(text.encode()) == expected
+
+
 def test_names_are_safe_as_paths():
-    assert contract.shard_path("Exp 1/β", "A.b~c", 7) == "Exp%201%2F%CE%B2/A%2Eb%7Ec-000007.tar"
+    assert (
+        contract.shard_path(("a" * 300, None), 0) == f"{'a' * 83}-{xxhash.xxh3_64_hexdigest(b'a' * 300)}/~-000000.tar"
+    )
+    assert contract.shard_path(("Exp 1/β", "A.b~c"), 7) == "Exp%201%2F%CE%B2/A%2Eb%7Ec-000007.tar"

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import json
 import os
+import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Int, UInt64
@@ -156,25 +156,33 @@ class _Spills:
 
 
 def _write_members(job: ShardJob, members: _Members, file: HashingFile) -> None:
-    from webdataset.writer import TarWriter  # here, because webdataset imports torch where it is installed
-
     spills = _Spills(job)
     try:
-        with TarWriter(file, user="", group="", mode=0o444, mtime=0, encoder=False) as tar:
-            for clip, text in enumerate(members.texts):
-                first, last = job.clip_first[clip : clip + 2].tolist()
-                width, fov, experiment = name_digits(last - first), int(job.clip_fov[clip]), job.experiment_of(clip)
-                header, size = npy_header(experiment.dtype, experiment.shape), experiment.patch_bytes
-                sample: dict[str, Any] = {"__key__": job.keys[clip], "json": text}
-                for number, slot in enumerate(job.slot[first:last].tolist()):
-                    sample[f"{number:0{width}d}.npy"] = header + spills.read(fov, slot, size)
-                tar.write(sample)
-                assert tar.tarstream.offset == members.clip_begin[clip + 1], "offsets are known before writing"
-                report(last - first, int(members.clip_begin[clip + 1] - members.clip_begin[clip]))
+        for clip, text in enumerate(members.texts):
+            first, last = job.clip_first[clip : clip + 2].tolist()
+            width, fov, experiment = name_digits(last - first), int(job.clip_fov[clip]), job.experiment_of(clip)
+            header, size = npy_header(experiment.dtype, experiment.shape), experiment.patch_bytes
+            for number, slot in enumerate(job.slot[first:last].tolist()):
+                _write_member(file, f"{job.keys[clip]}.{number:0{width}d}.npy", header, spills.read(fov, slot, size))
+            _write_member(file, f"{job.keys[clip]}.json", text)
+            assert file.bytes == members.clip_begin[clip + 1], "offsets are known before writing"
+            report(last - first, int(members.clip_begin[clip + 1] - members.clip_begin[clip]))
     finally:
         spills.close()
+    file.write(bytes(2 * MEMBER_HEADER))
+    file.write(bytes(-file.bytes % tarfile.RECORDSIZE))
     end = int(members.clip_begin[-1])
     assert end + 1024 <= file.bytes <= end + TAR_TAIL, "a tar ends with two blocks of zeros, filled up"
+
+
+def _write_member(file: HashingFile, name: str, *parts: bytes) -> None:
+    """Append one member: a ustar header without owner and time, the data, zeros up to whole 512 bytes."""
+    info = tarfile.TarInfo(name)
+    info.size, info.mode = sum(map(len, parts)), 0o444
+    file.write(info.tobuf(tarfile.USTAR_FORMAT))
+    for part in parts:
+        file.write(part)
+    file.write(bytes(-info.size % MEMBER_HEADER))
 
 
 def _describe(job: ShardJob, content: str, members: _Members, written: _Written) -> PackedShard:
