@@ -19,8 +19,8 @@ BuildOptions = Mapping[str, Sequence[int | float] | None]
 def build_from_yaml(experiments_yaml: str, shards: str, wanted: BuildOptions) -> None:
     """Build shards unless those that are there come from the same config.
 
-    Runs `python -m etl.build_shards`, which itself says when there is nothing to do: the ETL is a program
-    of its own, so that training needs none of its dependencies in memory.
+    Runs `python -m etl.build_shards`, which brings a set up to date or says that there is nothing to do. The ETL is a
+    program of its own, so that training needs none of its dependencies in memory.
 
     What the YAML's `shards:` section leaves open is as `wanted`; or as in the set that is there, where that holds
     what is wanted: asking for narrower patches is no reason to build again. A set of another config is replaced, with
@@ -65,7 +65,7 @@ def build_from_yaml(experiments_yaml: str, shards: str, wanted: BuildOptions) ->
 
 def _read_found(root: Path) -> Manifest | None:
     path = root / MANIFEST
-    return parse_manifest(path.read_text(), str(path)) if path.is_file() else None
+    return parse_manifest(path.read_bytes(), str(path)) if path.is_file() else None
 
 
 def _plan_options(

@@ -8,11 +8,10 @@ import hashlib
 import json
 import multiprocessing
 import os
-import random
 import shutil
-import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -38,6 +37,8 @@ from dynaclr_wds.errors import BuildError, ConfigError, PlateError
 from etl.build_shards import build_shards, main
 from etl.cut.frames import plan_runs
 from etl.run.executors import Interrupted, report
+from etl.run.output import OutFolder
+from etl.run.progress import Progress
 from etl.source.experiments import parse_build_config
 from tests.plates import make_collection, write_experiments, write_plate, write_tracks
 
@@ -367,22 +368,6 @@ def test_a_build_killed_anywhere_ends_with_the_same_bytes(
     assert digests(out) == digests(built[0])
 
 
-def test_a_build_killed_by_a_signal_ends_with_the_same_bytes(
-    collection: Path, built: tuple[Path, Manifest], tmp_path: Path
-):
-    out = tmp_path / "out"
-    command = [sys.executable, "-m", "etl.build_shards", str(collection), "--out", str(out), "--quiet"]
-    process = subprocess.Popen(command)
-    limit = time.monotonic() + 30
-    while not list(out.glob(".build-*/*")) and process.poll() is None and time.monotonic() < limit:
-        time.sleep(0.002)
-    time.sleep(random.Random(os.getpid()).uniform(0, 0.3))
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    build(collection, out, workers=2)
-    assert digests(out) == digests(built[0])
-
-
 def test_finished_work_is_kept_by_the_next_run(
     collection: Path, built: tuple[Path, Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -594,12 +579,43 @@ def test_processes_run_the_same_units_to_the_same_bytes(collection: Path, built:
 
 
 def test_a_second_build_waits_for_the_first(collection: Path, built: tuple[Path, Manifest], tmp_path: Path):
-    command = [sys.executable, "-m", "etl.build_shards", str(collection), "--out", str(tmp_path / "out")]
-    both = [subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) for _ in range(2)]
-    told = [process.communicate()[1] for process in both]
-    assert [process.returncode for process in both] == [0, 0]
-    assert sum("up to date" in text for text in told) == 1
-    assert digests(tmp_path / "out") == digests(built[0])
+    out, told, waits = tmp_path / "out", [], threading.Event()
+
+    class Telling(Progress):
+        def say(self, text: str) -> None:
+            told.append(text)
+            waits.set()
+
+    config = parse_build_config(collection, {})
+    second = threading.Thread(target=build_shards, args=(config, out), kwargs={"progress": Telling()})
+    with OutFolder(out, config.token).locked(lambda: None):
+        second.start()
+        assert waits.wait(30)
+        assert told == [f"{out}: another build is running there; waiting for it to end."]
+    second.join(60)
+    assert digests(out) == digests(built[0])
+
+
+def test_ctrl_c_during_imports_is_one_line(tmp_path: Path):
+    (tmp_path / "duckdb.py").write_text("raise KeyboardInterrupt")
+    (tmp_path / "experiments.yaml").write_text("experiments: []")
+    (tmp_path / "yaml.py").write_text("raise KeyboardInterrupt")
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    command = [sys.executable, "-m", "etl.build_shards", "experiments.yaml"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=tmp_path, env=os.environ | {"PYTHONPATH": path}
+    )
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == "stopped. Give the same command again to go on.\n"
+
+
+def test_a_disk_that_fails_is_named_with_the_file(collection: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def failing(*_: Any) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "pread", failing)
+    with pytest.raises(BuildError, match=r"fov-[0-9a-f]{16}\.patches: Input/output error \(errno 5\). The disk failed"):
+        build(collection, tmp_path / "out")
 
 
 def test_reading_the_command_line_loads_no_torch():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,12 +11,14 @@ from typing import Any
 
 import pytest
 
-import etl.run.commit
 import etl.run.stages
-from dynaclr_wds.contract import MANIFEST
-from etl.run.commit import list_files
-from tests.test_build import SMALL, Killed, build, digests
+from dynaclr_wds.contract import MANIFEST, Manifest
+from etl.build_shards import build_shards
+from etl.run.commit import commit, finish_commits
+from etl.run.output import OutFolder
+from etl.source.experiments import parse_build_config
 from tests.plates import make_collection
+from tests.test_build import Killed, build, digests
 
 
 @pytest.mark.slow
@@ -25,43 +29,70 @@ def test_builds_that_are_killed_at_random_end_with_the_same_bytes():
     assert "all ended in the same bytes" in done.stdout
 
 
+@pytest.fixture(scope="module")
+def staged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, OutFolder, Manifest, dict[str, str]]:
+    """A set whose successor is staged but not put in place; and the bytes that the successor must have."""
+    root = tmp_path_factory.mktemp("staged")
+    collection = make_collection(root / "collection", experiments=1, lineages=2)
+    config = parse_build_config(collection, {"seed": 1, "yx_patch_size": [8, 8]})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        build(collection, root / "out")
+        manifest = build_shards(config, root / "expected")
+        patch.setattr(etl.run.stages, "commit", lambda *_: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            build_shards(config, root / "out", replace=True)
+    return root / "out", OutFolder(root / "out", config.token), manifest, digests(root / "expected")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("step", ["rename_whole", "_remove", "discard_work", "write_whole"])
-def test_a_build_killed_at_any_step_of_its_commit_ends_with_the_same_bytes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+def test_a_commit_that_is_killed_before_any_of_its_steps_is_carried_out_by_the_next_run(
+    staged: tuple[Path, OutFolder, Manifest, dict[str, str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr("os.fsync", lambda _: None)
-    collection = make_collection(tmp_path / "collection", experiments=1, **SMALL)
-    build(collection, tmp_path / "expected", seed=1, yx_patch_size=[8, 8])
-    build(collection, tmp_path / "old")
-    for last in range(1, 60, 9):
-        out, calls = tmp_path / f"out{last}", 0
-        subprocess.run(["cp", "-a", str(tmp_path / "old"), str(out)], check=True)
-        original = getattr(etl.run.commit, step)
+    ready, folder, manifest, expected = staged
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    old = digests(ready)
+    for last in range(1, 1000, 3):
+        out = tmp_path / f"out{last}"
+        shutil.copytree(ready, out)
+        copy = OutFolder(out, folder.token)
+        ended = _commit_until(copy, manifest, last, monkeypatch)
+        if not ended:
+            absent = not (out / MANIFEST).exists()
+            assert absent or digests(out)[MANIFEST] in (old[MANIFEST], expected[MANIFEST])
+            finish_commits(copy)
+            if (out / MANIFEST).exists() and digests(out)[MANIFEST] == old[MANIFEST]:
+                commit(copy, manifest)  # killed before the first step that counts
+        found = {path: digest for path, digest in digests(out).items() if not path.startswith(".build-")}
+        assert found == expected
+        shutil.rmtree(out)
+        if ended:
+            assert last > 50
+            return
+    pytest.fail("the commit has no end")
 
-        def dying(*arguments: Any, original: Any = original, last: int = last) -> Any:
-            nonlocal calls
-            calls += 1
-            if calls == last:
+
+def _commit_until(folder: OutFolder, manifest: Manifest, last: int, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Commit, dying before a step; return whether it ended before."""
+    steps = 0
+
+    def counted(original: Any) -> Any:
+        def step(*arguments: Any, **keywords: Any) -> Any:
+            nonlocal steps
+            steps += 1
+            if steps >= last:
                 raise Killed
-            return original(*arguments)
+            return original(*arguments, **keywords)
 
-        with monkeypatch.context() as patch:
-            patch.setattr(etl.run.commit, step, dying)
-            try:
-                replace(collection, out)
-            except Killed:
-                assert not (out / MANIFEST).exists() or step in ("write_whole", "discard_work")
-                replace(collection, out)
-            else:
-                assert digests(out) == digests(tmp_path / "expected")
-                return
-        assert digests(out) == digests(tmp_path / "expected")
+        return step
 
-
-def replace(collection: Path, out: Path) -> None:
-    from etl.build_shards import build_shards
-    from etl.source.experiments import parse_build_config
-
-    build_shards(parse_build_config(collection, {"seed": 1, "yx_patch_size": [8, 8]}), out, replace=True)
-    assert set(list_files(etl.run.stages.parse_manifest((out / MANIFEST).read_bytes()))) <= set(digests(out))
+    with monkeypatch.context() as patch:
+        for name in ("replace", "unlink", "rmdir", "mkdir"):
+            patch.setattr(Path, name, counted(getattr(Path, name)))
+        try:
+            commit(folder, manifest)
+        except Killed:
+            return False
+    return True

@@ -19,6 +19,9 @@ from etl.pack.contents import SetContents
 COLUMNS = ("track_id", "parent_track_id", "id", "t", "hpi", "z", "y", "x", "y_clamp", "x_clamp")
 """Columns of the observations that stand in a clip's JSON."""
 
+_TEXT_BYTES_PER_PATCH = 1500
+"""JSON and tar headers."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardFov:
@@ -134,6 +137,12 @@ def plan_shard_job(
         frame_statistics=levels.timepoint[frame_rows, :channels],
         slot=contents.obs_slot[obs],
     )
+
+
+def estimate_shard_bytes(job: ShardJob) -> int:
+    """Estimate the size of a shard: its pixels, and a little for what is said of them."""
+    sizes = np.array([job.experiment_of(clip).patch_bytes for clip in range(len(job.keys))], np.int64)
+    return int(np.diff(job.clip_first) @ (sizes + _TEXT_BYTES_PER_PATCH))
 
 
 def _plan_fov(contents: SetContents, row: int) -> ShardFov:

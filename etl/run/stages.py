@@ -35,7 +35,7 @@ from etl.layout.jobs import (
 from etl.pack.contents import SetContents, estimate_clip_bytes
 from etl.pack.manifest import make_manifest, write_index
 from etl.pack.previous import PreviousSet, load_arrays, read_previous
-from etl.pack.shard_jobs import plan_shard_job
+from etl.pack.shard_jobs import ShardJob, estimate_shard_bytes, plan_shard_job
 from etl.pack.tars import PackedShard, pack_shard
 from etl.run.commit import commit, finish_commits
 from etl.run.executors import MakeExecutor, ThreadUnits, run_units
@@ -250,34 +250,46 @@ class _Build:
     def _pack(self, contents: SetContents, cuts: CutPlan, is_cut: set[tuple[str, str]]) -> tuple[PackedShard, ...]:
         """Write the shards that are not there; cut what they need and was not cut yet."""
         packed: dict[int, PackedShard] = {}
-        todo: dict[int, int] = {}
-        needed: set[tuple[str, str]] = set()
         earlier: dict[int, tuple[Path, str]] = {}
-        for number in range(len(contents.paths)):
+        needed: set[tuple[str, str]] = set()
+        new_bytes = 0
+        for number in range(len(contents.paths)) if self._previous is not None else ():
             job = plan_shard_job(contents, number, self._folder.staged)
-            record = self._previous.find_shard(job.path, job.content) if self._previous is not None else None
-            if record is not None and self._previous is not None:
-                located = self._previous.locate(record, job.partition)
-                if located is not None:
-                    packed[number] = located
-                    continue
-                earlier[number] = (self._folder.out / record.path, record.xxh3)
+            kept = self._find_kept(job)
+            if isinstance(kept, PackedShard):
+                packed[number] = kept
+            elif kept is not None:
+                earlier[number] = kept
             else:
                 needed |= {(fov.fov.experiment, fov.fov.fov_name) for fov in job.fovs}
-            todo[number] = job.slot.size
-        self._cut({key: cuts.jobs[key] for key in cuts.jobs if key in needed - is_cut})
-        if packed and todo:
+                new_bytes += estimate_shard_bytes(job)
+        cut_bytes = sum(cuts.jobs[key].t.size * cuts.jobs[key].patch_bytes for key in needed | is_cut)
+        self._folder.check_space(cut_bytes + new_bytes)
+        self._cut({key: job for key, job in cuts.jobs.items() if key in needed - is_cut})
+        todo = [number for number in range(len(contents.paths)) if number not in packed]
+        if packed:
             self._progress.say(f"pack: {len(packed)} shards are kept, {len(todo)} are written")
         packed |= self._write(contents, todo, earlier)
         return tuple(packed[number] for number in range(len(contents.paths)))
 
+    def _find_kept(self, job: ShardJob) -> PackedShard | tuple[Path, str] | None:
+        """Find a shard in the set that is there: as it stands in the index, or as a file and its checksum."""
+        record = self._previous.find_shard(job.path, job.content) if self._previous is not None else None
+        if record is None or self._previous is None:
+            return None
+        return self._previous.locate(record, job.partition) or (self._folder.out / record.path, record.xxh3)
+
     def _write(
-        self, contents: SetContents, todo: Mapping[int, int], earlier: Mapping[int, tuple[Path, str]]
+        self, contents: SetContents, todo: Sequence[int], earlier: Mapping[int, tuple[Path, str]]
     ) -> dict[int, PackedShard]:
+        if not todo:
+            return {}
         workers = self._config.workers
+        edges = contents.clips.clip_first[contents.shards.shard_first]
+        patches = int(np.diff(edges)[list(todo)].sum())
         jobs = (plan_shard_job(contents, n, self._folder.staged, *earlier.get(n, (None, ""))) for n in todo)
         with (
-            self._progress.stage("pack", sum(todo.values()), "patches") as advance,
+            self._progress.stage("pack", patches, "patches") as advance,
             self._make_executor(workers, advance) as pool,
         ):
             return dict(zip(todo, run_units(pool, pack_shard, jobs, workers), strict=True))
