@@ -135,7 +135,7 @@ def print_summary(manifest: Manifest) -> None:
         table.add_column(name.replace("_", " "), justify="right")
     for partition in manifest.partitions:
         numbers = [f"{getattr(partition, name):,}" for name in counts]
-        table.add_row(*(value or "" for value in partition.labels.values()), *numbers)
+        table.add_row(*(partition.labels[name] or "" for name in manifest.shard_by), *numbers)
     if len(manifest.partitions) > 1:
         table.add_section()
         sums = [f"{sum(getattr(p, name) for p in manifest.partitions):,}" for name in counts]
