@@ -44,7 +44,7 @@ class Block(NamedTuple):
 
 def parse_blocks(document: Path, text: str) -> list[Block]:
     """List the blocks that run: all but listings (`text`) and those below a comment `<!-- not run: reason -->`."""
-    found = re.finditer(r"^(<!-- not run: \S.*-->\n)?```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    found = re.finditer(r"^(<!-- not run: \S[^\n]*-->\n)?```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
     return [
         Block(document, text.count("\n", 0, m.start(2)) + 1, m[2], m[3]) for m in found if not m[1] and m[2] != "text"
     ]
