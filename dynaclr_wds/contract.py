@@ -292,7 +292,7 @@ def _parse_value(hint: Any, raw: Any, where: str) -> Any:
     if hint is Any:
         return raw
     if dataclasses.is_dataclass(hint):
-        return _parse_record(hint, raw, where)  # type: ignore[type-var]
+        return _parse_record(typing.cast(type, hint), raw, where)
     if origin in (typing.Union, types.UnionType):
         return None if raw is None else _parse_value(next(a for a in args if a is not type(None)), raw, where)
     if origin is tuple and isinstance(raw, list) and (args[-1] is Ellipsis or len(raw) == len(args)):
@@ -300,7 +300,7 @@ def _parse_value(hint: Any, raw: Any, where: str) -> Any:
         return tuple(_parse_value(k, v, f"{where}[{n}]") for n, (k, v) in enumerate(zip(kinds, raw, strict=True)))
     if origin is Mapping and isinstance(raw, dict):
         return {key: _parse_value(args[1], value, f"{where}.{key}") for key, value in raw.items()}
-    wanted = {float: (float, int)}.get(hint, hint) if isinstance(hint, type) else ()
+    wanted: tuple[type, ...] = (float, int) if hint is float else (hint,) if isinstance(hint, type) else ()
     if not isinstance(raw, wanted) or isinstance(raw, bool) != (hint is bool):
         raise FormatError(f"{where}={raw!r} is not of type {getattr(hint, '__name__', hint)}.")
     return raw
@@ -308,10 +308,11 @@ def _parse_value(hint: Any, raw: Any, where: str) -> Any:
 
 def _check_manifest(manifest: Manifest, where: str) -> None:
     """Check what no single value shows: paths, and that records refer to records that are there."""
-    for record in (*manifest.shards, *manifest.files):
-        check_relative_path(record.path, where)
-        if record.bytes < 0:
-            raise FormatError(f"{where}: {record.path} has {record.bytes} bytes.")
+    sizes = [(s.path, s.bytes) for s in manifest.shards] + [(f.path, f.bytes) for f in manifest.files]
+    for path, size in sizes:
+        check_relative_path(path, where)
+        if size < 0:
+            raise FormatError(f"{where}: bytes={size} of {path!r} must be >= 0. Build the shards again.")
     names = {experiment.name for experiment in manifest.experiments}
     for experiment in manifest.experiments:
         _check_experiment(experiment, where)
@@ -376,9 +377,9 @@ def array_path(name: str) -> str:
     return f"{ARRAYS_DIR}/{name}.npy"
 
 
-def label_path(name: str) -> str:
-    """Path of a label's array, relative to the manifest."""
-    return array_path(f"label_{quote_name(name)}")
+def label_array(name: str) -> str:
+    """Return the name of a label's array."""
+    return f"label_{quote_name(name)}"
 
 
 _MOST_NAME = 100

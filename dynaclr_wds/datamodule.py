@@ -324,16 +324,16 @@ class MultiExperimentDataModule(LightningDataModule):
         )
 
     def _make_transform(self, shards: ShardSet, crop: Crop) -> BatchTransform:
-        channels = shards.manifest.patch_shape[0]
+        channels = max(e.shape[0] for e in shards.manifest.experiments)
         known = [c for c in self.channel_dropout_channels if c < channels]
         if len(known) < len(self.channel_dropout_channels):
             rank_zero_info(
                 f"Channel dropout: of {self.channel_dropout_channels}, the {channels} channels hold {known}."
             )
         final = self.final_yx_patch_size
-        if final is not None and (final[0] > crop.shape[1] or final[1] > crop.shape[2]):
+        if final is not None and (final[0] > crop.yx_shape[0] or final[1] > crop.yx_shape[1]):
             raise ValueError(
-                f"final_yx_patch_size={tuple(final)} is larger than the patches that are read, {crop.shape[1:]}. "
+                f"final_yx_patch_size={tuple(final)} is larger than the patches that are read, {crop.yx_shape}. "
                 "Ask for less, or read more with yx_patch_size."
             )
         return BatchTransform(

@@ -50,14 +50,17 @@ class ShardSet:
         manifest = contract.parse_manifest(path.read_text(), str(path))
         for path_and_size in [(f.path, f.bytes) for f in manifest.files] + [(s.path, s.bytes) for s in manifest.shards]:
             _check_size(root / path_and_size[0], path_and_size[1])
-        arrays = {name: _map_array(root, name, dtype) for name, dtype in contract.ARRAYS.items()}
+        kinds = contract.ARRAYS | {
+            f"label_{contract.quote_name(r.name)}": contract.LABEL_DTYPE for r in manifest.labels
+        }
+        arrays = {name: _map_array(root, name, dtype) for name, dtype in kinds.items()}
         return cls(root=root, manifest=manifest, arrays=arrays)
 
     @cached_property
     def z_range(self) -> tuple[int, int]:
         """Stored slices of the plates' stack, start and stop."""
         stored = self.manifest.config.get("z_range")
-        return (int(stored[0]), int(stored[1])) if stored else (0, self.manifest.patch_shape[1])
+        return (int(stored[0]), int(stored[1])) if stored else (0, max(e.shape[1] for e in self.manifest.experiments))
 
     @property
     def experiments(self) -> tuple[str, ...]:
@@ -71,24 +74,37 @@ class ShardSet:
         return np.array([number[fov.experiment] for fov in self.manifest.fovs], np.int64)
 
     @cached_property
+    def clip_experiment(self) -> Int64[np.ndarray, " c"]:
+        """Experiment of each clip, as its place in `experiments`."""
+        a = self.arrays
+        return self.fov_experiment[a["obs_fov"][a["patch_obs"][a["clip_first"][:-1]]]]
+
+    @cached_property
     def columns(self) -> PlanColumns:
         """What the plan reads."""
         a = self.arrays
-        shard_stratum = np.array([s.stratum for s in self.manifest.shards], np.int32)
+        shard_partition = np.array([s.partition for s in self.manifest.shards], np.int32)
         return PlanColumns(
             patch_obs=a["patch_obs"],
             patch_clip=a["patch_clip"],
             patch_t=a["patch_t"],
-            patch_is_anchor=a["patch_is_anchor"],
+            patch_is_anchor=a["patch_has_candidate"],
             clip_first=a["clip_first"],
             clip_lineage=a["clip_lineage"],
             clip_block=a["clip_block"],
             block_first=a["block_first"],
             block_bytes=a["block_end"] - a["block_begin"],
-            block_stratum=shard_stratum[a["block_shard"]],
+            block_stratum=shard_partition[a["block_shard"]],
             obs_track=a["obs_track"],
             obs_fov=a["obs_fov"],
         )
+
+    def labels_of(self, observation: int) -> dict[str, str | None]:
+        """Return the label values of an observation."""
+        codes = {
+            r.name: int(self.arrays[f"label_{contract.quote_name(r.name)}"][observation]) for r in self.manifest.labels
+        }
+        return {r.name: r.values[codes[r.name]] if codes[r.name] >= 0 else None for r in self.manifest.labels}
 
     def check_experiments(self, names: Collection[str], where: str) -> None:
         """Raise if a name is not one of the set's experiments.
@@ -132,7 +148,7 @@ class ShardSet:
         self.check_experiments(experiments, "experiments")
         records = {e.name: e for e in self.manifest.experiments}
         strata = read_strata(
-            [(s.experiment, s.condition) for s in self.manifest.strata],
+            [(str(p.labels["experiment"]), str(p.labels["condition"])) for p in self.manifest.partitions],
             {name: (e.interval_minutes, e.start_hpi) for name, e in records.items()},
             tau_range_hours,
         )

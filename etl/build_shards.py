@@ -19,7 +19,7 @@ from dynaclr_wds.contract import MANIFEST, Manifest, parse_manifest
 from dynaclr_wds.errors import BuildError, ConfigError, FormatError, PlateError
 from etl.cut.frames import FovCut, cut_fovs
 from etl.cut.intensities import plan_intensities
-from etl.index import Index, build_index, drop_observations
+from etl.index import Index, build_index, drop_observations, label_codes
 from etl.layout.clips import Clips, plan_shards
 from etl.layout.jobs import (
     SpillPlan,
@@ -138,9 +138,10 @@ def _run(
 
 
 def _clip_bytes(spill: SpillPlan, clips: Clips) -> Any:
-    job = np.array([job.patch_bytes for job in spill.jobs])
-    channels = len(spill.jobs[0].channels)
-    return estimate_clip_bytes(clips, job[spill.obs_job[clips.clip_head]], channels)
+    job = spill.obs_job[clips.clip_head]
+    patch_bytes = np.array([job.patch_bytes for job in spill.jobs])
+    channels = np.array([len(job.channels) for job in spill.jobs])
+    return estimate_clip_bytes(clips, patch_bytes[job], channels[job])
 
 
 def _find_kept(index: Index, spill: SpillPlan, cuts: Sequence[FovCut]) -> Any:
@@ -165,17 +166,18 @@ def _plan_pack(
     """Gather all that the shards are made of."""
     by_name = dict(zip(spill.names, cuts, strict=True))
     experiments = plan_experiments(config, plates)
-    any_job = spill.jobs[0]
     return PackJob(
         clips=clips,
         keys=keys,
-        shards=plan_shards(clips.clip_stratum, sizes, config.shard_bytes, config.block_bytes),
-        strata=index.strata,
+        shards=plan_shards(clips.clip_partition, sizes, config.shard_bytes, config.block_bytes),
+        labels=index.labels,
+        label_codes={label.name: label_codes(index.observations, label) for label in index.labels},
+        shard_by=config.shard_by,
+        partitions=index.partitions,
         fovs=index.fovs,
         experiments=experiments,
         columns=read_columns(index.observations),
         lineage_ids=lineage_ids(index),
-        patch_shape=(len(any_job.channels), any_job.z.stop - any_job.z.start, *any_job.yx),
         intensities=plan_intensities(
             index.fovs,
             index_fovs(index, plates),
@@ -233,7 +235,8 @@ def make_parser() -> argparse.ArgumentParser:
     option("yx_patch_size", "height and width of a patch in pixels (default: 256 256)", nargs=2, type=int, metavar="N")
     option("z_range", "first slice, one past the last (default: the whole stack)", nargs=2, type=int, metavar="Z")
     option("tau_range_hours", "hours from anchor to positive (default: 0.5 2.0)", nargs=2, type=float, metavar="H")
-    option("clip_anchors", "anchors per clip (default: twice the longest tau in frames, at least 8)", type=int)
+    option("clip_anchors", "cells per clip (default: eight times the longest tau in frames, at least 8)", type=int)
+    option("shard_by", "labels to partition shards by (default: experiment condition)", nargs="+", metavar="LABEL")
     option("shard_bytes", "largest size of a shard (default: 512 MiB)", type=int)
     option("block_bytes", "size of a block, the unit of streaming (default: 8 MiB)", type=int)
     option("dtype", "of the stored patches (default: source)", choices=("source", "float16", "float32"))

@@ -1,4 +1,4 @@
-"""Track tables to the index: which cells exist, whose descendants they are, which are anchors.
+"""Track tables to the index: which cells exist, whose descendants they are, which have candidates.
 
 The queries are in `etl/sql/`, one a file, and run in DuckDB on integer keys; names are joined on at
 the end, as dictionaries. Rows come out in one order whatever the number of threads. No pixel is
@@ -16,9 +16,10 @@ from typing import Any
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from jaxtyping import Bool, Int32
 
-from dynaclr_wds.contract import FovRecord
+from dynaclr_wds.contract import NO_ID, OWN_LABELS, FovRecord, LabelRecord
 from dynaclr_wds.errors import ConfigError
 from etl.source.experiments import BuildConfig
 from etl.source.plates import Plate
@@ -36,16 +37,18 @@ class Index:
     Names (`experiment`, `fov_name`, `well`, `condition`, `global_track_id`, `lineage_id`) are dictionary-encoded
     strings. Integers: `track_id`, `parent_track_id`, `id`, `parent_id` as in the track table (-1 without one), `t`
     in frames, `y_clamp`, `x_clamp` the centre of the patch in pixels, and the dense numbers `experiment_index`
-    (entry of the YAML), `fov_index`, `stratum_index`, `track_index`, `lineage_index`. Floats: centroid `z`, `y`, `x`
-    in pixels (`z` null where not tracked), `hpi` in hours. Flags: `is_anchor`, `is_candidate`.
+    (entry of the YAML), `fov_index`, `partition_index`, `track_index`, `lineage_index`. Floats: centroid `z`, `y`, `x`
+    in pixels (`z` null where not tracked), `hpi` in hours. Flags: `has_candidate`, `is_candidate`.
     """
     tracks: pa.Table
     """One row per track with kept observations: `track_index` (the row number), `lineage_index`, `parent_track_index`
     (its nearest ancestor in this table, -1 without any)."""
     fovs: tuple[FovRecord, ...]
     """FOVs with kept observations, in order of `fov_index`."""
-    strata: tuple[tuple[str, str], ...]
-    """(experiment, condition) with kept observations, in order of `stratum_index`."""
+    labels: tuple[LabelRecord, ...]
+    """Labels of the observations, each a dictionary-encoded column of `observations` with nulls."""
+    partitions: tuple[Mapping[str, str | None], ...]
+    """Label → value of `shard_by`, in order of `partition_index`."""
     dropped: Mapping[str, Mapping[str, int]]
     """Experiment → reason → observations left out."""
 
@@ -93,17 +96,21 @@ def build_index(config: BuildConfig, plates: Mapping[str, Plate]) -> Index:
             "Compare tracks_path, condition_wells, include_wells and exclude_fovs."
         )
     tau_frames = {experiment.name: config.tau_frames(experiment) for experiment in config.experiments}
+    named = mark_candidates(_name_observations(config, observations, tracks, fovs), tau_frames)
+    labels = list_labels(config, named)
+    named, partitions = number_partitions(config.shard_by, labels, named)
     return Index(
-        observations=mark_anchors(_name_observations(observations, tracks, fovs), tau_frames),
+        observations=named,
         tracks=tracks.select(["track_index", "lineage_index", "parent_track_index"]),
         fovs=tuple(FovRecord(**{name: fov[name] for name in FovRecord.__slots__}) for fov in fovs),
-        strata=_list_strata(fovs),
+        labels=labels,
+        partitions=partitions,
         dropped=dropped,
     )
 
 
-def mark_anchors(observations: pa.Table, tau_frames: Mapping[str, tuple[int, int]]) -> pa.Table:
-    """Set `is_anchor` and `is_candidate` from the rows that are there.
+def mark_candidates(observations: pa.Table, tau_frames: Mapping[str, tuple[int, int]]) -> pa.Table:
+    """Set `has_candidate` and `is_candidate` from the rows that are there.
 
     An anchor has another observation of its lineage at t + τ for a τ of the range, τ ≠ 0; a candidate
     has one at t - τ, so that it may be the positive of an anchor.
@@ -135,8 +142,8 @@ def mark_anchors(observations: pa.Table, tau_frames: Mapping[str, tuple[int, int
     with duckdb.connect() as con:
         con.register("observations", cells)
         con.register("tau", pa.table(tau))
-        flags = _read(con, "anchors").to_arrow_table()
-    for name in ("is_anchor", "is_candidate"):
+        flags = _read(con, "candidates").to_arrow_table()
+    for name in ("has_candidate", "is_candidate"):
         observations = _set_column(observations, name, flags[name])
     return observations
 
@@ -174,7 +181,7 @@ def drop_observations(
     observations = index.observations.filter(pa.array(keep))
     sizes = {
         "fov_index": len(index.fovs),
-        "stratum_index": len(index.strata),
+        "partition_index": len(index.partitions),
         "track_index": len(index.tracks),
         "lineage_index": len(index.tracks),
     }
@@ -183,10 +190,11 @@ def drop_observations(
         observations = _set_column(observations, name, pa.array(numbers[observations[name].to_numpy()]))
     observations = _set_column(observations, "observation", pa.array(np.arange(len(observations), dtype=np.int32)))
     return Index(
-        observations=mark_anchors(observations, tau_frames),
+        observations=mark_candidates(observations, tau_frames),
         tracks=_renumber_tracks(index.tracks, new["track_index"], new["lineage_index"]),
         fovs=tuple(fov for fov, number in zip(index.fovs, new["fov_index"], strict=True) if number >= 0),
-        strata=tuple(pair for pair, number in zip(index.strata, new["stratum_index"], strict=True) if number >= 0),
+        labels=index.labels,
+        partitions=tuple(p for p, number in zip(index.partitions, new["partition_index"], strict=True) if number >= 0),
         dropped=dropped,
     )
 
@@ -248,14 +256,14 @@ _FOVS = pa.schema(
 )
 
 
-def _list_strata(fovs: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, str], ...]:
-    pairs = {fov["stratum_index"]: (fov["experiment"], fov["condition"]) for fov in fovs}
-    return tuple(pairs[number] for number in sorted(pairs))
-
-
-def _name_observations(observations: pa.Table, tracks: pa.Table, fovs: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """Add row numbers and names; a name is one dictionary entry, however many rows have it."""
+def _name_observations(
+    config: BuildConfig, observations: pa.Table, tracks: pa.Table, fovs: Sequence[Mapping[str, Any]]
+) -> pa.Table:
+    """Add row numbers, names and labels; a value is one dictionary entry, however many rows have it."""
     per_fov = {name: [fov[name] for fov in fovs] for name in ("experiment", "fov_name", "well", "condition")}
+    experiments = {experiment.name: experiment for experiment in config.experiments}
+    for name in dict.fromkeys(name for experiment in config.experiments for name in experiment.labels):
+        per_fov[name] = [experiments[fov["experiment"]].labels.get(name) for fov in fovs]
     per_track = {name: tracks[name].combine_chunks() for name in ("global_track_id", "lineage_id")}
     names = {name: ("fov_index", pa.array(values, pa.string())) for name, values in per_fov.items()}
     names |= {name: ("track_index", values) for name, values in per_track.items()}
@@ -263,6 +271,43 @@ def _name_observations(observations: pa.Table, tracks: pa.Table, fovs: Sequence[
     for name, (number, values) in names.items():
         columns[name] = values.dictionary_encode().take(observations[number].combine_chunks())
     return pa.table(columns | {name: observations[name] for name in observations.column_names})
+
+
+def list_labels(config: BuildConfig, observations: pa.Table) -> tuple[LabelRecord, ...]:
+    """List the labels and their values: experiments and conditions in the order of the YAML, others sorted."""
+    conditions = [c for experiment in config.experiments for c in experiment.conditions]
+    order = {"experiment": [e.name for e in config.experiments], "condition": list(dict.fromkeys(conditions))}
+    names = dict.fromkeys((*OWN_LABELS, *(name for e in config.experiments for name in e.labels)))
+    records = []
+    for name in names:
+        present = {value for value in pc.unique(observations[name]).to_pylist() if value is not None}
+        ordered = order.get(name) or sorted(present)
+        records.append(LabelRecord(name=name, values=tuple(value for value in ordered if value in present)))
+    return tuple(records)
+
+
+def label_codes(observations: pa.Table, label: LabelRecord) -> Int32[np.ndarray, " observations"]:
+    """Number the values of a label as its record does; NO_ID for null."""
+    values = pa.array(label.values, pa.string())
+    codes = pc.index_in(observations[label.name].cast(pa.string()), value_set=values, skip_nulls=True)
+    return np.asarray(codes.fill_null(NO_ID).combine_chunks().to_numpy(zero_copy_only=False), np.int32)
+
+
+def number_partitions(
+    shard_by: Sequence[str], labels: Sequence[LabelRecord], observations: pa.Table
+) -> tuple[pa.Table, tuple[Mapping[str, str | None], ...]]:
+    """Add `partition_index`: numbers the values of the `shard_by` labels without gaps, in the order of the labels."""
+    records = {label.name: label for label in labels}
+    codes = np.stack([label_codes(observations, records[name]) for name in shard_by], axis=1)
+    found, number = np.unique(codes, axis=0, return_inverse=True)
+    partitions = tuple(
+        {
+            name: records[name].values[code] if code >= 0 else None
+            for name, code in zip(shard_by, row.tolist(), strict=True)
+        }
+        for row in found
+    )
+    return _set_column(observations, "partition_index", pa.array(number.reshape(-1).astype(np.int32))), partitions
 
 
 def _set_column(table: pa.Table, name: str, values: Any) -> pa.Table:

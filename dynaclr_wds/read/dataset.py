@@ -128,7 +128,8 @@ class MultiExperimentTripletDataset(Dataset[dict[str, Any]]):
         return BatchPlan(number=0, anchor=self.table.anchor[at], positive=positive, negative=negative)
 
     def _read(self, name: str, rows: Int64[np.ndarray, " b"]) -> dict[str, Any]:
-        array, tensor = self._buffers.take((len(rows), *self._reader.shape), self._reader.dtype)
+        shape, dtype = self._reader.layout(rows)
+        array, tensor = self._buffers.take((len(rows), *shape), dtype)
         self._reader.read(rows, array)
         observations = self.shards.arrays["patch_obs"][rows].astype(np.int64)
         statistics = level_statistics(self.shards, observations)

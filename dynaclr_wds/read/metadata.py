@@ -41,9 +41,7 @@ class RowDicts:
         experiment = manifest.experiments[int(self._shards.fov_experiment[arrays["obs_fov"][observation]])]
         row = {name: arrays[f"obs_{name}"][observation].item() for name in _COLUMNS}
         return {
-            "experiment": fov.experiment,
-            "condition": fov.condition,
-            "well": fov.well,
+            **self._shards.labels_of(observation),
             "fov_name": fov.fov_name,
             "global_track_id": f"{fov.experiment}/{fov.fov_name}/{row['track_id']}",
             "hpi": experiment.start_hpi + row["t"] * experiment.interval_minutes / 60,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int64, Integer, Shaped
@@ -19,13 +20,18 @@ class Crop:
     """What is wanted of a stored patch: slices of Z, Y and X."""
 
     z: slice
+    """Within the stored slices; `slice(None)` is all of them."""
     y: slice
     x: slice
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(Z, Y, X) of what is wanted."""
-        return self.z.stop - self.z.start, self.y.stop - self.y.start, self.x.stop - self.x.start
+    def yx_shape(self) -> tuple[int, int]:
+        """(Y, X) of what is wanted."""
+        return self.y.stop - self.y.start, self.x.stop - self.x.start
+
+    def shape(self, stored: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
+        """(C, Z, Y, X) of what is wanted of a stored patch of such a shape."""
+        return stored[0], len(range(*self.z.indices(stored[1]))), *self.yx_shape
 
 
 def plan_crop(shards: ShardSet, z_range: tuple[int, int] | None, yx_patch_size: tuple[int, int] | None) -> Crop:
@@ -36,7 +42,7 @@ def plan_crop(shards: ShardSet, z_range: tuple[int, int] | None, yx_patch_size: 
     ValueError
         More is asked for than is stored.
     """
-    stored, (_, _, height, width) = shards.z_range, shards.manifest.patch_shape
+    stored, (_, _, height, width) = shards.z_range, shards.manifest.experiments[0].shape
     low, high = z_range or stored
     if not stored[0] <= low < high <= stored[1]:
         raise ValueError(
@@ -50,7 +56,8 @@ def plan_crop(shards: ShardSet, z_range: tuple[int, int] | None, yx_patch_size: 
             f"{shards.root}. Ask for less, or build the shards with a larger yx_patch_size."
         )
     top, left = height // 2 - want_y // 2, width // 2 - want_x // 2
-    return Crop(z=slice(low - stored[0], high - stored[0]), y=slice(top, top + want_y), x=slice(left, left + want_x))
+    z = slice(None) if z_range is None else slice(low - stored[0], high - stored[0])
+    return Crop(z=z, y=slice(top, top + want_y), x=slice(left, left + want_x))
 
 
 class PatchReader:
@@ -77,21 +84,33 @@ class PatchReader:
         self._files: dict[int, MappedFile] = {}
         self._lock = threading.Lock()
         manifest = shards.manifest
-        by_name = {e.name: np.dtype(e.dtype) for e in manifest.experiments}
-        self._dtypes = [by_name[manifest.strata[s.stratum].experiment] for s in manifest.shards]
         a = shards.arrays
         self._clip_shard = a["block_shard"][a["clip_block"]]
         self._asked = None if ahead else np.zeros(len(a["patch_obs"]), bool)
         self._address = np.zeros(len(manifest.shards), np.int64)
-        channels, _, height, width = manifest.patch_shape
-        self.shape = (channels, *crop.shape)
-        kinds = set(self._dtypes)
-        self.dtype = kinds.pop() if len(kinds) == 1 else np.dtype(np.float32)
-        """Of a batch: the stored one if all experiments agree, else float32."""
-        self._whole = (crop.shape[0], height, width) == (manifest.patch_shape[1], *crop.shape[1:])
-        count = int(np.prod(manifest.patch_shape))
-        self._patch_bytes = np.array([count * d.itemsize for d in self._dtypes], np.int64)
-        self._last = np.array([s.bytes for s in manifest.shards], np.int64) - self._patch_bytes
+        self._experiments = manifest.experiments
+        self._dtypes = [np.dtype(e.dtype) for e in manifest.experiments]
+        self._patch_bytes = np.array([e.patch_bytes for e in manifest.experiments], np.int64)
+        self._whole = np.array([crop.shape(e.shape) == e.shape for e in manifest.experiments])
+        self._shard_bytes = np.array([s.bytes for s in manifest.shards], np.int64)
+
+    def layout(self, rows: Int64[np.ndarray, " b"]) -> tuple[tuple[int, int, int, int], np.dtype[Any]]:
+        """Return the shape of each patch of a batch and its dtype: the stored one if all agree, else float32.
+
+        Raises
+        ------
+        FormatError
+            The batch mixes experiments whose patches differ in shape.
+        """
+        numbers = np.unique(self._shards.clip_experiment[self._shards.arrays["patch_clip"][rows]]).tolist()
+        shapes = {self._experiments[n].name: self._crop.shape(self._experiments[n].shape) for n in numbers}
+        if len(set(shapes.values())) > 1:
+            raise FormatError(
+                f"{self._shards.root}: a batch holds patches of different shapes: {shapes}. Draw batches from one "
+                "experiment (experiment_aware=True, leaky=0), or build the experiments with the same channels."
+            )
+        kinds = {self._dtypes[n] for n in numbers}
+        return next(iter(shapes.values())), kinds.pop() if len(kinds) == 1 else np.dtype(np.float32)
 
     def read(self, rows: Int64[np.ndarray, " b"], out: Shaped[np.ndarray, "b c z y x"]) -> None:
         """Copy patches into a batch.
@@ -111,17 +130,20 @@ class PatchReader:
         a = self._shards.arrays
         shard = self._clip_shard[a["patch_clip"][rows]]
         begin = a["patch_offset"][rows].astype(np.int64)
-        self._open_all(rows, shard, begin)
+        experiment = self._shards.clip_experiment[a["patch_clip"][rows]]
+        size = self._patch_bytes[experiment]
+        self._open_all(rows, shard, begin, size)
         if self._asked is not None:
-            self._ask(self._asked, rows, shard, begin)
-        dtypes = {self._dtypes[s] for s in np.unique(shard)}
-        if self._whole and dtypes == {out.dtype} and out.flags.c_contiguous:
+            self._ask(self._asked, rows, shard, begin, size)
+        present = np.unique(experiment)
+        plain = {self._dtypes[e] for e in present} == {out.dtype} and self._whole[present].all()
+        if plain and out.flags.c_contiguous:
             copy_rows(self._address[shard] + begin, out)
             return
         crop = (slice(None), self._crop.z, self._crop.y, self._crop.x)
-        for place, (s, at) in enumerate(zip(shard.tolist(), begin.tolist(), strict=True)):
-            data = self._files[s].data[at : at + self._patch_bytes[s]]
-            out[place] = data.view(self._dtypes[s]).reshape(self._shards.manifest.patch_shape)[crop]
+        for place, (s, at, e) in enumerate(zip(shard.tolist(), begin.tolist(), experiment.tolist(), strict=True)):
+            data = self._files[s].data[at : at + self._patch_bytes[e]]
+            out[place] = data.view(self._dtypes[e]).reshape(self._experiments[e].shape)[crop]
 
     def fetch(self, block: int) -> None:
         """Have the system read a block, front to back, and go on.
@@ -154,6 +176,7 @@ class PatchReader:
         rows: Int64[np.ndarray, " b"],
         shard: Integer[np.ndarray, " b"],
         begin: Int64[np.ndarray, " b"],
+        size: Int64[np.ndarray, " b"],
     ) -> None:
         """Tell the kernel of all patches that were never read, so that a disk gets them at once and not page by page.
 
@@ -161,16 +184,20 @@ class PatchReader:
         """
         new = np.flatnonzero(~asked[rows])
         asked[rows[new]] = True
-        for s, at in zip(shard[new].tolist(), begin[new].tolist(), strict=True):
-            self._files[s].advise(at, at + int(self._patch_bytes[s]))
+        for s, at, count in zip(shard[new].tolist(), begin[new].tolist(), size[new].tolist(), strict=True):
+            self._files[s].advise(at, at + count)
 
     def _open_all(
-        self, rows: Int64[np.ndarray, " b"], shard: Integer[np.ndarray, " b"], begin: Int64[np.ndarray, " b"]
+        self,
+        rows: Int64[np.ndarray, " b"],
+        shard: Integer[np.ndarray, " b"],
+        begin: Int64[np.ndarray, " b"],
+        size: Int64[np.ndarray, " b"],
     ) -> None:
         """Map the shards of some patches, and see to it that all of each patch is inside."""
         for place in np.flatnonzero(self._address[shard] == 0).tolist():
             self._open(int(shard[place]), int(rows[place]))
-        outside = np.flatnonzero((begin < 0) | (begin > self._last[shard]))
+        outside = np.flatnonzero((begin < 0) | (begin + size > self._shard_bytes[shard]))
         if len(outside):
             row = int(rows[outside[0]])
             raise FormatError(f"{self.name_member(row)}: lies outside its shard. Build the shards again.")
@@ -215,7 +242,10 @@ def level_statistics(
         "fov": fov,
         "dataset": shards.fov_experiment[fov],
     }
-    statistics = {level: a[f"stats_{level}"][rows[level]] for level in contract.LEVELS}
+    channels = {shards.manifest.experiments[e].shape[0] for e in np.unique(rows["dataset"]).tolist()}
+    assert len(channels) == 1, "a batch holds patches of one shape"
+    count = channels.pop()
+    statistics = {level: a[f"stats_{level}"][rows[level], :count] for level in contract.LEVELS}
     for level, values in statistics.items():
         if np.isnan(values).any():
             place, channel, which = (int(axis[0]) for axis in np.nonzero(np.isnan(values)))

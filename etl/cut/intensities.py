@@ -20,7 +20,10 @@ from etl.source.plates import Fov
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Intensities:
-    """Statistics as they are stored; the last axes are (channel, `contract.STATISTICS`)."""
+    """Statistics as they are stored; the last axes are (channel, `contract.STATISTICS`).
+
+    The channel axis is as long as the most channels that an experiment stores; others are filled up with NaN.
+    """
 
     fov_first_frame: Int[np.ndarray, " fovs_and_one"]
     timepoint: Float[np.ndarray, "frames channels 8"]
@@ -44,26 +47,29 @@ def plan_intensities(
         (experiment, stored channels) in the order of the manifest.
     """
     rows = {name: row for row, (name, _) in enumerate(source_channels)}
-    width = len(source_channels[0][1])
+    width = max(len(channels) for _, channels in source_channels)
     fov_table = np.full((len(records), width, len(STATISTICS)), np.nan)
     dataset = np.full((len(source_channels), width, len(STATISTICS)), np.nan)
     merged: dict[str, tuple[Summary, ...]] = {}
     timepoint = [np.empty((0, width, len(STATISTICS)))]
     for number, (record, fov, cut) in enumerate(zip(records, fovs, cuts, strict=True)):
         channels = source_channels[rows[record.experiment]][1]
-        fov_table[number] = [summary.statistics() for summary in cut.summaries]
-        apply_normalization(fov_table[number], fov.normalization, channels, "fov")
-        frames = cut.timepoint.copy()
+        count = len(channels)
+        fov_table[number, :count] = [summary.statistics() for summary in cut.summaries]
+        apply_normalization(fov_table[number, :count], fov.normalization, channels, "fov")
+        frames = np.full((len(cut.timepoint), width, len(STATISTICS)), np.nan)
+        frames[:, :count] = cut.timepoint
         for t in np.flatnonzero(~cut.zero).tolist():
-            apply_normalization(frames[t], fov.normalization, channels, "timepoint", t)
+            apply_normalization(frames[t, :count], fov.normalization, channels, "timepoint", t)
         timepoint.append(frames)
         before = merged.get(record.experiment)
         merged[record.experiment] = cut.summaries if before is None else _merged(before, cut.summaries)
     for name, summaries in merged.items():
-        dataset[rows[name]] = [summary.statistics() for summary in summaries]
+        dataset[rows[name], : len(summaries)] = [summary.statistics() for summary in summaries]
     for record, fov in reversed(list(zip(records, fovs, strict=True))):  # the first FOV that carries any counts
         row = rows[record.experiment]
-        apply_normalization(dataset[row], fov.normalization, source_channels[row][1], "dataset")
+        channels = source_channels[row][1]
+        apply_normalization(dataset[row, : len(channels)], fov.normalization, channels, "dataset")
     return Intensities(
         fov_first_frame=np.cumsum([0, *(len(frames) for frames in timepoint[1:])]),
         timepoint=np.concatenate(timepoint).astype(np.float32),

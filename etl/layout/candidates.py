@@ -1,4 +1,4 @@
-"""Cells to candidates: who may be whose positive, counted and found without listing pairs.
+"""ObservationColumns to candidates: who may be whose positive, counted and found without listing pairs.
 
 A candidate of an anchor is an observation of its lineage at t+τ, τ in the experiment's range and not
 0. All it takes is sorting by (lineage, t), and depth-first numbers for "on its own line of descent".
@@ -12,20 +12,21 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Int
 
+from dynaclr_wds.tau import least_tau
 from etl.layout.lineage_tree import Descent, last_frame_above
 
 Ints = Int[np.ndarray, " n"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cells:
+class ObservationColumns:
     """What the layout needs to know of the kept observations, which are ordered by (track, t)."""
 
-    stratum: Int[np.ndarray, " obs"]
+    partition: Int[np.ndarray, " obs"]
     lineage: Int[np.ndarray, " obs"]
     track: Int[np.ndarray, " obs"]
     t: Int[np.ndarray, " obs"]
-    is_anchor: Bool[np.ndarray, " obs"]
+    has_candidate: Bool[np.ndarray, " obs"]
     tau: Int[np.ndarray, "obs 2"]
     """τ range in frames, both ends included."""
     clip_anchors: Int[np.ndarray, " obs"]
@@ -35,47 +36,45 @@ class Cells:
     track_lineage: Int[np.ndarray, " tracks"]
 
 
-def count_candidates(cells: Cells) -> tuple[Ints, Ints]:
-    """How many candidates each observation has, and of how many it is one."""
-    step = time_step(cells)
-    order = np.sort(cells.lineage.astype(np.int64) * step + cells.t)
-    here = cells.lineage.astype(np.int64) * step + cells.t
-    low, high = tau_bounds(cells)
+def count_candidates(observations: ObservationColumns) -> Ints:
+    """Count the candidates of each observation."""
+    step = time_step(observations)
+    order = np.sort(observations.lineage.astype(np.int64) * step + observations.t)
+    here = observations.lineage.astype(np.int64) * step + observations.t
+    low, high = tau_bounds(observations)
     forward = np.searchsorted(order, here + high, "right") - np.searchsorted(order, here + low)
-    since = here - np.minimum(high, cells.t)
-    back = np.searchsorted(order, here - low, "right") - np.searchsorted(order, since)
-    return np.maximum(forward, 0), np.where(low <= cells.t, np.maximum(back, 0), 0)
+    return np.maximum(forward, 0)
 
 
-def time_step(cells: Cells) -> int:
+def time_step(observations: ObservationColumns) -> int:
     """So large that (group * step + t) never runs into the next group, at any t + τ."""
-    return int(cells.t.max(initial=0)) + max(int(cells.tau.max(initial=0)), 0) + 2
+    return int(observations.t.max(initial=0)) + max(int(observations.tau.max(initial=0)), 0) + 2
 
 
-def tau_bounds(cells: Cells) -> tuple[Ints, Ints]:
-    """Least and greatest τ of each observation; τ = 0 never counts."""
-    return np.maximum(cells.tau[:, 0], 1).astype(np.int64), cells.tau[:, 1].astype(np.int64)
+def tau_bounds(observations: ObservationColumns) -> tuple[Ints, Ints]:
+    """Least and greatest τ of each observation."""
+    return least_tau(observations.tau[:, 0]).astype(np.int64), observations.tau[:, 1].astype(np.int64)
 
 
 def plan_own_line(
-    cells: Cells, descent: Descent, home: Int[np.ndarray, " obs"], is_long: Bool[np.ndarray, " obs"]
+    observations: ObservationColumns, descent: Descent, home: Int[np.ndarray, " obs"], is_long: Bool[np.ndarray, " obs"]
 ) -> tuple[Ints, Ints]:
     """Clips and members that the anchors of long lineages need: on their own line, then from relatives.
 
     Climbs from every candidate: in each track above it, the anchors in reach are one run of rows,
     and their clips one run of clips.
     """
-    step, (low, high), n = time_step(cells), tau_bounds(cells), cells.track.size
-    row_key = cells.track.astype(np.int64) * step + cells.t
-    last_t = np.full(cells.track_parent.size, -1, np.int64)
-    np.maximum.at(last_t, cells.track, cells.t)
+    step, (low, high), n = time_step(observations), tau_bounds(observations), observations.track.size
+    row_key = observations.track.astype(np.int64) * step + observations.t
+    last_t = np.full(observations.track_parent.size, -1, np.int64)
+    np.maximum.at(last_t, observations.track, observations.t)
     latest = last_frame_above(descent, last_t)
     reach = np.zeros(n + 1, np.int64)  # differences of the candidates found per anchor
     clips, members = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-    row = np.flatnonzero(is_long & (cells.t >= low))
-    track = cells.track[row].astype(np.int64)
+    row = np.flatnonzero(is_long & (observations.t >= low))
+    track = observations.track[row].astype(np.int64)
     while row.size:
-        t = cells.t[row].astype(np.int64)
+        t = observations.t[row].astype(np.int64)
         first = np.searchsorted(row_key, track * step + np.maximum(t - high[row], 0))
         stop = np.searchsorted(row_key, track * step + t - low[row], "right")
         hit = np.flatnonzero(stop > first)
@@ -84,25 +83,25 @@ def plan_own_line(
         clips.append(concatenate_ranges(clip_first, clip_last + 1))
         members.append(np.repeat(row[hit], clip_last + 1 - clip_first))
         track = descent.parent[track]
-        go_on = track < cells.track_parent.size  # below the lineage's node
+        go_on = track < observations.track_parent.size  # below the lineage's node
         go_on[go_on] = latest[track[go_on]] >= (t - high[row])[go_on]
         row, track = row[go_on], track[go_on]
-    alone = np.flatnonzero(is_long & cells.is_anchor & (np.cumsum(reach[:-1]) == 0))
-    anchor, relative = _nearest_relatives(cells, descent, alone)
+    alone = np.flatnonzero(is_long & observations.has_candidate & (np.cumsum(reach[:-1]) == 0))
+    anchor, relative = _nearest_relatives(observations, descent, alone)
     return np.concatenate([*clips, home[anchor]]), np.concatenate([*members, relative])
 
 
 def _nearest_relatives(
-    cells: Cells, descent: Descent, alone: Ints
+    observations: ObservationColumns, descent: Descent, alone: Ints
 ) -> tuple[Int[np.ndarray, " m"], Int[np.ndarray, " m"]]:
     """One candidate per (anchor, τ): that of the closest common ancestor, then of the first track."""
-    low, high = tau_bounds(cells)
+    low, high = tau_bounds(observations)
     width = np.maximum(high[alone] - low[alone] + 1, 0)
     anchor, tau = np.repeat(alone, width), concatenate_ranges(low[alone], low[alone] + width)
-    nodes, t = descent.begin.size, cells.t[anchor] + tau
-    order = np.lexsort((descent.begin[cells.track], cells.t))
-    key = cells.t[order].astype(np.int64) * nodes + descent.begin[cells.track[order]]
-    node = descent.parent[cells.track[anchor]]
+    nodes, t = descent.begin.size, observations.t[anchor] + tau
+    order = np.lexsort((descent.begin[observations.track], observations.t))
+    key = observations.t[order].astype(np.int64) * nodes + descent.begin[observations.track[order]]
+    node = descent.parent[observations.track[anchor]]
     found_anchor, found = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     while anchor.size:
         first = np.searchsorted(key, t * nodes + descent.begin[node])

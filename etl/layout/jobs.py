@@ -16,7 +16,7 @@ from jaxtyping import Bool, Int, Shaped
 from dynaclr_wds.contract import ExperimentRecord
 from etl.cut.frames import CutJob
 from etl.index import Index
-from etl.layout.candidates import Cells
+from etl.layout.candidates import ObservationColumns
 from etl.layout.clips import Clips, plan_clips, plan_key, sort_clips
 from etl.source.experiments import BuildConfig
 from etl.source.plates import Fov, Plate
@@ -59,19 +59,18 @@ def plan_experiments(config: BuildConfig, plates: Mapping[str, Plate]) -> tuple[
     records = []
     for experiment in config.experiments:
         array = next(iter(plates[experiment.name].fovs.values())).array
+        z = config.z_slices(array.shape[2])
         records.append(
             ExperimentRecord(
                 name=experiment.name,
                 dtype=stored_dtype(config, array.dtype).str,
                 channel_names=experiment.channel_names,
+                shape=(len(experiment.source_channel), z.stop - z.start, *config.yx_patch_size),
                 source_channel=experiment.source_channel,
-                conditions=experiment.conditions,
+                markers=tuple(experiment.channel_markers.get(name, name) for name in experiment.source_channel),
                 interval_minutes=experiment.interval_minutes,
                 start_hpi=experiment.start_hpi,
                 tau_frames=config.tau_frames(experiment),
-                organelle=experiment.organelle,
-                date=experiment.date,
-                moi=experiment.moi,
             )
         )
     return tuple(records)
@@ -119,12 +118,12 @@ def plan_named_clips(config: BuildConfig, index: Index) -> tuple[Clips, Shaped[n
     tau = np.array([config.tau_frames(e) for e in config.experiments], np.int64)
     longest = np.array([config.clip_anchors_for(e) for e in config.experiments], np.int64)
     clips = plan_clips(
-        Cells(
-            stratum=columns["stratum_index"],
+        ObservationColumns(
+            partition=columns["partition_index"],
             lineage=columns["lineage_index"],
             track=columns["track_index"],
             t=columns["t"],
-            is_anchor=columns["is_anchor"],
+            has_candidate=columns["has_candidate"],
             tau=tau[experiment],
             clip_anchors=longest[experiment],
             track_parent=index.tracks["parent_track_index"].to_numpy(),
@@ -133,10 +132,8 @@ def plan_named_clips(config: BuildConfig, index: Index) -> tuple[Clips, Shaped[n
     )
     heads = index.observations.select(["experiment", "fov_name", "lineage_id", "track_id", "t"]).take(clips.clip_head)
     keys = [
-        plan_key(config.seed, (name, fov, lineage.rpartition("/")[2], "anchors" if anchors else "cells", track, t))
-        for (name, fov, lineage, track, t), anchors in zip(
-            zip(*(column.to_pylist() for column in heads.columns), strict=True), clips.clip_has_anchors, strict=True
-        )
+        plan_key(config.seed, (name, fov, lineage.rpartition("/")[2], track, t))
+        for name, fov, lineage, track, t in zip(*(column.to_pylist() for column in heads.columns), strict=True)
     ]
     return sort_clips(clips, np.array(keys))
 

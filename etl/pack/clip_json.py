@@ -7,7 +7,6 @@ cell, frame and position of every patch, so two shards with the same texts hold 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +16,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, Shaped
 
-from dynaclr_wds.contract import STATISTICS, ExperimentRecord, FovRecord, shard_path
+from dynaclr_wds.contract import STATISTICS, ExperimentRecord, FovRecord, LabelRecord, shard_path
+from dynaclr_wds.tau import least_tau
 from etl.cut.intensities import Intensities
 from etl.layout.clips import Clips, Shards
 
@@ -32,13 +32,16 @@ class PackJob:
     """In stored order."""
     keys: Shaped[np.ndarray, " clips"]
     shards: Shards
-    strata: tuple[tuple[str, str], ...]
+    labels: tuple[LabelRecord, ...]
+    label_codes: Mapping[str, Int[np.ndarray, " obs"]]
+    """Label → place of each observation's value in the label's record, NO_ID for null."""
+    shard_by: tuple[str, ...]
+    partitions: tuple[Mapping[str, str | None], ...]
     fovs: tuple[FovRecord, ...]
     experiments: tuple[ExperimentRecord, ...]
     columns: Mapping[str, Shaped[np.ndarray, " obs"]]
     """Columns of the observations."""
     lineage_ids: Sequence[str]
-    patch_shape: tuple[int, int, int, int]
     intensities: Intensities
     spill: Sequence[Path]
     obs_spill: Int[np.ndarray, " obs"]
@@ -53,16 +56,17 @@ class PackJob:
 
     @cached_property
     def paths(self) -> tuple[str, ...]:
-        """Path of every shard, numbered within its stratum."""
-        stratum = self.shards.shard_stratum
-        number = np.arange(stratum.size) - np.searchsorted(stratum, stratum)
+        """Path of every shard, numbered within its partition."""
+        partition = self.shards.shard_partition
+        number = np.arange(partition.size) - np.searchsorted(partition, partition)
         return tuple(
-            shard_path(self.strata[s][0], self.strata[s][1], int(n)) for s, n in zip(stratum, number, strict=True)
+            shard_path(tuple(self.partitions[p].values()), int(n)) for p, n in zip(partition, number, strict=True)
         )
 
-    def patch_bytes(self, dtype: str) -> int:
-        """Size of a patch's data."""
-        return math.prod(self.patch_shape) * np.dtype(dtype).itemsize
+    def clip_experiment(self, clip: int) -> ExperimentRecord:
+        """Return the experiment of a clip."""
+        fov = self.fovs[int(self.columns["fov_index"][self.clips.clip_head[clip]])]
+        return self.experiments[self.experiment_index[fov.experiment]]
 
 
 def make_clip_json(job: PackJob, clip: int, known: dict[tuple[str, int], Table]) -> bytes:
@@ -79,28 +83,28 @@ def make_clip_json(job: PackJob, clip: int, known: dict[tuple[str, int], Table])
     fov = job.fovs[fov_row]
     row = job.experiment_index[fov.experiment]
     experiment = job.experiments[row]
-    levels = job.intensities
+    levels, channels = job.intensities, experiment.shape[0]
+    constant, varying = _split_labels(job, obs)
     t = job.clips.patch_t[first:stop]
     frames = levels.fov_first_frame[fov_row]
 
     def table(level: str, at: int) -> Table:
         if (level, at) not in known:
-            known[level, at] = [[_number(v) for v in channel] for channel in getattr(levels, level)[at]]
+            known[level, at] = [[_number(v) for v in channel] for channel in getattr(levels, level)[at][:channels]]
         return known[level, at]
 
     record = {
         "key": str(job.keys[clip]),
         "experiment": fov.experiment,
-        "condition": fov.condition,
-        "well": fov.well,
         "fov_name": fov.fov_name,
         "lineage_id": job.lineage_ids[int(job.clips.clip_lineage[clip])],
         "channel_names": experiment.source_channel,
-        "shape": job.patch_shape,
+        "shape": experiment.shape,
         "dtype": experiment.dtype,
         "interval_minutes": experiment.interval_minutes,
         "tau_frames": experiment.tau_frames,
-        "patches": _patches_json(job, first, stop, fov, experiment),
+        "labels": constant,
+        "patches": _patches_json(job, first, stop, fov, experiment, varying),
         "statistics": {
             "names": STATISTICS,
             "dataset": table("dataset", row),
@@ -112,12 +116,12 @@ def make_clip_json(job: PackJob, clip: int, known: dict[tuple[str, int], Table])
 
 
 def _patches_json(
-    job: PackJob, first: int, stop: int, fov: FovRecord, experiment: ExperimentRecord
+    job: PackJob, first: int, stop: int, fov: FovRecord, experiment: ExperimentRecord, labels: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Say who is on each patch of a clip, and which patches are an anchor's candidates."""
+    """Say who is on each patch of a clip, and which patches are a sample's candidates."""
     obs, t = job.clips.patch_obs[first:stop], job.clips.patch_t[first:stop]
-    is_anchor = job.clips.patch_is_anchor[first:stop].tolist()
-    low = np.searchsorted(t, t + max(experiment.tau_frames[0], 1)).tolist()
+    is_sample = job.clips.patch_is_sample[first:stop].tolist()
+    low = np.searchsorted(t, t + int(least_tau(experiment.tau_frames[0]))).tolist()
     high = np.searchsorted(t, t + experiment.tau_frames[1], "right").tolist()
     names = ("track_id", "parent_track_id", "id", "t", "hpi", "z", "y", "x", "y_clamp", "x_clamp")
     columns = [[_number(v) if v.dtype.kind == "f" else int(v) for v in job.columns[name][obs]] for name in names]
@@ -127,11 +131,29 @@ def _patches_json(
             "file": f"{place:0{width}d}.npy",
             "global_track_id": f"{fov.experiment}/{fov.fov_name}/{values[0]}",
             **dict(zip(names, values, strict=True)),
-            "is_anchor": is_anchor[place],
-            "candidates": list(range(low[place], high[place])) if is_anchor[place] else [],
+            "is_sample": is_sample[place],
+            "candidates": list(range(low[place], high[place])) if is_sample[place] else [],
+            **({"labels": labels[place]} if labels[place] else {}),
         }
         for place, values in enumerate(zip(*columns, strict=True))
     ]
+
+
+def _split_labels(
+    job: PackJob, obs: Int[np.ndarray, " patches"]
+) -> tuple[dict[str, str | None], list[dict[str, str | None]]]:
+    """Split the labels of a clip's patches into those that all share and, patch by patch, those that change."""
+    constant: dict[str, str | None] = {}
+    varying: list[dict[str, str | None]] = [{} for _ in obs]
+    for label in job.labels:
+        codes = job.label_codes[label.name][obs].tolist()
+        values = [label.values[code] if code >= 0 else None for code in codes]
+        if len(set(codes)) == 1:
+            constant[label.name] = values[0]
+        else:
+            for patch, value in zip(varying, values, strict=True):
+                patch[label.name] = value
+    return constant, varying
 
 
 def _number(value: np.floating[Any]) -> float | None:

@@ -11,12 +11,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Int, Shaped
 
 from dynaclr_wds.contract import (
     ARRAYS,
-    ARRAYS_DIR,
+    LABEL_DTYPE,
     MANIFEST,
     OBSERVATIONS,
     PATCHES,
@@ -24,7 +25,9 @@ from dynaclr_wds.contract import (
     STATS,
     FileRecord,
     Manifest,
-    StratumRecord,
+    PartitionRecord,
+    array_path,
+    label_array,
     npy_header,
 )
 from etl.index import Index
@@ -33,13 +36,17 @@ from etl.pack.tars import PackedShard
 from etl.run.output import OutFolder
 from etl.source.experiments import BuildConfig
 
-_INTERNAL = ("experiment_index", "fov_index", "stratum_index")
+_INTERNAL = ("experiment_index", "fov_index", "partition_index")
 
 
 def write_index(folder: OutFolder, job: PackJob, packed: Sequence[PackedShard], index: Index) -> tuple[FileRecord, ...]:
     """Write `index/`; return its files."""
     arrays = make_arrays(job, packed)
-    files = [_write_array(folder, f"{ARRAYS_DIR}/{name}.npy", arrays[name], dtype) for name, dtype in ARRAYS.items()]
+    files = [_write_array(folder, array_path(name), arrays[name], dtype) for name, dtype in ARRAYS.items()]
+    files += [
+        _write_array(folder, array_path(label_array(name)), codes, LABEL_DTYPE)
+        for name, codes in job.label_codes.items()
+    ]
     files.append(_write_table(folder, OBSERVATIONS, index.observations.drop_columns(list(_INTERNAL))))
     files.append(_write_table(folder, PATCHES, _patches_table(job, arrays)))
     files.append(_write_table(folder, STATS, _stats_table(job)))
@@ -49,9 +56,9 @@ def write_index(folder: OutFolder, job: PackJob, packed: Sequence[PackedShard], 
 def make_arrays(job: PackJob, packed: Sequence[PackedShard]) -> dict[str, Shaped[np.ndarray, "*shape"]]:
     """Make every array of the contract."""
     columns, clips, shards = job.columns, job.clips, job.shards
-    first_patch = np.full(columns["t"].size, -1, np.int64)
-    obs, first = np.unique(clips.patch_obs, return_index=True)
-    first_patch[obs] = first
+    samples = np.flatnonzero(clips.patch_is_sample)
+    obs_patch = np.full(columns["t"].size, -1, np.int64)
+    obs_patch[clips.patch_obs[samples]] = samples
     return {
         "obs_fov": columns["fov_index"],
         "obs_track": columns["track_index"],
@@ -64,12 +71,13 @@ def make_arrays(job: PackJob, packed: Sequence[PackedShard]) -> dict[str, Shaped
         "obs_z": columns["z"],
         "obs_y": columns["y"],
         "obs_x": columns["x"],
-        "obs_patch": first_patch,
+        "obs_patch": obs_patch,
         "patch_obs": clips.patch_obs,
         "patch_clip": clips.patch_clip,
         "patch_t": clips.patch_t,
         "patch_offset": np.concatenate([shard.patch_offset for shard in packed]),
-        "patch_is_anchor": clips.patch_is_anchor,
+        "patch_is_sample": clips.patch_is_sample,
+        "patch_has_candidate": clips.patch_has_candidate,
         "clip_first": clips.clip_first,
         "clip_lineage": clips.clip_lineage,
         "clip_block": _clip_block(job),
@@ -77,6 +85,7 @@ def make_arrays(job: PackJob, packed: Sequence[PackedShard]) -> dict[str, Shaped
         "block_shard": shards.block_shard,
         "block_begin": np.concatenate([shard.block_begin for shard in packed]),
         "block_end": np.concatenate([shard.block_end for shard in packed]),
+        "block_xxh3": np.concatenate([shard.block_xxh3 for shard in packed]),
         "fov_first_frame": job.intensities.fov_first_frame,
         "stats_timepoint": job.intensities.timepoint,
         "stats_fov": job.intensities.fov,
@@ -101,13 +110,15 @@ def write_manifest(
     manifest = Manifest(
         config_hash=config.token,
         config=config.as_record(),
-        patch_shape=job.patch_shape,
         tau_range_hours=config.tau_range_hours,
         experiments=job.experiments,
         fovs=job.fovs,
-        strata=_strata(job, packed),
+        labels=job.labels,
+        shard_by=job.shard_by,
+        partitions=_partitions(job, packed),
         shards=tuple(shard.record for shard in packed),
         files=files,
+        sources=(),
         dropped=dropped,
     )
     with folder.writing(MANIFEST) as file:
@@ -119,37 +130,34 @@ def _clip_block(job: PackJob) -> Int[np.ndarray, " clips"]:
     return np.repeat(np.arange(job.shards.block_shard.size), np.diff(job.shards.block_first))
 
 
-def _strata(job: PackJob, packed: Sequence[PackedShard]) -> tuple[StratumRecord, ...]:
-    """Count what is stored of each stratum."""
-    count, columns, clips = len(job.strata), job.columns, job.clips
-    stratum = columns["stratum_index"]
-    lineage_stratum = np.zeros(len(job.lineage_ids), np.int64)
-    lineage_stratum[columns["lineage_index"]] = stratum
+def _partitions(job: PackJob, packed: Sequence[PackedShard]) -> tuple[PartitionRecord, ...]:
+    """Count what is stored of each partition."""
+    count, columns, clips = len(job.partitions), job.columns, job.clips
+    partition = columns["partition_index"]
+    lineage_partition = np.zeros(len(job.lineage_ids), np.int64)
+    lineage_partition[columns["lineage_index"]] = partition
     shard_bytes = np.zeros(count, np.int64)
     for shard in packed:
-        shard_bytes[shard.record.stratum] += shard.record.bytes
+        shard_bytes[shard.record.partition] += shard.record.bytes
     table = {
-        "observations": np.bincount(stratum, minlength=count),
-        "anchors": np.bincount(stratum[columns["is_anchor"]], minlength=count),
-        "lineages": np.bincount(lineage_stratum, minlength=count),
-        "clips": np.bincount(clips.clip_stratum, minlength=count),
-        "patches": np.bincount(stratum[clips.patch_obs], minlength=count),
-        "shards": np.bincount(job.shards.shard_stratum, minlength=count),
+        "observations": np.bincount(partition, minlength=count),
+        "with_candidate": np.bincount(partition[columns["has_candidate"]], minlength=count),
+        "lineages": np.bincount(lineage_partition, minlength=count),
+        "clips": np.bincount(clips.clip_partition, minlength=count),
+        "patches": np.bincount(partition[clips.patch_obs], minlength=count),
+        "shards": np.bincount(job.shards.shard_partition, minlength=count),
         "bytes": shard_bytes,
     }
     return tuple(
-        StratumRecord(
-            experiment=experiment, condition=condition, **{name: int(values[row]) for name, values in table.items()}
-        )
-        for row, (experiment, condition) in enumerate(job.strata)
+        PartitionRecord(labels=labels, **{name: int(values[row]) for name, values in table.items()})
+        for row, labels in enumerate(job.partitions)
     )
 
 
 def _patches_table(job: PackJob, arrays: dict[str, np.ndarray]) -> pa.Table:
     clip, block = arrays["patch_clip"], arrays["clip_block"]
     shard = arrays["block_shard"][block[clip]]
-    dtypes = {experiment.name: experiment.dtype for experiment in job.experiments}
-    shard_patch_bytes = np.array([job.patch_bytes(dtypes[job.strata[s][0]]) for s in job.shards.shard_stratum])
+    clip_bytes = np.array([job.clip_experiment(c).patch_bytes for c in range(job.keys.size)])
     return pa.table(
         {
             "observation": arrays["patch_obs"],
@@ -157,9 +165,10 @@ def _patches_table(job: PackJob, arrays: dict[str, np.ndarray]) -> pa.Table:
             "shard": _names(list(job.paths), shard),
             "block": block[clip].astype(np.int32),
             "offset": arrays["patch_offset"],
-            "bytes": shard_patch_bytes[shard],
+            "bytes": clip_bytes[clip],
             "t": arrays["patch_t"],
-            "is_anchor": arrays["patch_is_anchor"],
+            "is_sample": arrays["patch_is_sample"],
+            "has_candidate": arrays["patch_has_candidate"],
         }
     )
 
@@ -180,9 +189,10 @@ def _stats_table(job: PackJob) -> pa.Table:
     level = np.repeat([0, 1, 2], [len(levels.timepoint), len(levels.fov), len(levels.dataset)])
     width = values.shape[1]
     channels = sorted({name for record in job.experiments for name in record.source_channel})
-    channel = np.array([[channels.index(name) for name in record.source_channel] for record in job.experiments])
+    named = [[channels.index(name) for name in record.source_channel] for record in job.experiments]
+    channel = np.array([row + [-1] * (width - len(row)) for row in named])  # -1 fills up
     wide = [np.repeat(column, width) for column in (level, experiment, fov, frame)]
-    return pa.table(
+    table = pa.table(
         {
             "level": _names(["timepoint", "fov", "dataset"], wide[0]),
             "experiment": _names(list(rows), wide[1]),
@@ -192,6 +202,7 @@ def _stats_table(job: PackJob) -> pa.Table:
             **{name: values[..., column].ravel() for column, name in enumerate(STATISTICS)},
         }
     )
+    return table.filter(pc.is_valid(table["channel"]))
 
 
 def _names(names: Sequence[str], rows: Int[np.ndarray, " n"]) -> pa.Array:
@@ -205,7 +216,7 @@ def _write_array(folder: OutFolder, path: str, array: Shaped[np.ndarray, "*shape
     with folder.writing(path) as file:
         file.write(npy_header(dtype, data.shape))
         file.write(data.tobytes())
-    return FileRecord(path=path, bytes=file.bytes, sha256=file.sha256)
+    return FileRecord(path=path, bytes=file.bytes, xxh3=file.xxh3)
 
 
 def _write_table(folder: OutFolder, path: str, table: pa.Table) -> FileRecord:
@@ -217,4 +228,4 @@ def _write_table(folder: OutFolder, path: str, table: pa.Table) -> FileRecord:
     pq.write_table(pa.table(encoded, names=table.column_names), sink, compression="zstd")
     with folder.writing(path) as file:
         file.write(memoryview(sink.getvalue()))
-    return FileRecord(path=path, bytes=file.bytes, sha256=file.sha256)
+    return FileRecord(path=path, bytes=file.bytes, xxh3=file.xxh3)

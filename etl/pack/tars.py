@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, UInt64
 
 from dynaclr_wds.contract import STATISTICS, ShardRecord, npy_header
 from etl.layout.clips import TAR_TAIL, Clips
@@ -36,6 +36,7 @@ class PackedShard:
     patch_offset: Int[np.ndarray, " patches"]
     block_begin: Int[np.ndarray, " blocks"]
     block_end: Int[np.ndarray, " blocks"]
+    block_xxh3: UInt64[np.ndarray, " blocks"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +65,7 @@ def member_bytes(data_bytes: int | Int[np.ndarray, " n"]) -> Any:
 
 
 def estimate_clip_bytes(
-    clips: Clips, array_bytes: Int[np.ndarray, " clips"], channels: int
+    clips: Clips, array_bytes: Int[np.ndarray, " clips"], channels: Int[np.ndarray, " clips"]
 ) -> Int[np.ndarray, " clips"]:
     """Size of each clip in a tar, its JSON taken as long as it may get.
 
@@ -73,12 +74,12 @@ def estimate_clip_bytes(
     array_bytes
         Size of one patch's data, in each clip.
     channels
-        Stored channels.
+        Stored channels of each clip.
     """
     patches = np.diff(clips.clip_first)
     links = np.add.reduceat(clips.patch_links, clips.clip_first[:-1])
     digits = 1 + len(str(int(patches.max(initial=0))))
-    text = 1024 + patches * 400 + (patches + 2) * channels * len(STATISTICS) * 15 + links * digits
+    text = 2048 + patches * 500 + (patches + 2) * channels * len(STATISTICS) * 15 + links * digits
     result: Int[np.ndarray, " clips"] = patches * member_bytes(128 + array_bytes) + member_bytes(text)
     return result
 
@@ -101,10 +102,10 @@ def pack_shards(
         entry = finished.get(job.paths[number])
         if entry is not None and entry.content == plan.content and folder.is_whole(entry):
             advance(plan.patch_offset.size, 0)
-            return _packed(job, plan, entry.bytes, entry.sha256)
+            return _packed(job, plan, entry.bytes, entry.xxh3, entry.pieces)
         with folder.writing(job.paths[number], plan.content) as file:
             _write_shard(job, plan, file, stop, advance)
-        return _packed(job, plan, file.bytes, file.sha256)
+        return _packed(job, plan, file.bytes, file.xxh3, file.pieces)
 
     return run_threads(pack, range(len(job.paths)), workers, stop)
 
@@ -114,14 +115,14 @@ def plan_shard(job: PackJob, number: int) -> ShardPlan:
     first, stop = job.shards.shard_first[number : number + 2].tolist()
     statistics: dict[tuple[str, int], Table] = {}
     texts = [make_clip_json(job, clip, statistics) for clip in range(first, stop)]
-    experiment = job.experiments[job.experiment_index[job.strata[int(job.shards.shard_stratum[number])][0]]]
-    header = len(npy_header(experiment.dtype, job.patch_shape))
-    step = member_bytes(header + job.patch_bytes(experiment.dtype))
+    experiments = [job.clip_experiment(clip) for clip in range(first, stop)]
+    header = np.array([len(npy_header(e.dtype, e.shape)) for e in experiments])
+    step = member_bytes(header + np.array([e.patch_bytes for e in experiments]))  # of each clip
     patches = np.diff(job.clips.clip_first[first : stop + 1])
     clip_bytes = patches * step + member_bytes(np.array([len(text) for text in texts]))
     begin = np.concatenate([[0], np.cumsum(clip_bytes)])
     place = np.arange(patches.sum()) - np.repeat(np.cumsum(patches) - patches, patches)
-    offset = np.repeat(begin[:-1], patches) + place * step + _MEMBER_HEADER + header
+    offset = np.repeat(begin[:-1] + _MEMBER_HEADER + header, patches) + place * np.repeat(step, patches)
     return ShardPlan(number=number, texts=texts, patch_offset=offset, clip_begin=begin)
 
 
@@ -153,8 +154,7 @@ def _write_shard(
     from webdataset.writer import TarWriter  # here, because webdataset imports torch where it is installed
 
     first_clip = int(job.shards.shard_first[plan.number])
-    dtype = job.experiments[job.experiment_index[job.strata[int(job.shards.shard_stratum[plan.number])][0]]].dtype
-    header, size = npy_header(dtype, job.patch_shape), job.patch_bytes(dtype)
+    block_ends = set(job.shards.block_first.tolist())
     spill = _Spill(job)
     try:
         with TarWriter(file, user="", group="", mode=0o444, mtime=0, encoder=False) as tar:
@@ -163,11 +163,15 @@ def _write_shard(
                     raise Interrupted
                 first, last = job.clips.clip_first[first_clip + place : first_clip + place + 2].tolist()
                 width = name_digits(last - first)
+                experiment = job.clip_experiment(first_clip + place)
+                header, size = npy_header(experiment.dtype, experiment.shape), experiment.patch_bytes
                 sample: dict[str, Any] = {"__key__": str(job.keys[first_clip + place]), "json": text}
                 for number, obs in enumerate(job.clips.patch_obs[first:last].tolist()):
                     sample[f"{number:0{width}d}.npy"] = header + spill.read(obs, size)
                 tar.write(sample)
                 assert tar.tarstream.offset == plan.clip_begin[place + 1], "offsets are known before writing"
+                if first_clip + place + 1 in block_ends:
+                    file.end_piece()
                 advance(last - first, int(plan.clip_begin[place + 1] - plan.clip_begin[place]))
     finally:
         spill.close()
@@ -175,16 +179,23 @@ def _write_shard(
     assert end + 1024 <= file.bytes <= end + TAR_TAIL, "a tar ends with two blocks of zeros, filled up"
 
 
-def _packed(job: PackJob, plan: ShardPlan, size: int, sha256: str) -> PackedShard:
+def _packed(job: PackJob, plan: ShardPlan, size: int, xxh3: str, pieces: Sequence[int]) -> PackedShard:
     first_clip, last_clip = job.shards.shard_first[plan.number : plan.number + 2].tolist()
     blocks = np.flatnonzero(job.shards.block_shard == plan.number)
     edges = plan.clip_begin[job.shards.block_first[np.append(blocks, blocks[-1] + 1)] - first_clip]
     record = ShardRecord(
         path=job.paths[plan.number],
-        stratum=int(job.shards.shard_stratum[plan.number]),
+        partition=int(job.shards.shard_partition[plan.number]),
         bytes=size,
-        sha256=sha256,
+        xxh3=xxh3,
+        content=plan.content,
         clips=last_clip - first_clip,
         blocks=blocks.size,
     )
-    return PackedShard(record=record, patch_offset=plan.patch_offset, block_begin=edges[:-1], block_end=edges[1:])
+    return PackedShard(
+        record=record,
+        patch_offset=plan.patch_offset,
+        block_begin=edges[:-1],
+        block_end=edges[1:],
+        block_xxh3=np.array(pieces, np.uint64),
+    )

@@ -22,7 +22,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
-from dynaclr_wds.contract import MANIFEST, parse_manifest
+import xxhash
+
+from dynaclr_wds.contract import MANIFEST, format_checksum, parse_manifest
 from dynaclr_wds.errors import BuildError, FormatError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -63,20 +65,29 @@ class HashingFile:
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
-        self._sha256 = hashlib.sha256()
+        self._whole = xxhash.xxh3_64()
+        self._piece = xxhash.xxh3_64()
         self.bytes = 0
+        self.pieces: list[int] = []
+        """Checksums of the pieces that were ended."""
 
     def write(self, data: bytes | memoryview) -> int:
         """Append."""
         self._file.write(data)
-        self._sha256.update(data)
+        self._whole.update(data)
+        self._piece.update(data)
         self.bytes += len(data)
         return len(data)
 
+    def end_piece(self) -> None:
+        """Note the checksum of what was written since the last piece ended."""
+        self.pieces.append(self._piece.intdigest())
+        self._piece.reset()
+
     @property
-    def sha256(self) -> str:
+    def xxh3(self) -> str:
         """Checksum, in hex, of what was written so far."""
-        return self._sha256.hexdigest()
+        return format_checksum(self._whole.intdigest())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,9 +97,11 @@ class JournalEntry:
     path: str
     """Relative to the output folder."""
     bytes: int
-    sha256: str
+    xxh3: str
     content: str
     """Digest of what was asked to be in it."""
+    pieces: tuple[int, ...]
+    """Checksums of its blocks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +153,11 @@ class OutFolder:
                 raw.flush()
                 os.fsync(raw.fileno())
                 if content is not None:  # before the rename: a shard that is not in the journal has no name
-                    self._append(JournalEntry(path=path, bytes=file.bytes, sha256=file.sha256, content=content))
+                    self._append(
+                        JournalEntry(
+                            path=path, bytes=file.bytes, xxh3=file.xxh3, content=content, pieces=tuple(file.pieces)
+                        )
+                    )
                 final.parent.mkdir(parents=True, exist_ok=True)
                 partial.replace(final)
                 _sync_folder(final.parent)
@@ -148,7 +165,7 @@ class OutFolder:
             partial.unlink(missing_ok=True)
 
     def _append(self, entry: JournalEntry) -> None:
-        line = json.dumps([entry.path, entry.bytes, entry.sha256, entry.content]) + "\n"
+        line = json.dumps([entry.path, entry.bytes, entry.xxh3, entry.content, entry.pieces]) + "\n"
         with self._lock, (self.work / "journal").open("a", encoding="utf-8") as file:
             file.write(line)
             file.flush()
@@ -163,8 +180,7 @@ class OutFolder:
         path = self.out / entry.path
         if not path.is_file() or path.stat().st_size != entry.bytes:
             return False
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() == entry.sha256
+        return checksum_file(path) == entry.xxh3
 
     def discard_stale_work(self) -> None:
         """Remove what builds of other configs left unfinished, their shards included."""
@@ -218,6 +234,12 @@ class OutFolder:
             )
 
 
+def checksum_file(path: Path) -> str:
+    """Return the checksum of a file, in hex."""
+    with path.open("rb", buffering=0) as file:
+        return hashlib.file_digest(file, xxhash.xxh3_64).hexdigest()
+
+
 @contextmanager
 def disk_full_named(path: Path) -> Iterator[None]:
     """Turn "no space left" into an error that says where and what to do."""
@@ -237,10 +259,10 @@ def _read_journal(work: Path) -> dict[str, JournalEntry]:
     entries = {}
     for line in journal.read_text(encoding="utf-8").splitlines() if journal.is_file() else []:
         try:
-            path, size, sha256, content = json.loads(line)
+            path, size, xxh3, content, pieces = json.loads(line)
         except ValueError:  # cut off in the middle by a kill: that shard is written again
             continue
-        entries[path] = JournalEntry(path=path, bytes=size, sha256=sha256, content=content)
+        entries[path] = JournalEntry(path=path, bytes=size, xxh3=xxh3, content=content, pieces=tuple(pieces))
     return entries
 
 

@@ -127,20 +127,21 @@ def make_progress(quiet: bool) -> Progress:
 
 
 def print_summary(manifest: Manifest) -> None:
-    """Print what a shard set holds, stratum by stratum, and what was left out and why."""
+    """Print what a shard set holds, partition by partition, and what was left out and why."""
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
-    table = Table(title=f"{sum(s.observations for s in manifest.strata):,} cells as {_shape(manifest)} patches")
-    counts = ("observations", "anchors", "lineages", "clips", "patches", "shards", "bytes")
-    for name in ("experiment", "condition"):
+    table = Table(title=f"{sum(p.observations for p in manifest.partitions):,} cells as {_shape(manifest)} patches")
+    counts = ("observations", "with_candidate", "lineages", "clips", "patches", "shards", "bytes")
+    for name in manifest.shard_by:
         table.add_column(name, overflow="fold")
     for name in counts:
-        table.add_column(name, justify="right")
-    for stratum in manifest.strata:
-        numbers = [f"{getattr(stratum, name):,}" for name in counts]
-        table.add_row(stratum.experiment, stratum.condition, *numbers)
-    if len(manifest.strata) > 1:
+        table.add_column(name.replace("_", " "), justify="right")
+    for partition in manifest.partitions:
+        numbers = [f"{getattr(partition, name):,}" for name in counts]
+        table.add_row(*(value or "" for value in partition.labels.values()), *numbers)
+    if len(manifest.partitions) > 1:
         table.add_section()
-        table.add_row("all", "", *(f"{sum(getattr(s, name) for s in manifest.strata):,}" for name in counts))
+        sums = [f"{sum(getattr(p, name) for p in manifest.partitions):,}" for name in counts]
+        table.add_row("all", *[""] * (len(manifest.shard_by) - 1), *sums)
     console.print(table)
     for line in summarize_dropped(manifest):
         console.print(line, markup=False)
@@ -151,7 +152,7 @@ _REASONS = {
     "border_shift": "cells whose patch would move further than max_border_shift_px",
     "outside_time": "cells at a time that is no frame of the movie",
     "zero_frame": "cells in frames that are entirely zero",
-    "candidates_dropped": "candidate pairs on other branches of split lineages (every anchor keeps its own line)",
+    "candidates_dropped": "candidate pairs on other branches of split lineages (every cell keeps its own line)",
 }
 
 
@@ -167,4 +168,5 @@ def summarize_dropped(manifest: Manifest) -> list[str]:
 
 
 def _shape(manifest: Manifest) -> str:
-    return " x ".join(map(str, manifest.patch_shape))
+    shapes = dict.fromkeys(experiment.shape for experiment in manifest.experiments)
+    return " and ".join(" x ".join(map(str, shape)) for shape in shapes)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from dynaclr_wds.contract import FORMAT_VERSION
+from dynaclr_wds.contract import FORMAT_VERSION, SHARD_BY
 from dynaclr_wds.errors import ConfigError
 from dynaclr_wds.tau import tau_range_frames
 from etl.source.yaml_values import (
@@ -61,10 +61,10 @@ class ExperimentConfig:
     """Minutes between frames."""
     start_hpi: float = 0.0
     """Hours post infection at t = 0."""
-    organelle: str = ""
-    date: str = ""
-    moi: float | None = None
-    """Multiplicity of infection."""
+    labels: Mapping[str, str | None] = field(default_factory=dict)
+    """Label → value of all observations; `organelle`, `date` and `moi` (multiplicity of infection) stand here too."""
+    channel_markers: Mapping[str, str] = field(default_factory=dict)
+    """Channel → what it shows; a channel that is not named shows itself."""
     data_path_written: str = ""
     """`data_path` before it was made absolute; what the config's hash sees."""
     tracks_path_written: str = ""
@@ -107,7 +107,9 @@ class BuildConfig:
     tau_range_hours: tuple[float, float] = (0.5, 2.0)
     """Hours between anchor and positive, both ends included."""
     clip_anchors: int | None = None
-    """Anchors per clip; None is twice τ_max in frames, at least 8."""
+    """Anchors per clip; None is eight times τ_max in frames, at least 8."""
+    shard_by: tuple[str, ...] = SHARD_BY
+    """Labels that shards are partitioned by: constant in a lineage."""
     shard_bytes: int = 512 * 2**20
     block_bytes: int = 8 * 2**20
     dtype: Dtype = "source"
@@ -143,7 +145,7 @@ class BuildConfig:
 
     def clip_anchors_for(self, experiment: ExperimentConfig) -> int:
         """Anchors per clip for an experiment."""
-        return self.clip_anchors or max(8, 2 * self.tau_frames(experiment)[1])
+        return self.clip_anchors or max(8, 8 * self.tau_frames(experiment)[1])
 
     def z_slices(self, depth: int) -> slice:
         """Slices of a stack of `depth` that are stored."""
@@ -192,7 +194,6 @@ def _usable_cpus() -> int:
 
 def _check_together(config: BuildConfig) -> None:
     """Check what no single value shows."""
-    first = config.experiments[0]
     seen: dict[str, int] = {}
     for number, experiment in enumerate(config.experiments):
         where = f"{config.where}: experiments[{number}]"
@@ -200,13 +201,6 @@ def _check_together(config: BuildConfig) -> None:
             taken = f"unique, but experiments[{seen[experiment.name]}] has it too"
             raise value_error(f"{where}.name", experiment.name, taken, "Rename one.")
         seen[experiment.name] = number
-        if len(experiment.source_channel) != len(first.source_channel):
-            raise value_error(
-                f"{where}.source_channel",
-                list(experiment.source_channel),
-                f"{len(first.source_channel)} channels like experiments[0] ({list(first.source_channel)})",
-                "Give every experiment the same number of source channels: patches share one shape.",
-            )
         if config.tau_frames(experiment)[1] < 1:
             raise value_error(
                 f"{config.where}: shards.tau_range_hours",
@@ -231,7 +225,7 @@ def _check_together(config: BuildConfig) -> None:
 
 def _parse_experiment(raw: object, where: str, root: Path) -> ExperimentConfig:
     fields = {f.name for f in dataclasses.fields(ExperimentConfig)} - {"data_path_written", "tracks_path_written"}
-    entry = parse_table(raw, where, fields)
+    entry = parse_table(raw, where, fields | {"organelle", "date", "moi"})
     required = ("name", "data_path", "tracks_path", "channel_names", "source_channel", "condition_wells")
     for name in required:
         if entry.get(name) is None:
@@ -256,11 +250,29 @@ def _parse_experiment(raw: object, where: str, root: Path) -> ExperimentConfig:
         condition_wells=_parse_conditions(entry["condition_wells"], f"{where}.condition_wells"),
         interval_minutes=_interval(entry.get("interval_minutes", 30.0), f"{where}.interval_minutes"),
         start_hpi=parse_number(entry.get("start_hpi", 0.0), f"{where}.start_hpi"),
-        organelle=parse_label(entry.get("organelle"), f"{where}.organelle"),
-        date=parse_label(entry.get("date"), f"{where}.date"),
-        moi=None if entry.get("moi") is None else parse_number(entry["moi"], f"{where}.moi", low=0.0),
+        labels=_parse_labels(entry, where),
+        channel_markers=_parse_markers(entry.get("channel_markers"), f"{where}.channel_markers", source),
         **values,
     )
+
+
+def _parse_labels(entry: Mapping[str, Any], where: str) -> dict[str, str | None]:
+    labels = {name: parse_label(entry.get(name), f"{where}.{name}") or None for name in ("organelle", "date")}
+    moi = entry.get("moi")
+    labels["moi"] = None if moi is None else f"{parse_number(moi, f'{where}.moi', low=0.0):g}"
+    given = entry.get("labels") or {}
+    if not isinstance(given, dict):
+        raise value_error(f"{where}.labels", given, "a mapping of label to value", "Write {marker: TOMM20}.")
+    for name, value in given.items():
+        labels[parse_text(name, f"{where}.labels key")] = parse_label(value, f"{where}.labels.{name}") or None
+    return labels
+
+
+def _parse_markers(raw: object, where: str, channels: tuple[str, ...]) -> dict[str, str]:
+    if raw is None:
+        return {}
+    table = parse_table(raw, where, channels)
+    return {name: parse_text(value, f"{where}.{name}") for name, value in table.items()}
 
 
 def _parse_conditions(raw: object, where: str) -> dict[str, tuple[str, ...]]:
@@ -285,6 +297,7 @@ def _parse_options(raw: object, where: str) -> dict[str, Any]:
         "yx_patch_size": _yx,
         "tau_range_hours": _tau,
         "clip_anchors": lambda v, w: None if v in (None, "auto") else parse_integer(v, w, low=1),
+        "shard_by": parse_texts,
         "shard_bytes": lambda v, w: parse_integer(v, w, low=1),
         "block_bytes": lambda v, w: parse_integer(v, w, low=1),
         "dtype": _dtype,

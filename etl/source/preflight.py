@@ -54,7 +54,6 @@ def check_plates(config: BuildConfig, plates: Mapping[str, Plate]) -> None:
         a patch larger than the image, stacks or dtypes that differ where patches must be alike.
     """
     _check_excluded(config, plates)
-    depths: dict[int, str] = {}
     for number, experiment in enumerate(config.experiments):
         where = f"{config.where}: experiments[{number}]"
         plate = plates[experiment.name]
@@ -66,6 +65,7 @@ def check_plates(config: BuildConfig, plates: Mapping[str, Plate]) -> None:
                         f"{list(plate.wells)}. Correct it."
                     )
         dtypes: dict[str, str] = {}
+        depths: dict[int, str] = {}
         for name in plan_fovs(config, experiment, plate.fovs):
             fov = plate.fovs[name]
             _check_channels(experiment, fov, where)
@@ -74,11 +74,11 @@ def check_plates(config: BuildConfig, plates: Mapping[str, Plate]) -> None:
             depths.setdefault(fov.shape[2], fov.where)
         if len(dtypes) > 1:
             raise ConfigError(f"{where}.data_path: FOVs differ in dtype: {dtypes}. Give all FOVs of a plate one dtype.")
-    if config.z_range is None and len(depths) > 1:
-        raise ConfigError(
-            f"{config.where}: shards.z_range=None takes whole stacks, but their depths differ: {depths}. "
-            "Give a z_range that all have."
-        )
+        if config.z_range is None and len(depths) > 1:
+            raise ConfigError(
+                f"{config.where}: shards.z_range=None takes whole stacks, but their depths differ in {where}: "
+                f"{depths}. Give a z_range that all have."
+            )
 
 
 def _check_excluded(config: BuildConfig, plates: Mapping[str, Plate]) -> None:

@@ -1,7 +1,7 @@
 -- The observations of the index.
 -- In:  placed (fov, track_id, t, z, y, x, id, parent_id, y_clamp, x_clamp, reason),
 --      kept_tracks (fov, track_id, parent_track_id, track_index, lineage_index),
---      kept_fovs (fov, fov_index, stratum_index, experiment_index, start_hpi, interval_minutes)
+--      kept_fovs (fov, fov_index, experiment_index, start_hpi, interval_minutes)
 -- Row: one kept observation, in order of (experiment, fov_name, track_id, t).
 -- Out: identity, centroid and centre of the patch; hpi: hours post infection; numbers of what it belongs to
 SELECT
@@ -18,7 +18,6 @@ SELECT
     (start_hpi + t * interval_minutes / 60)::FLOAT AS hpi,
     experiment_index::SMALLINT AS experiment_index,
     fov_index,
-    stratum_index,
     track_index,
     lineage_index
 FROM placed

@@ -1,8 +1,8 @@
--- Which observations are anchors, and which are candidates of an anchor.
+-- Which observations have a temporal candidate, and which are one.
 -- In:  observations (observation, experiment_index, lineage_index, t)
 --      tau (experiment_index, tau_min, tau_max): frames, both ends included; τ = 0 never counts
 -- Row: one observation, in the order of observation.
--- Out: is_anchor      the lineage was seen at t + τ for a τ of the range
+-- Out: has_candidate  the lineage was seen at t + τ for a τ of the range
 --      is_candidate   the lineage was seen at t - τ for a τ of the range
 WITH flagged AS (
     SELECT
@@ -10,7 +10,7 @@ WITH flagged AS (
         count(*) OVER (
             PARTITION BY lineage_index ORDER BY t
             RANGE BETWEEN greatest(tau_min, 1) FOLLOWING AND tau_max FOLLOWING
-        ) > 0 AS is_anchor,
+        ) > 0 AS has_candidate,
         count(*) OVER (
             PARTITION BY lineage_index ORDER BY t
             RANGE BETWEEN tau_max PRECEDING AND greatest(tau_min, 1) PRECEDING
@@ -18,6 +18,6 @@ WITH flagged AS (
     FROM observations
     JOIN tau USING (experiment_index)
 )
-SELECT is_anchor, is_candidate
+SELECT has_candidate, is_candidate
 FROM flagged
 ORDER BY observation
