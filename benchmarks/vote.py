@@ -60,7 +60,7 @@ def read_pixels(
     """
     rows = list_observations(shards, [experiment]).anchor
     reader = PatchReader(shards, plan_crop(shards, None, yx))
-    pixels = np.empty((len(rows), *reader.shape), np.float32)
+    pixels = np.empty((len(rows), *reader.layout(rows)[0]), np.float32)
     reader.read(rows, pixels)
     observation = shards.arrays["patch_obs"][rows].astype(np.int64)
     statistics = level_statistics(shards, observation)["fov"][..., None, None, None, :]
@@ -69,7 +69,7 @@ def read_pixels(
     fovs = [shards.manifest.fovs[i] for i in shards.arrays["obs_fov"][observation]]
     record = next(e for e in shards.manifest.experiments if e.name == experiment)
     columns = {
-        "condition": np.array([fov.condition for fov in fovs]),
+        "condition": np.array([str(shards.labels_of(n)["condition"]) for n in observation.tolist()]),
         "fov_name": np.array([fov.fov_name for fov in fovs]),
         "hpi": record.start_hpi + shards.arrays["obs_t"][observation] * record.interval_minutes / 60,
     }

@@ -100,6 +100,7 @@ def test_only_listings_and_blocks_with_a_reason_are_left_out() -> None:
     ]
 
 
+@pytest.mark.slow
 # predict needs the network only, not the callbacks that were with the checkpoint
 @pytest.mark.filterwarnings("ignore:Be aware that when using .ckpt_path.:UserWarning")
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # webdataset leaves its files to the garbage collector
