@@ -5,7 +5,8 @@ PYTHON ?= python3
 TORCH ?= torch
 VENV := .venv
 BIN := $(VENV)/bin
-PYTEST := $(BIN)/pytest -n 2 --dist worksteal
+# with compiled files kept: starting a process of the tests takes a third of the time, and they start many
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n 2 --dist worksteal
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help

@@ -30,6 +30,7 @@ def loaded_by(*statements: str) -> set[str]:
     return set(done.stdout.split())
 
 
+@pytest.mark.slow
 def test_online_half_imports_no_duckdb_no_zarr_and_no_etl():
     loaded = loaded_by(*(f"import {name}" for name in modules_of("dynaclr_wds")))
     assert {"torch", "lightning", "kornia"} <= loaded
