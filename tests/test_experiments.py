@@ -35,13 +35,13 @@ def test_defaults_are_those_of_the_documentation(tmp_path: Path) -> None:
     config = parse(tmp_path, ENTRY, workers=1)
     experiment = config.experiments[0]
     assert (experiment.interval_minutes, experiment.start_hpi) == (30.0, 0.0)
-    assert (experiment.organelle, experiment.date, experiment.moi) == ("", "", None)
+    assert experiment.labels == {"organelle": None, "date": None, "moi": None}
     assert config == BuildConfig(experiments=(experiment,))
     assert config.z_range is None
     assert config.yx_patch_size == (256, 256)
     assert config.tau_range_hours == (0.5, 2.0)
     assert (config.shard_bytes, config.block_bytes) == (536_870_912, 8_388_608)
-    assert config.dtype == "source"
+    assert (config.dtype, config.on_blank, config.on_nan) == ("source", "drop", "error")
     assert config.where == str(tmp_path / "experiments.yaml")
 
 
@@ -51,7 +51,8 @@ def test_values_are_parsed_to_plain_types(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace("'2024-01-05'", "2024-01-05"))
     config = parse_build_config(path)
     experiment = config.experiments[0]
-    assert (experiment.date, experiment.moi, experiment.organelle, experiment.start_hpi) == ("2024-01-05", 5, "ER", 3)
+    assert experiment.labels == {"organelle": "ER", "date": "2024-01-05", "moi": "5"}
+    assert experiment.start_hpi == 3.0
     assert experiment.conditions == ("mock", "virus")
     assert experiment.well_conditions == {"A/1": "mock", "A/2": "virus", "B/2": "virus"}
     assert experiment.channel_indices == (1,)
@@ -59,8 +60,8 @@ def test_values_are_parsed_to_plain_types(tmp_path: Path) -> None:
     assert config.z_slices(9) == slice(1, 4)
     assert dataclasses.replace(config, z_range=None).z_slices(9) == slice(0, 9)
     assert config.tau_frames(experiment) == (2, 8)
-    assert config.clip_anchors_for(experiment) == 16
-    assert dataclasses.replace(config, tau_range_hours=(0.0, 0.5)).clip_anchors_for(experiment) == 8
+    assert config.clip_anchors_for(experiment) == 64
+    assert dataclasses.replace(config, tau_range_hours=(0.0, 0.5)).clip_anchors_for(experiment) == 16
     assert dataclasses.replace(config, clip_anchors=3).clip_anchors_for(experiment) == 3
     assert config.workers >= 1
 
@@ -93,8 +94,10 @@ def test_token_follows_the_bytes_and_not_the_place(tmp_path: Path) -> None:
         parse(tmp_path, ENTRY | {"data_path": "b/plate.zarr"}).token,
         parse(tmp_path, ENTRY | {"condition_wells": conditions}).token,
         parse(tmp_path, ENTRY, exclude_fovs=["A/1/0"]).token,
+        parse(tmp_path, ENTRY, on_blank="keep").token,
+        parse(tmp_path, ENTRY, on_nan="zero").token,
     }
-    assert len(tokens) == 6
+    assert len(tokens) == 8
 
 
 BAD_EXPERIMENTS = [
@@ -111,10 +114,6 @@ BAD_EXPERIMENTS = [
     ({"name": 5}, r"experiments\[1\]\.name=5 must be a non-empty string\. Put it in quotes"),
     ({"name": None}, r"experiments\[1\]\.name is missing\. Every experiment needs name, data_path"),
     ({"source_channel": ["RFP"]}, r"source_channel='RFP' must be one of channel_names \['Phase', 'GFP'\]"),
-    (
-        {"source_channel": ["GFP", "Phase"]},
-        r"experiments\[1\]\.source_channel=.* must be 1 channels like experiments\[0\]",
-    ),
     ({"channel_names": ["GFP", "GFP"]}, r"channel_names\[1\]='GFP' must be listed once"),
     ({"condition_wells": {}}, r"condition_wells=\{\} must be a mapping of condition to wells"),
     ({"condition_wells": {"mock": []}}, r"condition_wells\.mock=\[\] must be a list of at least one string"),
@@ -154,6 +153,8 @@ BAD_OPTIONS = [
     ("clip_anchors", 0, r"clip_anchors=0 must be a whole number ≥ 1"),
     ("block_bytes", 2**30, r"block_bytes=1073741824 must be at most shard_bytes=536870912"),
     ("dtype", "int8", r"dtype='int8' must be one of \['source', 'float16', 'float32'\]"),
+    ("on_blank", "zero", r"on_blank='zero' must be one of \['drop', 'keep'\]"),
+    ("on_nan", True, r"on_nan=True must be one of \['error', 'drop', 'zero'\]"),
     ("include_wells", ["C/9"], r"include_wells='C/9' must be one of the wells \['A/1', 'A/2', 'B/2'\]"),
     ("exclude_fovs", ["A/1"], r"exclude_fovs\[0\]='A/1' must be of the form A/1/0"),
     ("max_border_shift_px", -1, r"max_border_shift_px=-1 must be a number ≥ 0"),
@@ -284,7 +285,9 @@ def test_fovs_of_one_experiment_share_a_dtype(tmp_path: Path) -> None:
 
 def test_whole_stacks_share_a_depth(tmp_path: Path) -> None:
     config = write_pair(tmp_path, shape=(1, 2, 3, 16, 16))
-    with pytest.raises(ConfigError, match=r"z_range=None takes whole stacks, but their depths differ: \{1: .*3: "):
+    with pytest.raises(
+        ConfigError, match=r"z_range=None takes whole stacks, but their depths differ in .*experiments\[0\]: \{1: .*3: "
+    ):
         check_plates(config, open_plates(config))
     check_plates(dataclasses.replace(config, z_range=(0, 1)), open_plates(config))
 

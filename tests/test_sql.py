@@ -126,12 +126,12 @@ def test_kept_tracks_are_numbered_without_gaps() -> None:
     ]
 
 
-def test_kept_fovs_and_strata_are_numbered_without_gaps() -> None:
+def test_kept_fovs_are_numbered_without_gaps() -> None:
     header = "fov experiment_index experiment condition_index condition"
     fovs = table(header, (0, 0, "a", 1, "v"), (1, 0, "a", 0, "m"), (2, 0, "a", 2, "x"), (3, 1, "b", 0, "m"))
     kept = query("kept_fovs", {"fovs": fovs, "kept_tracks": table("fov", (3,), (0,), (1,), (1,))})
-    # strata: (a, m), (a, v), (b, m); (a, x) has nothing
-    assert [row[:3] for row in kept] == [(0, 1, 0), (1, 0, 1), (2, 2, 3)]
+    # FOV 2 has no kept track
+    assert [row[:2] for row in kept] == [(0, 0), (1, 1), (2, 3)]
 
 
 def test_observations_are_sorted_and_know_their_hours() -> None:
@@ -143,29 +143,29 @@ def test_observations_are_sorted_and_know_their_hours() -> None:
         "fov track_id parent_track_id track_index lineage_index", (0, 0, 5, 0, 0), (0, 7, 5, 1, 0), (1, 5, -1, 2, 1)
     )
     fovs = table(
-        "fov fov_index stratum_index experiment_index start_hpi interval_minutes",
-        (0, 0, 0, 0, 3.0, 20.0),
-        (1, 1, 1, 0, 3.0, 20.0),
+        "fov fov_index experiment_index start_hpi interval_minutes",
+        (0, 0, 0, 3.0, 20.0),
+        (1, 1, 0, 3.0, 20.0),
     )
     found = query("observations", {"placed": placed, "kept_tracks": tracks, "kept_fovs": fovs})
     # track_id, t, hpi = 3 h + t * 20 min, fov, track, lineage
-    short = [(row[0], row[2], round(row[10], 4), row[12], row[14], row[15]) for row in found]
+    short = [(row[0], row[2], round(row[10], 4), row[12], row[13], row[14]) for row in found]
     assert short == [(0, 2, 3.6667, 0, 0, 0), (7, 2, 3.6667, 0, 1, 0), (7, 3, 4.0, 0, 1, 0), (5, 0, 3.0, 1, 2, 1)]
 
 
-def test_anchors_of_six_rows() -> None:
+def test_candidates_of_six_rows() -> None:
     # lineage 0: seen at 0, 1, 4 (twice), 9; lineage 1: at 1. τ of 2 to 4 frames: 0 → 4, 1 → 4; 4 → 9 is too far
     rows = ((0, 0), (0, 1), (0, 4), (0, 4), (0, 9), (1, 1))
     observations = [
         {"observation": k, "experiment_index": 0, "lineage_index": i, "t": t} for k, (i, t) in enumerate(rows)
     ]
     flags = query(
-        "anchors", {"observations": observations, "tau": table("experiment_index tau_min tau_max", (0, 2, 4))}
+        "candidates", {"observations": observations, "tau": table("experiment_index tau_min tau_max", (0, 2, 4))}
     )
-    assert [anchor for anchor, _ in flags] == [True, True, False, False, False, False]
-    assert [candidate for _, candidate in flags] == [False, False, True, True, False, False]
+    assert [has for has, _ in flags] == [True, True, False, False, False, False]
+    assert [is_one for _, is_one in flags] == [False, False, True, True, False, False]
     # τ from 0: two cells of one lineage in one frame are no pair
     flags = query(
-        "anchors", {"observations": observations, "tau": table("experiment_index tau_min tau_max", (0, 0, 1))}
+        "candidates", {"observations": observations, "tau": table("experiment_index tau_min tau_max", (0, 0, 1))}
     )
     assert flags == [(True, False), (False, True)] + [(False, False)] * 4

@@ -15,7 +15,7 @@ import posixpath
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from dynaclr_wds.contract import FORMAT_VERSION, SHARD_BY
 from dynaclr_wds.errors import ConfigError
@@ -36,7 +36,8 @@ from etl.source.yaml_values import (
 __all__ = ["BuildConfig", "ExperimentConfig", "parse_build_config"]
 
 Dtype = Literal["source", "float16", "float32"]
-DTYPES = ("source", "float16", "float32")
+OnBlank = Literal["drop", "keep"]
+OnNan = Literal["error", "drop", "zero"]
 
 _WELL = (r"[^/\s]+/[^/\s]+", "A/1")
 _FOV = (r"[^/\s]+/[^/\s]+/[^/\s]+", "A/1/0")
@@ -120,6 +121,10 @@ class BuildConfig:
     """Leave these FOVs (`row/col/fov`) out of every experiment."""
     max_border_shift_px: float | None = None
     """Drop cells whose patch centre would move further than this along an axis; None keeps all."""
+    on_blank: OnBlank = "drop"
+    """What becomes of an observation whose patch has a channel that is entirely fill value: it goes, or stays."""
+    on_nan: OnNan = "error"
+    """What becomes of NaN and infinite pixels: the build stops, the observation goes, or they become zero."""
     workers: int = 1
     """Parallel workers; changes no byte."""
     seed: int = 0
@@ -300,10 +305,12 @@ def _parse_options(raw: object, where: str) -> dict[str, Any]:
         "shard_by": parse_texts,
         "shard_bytes": lambda v, w: parse_integer(v, w, low=1),
         "block_bytes": lambda v, w: parse_integer(v, w, low=1),
-        "dtype": _dtype,
+        "dtype": lambda v, w: _choice(v, w, get_args(Dtype), "Use `source` to keep the plate's."),
         "include_wells": lambda v, w: None if v is None else parse_texts(v, w, *_WELL),
         "exclude_fovs": lambda v, w: parse_texts(v, w, *_FOV) if v else (),
         "max_border_shift_px": lambda v, w: None if v is None else parse_number(v, w, low=0.0),
+        "on_blank": lambda v, w: _choice(v, w, get_args(OnBlank), "Blank patches are dropped by default."),
+        "on_nan": lambda v, w: _choice(v, w, get_args(OnNan), "NaN is an error by default."),
         "workers": lambda v, w: parse_integer(v, w, low=1),
         "seed": lambda v, w: parse_integer(v, w, low=0),
     }
@@ -338,7 +345,7 @@ def _tau(raw: object, where: str) -> tuple[float, float]:
     return low, high
 
 
-def _dtype(raw: object, where: str) -> str:
-    if raw not in DTYPES:
-        raise value_error(where, raw, f"one of {list(DTYPES)}", "Use `source` to keep the plate's.")
+def _choice(raw: object, where: str, allowed: tuple[str, ...], advice: str) -> str:
+    if raw not in allowed:
+        raise value_error(where, raw, f"one of {list(allowed)}", advice)
     return str(raw)
