@@ -35,7 +35,7 @@ def test_defaults_are_those_of_the_documentation(tmp_path: Path) -> None:
     config = parse(tmp_path, ENTRY, workers=1)
     experiment = config.experiments[0]
     assert (experiment.interval_minutes, experiment.start_hpi) == (30.0, 0.0)
-    assert experiment.labels == {"organelle": None, "date": None, "moi": None}
+    assert experiment.labels == {}
     assert config == BuildConfig(experiments=(experiment,))
     assert config.z_range is None
     assert config.yx_patch_size == (256, 256)
@@ -127,7 +127,7 @@ BAD_EXPERIMENTS = [
         {"intervall_minutes": 5},
         r"experiments\[1\]: unknown key 'intervall_minutes'; .*Did you mean 'interval_minutes'\?",
     ),
-    ({"data_path_written": "x"}, r"unknown key 'data_path_written'"),
+    ({"written": {}}, r"unknown key 'written'"),
     (
         {"data_path": "${NOT_SET_ANYWHERE}/x"},
         r"data_path=.*\$\{NOT_SET_ANYWHERE\} is not set\. Set the environment variable",
@@ -145,11 +145,12 @@ def test_wrong_experiment_is_an_error_that_names_the_value(tmp_path: Path, chang
 
 BAD_OPTIONS = [
     ("z_range", [3, 3], r"z_range=\[3, 3\] must be \[first, one past the last\]"),
-    ("z_range", [-1, 3], r"z_range=-1 must be a whole number ≥ 0"),
+    ("z_range", [-1, 3], r"z_range\[0\]=-1 must be a whole number ≥ 0"),
+    ("z_range", [3], r"z_range=\[3\] must be a list of two numbers"),
     ("z_range", 3, r"z_range=3 must be a list of two numbers\. Write \[0, 5\]"),
-    ("yx_patch_size", [0, 96], r"yx_patch_size=0 must be a whole number ≥ 1"),
+    ("yx_patch_size", [0, 96], r"yx_patch_size\[0\]=0 must be a whole number ≥ 1"),
     ("tau_range_hours", [2.0, 0.5], r"tau_range_hours=\[2\.0, 0\.5\] must be \[shortest, longest\] in hours"),
-    ("tau_range_hours", [-1, 0.5], r"tau_range_hours=-1 must be a number ≥ 0"),
+    ("tau_range_hours", [-1, 0.5], r"tau_range_hours\[0\]=-1 must be a number ≥ 0"),
     ("clip_anchors", 0, r"clip_anchors=0 must be a whole number ≥ 1"),
     ("block_bytes", 2**30, r"block_bytes=1073741824 must be at most shard_bytes=536870912"),
     ("dtype", "int8", r"dtype='int8' must be one of \['source', 'float16', 'float32'\]"),
