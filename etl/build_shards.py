@@ -19,7 +19,8 @@ from dynaclr_wds.contract import MANIFEST, Manifest, parse_manifest
 from dynaclr_wds.errors import BuildError, ConfigError, FormatError, PlateError
 from etl.cut.frames import FovCut, cut_fovs
 from etl.cut.intensities import plan_intensities
-from etl.index import Index, build_index, drop_observations, label_codes
+from etl.index import Index, build_index, drop_observations
+from etl.labels import label_codes
 from etl.layout.clips import Clips, plan_shards
 from etl.layout.jobs import (
     SpillPlan,
@@ -76,6 +77,8 @@ def build_shards(
         plates = open_plates(config)
         progress.say("index: reading tracks")
         index = build_index(config, plates)
+        for note in index.notes:
+            progress.say(note)
         if (folder.out / MANIFEST).exists():
             folder.discard_set()
         folder.discard_stale_work()

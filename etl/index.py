@@ -1,9 +1,8 @@
-"""Track tables to the index: which cells exist, whose descendants they are, which have candidates.
+"""Track tables to the index: which cells exist, whose descendants they are, what they are labelled.
 
-The queries are in `etl/sql/`, one a file, and run in DuckDB on integer keys; names are joined on at
-the end, as dictionaries. Rows come out in one order whatever the number of threads. No pixel is
-read: what only the pixels can tell (a frame that is all zero) is taken out later by
-`drop_observations`.
+The queries are in `etl/sql/`, one a file, and run in DuckDB on integer keys; names and labels are joined on at
+the end, as dictionaries. Rows come out in one order whatever the number of threads. No pixel is read: what only
+the pixels can tell (a frame that is all zero) is taken out later by `drop_observations`.
 """
 
 from __future__ import annotations
@@ -16,12 +15,13 @@ from typing import Any
 import duckdb
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from jaxtyping import Bool, Int32
 
-from dynaclr_wds.contract import NO_ID, OWN_LABELS, FovRecord, LabelRecord
+from dynaclr_wds.contract import FovRecord, LabelRecord
 from dynaclr_wds.errors import ConfigError
-from etl.source.experiments import BuildConfig
+from etl.labels import keep_present_values, list_labels, make_label_columns, name_labels, number_partitions
+from etl.source.annotations import AnnotationRows, parse_annotations
+from etl.source.experiments import BuildConfig, check_shard_by
 from etl.source.plates import Plate
 from etl.source.preflight import check_plates, plan_fovs
 from etl.source.tracks import parse_track_files
@@ -51,10 +51,12 @@ class Index:
     """Label → value of `shard_by`, in order of `partition_index`."""
     dropped: Mapping[str, Mapping[str, int]]
     """Experiment → reason → observations left out."""
+    notes: tuple[str, ...] = ()
+    """What the user should be told: annotations that are about no observation."""
 
 
 def build_index(config: BuildConfig, plates: Mapping[str, Plate]) -> Index:
-    """Build the index from the track files.
+    """Build the index from the track files and annotation tables.
 
     Parameters
     ----------
@@ -66,19 +68,61 @@ def build_index(config: BuildConfig, plates: Mapping[str, Plate]) -> Index:
     Raises
     ------
     ConfigError
-        The config does not fit the plates, a track file is missing or wrong, tracks are their own
-        ancestors, or no observation is left.
+        The config does not fit the plates, a track file or annotation table is missing or wrong, tracks are
+        their own ancestors, a label of `shard_by` changes within a lineage, or no observation is left.
     """
     check_plates(config, plates)
     chosen = {e.name: plan_fovs(config, e, plates[e.name].fovs) for e in config.experiments}
+    annotations = parse_annotations(config, chosen)
+    names = name_labels(config, annotations.names)
+    check_shard_by(config, names)
+    tracks = parse_track_files(config, chosen)
+    found = _query(config, _list_fovs(config, plates, chosen), tracks.rows, annotations)
+    if not len(found.observations):
+        raise ConfigError(
+            f"{config.where}: no observation is left; dropped were {found.dropped}. "
+            "Compare tracks_path, condition_wells, include_wells and exclude_fovs."
+        )
+    fovs = tuple(FovRecord(**{name: fov[name] for name in FovRecord.__slots__}) for fov in found.fovs)
+    labels = make_label_columns(config, fovs, tracks, annotations, found.observations)
+    observations = _name_observations(found, labels)
+    records = list_labels(config, observations, names)
+    partition, partitions = number_partitions(config, records, observations)
+    observations = _set_column(observations, "partition_index", pa.array(partition))
+    tau_frames = {experiment.name: config.tau_frames(experiment) for experiment in config.experiments}
+    return Index(
+        observations=mark_candidates(observations, tau_frames),
+        tracks=found.tracks.select(["track_index", "lineage_index", "parent_track_index"]),
+        fovs=fovs,
+        labels=records,
+        partitions=partitions,
+        dropped=found.dropped,
+        notes=found.notes,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Found:
+    """What the queries found."""
+
+    observations: pa.Table
+    tracks: pa.Table
+    fovs: list[dict[str, Any]]
+    dropped: dict[str, dict[str, int]]
+    notes: tuple[str, ...]
+
+
+def _query(config: BuildConfig, fovs: pa.Table, rows: pa.Table, annotations: AnnotationRows) -> _Found:
+    """Run the queries."""
     height, width = config.yx_patch_size
     with duckdb.connect(config={"threads": config.workers}) as con:
-        con.register("rows", parse_track_files(config, chosen))
-        con.register("fovs", _list_fovs(config, plates, chosen))
+        con.register("rows", rows)
+        con.register("fovs", fovs)
+        con.register("annotations", annotations.rows)
         _make_table(con, "tracks")
         _refuse_conflicts(con)
         _make_table(con, "placed", patch_height=height, patch_width=width, max_shift=config.max_border_shift_px)
-        con.unregister("rows")  # half of the memory
+        con.unregister("rows")
         dropped: dict[str, dict[str, int]] = {}
         for experiment, reason, count in _read(con, "dropped").fetchall():
             dropped.setdefault(experiment, {})[reason] = count
@@ -87,25 +131,25 @@ def build_index(config: BuildConfig, plates: Mapping[str, Plate]) -> Index:
         _refuse_cycles(con)
         _make_table(con, "kept_tracks")
         _make_table(con, "kept_fovs")
-        tracks = con.table("kept_tracks").to_arrow_table()
-        fovs = con.table("kept_fovs").to_arrow_table().to_pylist()
-        observations = _read(con, "observations").to_arrow_table()
-    if not len(observations):
-        raise ConfigError(
-            f"{config.where}: no observation is left; dropped were {dropped}. "
-            "Compare tracks_path, condition_wells, include_wells and exclude_fovs."
+        _make_table(con, "annotated")
+        return _Found(
+            observations=_read(con, "observations").to_arrow_table(),
+            tracks=con.table("kept_tracks").to_arrow_table(),
+            fovs=con.table("kept_fovs").to_arrow_table().to_pylist(),
+            dropped=dropped,
+            notes=_note_unmatched(con, config),
         )
-    tau_frames = {experiment.name: config.tau_frames(experiment) for experiment in config.experiments}
-    named = mark_candidates(_name_observations(config, observations, tracks, fovs), tau_frames)
-    labels = list_labels(config, named)
-    named, partitions = number_partitions(config.shard_by, labels, named)
-    return Index(
-        observations=named,
-        tracks=tracks.select(["track_index", "lineage_index", "parent_track_index"]),
-        fovs=tuple(FovRecord(**{name: fov[name] for name in FovRecord.__slots__}) for fov in fovs),
-        labels=labels,
-        partitions=partitions,
-        dropped=dropped,
+
+
+def _note_unmatched(con: duckdb.DuckDBPyConnection, config: BuildConfig) -> tuple[str, ...]:
+    """Say how many annotations are about no observation."""
+    return tuple(
+        f"{config.experiments[number].annotations}: {unmatched} of {count} rows are about no observation of "
+        f"{config.experiments[number].name} that is built (the first below the header is row 0): row {first} and on."
+        if unmatched > 1
+        else f"{config.experiments[number].annotations}: row {first} of {count} (the first below the header is row 0) "
+        f"is about no observation of {config.experiments[number].name} that is built."
+        for number, unmatched, count, first in _read(con, "unmatched").fetchall()
     )
 
 
@@ -193,9 +237,10 @@ def drop_observations(
         observations=mark_candidates(observations, tau_frames),
         tracks=_renumber_tracks(index.tracks, new["track_index"], new["lineage_index"]),
         fovs=tuple(fov for fov, number in zip(index.fovs, new["fov_index"], strict=True) if number >= 0),
-        labels=index.labels,
+        labels=keep_present_values(index.labels, observations),
         partitions=tuple(p for p, number in zip(index.partitions, new["partition_index"], strict=True) if number >= 0),
         dropped=dropped,
+        notes=index.notes,
     )
 
 
@@ -256,58 +301,17 @@ _FOVS = pa.schema(
 )
 
 
-def _name_observations(
-    config: BuildConfig, observations: pa.Table, tracks: pa.Table, fovs: Sequence[Mapping[str, Any]]
-) -> pa.Table:
+def _name_observations(found: _Found, labels: Mapping[str, pa.DictionaryArray]) -> pa.Table:
     """Add row numbers, names and labels; a value is one dictionary entry, however many rows have it."""
-    per_fov = {name: [fov[name] for fov in fovs] for name in ("experiment", "fov_name", "well", "condition")}
-    experiments = {experiment.name: experiment for experiment in config.experiments}
-    for name in dict.fromkeys(name for experiment in config.experiments for name in experiment.labels):
-        per_fov[name] = [experiments[fov["experiment"]].labels.get(name) for fov in fovs]
-    per_track = {name: tracks[name].combine_chunks() for name in ("global_track_id", "lineage_id")}
-    names = {name: ("fov_index", pa.array(values, pa.string())) for name, values in per_fov.items()}
+    fovs = {name: [fov[name] for fov in found.fovs] for name in ("experiment", "fov_name", "well", "condition")}
+    per_track = {name: found.tracks[name].combine_chunks() for name in ("global_track_id", "lineage_id")}
+    names = {name: ("fov_index", pa.array(values, pa.string())) for name, values in fovs.items()}
     names |= {name: ("track_index", values) for name, values in per_track.items()}
-    columns: dict[str, Any] = {"observation": pa.array(np.arange(len(observations), dtype=np.int32))}
+    columns: dict[str, Any] = {"observation": pa.array(np.arange(len(found.observations), dtype=np.int32))}
     for name, (number, values) in names.items():
-        columns[name] = values.dictionary_encode().take(observations[number].combine_chunks())
-    return pa.table(columns | {name: observations[name] for name in observations.column_names})
-
-
-def list_labels(config: BuildConfig, observations: pa.Table) -> tuple[LabelRecord, ...]:
-    """List the labels and their values: experiments and conditions in the order of the YAML, others sorted."""
-    conditions = [c for experiment in config.experiments for c in experiment.conditions]
-    order = {"experiment": [e.name for e in config.experiments], "condition": list(dict.fromkeys(conditions))}
-    names = dict.fromkeys((*OWN_LABELS, *(name for e in config.experiments for name in e.labels)))
-    records = []
-    for name in names:
-        present = {value for value in pc.unique(observations[name]).to_pylist() if value is not None}
-        ordered = order.get(name) or sorted(present)
-        records.append(LabelRecord(name=name, values=tuple(value for value in ordered if value in present)))
-    return tuple(records)
-
-
-def label_codes(observations: pa.Table, label: LabelRecord) -> Int32[np.ndarray, " observations"]:
-    """Number the values of a label as its record does; NO_ID for null."""
-    values = pa.array(label.values, pa.string())
-    codes = pc.index_in(observations[label.name].cast(pa.string()), value_set=values, skip_nulls=True)
-    return np.asarray(codes.fill_null(NO_ID).combine_chunks().to_numpy(zero_copy_only=False), np.int32)
-
-
-def number_partitions(
-    shard_by: Sequence[str], labels: Sequence[LabelRecord], observations: pa.Table
-) -> tuple[pa.Table, tuple[Mapping[str, str | None], ...]]:
-    """Add `partition_index`: numbers the values of the `shard_by` labels without gaps, in the order of the labels."""
-    records = {label.name: label for label in labels}
-    codes = np.stack([label_codes(observations, records[name]) for name in shard_by], axis=1)
-    found, number = np.unique(codes, axis=0, return_inverse=True)
-    partitions = tuple(
-        {
-            name: records[name].values[code] if code >= 0 else None
-            for name, code in zip(shard_by, row.tolist(), strict=True)
-        }
-        for row in found
-    )
-    return _set_column(observations, "partition_index", pa.array(number.reshape(-1).astype(np.int32))), partitions
+        columns[name] = values.dictionary_encode().take(found.observations[number].combine_chunks())
+    numbers = found.observations.drop_columns(["row", "annotation"])
+    return pa.table({**columns, **labels, **{name: numbers[name] for name in numbers.column_names}})
 
 
 def _set_column(table: pa.Table, name: str, values: Any) -> pa.Table:

@@ -29,7 +29,7 @@ def open_plates(config: BuildConfig) -> dict[str, Plate]:
             plates[experiment.name] = open_plate(experiment.data_path, experiment.well_conditions)
         except FileNotFoundError as error:
             raise ConfigError(f"{where} has no plate. Give the folder of an OME-Zarr HCS plate.") from error
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             error.add_note(f"This plate is {where}.")
             raise
     return plates
@@ -57,13 +57,9 @@ def check_plates(config: BuildConfig, plates: Mapping[str, Plate]) -> None:
     for number, experiment in enumerate(config.experiments):
         where = f"{config.where}: experiments[{number}]"
         plate = plates[experiment.name]
-        for condition, wells in experiment.condition_wells.items():
-            for well in wells:
-                if well not in plate.wells:
-                    raise ConfigError(
-                        f"{where}.condition_wells.{condition}={well!r} is not a well of {plate.path}, which has "
-                        f"{list(plate.wells)}. Correct it."
-                    )
+        _check_wells(experiment.condition_wells, plate, f"{where}.condition_wells")
+        for label, groups in experiment.well_labels.items():
+            _check_wells(groups, plate, f"{where}.well_labels.{label}")
         dtypes: dict[str, str] = {}
         depths: dict[int, str] = {}
         for name in plan_fovs(config, experiment, plate.fovs):
@@ -79,6 +75,15 @@ def check_plates(config: BuildConfig, plates: Mapping[str, Plate]) -> None:
                 f"{config.where}: shards.z_range=None takes whole stacks, but their depths differ in {where}: "
                 f"{depths}. Give a z_range that all have."
             )
+
+
+def _check_wells(groups: Mapping[str, tuple[str, ...]], plate: Plate, where: str) -> None:
+    for name, wells in groups.items():
+        for well in wells:
+            if well not in plate.wells:
+                raise ConfigError(
+                    f"{where}.{name}={well!r} is not a well of {plate.path}, which has {list(plate.wells)}. Correct it."
+                )
 
 
 def _check_excluded(config: BuildConfig, plates: Mapping[str, Plate]) -> None:
