@@ -58,8 +58,8 @@ def parse_annotations(config: BuildConfig, fovs: Mapping[str, Sequence[str]]) ->
     files: list[tuple[int, TableFile, tuple[str, ...]]] = []
     for number, experiment in enumerate(config.experiments):
         if experiment.annotations is not None:
-            where = f"{config.where}: experiments[{number}].annotations={experiment.annotations!r}"
-            file = _open(Path(experiment.annotations), where)
+            where = f"{config.where}: experiments[{number}]"
+            file = _open(Path(experiment.annotations), f"{where}.annotations={experiment.annotations!r}")
             files.append((number, file, _label_names(file, experiment, where)))
     numbers: dict[str, dict[str, int]] = {}
     first = 0
@@ -85,7 +85,7 @@ def _open(path: Path, where: str) -> TableFile:
 def _label_names(file: TableFile, experiment: ExperimentConfig, where: str) -> tuple[str, ...]:
     """Return the columns that are labels, once their names are checked."""
     names = tuple(name for name in file.columns if name not in (*KEYS, *MAYBE_KEYS))
-    check_columns(file, (*KEYS, *names), MAYBE_KEYS, where)
+    check_columns(file, (*KEYS, *names), MAYBE_KEYS, f"{where}.annotations")
     for name in names:
         if not name.strip():
             raise ConfigError(f"{file.path}: a column has no name; there are {list(file.columns)}. Name or remove it.")
@@ -96,8 +96,7 @@ def _label_names(file: TableFile, experiment: ExperimentConfig, where: str) -> t
             )
         if name in experiment.label_names:
             raise ConfigError(
-                f"{file.path}: label {name!r} must be given once, but {where.rpartition('.')[0]} gives it too. "
-                "Remove one of the two."
+                f"{file.path}: label {name!r} must be given once, but {where} gives it too. Remove one of the two."
             )
     return names
 

@@ -92,7 +92,7 @@ def parse_table(raw: object, where: str, allowed: Collection[str]) -> dict[str, 
 
 def is_null_text(text: str) -> bool:
     """Say whether a label's text stands for no value: blank, or NaN."""
-    return text.strip().lower() in ("", "nan")
+    return text.strip().lower() in ("", "nan", ".nan")
 
 
 def _list_once(texts: tuple[str, ...]) -> tuple[str, ...]:
