@@ -61,11 +61,7 @@ def parse_annotations(config: BuildConfig, fovs: Mapping[str, Sequence[str]]) ->
             where = f"{config.where}: experiments[{number}]"
             file = _open(Path(experiment.annotations), f"{where}.annotations={experiment.annotations!r}")
             files.append((number, file, _label_names(file, experiment, where)))
-    numbers: dict[str, dict[str, int]] = {}
-    first = 0
-    for name, chosen in fovs.items():
-        numbers[name] = dict(zip(chosen, range(first, first + len(chosen)), strict=True))
-        first += len(chosen)
+    numbers = _number_fovs(fovs)
     names = {config.experiments[number].name: labels for number, _, labels in files}
     tables = [
         _parse_file(file, labels, number, numbers[config.experiments[number].name]) for number, file, labels in files
@@ -74,6 +70,16 @@ def parse_annotations(config: BuildConfig, fovs: Mapping[str, Sequence[str]]) ->
     row = pa.array(np.arange(len(table), dtype=np.int32))
     rows = table.select(SCHEMA.names).append_column("annotation", row)
     return AnnotationRows(rows=rows, labels=table.drop_columns(SCHEMA.names), names=names)
+
+
+def _number_fovs(fovs: Mapping[str, Sequence[str]]) -> dict[str, dict[str, int]]:
+    """Return experiment → FOV name → `fov`, counted over all experiments."""
+    numbers: dict[str, dict[str, int]] = {}
+    first = 0
+    for name, chosen in fovs.items():
+        numbers[name] = dict(zip(chosen, range(first, first + len(chosen)), strict=True))
+        first += len(chosen)
+    return numbers
 
 
 def _open(path: Path, where: str) -> TableFile:

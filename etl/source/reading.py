@@ -33,13 +33,17 @@ def naming_file(path: str | Path, kind: str) -> Iterator[None]:
         yield
     except (ConfigError, StorageError):
         raise
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: is not UTF-8 text ({error}). Save it as UTF-8.") from error
+    except UnicodeError as error:
+        raise ConfigError(f"{path}: is not UTF-8 text ({_line(error)}). Save it as UTF-8.") from error
     except OSError as error:
-        if error.errno is None:  # pyarrow's word for damaged content
-            raise ConfigError(f"{path}: is not a whole {kind} file ({error}). Write it again.") from error
+        if error.errno is None:  # pyarrow says so of damaged content
+            raise ConfigError(f"{path}: is not a whole {kind} file ({_line(error)}). Write it again.") from error
         raise StorageError(
             f"{path}: could not be read ({error}). Look at the disk, the network and the permissions, then run again."
         ) from error
     except (pa.ArrowException, ValueError) as error:
-        raise ConfigError(f"{path}: is not a {kind} table ({error}). Write it again.") from error
+        raise ConfigError(f"{path}: is not a {kind} table ({_line(error)}). Write it again.") from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
