@@ -76,15 +76,14 @@ def build_index(config: BuildConfig, plates: Mapping[str, Plate]) -> Index:
     annotations = parse_annotations(config, chosen)
     names = name_labels(config, annotations.names)
     check_shard_by(config, names)
-    tracks = parse_track_files(config, chosen)
-    found = _query(config, _list_fovs(config, plates, chosen), tracks.rows, annotations)
+    found = _query(config, _list_fovs(config, plates, chosen), chosen, annotations)
     if not len(found.observations):
         raise ConfigError(
             f"{config.where}: no observation is left; dropped were {found.dropped}. "
             "Compare tracks_path, condition_wells, include_wells and exclude_fovs."
         )
     fovs = tuple(FovRecord(**{name: fov[name] for name in FovRecord.__slots__}) for fov in found.fovs)
-    labels = make_label_columns(config, fovs, tracks, annotations, found.observations)
+    labels = make_label_columns(config, fovs, found.track_labels, annotations, found.observations)
     observations = _name_observations(found, labels)
     records = list_labels(config, observations, names)
     partition, partitions = number_partitions(config, records, observations)
@@ -107,22 +106,30 @@ class _Found:
 
     observations: pa.Table
     tracks: pa.Table
+    track_labels: pa.Table
+    """As `etl.source.tracks.TrackRows.labels`."""
     fovs: list[dict[str, Any]]
     dropped: dict[str, dict[str, int]]
     notes: tuple[str, ...]
 
 
-def _query(config: BuildConfig, fovs: pa.Table, rows: pa.Table, annotations: AnnotationRows) -> _Found:
-    """Run the queries."""
+def _query(
+    config: BuildConfig, fovs: pa.Table, chosen: Mapping[str, Sequence[str]], annotations: AnnotationRows
+) -> _Found:
+    """Read the track files and run the queries."""
     height, width = config.yx_patch_size
+    parsed = parse_track_files(config, chosen)
+    track_labels, rows = parsed.labels, parsed.rows
+    del parsed
     with duckdb.connect(config={"threads": config.workers}) as con:
         con.register("rows", rows)
+        del rows
         con.register("fovs", fovs)
         con.register("annotations", annotations.rows)
         _make_table(con, "tracks")
         _refuse_conflicts(con)
         _make_table(con, "placed", patch_height=height, patch_width=width, max_shift=config.max_border_shift_px)
-        con.unregister("rows")
+        con.unregister("rows")  # nobody else holds them: half of the memory
         dropped: dict[str, dict[str, int]] = {}
         for experiment, reason, count in _read(con, "dropped").fetchall():
             dropped.setdefault(experiment, {})[reason] = count
@@ -135,6 +142,7 @@ def _query(config: BuildConfig, fovs: pa.Table, rows: pa.Table, annotations: Ann
         return _Found(
             observations=_read(con, "observations").to_arrow_table(),
             tracks=con.table("kept_tracks").to_arrow_table(),
+            track_labels=track_labels,
             fovs=con.table("kept_fovs").to_arrow_table().to_pylist(),
             dropped=dropped,
             notes=_note_unmatched(con, config),

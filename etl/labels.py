@@ -18,7 +18,6 @@ from dynaclr_wds.errors import ConfigError
 from etl.source.annotations import AnnotationRows
 from etl.source.experiments import BuildConfig, ExperimentConfig
 from etl.source.track_formats import refuse_measurement
-from etl.source.tracks import TrackRows
 
 
 def name_labels(config: BuildConfig, annotated: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
@@ -36,7 +35,7 @@ def name_labels(config: BuildConfig, annotated: Mapping[str, Sequence[str]]) -> 
 def make_label_columns(
     config: BuildConfig,
     fovs: Sequence[FovRecord],
-    tracks: TrackRows,
+    track_labels: pa.Table,
     annotations: AnnotationRows,
     observations: pa.Table,
 ) -> dict[str, pa.DictionaryArray]:
@@ -46,8 +45,9 @@ def make_label_columns(
     ----------
     fovs
         In order of `fov_index`.
-    tracks, annotations
-        Their `labels` are taken at `observations["row"]` and `observations["annotation"]`.
+    track_labels, annotations
+        Labels of the rows of the track files and of the annotation tables; taken at `observations["row"]` and
+        `observations["annotation"]`.
     observations
         One row per observation with `fov_index`, `row`, `annotation` (null without one).
 
@@ -66,7 +66,7 @@ def make_label_columns(
         values = [_value_of_fov(experiments[fov.experiment], fov.well, name) for fov in fovs]
         if any(value is not None for value in values):
             sources.append(pa.array(values, pa.string()).dictionary_encode().take(place["fov_index"]))
-        for table, at in ((tracks.labels, "row"), (annotations.labels, "annotation")):
+        for table, at in ((track_labels, "row"), (annotations.labels, "annotation")):
             if name in table.column_names:
                 sources.append(_take(table[name], place[at]))
         columns[name] = _merge(name, sources, len(observations))
