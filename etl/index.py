@@ -7,9 +7,8 @@ the pixels can tell (a frame that is all zero) is taken out later by `drop_obser
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any
 
 import duckdb
@@ -20,11 +19,11 @@ from jaxtyping import Bool, Int32
 from dynaclr_wds.contract import FovRecord, LabelRecord
 from dynaclr_wds.errors import ConfigError
 from etl.labels import keep_present_values, list_labels, make_label_columns, name_labels, number_partitions
-from etl.source.annotations import AnnotationRows, parse_annotations
+from etl.queries import QueryResult, read_query, run_queries
+from etl.source.annotations import parse_annotations
 from etl.source.experiments import BuildConfig, check_shard_by
 from etl.source.plates import Plate
 from etl.source.preflight import check_plates, plan_fovs
-from etl.source.tracks import parse_track_files
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +75,7 @@ def build_index(config: BuildConfig, plates: Mapping[str, Plate]) -> Index:
     annotations = parse_annotations(config, chosen)
     names = name_labels(config, annotations.names)
     check_shard_by(config, names)
-    found = _query(config, _list_fovs(config, plates, chosen), chosen, annotations)
+    found = run_queries(config, plates, chosen, annotations.rows)
     if not len(found.observations):
         raise ConfigError(
             f"{config.where}: no observation is left; dropped were {found.dropped}. "
@@ -97,67 +96,6 @@ def build_index(config: BuildConfig, plates: Mapping[str, Plate]) -> Index:
         partitions=partitions,
         dropped=found.dropped,
         notes=found.notes,
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Found:
-    """What the queries found."""
-
-    observations: pa.Table
-    tracks: pa.Table
-    track_labels: pa.Table
-    """As `etl.source.tracks.TrackRows.labels`."""
-    fovs: list[dict[str, Any]]
-    dropped: dict[str, dict[str, int]]
-    notes: tuple[str, ...]
-
-
-def _query(
-    config: BuildConfig, fovs: pa.Table, chosen: Mapping[str, Sequence[str]], annotations: AnnotationRows
-) -> _Found:
-    """Read the track files and run the queries."""
-    height, width = config.yx_patch_size
-    parsed = parse_track_files(config, chosen)
-    track_labels, rows = parsed.labels, parsed.rows
-    del parsed
-    with duckdb.connect(config={"threads": config.workers}) as con:
-        con.register("rows", rows)
-        del rows
-        con.register("fovs", fovs)
-        con.register("annotations", annotations.rows)
-        _make_table(con, "tracks")
-        _refuse_conflicts(con)
-        _make_table(con, "placed", patch_height=height, patch_width=width, max_shift=config.max_border_shift_px)
-        con.unregister("rows")  # nobody else holds them: half of the memory
-        dropped: dict[str, dict[str, int]] = {}
-        for experiment, reason, count in _read(con, "dropped").fetchall():
-            dropped.setdefault(experiment, {})[reason] = count
-        _make_table(con, "links")
-        _make_table(con, "descent")
-        _refuse_cycles(con)
-        _make_table(con, "kept_tracks")
-        _make_table(con, "kept_fovs")
-        _make_table(con, "annotated")
-        return _Found(
-            observations=_read(con, "observations").to_arrow_table(),
-            tracks=con.table("kept_tracks").to_arrow_table(),
-            track_labels=track_labels,
-            fovs=con.table("kept_fovs").to_arrow_table().to_pylist(),
-            dropped=dropped,
-            notes=_note_unmatched(con, config),
-        )
-
-
-def _note_unmatched(con: duckdb.DuckDBPyConnection, config: BuildConfig) -> tuple[str, ...]:
-    """Say how many annotations are about no observation."""
-    return tuple(
-        f"{config.experiments[number].annotations}: {unmatched} of {count} rows are about no observation of "
-        f"{config.experiments[number].name} that is built (the first below the header is row 0): row {first} and on."
-        if unmatched > 1
-        else f"{config.experiments[number].annotations}: row {first} of {count} (the first below the header is row 0) "
-        f"is about no observation of {config.experiments[number].name} that is built."
-        for number, unmatched, count, first in _read(con, "unmatched").fetchall()
     )
 
 
@@ -194,7 +132,7 @@ def mark_candidates(observations: pa.Table, tau_frames: Mapping[str, tuple[int, 
     with duckdb.connect() as con:
         con.register("observations", cells)
         con.register("tau", pa.table(tau))
-        flags = _read(con, "candidates").to_arrow_table()
+        flags = read_query(con, "candidates").to_arrow_table()
     for name in ("has_candidate", "is_candidate"):
         observations = _set_column(observations, name, flags[name])
     return observations
@@ -225,11 +163,6 @@ def drop_observations(
     """
     if not keep.any():
         raise ConfigError(f"no observation is left: all {len(keep)} are dropped as {reason!r}. Look at the images.")
-    dropped = {experiment: dict(reasons) for experiment, reasons in index.dropped.items()}
-    gone = index.observations["experiment"].filter(pa.array(~keep)).value_counts()
-    for item in gone.to_pylist():
-        counts = dropped.setdefault(item["values"], {})
-        counts[reason] = counts.get(reason, 0) + item["counts"]
     observations = index.observations.filter(pa.array(keep))
     sizes = {
         "fov_index": len(index.fovs),
@@ -247,9 +180,19 @@ def drop_observations(
         fovs=tuple(fov for fov, number in zip(index.fovs, new["fov_index"], strict=True) if number >= 0),
         labels=keep_present_values(index.labels, observations),
         partitions=tuple(p for p, number in zip(index.partitions, new["partition_index"], strict=True) if number >= 0),
-        dropped=dropped,
+        dropped=_count_dropped(index, keep, reason),
         notes=index.notes,
     )
+
+
+def _count_dropped(index: Index, keep: Bool[np.ndarray, " observations"], reason: str) -> dict[str, dict[str, int]]:
+    """Add the observations that go to those that went before."""
+    dropped = {experiment: dict(reasons) for experiment, reasons in index.dropped.items()}
+    gone = index.observations["experiment"].filter(pa.array(~keep)).value_counts()
+    for item in gone.to_pylist():
+        counts = dropped.setdefault(item["values"], {})
+        counts[reason] = counts.get(reason, 0) + item["counts"]
+    return dropped
 
 
 def _renumber(used: Int32[np.ndarray, " rows"], size: int) -> Int32[np.ndarray, " size"]:
@@ -276,40 +219,7 @@ def _renumber_tracks(
     return pa.table(columns)
 
 
-def _list_fovs(config: BuildConfig, plates: Mapping[str, Plate], chosen: Mapping[str, Sequence[str]]) -> pa.Table:
-    """Table of the FOVs asked for; `fov` counts them as `parse_track_files` does."""
-    columns: dict[str, list[Any]] = {name: [] for name in _FOVS.names}
-    for number, experiment in enumerate(config.experiments):
-        for name in chosen[experiment.name]:
-            fov = plates[experiment.name].fovs[name]
-            condition = experiment.well_conditions[fov.well]
-            row = {
-                "fov": len(columns["fov"]),
-                "experiment_index": number,
-                "experiment": experiment.name,
-                "fov_name": name,
-                "well": fov.well,
-                "condition_index": experiment.conditions.index(condition),
-                "condition": condition,
-                "frames": fov.shape[0],
-                "height": fov.shape[3],
-                "width": fov.shape[4],
-                "start_hpi": experiment.start_hpi,
-                "interval_minutes": experiment.interval_minutes,
-            }
-            for key, value in row.items():
-                columns[key].append(value)
-    return pa.table(columns, schema=_FOVS)
-
-
-_FOVS = pa.schema(
-    [(name, pa.int32()) for name in ("fov", "experiment_index", "condition_index", "frames", "height", "width")]
-    + [(name, pa.string()) for name in ("experiment", "fov_name", "well", "condition")]
-    + [(name, pa.float64()) for name in ("start_hpi", "interval_minutes")]
-)
-
-
-def _name_observations(found: _Found, labels: Mapping[str, pa.DictionaryArray]) -> pa.Table:
+def _name_observations(found: QueryResult, labels: Mapping[str, pa.DictionaryArray]) -> pa.Table:
     """Add row numbers, names and labels; a value is one dictionary entry, however many rows have it."""
     fovs = {name: [fov[name] for fov in found.fovs] for name in ("experiment", "fov_name", "well", "condition")}
     per_track = {name: found.tracks[name].combine_chunks() for name in ("global_track_id", "lineage_id")}
@@ -326,42 +236,3 @@ def _set_column(table: pa.Table, name: str, values: Any) -> pa.Table:
     if name in table.column_names:
         return table.set_column(table.column_names.index(name), name, values)
     return table.append_column(name, values)
-
-
-def _refuse_conflicts(con: duckdb.DuckDBPyConnection) -> None:
-    rows = _read(con, "conflicts").limit(1).fetchall()
-    if rows:
-        experiment, fov, track, parent, other = rows[0]
-        raise ConfigError(
-            f"{experiment}/{fov}: track {track} has parents {parent} and {other} in different rows "
-            "(-1 is none). Give all rows of a track the same parent_track_id."
-        )
-
-
-def _refuse_cycles(con: duckdb.DuckDBPyConnection) -> None:
-    """Raise an error that names the tracks of the first cycle, if any."""
-    rows = _read(con, "unrooted").fetchall()
-    if not rows:
-        return
-    parents = {(experiment, fov, track): parent for experiment, fov, track, parent in rows}
-    experiment, fov, track, _ = rows[0]
-    path: list[int] = []
-    while track not in path:
-        path.append(track)
-        track = parents[experiment, fov, track]
-    cycle = " → ".join(map(str, [*path[path.index(track) :], track]))
-    raise ConfigError(
-        f"{experiment}/{fov}: tracks are their own ancestors, each the daughter of the next: {cycle}. "
-        "Correct parent_track_id; -1 is none."
-    )
-
-
-def _read(con: duckdb.DuckDBPyConnection, name: str, **params: Any) -> duckdb.DuckDBPyRelation:
-    """Run `etl/sql/<name>.sql`."""
-    query = resources.files("etl").joinpath("sql", f"{name}.sql").read_text(encoding="utf-8")
-    return con.sql(query, params=params) if params else con.sql(query)
-
-
-def _make_table(con: duckdb.DuckDBPyConnection, name: str, **params: Any) -> None:
-    """Keep the rows of `etl/sql/<name>.sql` as the table of that name."""
-    _read(con, name, **params).create(name)

@@ -162,8 +162,8 @@ def test_annotations_of_no_cell_are_counted_and_said(config: BuildConfig, index:
     root = Path(config.where).parent
     rows = (len(pd.read_csv(root / "a/annotations.csv")), len(pd.read_parquet(root / "b/annotations.parquet")))
     assert index.notes == tuple(
-        f"{root / name}: row {count - 1} of {count} (the first below the header is row 0) is about no observation of "
-        f"{name[0]} that is built."
+        f"{root / name}: rows about no observation of {name[0]} that is built: 1 of {count}; the first is row "
+        f"{count - 1} (the first below the header is row 0)."
         for name, count in zip(("a/annotations.csv", "b/annotations.parquet"), rows, strict=True)
     )
 
@@ -302,8 +302,8 @@ def test_several_annotations_of_no_cell_are_said_at_once(tmp_path: Path) -> None
     index = index_of(make_fov(tmp_path, cells((1, 0, -1)), experiment=annotate(tmp_path, text)))
     assert labels_of(index, "state") == ["x"]
     assert index.notes == (
-        f"{tmp_path / 'annotations.csv'}: 2 of 3 rows are about no observation of a that is built "
-        "(the first below the header is row 0): row 1 and on.",
+        f"{tmp_path / 'annotations.csv'}: rows about no observation of a that is built: 2 of 3; the first is row 1 "
+        "(the first below the header is row 0).",
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from etl.index import _read
+from etl.queries import read_query
 from tests.plates import Rows, table
 
 
@@ -17,7 +17,7 @@ def query(name: str, inputs: dict[str, Rows], **params: Any) -> list[tuple[Any, 
     with duckdb.connect() as con:
         for key, rows in inputs.items():
             con.register(key, pa.Table.from_pylist(rows))
-        return _read(con, name, **params).fetchall()
+        return read_query(con, name, **params).fetchall()
 
 
 # FOV 0: 5 divides into 0 and 7; 7's parent is written in both rows. FOV 1: 5 again, a daughter of 9, which is nowhere.
