@@ -1,8 +1,8 @@
-"""Track tables to the index: which cells exist, whose descendants they are, what they are labelled.
+"""Makes the index from track tables: which cells exist, whose descendants they are, which labels they have.
 
-The queries are in `etl/sql/`, one a file, and run in DuckDB on integer keys; names and labels are joined on at
-the end, as dictionaries. Rows come out in one order whatever the number of threads. No pixel is read: what only
-the pixels can tell (a frame that is all zero) is taken out later by `drop_observations`.
+DuckDB works on integer keys (`etl.queries`); names and labels are added at the end, as dictionaries. The rows have
+one order, whatever the number of threads. No pixel is read: `drop_observations` later takes out what only the
+pixels can tell, such as a frame that is all zero.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from jaxtyping import Bool, Int32
 
 from dynaclr_wds.contract import FovRecord, LabelRecord
 from dynaclr_wds.errors import ConfigError
+from dynaclr_wds.tau import least_tau, reaches_a_frame
 from etl.labels import keep_present_values, list_labels, make_label_columns, name_labels, number_partitions
 from etl.queries import QueryResult, read_query, run_queries
 from etl.source.annotations import parse_annotations
@@ -28,7 +29,7 @@ from etl.source.preflight import check_plates, plan_fovs
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Index:
-    """All that is known of the cells before a pixel is read."""
+    """Holds all that is known of the cells before a pixel is read."""
 
     observations: pa.Table
     """One row per kept observation, sorted by (experiment, fov_name, track_id, t); `observation` is the row number.
@@ -102,8 +103,8 @@ def build_index(config: BuildConfig, plates: Mapping[str, Plate]) -> Index:
 def mark_candidates(observations: pa.Table, tau_frames: Mapping[str, tuple[int, int]]) -> pa.Table:
     """Set `has_candidate` and `is_candidate` from the rows that are there.
 
-    An anchor has another observation of its lineage at t + τ for a τ of the range, τ ≠ 0; a candidate
-    has one at t - τ, so that it may be the positive of an anchor.
+    An observation has a candidate if its lineage was seen at t + τ for a τ of the range, τ ≠ 0. It is a candidate
+    if its lineage was seen at t - τ.
 
     Parameters
     ----------
@@ -111,9 +112,14 @@ def mark_candidates(observations: pa.Table, tau_frames: Mapping[str, tuple[int, 
         Rows of `Index.observations`, all or some; needs `experiment`, `experiment_index`, `lineage_index`, `t`.
     tau_frames
         Experiment → τ range in frames, both ends included.
+
+    Raises
+    ------
+    ValueError
+        A range without a frame, or an experiment without a range.
     """
     for name, (low, high) in tau_frames.items():
-        if low < 0 or high < max(low, 1):
+        if low < 0 or not reaches_a_frame((low, high)):
             raise ValueError(
                 f"tau_frames[{name!r}]={(low, high)} must be (shortest, longest), 0 ≤ shortest ≤ longest, "
                 "with at least one frame. Change tau_range_hours."
@@ -124,7 +130,7 @@ def mark_candidates(observations: pa.Table, tau_frames: Mapping[str, tuple[int, 
         raise ValueError(f"tau_frames has {sorted(tau_frames)}, but no {missing}. Give all experiments.")
     tau = {
         "experiment_index": pa.array(numbers),
-        "tau_min": pa.array([tau_frames[name][0] for name in names], pa.int32()),
+        "tau_min": pa.array([int(least_tau(tau_frames[name][0])) for name in names], pa.int32()),
         "tau_max": pa.array([tau_frames[name][1] for name in names], pa.int32()),
     }
     order = pa.array(np.arange(len(observations), dtype=np.int32))
@@ -141,9 +147,9 @@ def mark_candidates(observations: pa.Table, tau_frames: Mapping[str, tuple[int, 
 def drop_observations(
     index: Index, keep: Bool[np.ndarray, " observations"], reason: str, tau_frames: Mapping[str, tuple[int, int]]
 ) -> Index:
-    """Leave observations out: count them under `reason`, number all anew, mark anchors again.
+    """Leave observations out: count them under `reason`, renumber the others, and mark their candidates again.
 
-    Lineages stay what they were: a track whose observations all go still links its daughters to its parent.
+    Lineages stay as they were: a track whose observations all go still links its daughters to its parent.
 
     Parameters
     ----------
@@ -152,7 +158,7 @@ def drop_observations(
     keep
         False for the observations that go.
     reason
-        Under which they are counted in `dropped`.
+        The name under which `dropped` counts them.
     tau_frames
         Experiment → τ range in frames, both ends included.
 

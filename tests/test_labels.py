@@ -15,6 +15,7 @@ from dynaclr_wds.contract import LabelRecord
 from dynaclr_wds.errors import ConfigError
 from etl.index import Index, build_index, drop_observations
 from etl.labels import label_codes
+from etl.source.config import INDEX_COLUMNS
 from etl.source.experiments import BuildConfig, parse_build_config
 from etl.source.preflight import open_plates
 from etl.source.track_formats import MOST_VALUES, encode_label
@@ -156,6 +157,11 @@ def test_labels_are_dictionaries_and_a_value_stands_there_once(index: Index) -> 
         assert column.type == pa.dictionary(pa.int32(), pa.string()), name
         values = column.dictionary.to_pylist()
         assert len(set(values)) == len(values)
+
+
+def test_reserved_names_are_the_columns_of_the_index(index: Index) -> None:
+    labels = {label.name for label in index.labels} - {"experiment", "condition", "well"}
+    assert set(INDEX_COLUMNS) == set(index.observations.column_names) - labels
 
 
 def test_annotations_of_no_cell_are_counted_and_said(config: BuildConfig, index: Index) -> None:

@@ -167,11 +167,6 @@ def test_candidates_of_six_rows() -> None:
     )
     assert [has for has, _ in flags] == [True, True, False, False, False, False]
     assert [is_one for _, is_one in flags] == [False, False, True, True, False, False]
-    # τ from 0: two cells of one lineage in one frame are no pair
-    flags = query(
-        "candidates", {"observations": observations, "tau": table("experiment_index tau_min tau_max", (0, 0, 1))}
-    )
-    assert flags == [(True, False), (False, True)] + [(False, False)] * 4
 
 
 def test_an_annotation_is_of_one_frame_or_of_a_whole_track() -> None:

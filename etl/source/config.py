@@ -49,7 +49,7 @@ INDEX_COLUMNS = (
     *("experiment_index", "fov_index", "partition_index", "track_index", "lineage_index"),
     *("has_candidate", "is_candidate"),
 )
-"""Columns that the index has anyway: no label of the user's may have such a name."""
+"""Columns of the index that are no labels of the user's; a label may not have such a name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,13 +72,13 @@ class ExperimentConfig:
     start_hpi: Number = 0.0
     """Hours post infection at t = 0."""
     labels: Labels = field(default_factory=dict)
-    """Label → value of all observations; `organelle`, `date` and `moi` (multiplicity of infection) stand here too."""
+    """Label → value of all observations; holds `organelle`, `date` and `moi` (multiplicity of infection) too."""
     well_labels: Annotated[Mapping[str, Mapping[str, tuple[str, ...]]], As(WellLabels)] = field(default_factory=dict)
     """Label → value → wells (`row/col`); wells that are not listed have no value."""
     label_columns: Annotated[tuple[str, ...], As(texts(example="cell_type", least=0))] = ()
     """Columns of the track files that are labels."""
     annotations: Text | None = None
-    """Table of labels, keyed by fov_name, track_id and maybe t: an absolute path; None without one."""
+    """Table of labels, keyed by fov_name, track_id and, if it is there, t: an absolute path."""
     channel_markers: Mapping[str, Text] = field(default_factory=dict)
     """Channel → what it shows; a channel that is not named shows itself."""
     written: Mapping[str, str] = field(default_factory=dict)
@@ -133,7 +133,7 @@ class ExperimentConfig:
         """What the stored bytes depend on, as JSON types; paths as written."""
         record = dataclasses.asdict(self)
         record |= record.pop("written")
-        # lists of pairs, because the order of conditions matters and JSON objects are sorted
+        # a list of pairs, because the order of conditions matters and JSON objects are sorted
         record["condition_wells"] = [[name, list(wells)] for name, wells in self.condition_wells.items()]
         return record
 

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from dynaclr_wds.contract import OWN_LABELS
 from dynaclr_wds.errors import ConfigError
+from dynaclr_wds.tau import reaches_a_frame
 from etl.source.config import BuildConfig, BuildOptions, ExperimentConfig, Shorthands
 from etl.source.fields import explain, parse_table, value_error
 from etl.source.yaml_values import expand_variables, read_yaml
@@ -80,7 +81,7 @@ def _check_together(config: BuildConfig) -> None:
             taken = f"unique, but experiments[{seen[experiment.name]}] has it too"
             raise value_error(f"{where}.name", experiment.name, taken, "Rename one.")
         seen[experiment.name] = number
-        if config.tau_frames(experiment)[1] < 1:
+        if not reaches_a_frame(config.tau_frames(experiment)):
             raise value_error(
                 f"{config.where}: shards.tau_range_hours",
                 list(config.tau_range_hours),

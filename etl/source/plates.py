@@ -1,4 +1,4 @@
-"""OME-Zarr HCS plates to lazy frames: one zarr array per field of view, and its metadata.
+"""Opens OME-Zarr HCS plates: one lazy zarr array per field of view, and its metadata.
 
 Reads OME-Zarr 0.4 (Zarr v2) and 0.5 (Zarr v3, sharded or not) with zarr-python; metadata is checked
 with ome-zarr-models. Opening a plate reads the metadata of the plate and of the wells asked for; a
@@ -45,7 +45,7 @@ class Fov:
     name: str
     """`row/col/fov`."""
     plate_normalization: Normalization | None = field(default=None, repr=False)
-    """VisCy-style statistics found on the plate."""
+    """Statistics as VisCy writes them, from the plate's attributes."""
 
     @property
     def where(self) -> str:
@@ -95,7 +95,7 @@ class Fov:
 
     @cached_property
     def normalization(self) -> Normalization | None:
-        """VisCy-style statistics of the FOV, added to those of its plate; None without any."""
+        """Statistics as VisCy writes them, the FOV's added to the plate's; None without any."""
         own = _parse_normalization(self._attributes.get("normalization"), self.where)
         if own is None or self.plate_normalization is None:
             return own or self.plate_normalization
@@ -113,7 +113,7 @@ class Fov:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plate:
-    """A plate, or the asked-for wells of it."""
+    """A plate, or those of its wells that were asked for."""
 
     path: str
     wells: tuple[str, ...]
@@ -177,7 +177,7 @@ def _read_attributes(plate_path: str, name: str) -> dict[str, Any]:
 
 
 def _ome(attributes: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the OME metadata: under `ome` since 0.5, at the top before."""
+    """Return the OME metadata: OME-Zarr 0.5 has them under `ome`, 0.4 at the top."""
     ome = attributes.get("ome", attributes)
     return ome if isinstance(ome, Mapping) else {}
 
@@ -204,7 +204,7 @@ def _parse_model(attributes: Mapping[str, Any], key: str, where: str) -> Any:
 
 
 def _parse_normalization(raw: object, where: str) -> Normalization | None:
-    """Check VisCy's `normalization` attribute as deep as the levels."""
+    """Check VisCy's `normalization` attribute down to its levels; statistics are checked where they are used."""
     if raw is None:
         return None
     good = isinstance(raw, Mapping) and all(

@@ -1,4 +1,4 @@
-"""Config against plates: what can only be checked with the plates open, before any work is done.
+"""Checks a config against its plates before any work is done.
 
 Reads metadata, never pixels. Every error names the YAML path of the value that does not fit.
 """
@@ -20,6 +20,8 @@ def open_plates(config: BuildConfig) -> dict[str, Plate]:
     ConfigError
         A plate that is not there.
     PlateError
+        A plate that is not OME-Zarr, or is damaged.
+    StorageError
         A plate that cannot be read.
     """
     plates: dict[str, Plate] = {}
@@ -50,8 +52,8 @@ def check_plates(config: BuildConfig, plates: Mapping[str, Plate]) -> None:
     Raises
     ------
     ConfigError
-        A well or FOV that the plate has not, channel names that differ, a `z_range` outside the stack,
-        a patch larger than the image, stacks or dtypes that differ where patches must be alike.
+        A well or FOV that the plate does not have, channel names that differ, a `z_range` outside the stack,
+        a patch larger than the image, or FOVs of one experiment that differ in depth or dtype.
     """
     _check_excluded(config, plates)
     for number, experiment in enumerate(config.experiments):
