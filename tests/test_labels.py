@@ -17,6 +17,7 @@ from etl.index import Index, build_index, drop_observations
 from etl.labels import label_codes
 from etl.source.config import INDEX_COLUMNS
 from etl.source.experiments import BuildConfig, parse_build_config
+from etl.source.fingerprints import describe_changes, fingerprint_sources
 from etl.source.preflight import open_plates
 from etl.source.track_formats import MOST_VALUES, encode_label
 from tests.plates import Rows, cells, make_fov, random_tracks, write_experiments, write_plate, write_tracks
@@ -311,6 +312,19 @@ def test_several_annotations_of_no_cell_are_said_at_once(tmp_path: Path) -> None
         f"{tmp_path / 'annotations.csv'}: rows about no observation of a that is built: 2 of 3; the first is row 1 "
         "(the first below the header is row 0).",
     )
+
+
+def test_a_changed_annotation_table_changes_the_fingerprint(tmp_path: Path) -> None:
+    text = "track_id,fov_name,state\n1,A/1/0,x\n"
+    config = make_fov(tmp_path, cells((1, 0, -1)), experiment=annotate(tmp_path, text))
+    plates = open_plates(config)
+    before = fingerprint_sources(config, plates)
+    assert fingerprint_sources(config, plates) == before
+    annotate(tmp_path, text.replace("x", "y"))
+    after = fingerprint_sources(config, plates)
+    assert describe_changes(before, after) == ["a: tracks changed: A/1/0"]
+    (tmp_path / "annotations.csv").unlink()
+    assert fingerprint_sources(config, plates, before) == before
 
 
 def test_a_label_column_that_is_not_in_the_track_file_is_an_error(tmp_path: Path) -> None:
