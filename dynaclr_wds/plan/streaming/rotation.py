@@ -1,8 +1,8 @@
-"""Batches to lanes: which experiments are within reach at the same time, when the window can't hold all.
+"""Batches to lanes: says which groups are within reach at the same time, when the window can't hold all.
 
-The batches of an epoch are laid out in as many lanes as experiments fit, one experiment after another in each, all
-lanes equally long (McNaughton's wrap-around rule, 1959). An experiment that is cut at the end of a lane goes on at the
-beginning of the next, with blocks of its own for each piece. A step takes one batch of each lane, in random order.
+The batches of an epoch are laid out in as many lanes as groups fit, one group after another in each, all lanes equally
+long (McNaughton's wrap-around rule, 1959). A group that is cut at the end of a lane continues at the beginning of the
+next, with blocks of its own for each piece. A step takes one batch of each lane, in random order.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def plan_lanes(rng: np.random.Generator, batches: Int64[np.ndarray, " g"], activ
     Parameters
     ----------
     batches
-        Of each group.
+        Of each group; a group without any is left out.
     active
         Groups within reach at a time; when it is all of them, there is one segment each and no lanes are needed.
     """
