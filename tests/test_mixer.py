@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 from dynaclr_wds.plan.audit.ledger import Ledger
 from dynaclr_wds.plan.audit.quality import measure_quality
 from dynaclr_wds.plan.config import SamplingConfig
-from dynaclr_wds.plan.index import plan_index
 from dynaclr_wds.plan.sampler import FlexibleBatchSampler
-from tests.synthetic import Synthetic, make_index
+from tests.synthetic import Synthetic, index_columns, make_columns, make_index
 from tests.test_sampler import FEATURES, fingerprint
 
-# 3 experiments × (1 200 + 300) lineages of 32 anchors, alive through a movie of 12 h
+# lineages of 34 anchors, alive through a movie of 12 h
 LIVELY = {"frames": 24, "mother": 12, "daughter": 12}
 SMALL = make_index(Synthetic(experiments=2, lineages=(96, 48), clips_per_block=8, **LIVELY))
-STREAMED = make_index(Synthetic(experiments=3, lineages=(240, 120), **LIVELY))
+SPEC = Synthetic(experiments=3, lineages=(240, 120), **LIVELY)
+STREAMED = make_index(SPEC)
 SLOW = settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
@@ -34,7 +34,7 @@ def streamed(index=STREAMED, share=0.5, rank=0, world_size=1, num_streams=1, **c
         SamplingConfig(**{"batch_size": 32, **config}),
         rank=rank,
         world_size=world_size,
-        window=int(share * stored_bytes(index)),
+        window_bytes=int(share * stored_bytes(index)),
         num_streams=num_streams,
     )
 
@@ -94,28 +94,22 @@ def test_reads_are_smooth():
 
 
 def test_blocks_of_filtered_wells_are_never_read():
-    columns, strata = STREAMED.columns, STREAMED.strata
-    keep = np.arange(int(columns.obs_fov.max()) + 1) < 8  # e0 has FOVs 0 … 7
-    index = plan_index(
-        columns,
-        strata,
-        built_tau_frames=[(1, 4)] * len(strata),
-        keep_stratum=[True] * len(strata),
-        keep_fov=keep,
-    )
+    columns, codes = make_columns(SPEC)
+    keep = np.arange(len(columns.fov_experiment)) < 8  # e0 has FOVs 0 … 7
+    index = index_columns(SPEC, columns, codes, keep_fov=keep)
     s = streamed(index, share=1.0)
     assert {p.group for p in s} == {"e0"}
-    assert set(columns.block_stratum[s.blocks(0).block].tolist()) == {0, 1}
+    assert set(columns.block_partition[s.blocks(0).block].tolist()) == {0, 1}
 
 
 def test_small_strata_repeat_and_little_is_wasted():
     s = streamed(share=0.5)
     read = np.isin(STREAMED.block(np.arange(len(STREAMED.row))), s.blocks(0).block)
     drawn = np.zeros(len(STREAMED.row), bool)
-    drawn[np.searchsorted(STREAMED.row, np.concatenate([p.anchor for p in s]))] = True
+    drawn[STREAMED.find(np.concatenate([p.anchor for p in s]))] = True
     for a, b in zip(STREAMED.first[:-1], STREAMED.first[1:], strict=True):
         assert drawn[a:b].sum() >= 0.9 * read[a:b].sum()
-    assert {c.most_repeats for c in s.report().coverage if c.condition == "infected"} == {2}
+    assert {c.most_repeats for c in s.report().coverage if c.value == "infected"} == {2}
 
 
 def test_more_experiments_than_the_window_holds_take_turns():
@@ -131,18 +125,19 @@ def test_more_experiments_than_the_window_holds_take_turns():
 
 def test_a_window_that_is_too_small_says_what_would_do():
     with pytest.raises(
-        ValueError, match=r"can't hold one batch of distinct lineages of 2 experiments.*would be enough"
+        ValueError,
+        match=r"can't hold one batch of distinct lineages of 2 groups.*What limits it is e0/mock: a batch takes 16",
     ) as error:
         streamed(share=0.02)
-    enough = int(str(error.value).split("streams. ")[1].split(" would")[0].replace(",", ""))
-    s = FlexibleBatchSampler(STREAMED, SamplingConfig(batch_size=32), window=enough, num_streams=1)
+    enough = int(str(error.value).split("Give window=")[1].split(", fewer")[0].replace(",", ""))
+    s = FlexibleBatchSampler(STREAMED, SamplingConfig(batch_size=32), window_bytes=enough, num_streams=1)
     assert s.blocks(0).peak_bytes <= enough
 
 
 def test_a_window_as_large_as_the_set_that_streams_cannot_share_is_better_left_out():
-    with pytest.raises(ValueError, match="best of all is none"):
+    with pytest.raises(ValueError, match="the best choice is window=None"):
         streamed(SMALL, share=1.0, num_streams=16, batch_size=64)
-    with pytest.raises(ValueError, match=r"a smaller block_bytes\.$"):
+    with pytest.raises(ValueError, match=r"and counts it\.$"):
         streamed(SMALL, share=0.9, num_streams=16, batch_size=64)
 
 

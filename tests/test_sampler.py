@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from dynaclr_wds.plan.config import SamplingConfig
 from dynaclr_wds.plan.rng import sort_places
-from dynaclr_wds.plan.sampler import FlexibleBatchSampler, plan_validation
+from dynaclr_wds.plan.sampler import FlexibleBatchSampler
+from dynaclr_wds.plan.validation import plan_validation
 from tests.synthetic import Synthetic, make_index
 
 COLLECTION = make_index(Synthetic(experiments=3, lineages=(120, 30)))
@@ -27,8 +28,8 @@ def sampler(index=COLLECTION, rank=0, world_size=1, **config) -> FlexibleBatchSa
 
 
 def strata_of(index, plan) -> list[tuple[str, str]]:
-    names = [(s.experiment, s.condition) for s in index.strata]
-    return [names[s] for s in index.stratum(np.searchsorted(index.row, plan.anchor))]
+    names = [(s.experiment, s.value_name) for s in index.strata]
+    return [names[s] for s in index.stratum(index.find(plan.anchor))]
 
 
 def lineages_of(index, plan) -> np.ndarray:
@@ -163,7 +164,7 @@ def test_without_balancing_an_epoch_reaches_every_anchor_exactly_once(lineages, 
 def test_with_balancing_repeats_inside_a_stratum_differ_by_at_most_one(ratio, seed):
     index = make_index(Synthetic(experiments=2, lineages=(8 * ratio, 8)))
     s = sampler(index, seed=seed)
-    draws = np.bincount(np.searchsorted(index.row, np.concatenate([p.anchor for p in s])), minlength=len(index.row))
+    draws = np.bincount(index.find(np.concatenate([p.anchor for p in s])), minlength=len(index.row))
     for a, b in zip(index.first[:-1], index.first[1:], strict=True):
         assert np.ptp(draws[a:b]) <= 1
 
@@ -232,8 +233,8 @@ def test_a_negative_is_another_lineage_of_the_same_experiment_in_the_focal_windo
     for plan in sampler(big, return_negative=True, temporal_enrichment=True, leaky=0.25):
         lineage = columns.clip_lineage[columns.patch_clip[plan.negative]]
         assert (lineage != lineages_of(big, plan)).all()
-        stratum = [(s.experiment, s.condition) for s in big.strata]
-        at = np.searchsorted(big.row, plan.negative)
+        stratum = [(s.experiment, s.value_name) for s in big.strata]
+        at = big.find(plan.negative)
         assert [stratum[s][0] for s in big.stratum(at)] == [e for e, _ in strata_of(big, plan)]
         assert (np.abs(columns.patch_t[plan.negative] / 2 - plan.focal_hpi) <= 2.0).all()
 
@@ -351,8 +352,8 @@ def test_validation_negatives_are_other_lineages_of_the_experiment():
     table = plan_validation(COLLECTION, SamplingConfig(return_negative=True))
     columns = COLLECTION.columns
     assert (lineages_of(COLLECTION, table) != columns.clip_lineage[columns.patch_clip[table.negative]]).all()
-    other = COLLECTION.stratum(np.searchsorted(COLLECTION.row, table.negative)) // 2  # two strata an experiment
-    assert (other == COLLECTION.stratum(np.searchsorted(COLLECTION.row, table.anchor)) // 2).all()
+    other = COLLECTION.stratum(COLLECTION.find(table.negative)) // 2  # two strata an experiment
+    assert (other == COLLECTION.stratum(COLLECTION.find(table.anchor)) // 2).all()
 
 
 def test_validation_lists_every_anchor_once_with_a_positive_fixed_by_the_seed():

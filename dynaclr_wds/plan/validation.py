@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import cast
 
 import numpy as np
@@ -27,6 +28,7 @@ from dynaclr_wds.plan.index import PlanIndex
 from dynaclr_wds.plan.rng import Tag, make_generator
 
 _BATCHES_PER_ROUND = 32
+_LEAST_BATCHES = 4  # of a round: in fewer, lineages can hardly be kept distinct
 _CHUNK = 1 << 16
 
 
@@ -93,16 +95,24 @@ def _order_group(
     queues = {k: pool.due(s, 0, int(sizes[k])) for k, s in enumerate(members)}
     stop = np.cumsum(quota, axis=0)
     batches = [np.zeros((0, config.batch_size), np.int64)]
-    for begin in range(0, len(quota), _BATCHES_PER_ROUND):
-        part = quota[begin : begin + _BATCHES_PER_ROUND]
-        start = stop[begin] - quota[begin]
-        due = {
-            k: cast(SampleIndex, queues[k][start[k] : start[k] + int(part[:, k].sum())])
-            for k in np.flatnonzero(part.any(0))
-        }
+    for begin, stop_batch in pairwise(_cut_rounds(quota)):
+        part = quota[begin:stop_batch]
+        start, end = stop[begin] - quota[begin], stop[stop_batch - 1]
+        due = {k: cast(SampleIndex, queue[start[k] : end[k]]) for k, queue in queues.items() if part[:, k].any()}
         batches.append(rng.permuted(assemble_dealt(rng, pool.index, due, part), axis=1))
     rest = np.concatenate([queue[int(quota[:, k].sum()) :] for k, queue in queues.items()])
     return cast(SampleIndex, np.concatenate(batches)), cast(SampleIndex, rng.permutation(rest))
+
+
+def _cut_rounds(quota: Int64[np.ndarray, "m s"]) -> list[int]:
+    """Cut a group's batches into rounds of batches of about the same quotas; returns the edges."""
+    changes = 1 + np.flatnonzero((np.abs(np.diff(quota, axis=0)) > 1).any(1))
+    edges = [0]
+    for change in [*changes.tolist(), len(quota)]:
+        if change - edges[-1] >= _LEAST_BATCHES or change == len(quota) > edges[-1]:
+            rounds = -(-(change - edges[-1]) // _BATCHES_PER_ROUND)
+            edges += [edges[-1] + (change - edges[-1]) * (r + 1) // rounds for r in range(rounds)]
+    return edges
 
 
 def _values(
@@ -132,9 +142,7 @@ def plan_lasting_quotas(
     left, parts = left.copy(), [np.zeros((0, len(left)), np.int64)]
     while left.sum() >= batch_size:
         lasts = left > 0
-        weight = (
-            np.where(lasts, share, 0.0) if (share[lasts] > 0).any() else np.where(lasts, left, 0).astype(np.float64)
-        )
+        weight = np.where(lasts, share if (share[lasts] > 0).any() else left, 0).astype(np.float64)
         each = weight / weight.sum() * batch_size
         used = each > 0
         batches = int(np.floor((left[used] / each[used]).min() + 1e-9))

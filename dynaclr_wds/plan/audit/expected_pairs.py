@@ -63,8 +63,8 @@ class UniformDraw:
         for s, (values, first) in enumerate(self._hpi):
             out[s] = (0, first[-1])
             if not np.isnan(focal_hpi):
-                low, high = focal_edges(focal_hpi, config.temporal_window_hours)
-                out[s] = first[np.searchsorted(values, [low, high])]
+                edges = np.array(focal_edges(focal_hpi, config.temporal_window_hours))
+                out[s] = first[np.searchsorted(values, edges)]
         return out
 
     def inside(

@@ -103,7 +103,7 @@ class Mixer:
         return best
 
     def _first_budget(self, first: bool, groups: int) -> float:
-        """Guess the bytes of a group: the first stream of the first epoch finds them, others start with a little less."""
+        """Guess the bytes of a group: the first stream of the first epoch finds them, others start with less."""
         if self._all_fits:
             return float(self.share_bytes)
         if first:

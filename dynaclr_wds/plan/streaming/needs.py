@@ -145,9 +145,9 @@ def _describe_limit(
         better = " As the window holds all that would be read, the best choice is window=None (exact mode)."
     return (
         f"window={window_bytes:,} bytes can't hold one batch of distinct lineages of {wanted} "
-        f"group{'s' * (wanted > 1)} in each of {num_streams} streams. What limits it is {index.strata[s].name}: a batch "
-        f"takes {needs.lineages[s]} of its lineages, for which a stream holds {needs.least[s]} of its "
-        f"{needs.blocks[s]} blocks, {held:,} bytes. Give window={enough:,}, fewer num_streams, a smaller batch_size, or "
-        f"shards with a smaller block_bytes; or give relax_lineages=True, which lets lineages repeat and counts it."
+        f"group{'s' * (wanted > 1)} in each of {num_streams} streams. What limits it is {index.strata[s].name}: a "
+        f"batch takes {needs.lineages[s]} of its lineages, for which a stream holds {needs.least[s]} of its "
+        f"{needs.blocks[s]} blocks, {held:,} bytes. Give window={enough:,}, fewer num_streams, a smaller batch_size, "
+        "or shards with a smaller block_bytes; or give relax_lineages=True, which lets lineages repeat and counts it."
         f"{better}"
     )
