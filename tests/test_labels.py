@@ -62,7 +62,14 @@ def lineages(index: PlanIndex, rows: np.ndarray) -> np.ndarray:
 def test_strata_from_partitions_equal_strata_from_codes():
     spec = Synthetic(experiments=3, lineages=(20, 6), markers=("er", "golgi"))
     fast, slow = make_index(spec), make_index(dataclasses.replace(spec, shard_by=("marker",)))
-    assert [s.name for s in fast.strata] == ["e0/mock", "e0/infected", "e1/mock", "e1/infected", "e2/mock", "e2/infected"]
+    assert [s.name for s in fast.strata] == [
+        "e0/mock",
+        "e0/infected",
+        "e1/mock",
+        "e1/infected",
+        "e2/mock",
+        "e2/infected",
+    ]
     assert slow.strata == fast.strata
     assert slow.sizes.tolist() == fast.sizes.tolist() == [360, 108, 360, 108, 360, 108]  # lineages x 18 anchors
     for a, b in zip(fast.first[:-1], fast.first[1:], strict=True):
@@ -277,5 +284,7 @@ def test_weights_are_those_of_the_batches(window):
 def test_weights_that_leave_nothing_to_draw_are_refused():
     nowhere = {"experiment_weights": {"er": 1.0}, "condition_ratio": {"infected": 1.0}}
     lone = make_index(Synthetic(experiments=2, markers=("er", "golgi"), **BY_MARKER), e0=(10, 0))
-    with pytest.raises(ValueError, match=r"experiment_weights=\{'er': 1.0\} and condition_ratio=.* leave nothing to draw"):
+    with pytest.raises(
+        ValueError, match=r"experiment_weights=\{'er': 1.0\} and condition_ratio=.* leave nothing to draw"
+    ):
         sampler(lone, **nowhere)

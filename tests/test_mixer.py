@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from dynaclr_wds.plan.audit.ledger import Ledger
 from dynaclr_wds.plan.audit.quality import measure_quality
+from dynaclr_wds.plan.batch import PlannedBatches
 from dynaclr_wds.plan.config import SamplingConfig
 from dynaclr_wds.plan.sampler import FlexibleBatchSampler
 from tests.synthetic import Synthetic, index_columns, make_columns, make_index
@@ -123,22 +125,88 @@ def test_more_experiments_than_the_window_holds_take_turns():
     assert (leak.mean, leak.missed) == (0.25, 0)
 
 
-def test_a_window_that_is_too_small_says_what_would_do():
-    with pytest.raises(
-        ValueError,
-        match=r"can't hold one batch of distinct lineages of 2 groups.*What limits it is e0/mock: a batch takes 16",
-    ) as error:
+def test_a_window_that_is_too_small_says_what_limits_it_and_what_would_do():
+    limit = (
+        "distinct lineages of 2 groups in each of 1 streams. What limits it is e0/infected: a batch takes 16 of its "
+    )
+    limit += "lineages, so a stream must hold 5 of its 38 blocks, 1,020,000 bytes. Give window=4,040,000, fewer"
+    with pytest.raises(ValueError, match=re.escape(limit)) as error:
         streamed(share=0.02)
-    enough = int(str(error.value).split("Give window=")[1].split(", fewer")[0].replace(",", ""))
-    s = FlexibleBatchSampler(STREAMED, SamplingConfig(batch_size=32), window_bytes=enough, num_streams=1)
-    assert s.blocks(0).peak_bytes <= enough
+    assert str(error.value).endswith("or give relax_lineages=True, which lets lineages repeat and counts it.")
+    s = FlexibleBatchSampler(STREAMED, SamplingConfig(batch_size=32), window_bytes=4_040_000, num_streams=1)
+    assert s.blocks(0).peak_bytes <= 4_040_000
 
 
 def test_a_window_as_large_as_the_set_that_streams_cannot_share_is_better_left_out():
-    with pytest.raises(ValueError, match="the best choice is window=None"):
-        streamed(SMALL, share=1.0, num_streams=16, batch_size=64)
-    with pytest.raises(ValueError, match=r"and counts it\.$"):
+    with pytest.raises(ValueError, match=r"the best choice is window=None \(exact mode\)\.$"):
         streamed(SMALL, share=0.9, num_streams=16, batch_size=64)
+
+
+FEW = make_index(Synthetic(experiments=2, lineages=(120, 120), clips_per_block=8, **LIVELY))
+
+
+@pytest.mark.parametrize("features", [{}, {**FEATURES, "return_negative": True}])
+def test_lineages_repeat_in_a_small_window_when_the_user_lets_them_and_are_counted(features):
+    small = {"index": FEW, "share": 0.2, "batch_size": 128, **features}
+    with pytest.raises(ValueError, match="a batch takes 64 of its lineages"):
+        streamed(**small)
+    s = streamed(**small, relax_lineages=True)
+    plans = [s.plan(n) for n in range(0, len(s), 9)]
+    assert {len(p) for p in plans} == {128}
+    ledger = Ledger(FEW, s.config)
+    for plan in plans:
+        ledger.add(plan)
+    report = ledger.report()
+    assert report.relaxed["lineage"] > 0
+    assert all(c.missed == 0 for c in report.composition if c.name != "focal window")
+    assert s.blocks(0).peak_bytes <= 0.2 * stored_bytes(FEW)
+
+
+def test_a_window_for_less_than_a_few_blocks_is_refused_even_so():
+    with pytest.raises(
+        ValueError, match=r"can't hold 4 blocks of each stratum of 2 groups.*Give window=1,824,000"
+    ) as e:
+        streamed(FEW, share=0.05, batch_size=128, relax_lineages=True)
+    s = FlexibleBatchSampler(
+        FEW, SamplingConfig(batch_size=128, relax_lineages=True), window_bytes=1_824_000, num_streams=1
+    )
+    assert s.blocks(0).peak_bytes <= 1_824_000
+    assert "even with relax_lineages" in str(e.value)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_block_reads_are_those_of_the_ranks_streams_from_where_the_epoch_stands(world):
+    s = streamed(SMALL, share=1.2, num_streams=4, batch_size=16, rank=world - 1, world_size=world)
+    stopped = streamed(SMALL, share=1.2, num_streams=4, batch_size=16)
+    stopped.deliver(9)
+    s.load_state_dict(stopped.state_dict())
+    reads = s.block_reads()
+    # batches 9 … 12 come next: batch 2 of streams 1, 2 and 3, batch 3 of stream 0; the second of two has 10 and 12
+    assert dict(reads.first) == ({1: 2, 2: 2, 3: 2, 0: 3} if world == 1 else {2: 2, 0: 3})
+    assert reads.num_streams == 4
+    assert reads.limit_bytes == int(1.2 * stored_bytes(SMALL)) // world
+    assert (reads.bytes == SMALL.columns.block_bytes[reads.block]).all()
+    for stream in reads.first:
+        blocks, at = s.blocks(stream), reads.stream == stream
+        kept = blocks.retire >= reads.first[stream]
+        assert reads.block[at].tolist() == blocks.block[kept].tolist()
+        assert reads.admit[at].tolist() == blocks.admit[kept].tolist()
+        assert reads.retire[at].tolist() == blocks.retire[kept].tolist()
+    assert set(np.unique(reads.stream).tolist()) == set(reads.first)
+
+
+def test_exact_mode_reads_no_blocks_and_a_sampler_is_what_a_loader_may_ask():
+    exact = FlexibleBatchSampler(SMALL, SamplingConfig(batch_size=16))
+    assert exact.block_reads() is None
+    assert isinstance(exact, PlannedBatches)
+
+
+def test_the_measured_peak_stands_beside_the_planned_one():
+    s = streamed(SMALL, share=1.2, num_streams=2, batch_size=16)
+    streaming = s.report(4, held_peak_bytes=123).streaming
+    assert streaming["held_peak_bytes"] == 123.0
+    assert 0 < streaming["planned_peak_bytes"] <= 1.2 * stored_bytes(SMALL)
+    assert "held_peak_bytes" not in s.report(4).streaming
 
 
 def test_streams_must_fit_the_world():

@@ -49,7 +49,7 @@ def colliding(keys: np.ndarray) -> int:
 @pytest.mark.parametrize("focal", [np.nan, 36.0])
 def test_expected_pairs_equal_the_mean_over_every_possible_batch(focal):
     config = SamplingConfig(batch_size=5, temporal_window_hours=7.75)
-    cells, anchors = UniformDraw(TINY), np.arange(len(TINY.row))
+    uniform, anchors = UniformDraw(TINY), np.arange(len(TINY.row))
     inside = np.abs(TINY.hpi(anchors) - focal) <= 7.75 if np.isfinite(focal) else np.ones(len(anchors), bool)
     cell = 2 * TINY.stratum(anchors) + ~inside
     drawn = {0: 3, 1: 1, 2: 1, 3: 2} if np.isfinite(focal) else {0: 3, 2: 2}
@@ -57,7 +57,7 @@ def test_expected_pairs_equal_the_mean_over_every_possible_batch(focal):
     count = np.zeros((2, 2), np.int64)
     for c, n in drawn.items():
         count[c // 2, c % 2] = n
-    found = cells.expected(count, cells.windows(focal, config))
+    found = uniform.expected(count, uniform.windows(focal, config))
     choices = [itertools.combinations(anchors[cell == c].tolist(), n) for c, n in drawn.items()]
     batches = np.array([sum(choice, ()) for choice in itertools.product(*choices)])
     for kind, keys in (("fov", TINY.fov), ("lineage", TINY.lineage), ("block", TINY.block)):
@@ -65,11 +65,35 @@ def test_expected_pairs_equal_the_mean_over_every_possible_batch(focal):
         assert found[["fov", "lineage", "block"].index(kind)] == pytest.approx(mean), kind
 
 
-def test_a_cell_that_gives_more_than_it_has_is_expected_to_repeat():
+@pytest.mark.parametrize("focal", [np.nan, 3.5])
+def test_expected_pairs_count_those_between_strata_that_share_fovs_lineages_and_blocks(focal):
+    # one experiment and condition; the early and the late half of every track are two strata
+    spec = Synthetic(experiments=1, conditions=("a",), lineages=(4,), mother=4, daughter=0, fovs=2, clips_per_block=1)
+    index = make_index(dataclasses.replace(spec, stratify_by=("stage",), frames=30, seed=2))
+    assert index.sizes.tolist() == [8, 4]
+    config = SamplingConfig(batch_size=4, temporal_window_hours=2.0)
+    uniform, anchors = UniformDraw(index), np.arange(12)
+    inside = np.abs(index.hpi(anchors) - focal) <= 2.0 if np.isfinite(focal) else np.ones(12, bool)
+    part = 2 * index.stratum(anchors) + ~inside
+    drawn = {p: min(2, int((part == p).sum())) for p in np.unique(part).tolist()}
+    assert len(drawn) == (4 if np.isfinite(focal) else 2), index.hpi(anchors)
+    count = np.zeros((2, 2), np.int64)
+    for p, n in drawn.items():
+        count[p // 2, p % 2] = n
+    found = uniform.expected(count, uniform.windows(focal, config))
+    choices = [itertools.combinations(anchors[part == p].tolist(), n) for p, n in drawn.items()]
+    batches = np.array([sum(choice, ()) for choice in itertools.product(*choices)])
+    for kind, keys in enumerate((index.fov, index.lineage, index.block)):
+        mean = np.mean([colliding(keys(b)) for b in batches])
+        assert found[kind] == pytest.approx(mean)
+        assert mean > 0
+
+
+def test_a_bin_that_gives_more_than_it_has_is_expected_to_repeat():
     only = make_index(Synthetic(experiments=1, conditions=("a",), lineages=(2,), mother=3, daughter=0))
     # 2 lineages x 2 anchors, 6 drawn: 15 pairs, each of one lineage with probability 1/2
-    cells = UniformDraw(only)
-    assert cells.expected(np.array([[6, 0]]), np.array([[0, 4]]))[1] == 7.5
+    uniform = UniformDraw(only)
+    assert uniform.expected(np.array([[6, 0]]), np.array([[0, 4]]))[1] == 7.5
 
 
 @pytest.mark.parametrize(
@@ -77,9 +101,9 @@ def test_a_cell_that_gives_more_than_it_has_is_expected_to_repeat():
 )
 def test_an_ideal_draw_scores_one(options):
     config = SamplingConfig(batch_size=64, **options)
-    cells = UniformDraw(COLLECTION)
+    uniform = UniformDraw(COLLECTION)
     plans = list(FlexibleBatchSampler(COLLECTION, config))
-    found = measure_quality(COLLECTION, config, sample_ideal(cells, config, plans, 0)).collisions
+    found = measure_quality(COLLECTION, config, sample_ideal(uniform, config, plans, 0)).collisions
     assert found["value"].ratio == pytest.approx(1.0, abs=0.01)
     assert found["fov"].ratio == pytest.approx(1.0, abs=0.03)
     assert found["block"].ratio == pytest.approx(1.0, abs=0.04)

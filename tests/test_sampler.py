@@ -12,15 +12,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dynaclr_wds.plan.compose.quotas import spread
 from dynaclr_wds.plan.config import SamplingConfig
 from dynaclr_wds.plan.rng import sort_places
 from dynaclr_wds.plan.sampler import FlexibleBatchSampler
-from dynaclr_wds.plan.validation import plan_validation
 from tests.synthetic import Synthetic, make_index
 
 COLLECTION = make_index(Synthetic(experiments=3, lineages=(120, 30)))
 SMALL = make_index(Synthetic(experiments=2, lineages=(24, 10)))
-SLOW = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+SLOW = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def sampler(index=COLLECTION, rank=0, world_size=1, **config) -> FlexibleBatchSampler:
@@ -101,6 +101,33 @@ def test_without_experiment_awareness_conditions_are_balanced_over_all():
         where = strata_of(COLLECTION, plan)
         assert Counter(c for _, c in where) == {"mock": 16, "infected": 16}
         assert len({e for e, _ in where}) == 3
+
+
+def test_quotas_hold_though_a_conditions_samples_come_from_several_experiments():
+    many = make_index(Synthetic(experiments=3, conditions=("a", "b", "c"), lineages=(60, 60, 60)), e1=(20, 20, 20))
+    for plan in sampler(many, batch_size=13, experiment_aware=False):
+        count = Counter(c for _, c in strata_of(many, plan))
+        assert sorted(count.values()) == [4, 4, 5]  # 13 / 3 = 4.33
+    assert all(c.missed == 0 for c in sampler(many, batch_size=13, experiment_aware=False).report().composition)
+
+
+@given(
+    totals=st.lists(st.integers(0, 40), max_size=40),
+    share=st.lists(st.integers(1, 20), min_size=1, max_size=6),
+)
+def test_every_quota_is_rounded_up_or_down_in_every_batch_and_over_batches_of_one_size(totals, share):
+    found, fraction = spread(np.array(totals, np.int64), np.array(share)), np.array(share) / sum(share)
+    assert found.sum(1).tolist() == totals
+    for total in set(totals):
+        rows = found[np.array(totals) == total]
+        assert (np.abs(rows - total * fraction) < 1).all()
+        assert (np.abs(rows.sum(0) - len(rows) * total * fraction) < 1 + 1e-6).all()
+
+
+def test_what_a_batch_cannot_have_as_a_fraction_is_spread_evenly():
+    found = spread(np.full(1000, 10), np.array([0.33, 0.67]))[:, 0]
+    until = np.cumsum(found) - 3.3 * np.arange(1, 1001)
+    assert np.abs(until).max() < 2
 
 
 def test_a_shortfall_is_counted_and_the_batch_is_full():
@@ -346,23 +373,6 @@ def test_the_state_is_small_json():
     state = sampler(**FEATURES).state_dict()
     assert json.loads(json.dumps(state)) == state
     assert len(json.dumps(state)) < 1000
-
-
-def test_validation_negatives_are_other_lineages_of_the_experiment():
-    table = plan_validation(COLLECTION, SamplingConfig(return_negative=True))
-    columns = COLLECTION.columns
-    assert (lineages_of(COLLECTION, table) != columns.clip_lineage[columns.patch_clip[table.negative]]).all()
-    other = COLLECTION.stratum(COLLECTION.find(table.negative)) // 2  # two strata an experiment
-    assert (other == COLLECTION.stratum(COLLECTION.find(table.anchor)) // 2).all()
-
-
-def test_validation_lists_every_anchor_once_with_a_positive_fixed_by_the_seed():
-    config = SamplingConfig(seed=5)
-    table = plan_validation(COLLECTION, config)
-    assert sorted(table.anchor.tolist()) == COLLECTION.row.tolist()
-    assert len(set(COLLECTION.columns.patch_clip[table.anchor[:450]].tolist())) == 450  # one of each clip first
-    assert (plan_validation(COLLECTION, config).positive == table.positive).all()
-    assert (plan_validation(COLLECTION, SamplingConfig(seed=6)).positive != table.positive).any()
 
 
 # --- bad input ---------------------------------------------------------------------------------------------------

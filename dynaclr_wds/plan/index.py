@@ -69,6 +69,8 @@ class PlanIndex:
     """Labels that make a stratify value."""
     strata: tuple[Stratum, ...]
     """Those that have anchors, ordered by experiment, group and value."""
+    group_of: Int64[np.ndarray, " s"]
+    """Number of each stratum's group."""
     row: Integer[PatchRow, " n"]
     """Patch row of each anchor: by stratum, and ascending inside each."""
     first: Int64[np.ndarray, " s1"]
@@ -233,12 +235,19 @@ def plan_index(
         batch_group_by=batch_group_by,
         stratify_by=stratify_by,
         strata=tuple(strata),
+        group_of=_number([s.group_name for s in strata]),
         row=cast(PatchRow, np.concatenate(rows) if rows else np.zeros(0, np.int32)),
         first=np.array(first, np.int64),
         without_positive=tuple(without),
         lineages_meet=not follows_from_partitions(codes, labels) and _lineages_meet(columns, rows),
         barren=tuple(barren),
     )
+
+
+def _number(names: Sequence[str]) -> Int64[np.ndarray, " n"]:
+    """Number names in the order of their first place."""
+    known = list(dict.fromkeys(names))
+    return np.array([known.index(name) for name in names], np.int64)
 
 
 def _lineages_meet(columns: PlanColumns, rows: Sequence[Integer[np.ndarray, " _"]]) -> bool:

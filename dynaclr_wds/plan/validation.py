@@ -174,11 +174,11 @@ def _sample_negatives(
     """Draw a negative for each anchor from all of its group."""
 
     @functools.cache
-    def members(group: str) -> tuple[Int64[np.ndarray, " k"], Int64[np.ndarray, " k"]]:
-        own = np.array([i for i, s in enumerate(index.strata) if s.group_name == group])
+    def members(group: int) -> tuple[Int64[np.ndarray, " k"], Int64[np.ndarray, " k"]]:
+        own = np.flatnonzero(index.group_of == group)
         return index.first[own], np.cumsum(index.sizes[own])
 
-    def draw(group: str, count: int) -> Offer:
+    def draw(group: int, count: int) -> Offer:
         first, total = members(group)
         place = rng.integers(0, total[-1], count)
         part = np.searchsorted(total, place, "right")

@@ -180,10 +180,11 @@ def _plan_negatives(
     rng = make_generator(Tag.NEGATIVE, config.seed, *key, round_id)
     drawn = np.unique(np.concatenate([g.strata for g in schedule.groups])).tolist()
     reach = {s: pool.reach(round_id, s) for s in drawn}
+    number = dict(zip((s.group_name for s in pool.index.strata), pool.index.group_of.tolist(), strict=True))
 
     @functools.cache  # the batches of a round choose from the same offer
-    def draw(group: str, count: int) -> Offer:
-        own = [s for s in drawn if pool.strata[s].group_name == group and reach[s]]
+    def draw(group: int, count: int) -> Offer:
+        own = [s for s in drawn if number[pool.strata[s].group_name] == group and reach[s]]
         share = np.array([reach[s] for s in own], np.float64)
         counts = rng.multinomial(count, share / share.sum())
         parts = [pool.draw(rng, round_id, s, int(n)) for s, n in zip(own, counts, strict=True)]

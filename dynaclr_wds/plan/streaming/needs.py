@@ -141,12 +141,12 @@ def _describe_limit(
     s = int(group.strata[np.argmax((needs.least * needs.block_bytes)[group.strata])])
     held = int(needs.least[s] * needs.block_bytes[s])
     better = ""
-    if index.stored_bytes <= window_bytes:
-        better = " As the window holds all that would be read, the best choice is window=None (exact mode)."
+    if index.stored_bytes <= enough:
+        better = " As that is no less than all that would be read, the best choice is window=None (exact mode)."
     return (
         f"window={window_bytes:,} bytes can't hold one batch of distinct lineages of {wanted} "
         f"group{'s' * (wanted > 1)} in each of {num_streams} streams. What limits it is {index.strata[s].name}: a "
-        f"batch takes {needs.lineages[s]} of its lineages, for which a stream holds {needs.least[s]} of its "
+        f"batch takes {needs.lineages[s]} of its lineages, so a stream must hold {needs.least[s]} of its "
         f"{needs.blocks[s]} blocks, {held:,} bytes. Give window={enough:,}, fewer num_streams, a smaller batch_size, "
         "or shards with a smaller block_bytes; or give relax_lineages=True, which lets lineages repeat and counts it."
         f"{better}"
