@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -192,18 +193,22 @@ def test_every_anchor_comes_once_without_balancing(index, window):
 @CASES
 def test_ranks_get_equal_parts_of_one_sequence(index, window):
     features = {"leaky": 0.25, "temporal_enrichment": True}
-    whole = [fingerprint([p]) for p in sampler(index, window, **features)]
-    ranks = [list(sampler(index, window, rank, 2, **features)) for rank in range(2)]
-    assert len(ranks[0]) == len(ranks[1]) == len(whole) // 2
-    assert [fingerprint([p]) for step in zip(*ranks, strict=True) for p in step] == whole[: 2 * len(ranks[0])]
+    one = sampler(index, window, **features)
+    ranks = [sampler(index, window, rank, 2, **features) for rank in range(2)]
+    assert len(ranks[0]) == len(ranks[1]) == len(one) // 2
+    for number in (0, 60, 122, len(one) - 2):
+        parts = [fingerprint([ranks[n % 2].plan(n)]) for n in (number, number + 1)]
+        assert parts == [fingerprint([one.plan(n)]) for n in (number, number + 1)]
+    first = [[p.number for p in islice(rank, 3)] for rank in ranks]
+    assert first == [[0, 2, 4], [1, 3, 5]]
 
 
 @CASES
 def test_resume_equals_uninterrupted(index, window):
     features = {"leaky": 0.25, "temporal_enrichment": True, "batch_size": 24}
-    whole = [fingerprint([p]) for p in sampler(index, window, **features)]
+    whole = [fingerprint([p]) for p in islice(sampler(index, window, **features), 40)]
     stopped, resumed = sampler(index, window, world_size=2, **features), sampler(index, window, **features)
-    for step in range(0, len(whole) // 2, 7):
+    for step in range(0, 20, 3):
         stopped.deliver(step)
         resumed.load_state_dict(stopped.state_dict())
         assert fingerprint([next(iter(resumed))]) == whole[2 * step]
@@ -218,7 +223,7 @@ def test_a_checkpoint_of_other_labels_is_refused():
 
 @pytest.mark.parametrize("temporal", [False, True])
 def test_lineages_stay_distinct_where_a_label_changes_along_a_track(temporal):
-    for plan in sampler(STAGES, temporal_enrichment=temporal, temporal_window_hours=4.0):
+    for plan in islice(sampler(STAGES, temporal_enrichment=temporal, temporal_window_hours=4.0), 96):
         count = Counter((s[1], s[3]) for s in samples(STAGES, plan.anchor))
         assert set(count.values()) == {4}
         assert len(set(lineages(STAGES, plan.anchor).tolist())) == 16

@@ -211,13 +211,13 @@ def test_bytes_used_are_those_of_the_patches_drawn_each_counted_once():
 
 
 def test_a_report_is_plain_json_and_prints(tmp_path):
-    sampler = FlexibleBatchSampler(COLLECTION, CONFIG)
-    sampler.report().write(tmp_path / "ledger.json")
+    report = FlexibleBatchSampler(COLLECTION, CONFIG).report(20)
+    report.write(tmp_path / "ledger.json")
     read = json.loads((tmp_path / "ledger.json").read_text())
-    assert read["batches"] == sampler.global_batches
+    assert read["batches"] == 20
     assert read["composition"][0]["name"] == "leak"
-    text = format_report(sampler.report())
-    assert f"{sampler.global_batches} batches of 32" in text
+    text = format_report(report)
+    assert "20 batches of 32" in text
     assert "focal window" in text
     assert max(map(len, text.splitlines())) <= 110
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from dynaclr_wds.plan.config import SamplingConfig
 from dynaclr_wds.plan.validation import plan_lasting_quotas, plan_validation
 from tests.synthetic import Synthetic, make_index
+from tests.test_sampler import fingerprint
 
 COLLECTION = make_index(Synthetic(experiments=3, lineages=(60, 20)), e1=(120, 20))
 SIZE = 32
@@ -80,6 +81,11 @@ def test_the_table_depends_on_index_and_config_alone():
     assert (one.positive == again.positive).all()
     other = plan_validation(COLLECTION, SamplingConfig(batch_size=SIZE, seed=6))
     assert (one.anchor != other.anchor).any()
+
+
+def test_the_pinned_golden_order():
+    # Published validation losses depend on this order. If a change must alter it, say so in CHANGELOG.md.
+    assert fingerprint([plan_validation(COLLECTION, CONFIG)]) == "0010469967625913"
 
 
 def test_negatives_are_other_lineages_of_the_group():

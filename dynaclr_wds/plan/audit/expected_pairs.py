@@ -1,8 +1,8 @@
 """Strata and focal windows to expected pairs: counts how often a uniform draw puts two samples of a kind together.
 
 Anchors are drawn uniformly from *bins*: a bin is one stratum, inside or outside a focal window. The anchors of each
-stratum are kept sorted by HPI, so a window is a slice; the sums of products that expectations need are counted once per
-window, and a movie has as many windows as frames.
+stratum are kept sorted by HPI, so a focal window is a span of them. The sums of products that expectations need are
+counted once per window, and a movie has as many windows as frames.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class UniformDraw:
         self._across = lru_cache(maxsize=1 << 16)(self._count_across)
         self._meet = lru_cache(maxsize=None)(self._find_common)
 
-    def windows(self, focal_hpi: float, config: SamplingConfig) -> Int64[np.ndarray, "s 2"]:
+    def spans(self, focal_hpi: float, config: SamplingConfig) -> Int64[np.ndarray, "s 2"]:
         """Where the focal window lies in each stratum's order; all of it when there is none."""
         out = np.zeros((len(self._order), 2), np.int64)
         for s, (values, first) in enumerate(self._hpi):
@@ -74,16 +74,16 @@ class UniformDraw:
         return in_focal_window(self.index.hpi(anchor), focal_hpi, config.temporal_window_hours)
 
     def sample(
-        self, rng: np.random.Generator, stratum: int, window: Int64[np.ndarray, " 2"], *, inside: bool, count: int
+        self, rng: np.random.Generator, stratum: int, span: Int64[np.ndarray, " 2"], *, inside: bool, count: int
     ) -> Int64[SampleIndex, " count"]:
         """Draw anchors of a bin uniformly, without replacement unless it has fewer than `count`."""
-        low, high = window.tolist()
+        low, high = span.tolist()
         size = high - low if inside else len(self._order[stratum]) - (high - low)
         place = rng.choice(size, count, replace=count > size, shuffle=False)
         place = place + low if inside else np.where(place < low, place, place + (high - low))
         return cast(SampleIndex, self._order[stratum][place] + self.index.first[stratum])
 
-    def expected(self, count: Int64[np.ndarray, "s 2"], windows: Int64[np.ndarray, "s 2"]) -> list[float]:
+    def expected(self, count: Int64[np.ndarray, "s 2"], spans: Int64[np.ndarray, "s 2"]) -> list[float]:
         """Pairs expected to share each of `KINDS`, when each stratum gives `count` samples (inside, outside).
 
         n(n−1)/2 · Σ K(K−1) / N(N−1) within a bin of N anchors, K of them of one FOV, …, and n m Σ K L / N M between
@@ -91,17 +91,17 @@ class UniformDraw:
         """
         out = np.zeros(len(KINDS))
         given = np.flatnonzero(count.any(1)).tolist()
-        size = {s: (int(np.diff(windows[s])[0]), len(self._order[s]) - int(np.diff(windows[s])[0])) for s in given}
+        size = {s: (int(np.diff(spans[s])[0]), len(self._order[s]) - int(np.diff(spans[s])[0])) for s in given}
         for s in given:
             (inside, outside), (near, far) = count[s].tolist(), size[s]
-            same_near, same_far, across = self._alike(s, *windows[s].tolist())
+            same_near, same_far, across = self._alike(s, *spans[s].tolist())
             out += inside * (inside - 1) / 2 * _alike_pairs(same_near, near, inside)
             out += outside * (outside - 1) / 2 * _alike_pairs(same_far, far, outside)
             out += inside * outside * across / max(near * far, 1)
         for s, r in combinations(given, 2):
             if self._meet(s, r):
                 rate = [count[k] / np.maximum(size[k], 1) for k in (s, r)]
-                products = self._across(s, *windows[s].tolist(), r, *windows[r].tolist())
+                products = self._across(s, *spans[s].tolist(), r, *spans[r].tolist())
                 out += np.einsum("a,b,abk->k", *rate, products)
         return out.tolist()
 

@@ -104,10 +104,10 @@ class QualityMeter:
         self, plan: BatchPlan, anchor: Int64[SampleIndex, " b"], stratum: Int64[np.ndarray, " b"]
     ) -> tuple[Int64[np.ndarray, "s 2"], Int64[np.ndarray, "s 2"]]:
         """Samples of each bin, and where its window lies."""
-        windows = self._uniform.windows(plan.focal_hpi, self._config)
+        spans = self._uniform.spans(plan.focal_hpi, self._config)
         inside = self._uniform.inside(anchor, plan.focal_hpi, self._config)
         strata = len(self._sizes)
-        return np.bincount(2 * stratum + ~inside, minlength=2 * strata).reshape(strata, 2), windows
+        return np.bincount(2 * stratum + ~inside, minlength=2 * strata).reshape(strata, 2), spans
 
     def _expected_values(self, plan: BatchPlan, count: Int64[np.ndarray, " s"]) -> float:
         """Pairs of one stratify value: in the asked proportions, or in those of each group when nothing is asked."""
@@ -162,10 +162,10 @@ def sample_ideal(
         rng = make_generator(Tag.IDEAL, config.seed, epoch, plan.number)
         anchor = find_anchors(index, plan)
         stratum, inside = index.stratum(anchor), uniform.inside(anchor, plan.focal_hpi, config)
-        windows = uniform.windows(plan.focal_hpi, config)
+        spans = uniform.spans(plan.focal_hpi, config)
         number, count = np.unique(2 * stratum + inside, return_counts=True)
         drawn = [
-            uniform.sample(rng, c // 2, windows[c // 2], inside=c % 2 == 1, count=n)
+            uniform.sample(rng, c // 2, spans[c // 2], inside=c % 2 == 1, count=n)
             for c, n in zip(number.tolist(), count.tolist(), strict=True)
         ]
         ideal = cast(SampleIndex, rng.permutation(np.concatenate(drawn)))
