@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int64
 
-
 _LEAST_SEGMENT = 16  # batches
 
 
