@@ -10,12 +10,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Integer
+from jaxtyping import Bool, Int64, Integer
 
 from dynaclr_wds.plan.columns import CodeBook, PlanColumns
 from dynaclr_wds.tau import least_tau
 
 _CHUNK = 1 << 20
+_MOST_COUNTED = 1 << 24  # combinations of labels that are counted in a table
 _EXPERIMENT = "experiment"
 
 
@@ -101,21 +102,35 @@ def _gather_codes(
     keep_experiment: Sequence[bool],
     keep_fov: Bool[np.ndarray, " f"] | None,
 ) -> _Found:
-    """Look up the codes of every sample, and group the rows by them."""
-    rows = _positions(columns.patch_is_sample)
-    obs = columns.patch_obs[rows]
-    fov = columns.obs_fov[obs]
+    """Number the strata of all observations, and group the rows of their samples by them."""
     wanted = np.array(keep_experiment, bool)[columns.fov_experiment]
-    used = (wanted if keep_fov is None else wanted & keep_fov)[fov]
-    rows, obs, fov = rows[used], obs[used], fov[used]
-    code = (columns.fov_experiment[fov], *(columns.labels[name][obs] + 1 for name in labels))
-    key, dense = np.unique(np.ravel_multi_index(code, shape), return_inverse=True)
-    samples = np.bincount(dense, minlength=len(key))
+    used = (wanted if keep_fov is None else wanted & keep_fov)[columns.obs_fov]
+    key = columns.fov_experiment[columns.obs_fov].astype(np.int64)
+    for name, size in zip(labels, shape[1:], strict=True):
+        key *= size
+        key += columns.labels[name]
+        key += 1
+    present, of_obs = _number_keys(np.where(used, key, int(np.prod(shape))), int(np.prod(shape)) + 1)
+    rows = _positions(columns.patch_is_sample)
+    number = of_obs[columns.patch_obs[rows]]
+    samples = np.bincount(number, minlength=len(present))
     candidate = columns.patch_has_candidate[rows]
-    rows, dense = rows[candidate], dense[candidate].astype(np.min_scalar_type(len(key)))  # sorted by radix
-    edge = np.cumsum(np.bincount(dense, minlength=len(key)))[:-1]
-    parts = np.split(rows[np.argsort(dense, kind="stable")], edge)
-    return {int(k): (part, int(n)) for k, part, n in zip(key, parts, samples, strict=True)}
+    rows, number = rows[candidate], number[candidate]
+    edge = np.cumsum(np.bincount(number, minlength=len(present)))[:-1]
+    parts = np.split(rows[np.argsort(number, kind="stable")], edge)
+    found = zip(present.tolist(), parts, samples.tolist(), strict=True)
+    return {code: (part, count) for code, part, count in found if code < np.prod(shape)}
+
+
+def _number_keys(key: Int64[np.ndarray, " n"], most: int) -> tuple[Int64[np.ndarray, " k"], Integer[np.ndarray, " n"]]:
+    """Number the keys that occur, ascending, in the smallest dtype: numpy sorts small integers by radix."""
+    if most > _MOST_COUNTED:
+        present, number = np.unique(key, return_inverse=True)
+        return present, number.astype(np.min_scalar_type(len(present)))
+    present = np.flatnonzero(np.bincount(key, minlength=most))
+    table = np.zeros(most, np.min_scalar_type(len(present)))
+    table[present] = np.arange(len(present))
+    return present, table[key]
 
 
 def _positions(flag: Bool[np.ndarray, " n"], begin: int = 0) -> Integer[np.ndarray, " k"]:
