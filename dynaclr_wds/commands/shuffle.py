@@ -252,7 +252,7 @@ def _headline(shards: str, asked: Request, modes: Sequence[Mode]) -> str:
     experiments = len({s.experiment for s in index.strata})
     what = [f"batch of {config.batch_size}", f"seed {config.seed}"]
     what += [f"leak {config.leaky:g}"] if config.leaky else []
-    what += ["conditions balanced"] if config.condition_balanced else []
+    what += [f"{index.value_label}s balanced"] if config.condition_balanced else []
     if config.temporal_enrichment:
         what.append(f"±{config.temporal_window_hours:g} h around a focal HPI")
     if asked.window_bytes is not None:

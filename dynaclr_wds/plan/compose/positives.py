@@ -29,14 +29,15 @@ def sample_positives(
         0 draws τ uniformly.
     """
     columns = index.columns
-    clip = index.clip(anchors)
-    first, count = columns.clip_first[clip], columns.clip_first[clip + 1] - columns.clip_first[clip]
+    own = index.row[anchors].astype(np.int64)
+    first = own + 1  # clips are stored by frame, so positives come after their anchor
+    count = columns.clip_first[columns.patch_clip[own] + 1] - first
     low, high = index.tau_frames(anchors)
-    # ragged (anchor, row of its clip), flattened
+    # ragged (anchor, later row of its clip), flattened
     start = np.cumsum(count) - count
     owner = np.repeat(np.arange(len(anchors)), count)
     row = np.arange(len(owner)) + np.repeat(first - start, count)
-    tau = columns.patch_t[row].astype(np.int64) - columns.patch_t[index.row[anchors]][owner]
+    tau = columns.patch_t[row].astype(np.int64) - columns.patch_t[own][owner]
     keep = (tau >= least_tau(low)[owner]) & (tau <= high[owner])
     owner, row, tau = owner[keep], row[keep], tau[keep]
     # runs of equal (anchor, τ)
