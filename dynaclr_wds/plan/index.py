@@ -6,7 +6,7 @@ stratum. Everything else about an anchor is gathered when it is asked for.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -213,14 +213,7 @@ def plan_index(
     rows, first, strata, without, barren = [], [0], [], [], []
     for found in find_strata(columns, codes, labels, keep, keep_fov):
         clock, row = codes.experiments[found.experiment], found.row
-        stratum = Stratum(
-            experiment=clock.name,
-            group=tuple(found.labels[name] for name in batch_group_by),
-            value=tuple(found.labels[name] for name in stratify_by),
-            interval_minutes=clock.interval_minutes,
-            start_hpi=clock.start_hpi,
-            tau_frames=tau[found.experiment],
-        )
+        stratum = _make_stratum(clock, tau[found.experiment], found.labels, batch_group_by, stratify_by)
         if stratum.tau_frames != tuple(clock.tau_frames):
             row = row[has_candidate(columns, row, stratum.tau_frames)]
         if not len(row):
@@ -241,6 +234,23 @@ def plan_index(
         without_positive=tuple(without),
         lineages_meet=not follows_from_partitions(codes, labels) and _lineages_meet(columns, rows),
         barren=tuple(barren),
+    )
+
+
+def _make_stratum(
+    clock: ExperimentClock,
+    tau_frames: tuple[int, int],
+    labels: Mapping[str, str | None],
+    batch_group_by: tuple[str, ...],
+    stratify_by: tuple[str, ...],
+) -> Stratum:
+    return Stratum(
+        experiment=clock.name,
+        group=tuple(labels[name] for name in batch_group_by),
+        value=tuple(labels[name] for name in stratify_by),
+        interval_minutes=clock.interval_minutes,
+        start_hpi=clock.start_hpi,
+        tau_frames=tau_frames,
     )
 
 

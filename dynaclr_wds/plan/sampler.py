@@ -192,11 +192,11 @@ class FlexibleBatchSampler:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where another sampler stood, whatever its world size.
+        """Resume where another sampler stood, whatever its world size.
 
         Raises
         ------
-        ValueError
+        ConfigError
             The state is of another order: another seed, sampling, window or set of anchors.
         """
         mine, theirs = self.identity, state["identity"]
@@ -204,7 +204,7 @@ class FlexibleBatchSampler:
         if other:
             raise ConfigError(
                 f"The checkpoint was written with {'; '.join(other)} now. The order depends on it: set what it was "
-                "to go on, or start anew without ckpt_path."
+                "to resume, or start anew without ckpt_path."
             )
         self.epoch, self.start = int(state["epoch"]), int(state["position"])
         self.steps_before, self.delivered = int(state["steps"]), 0
