@@ -81,6 +81,13 @@ def shards(collection: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def short_clips(collection: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of `collection` with short clips and small blocks, for windows much smaller than the set. Read only."""
+    out = tmp_path_factory.mktemp("short_clips") / "shards"
+    return build(collection, out, clip_anchors=4, block_bytes=1 << 16)
+
+
+@pytest.fixture(scope="session")
 def single_channel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards of two experiments with one channel, uint16. Read only."""
     root = tmp_path_factory.mktemp("single")

@@ -189,7 +189,7 @@ def test_validation_reads_every_anchor_once(shards):
     data = ready(shards)
     seen = [o for batch in observations(data.val_dataloader()) for o in batch]
     arrays = data.shard_set.arrays
-    anchors = arrays["patch_obs"][arrays["patch_is_anchor"]]
+    anchors = arrays["patch_obs"][arrays["patch_has_candidate"]]
     held_out = {i for i, f in enumerate(data.shard_set.manifest.fovs) if f.experiment in ("e2", "e3")}
     expected = [o for o in anchors.tolist() if arrays["obs_fov"][o] in held_out]
     assert sorted(seen) == sorted(expected)
@@ -461,7 +461,7 @@ def test_real_plates_train_for_two_epochs(tmp_path):
     )
     model = Recorder()
     trainer(tmp_path, max_epochs=2).fit(model, datamodule=data)
-    anchors = {s.experiment: 0 for s in manifest.strata} | {s.experiment: s.anchors for s in manifest.strata}
+    anchors = {p.labels["experiment"]: p.with_candidate for p in manifest.partitions}
     assert len(model.trained) == 2 * sum(max(anchors[e] // 32, 1) for e in ("ecoli_colony", "hacat_fucci"))
     assert Counter(model.validated) == dict.fromkeys(model.validated, 2)
     assert len(set(model.validated)) == anchors["mda231_qpi"] > 100

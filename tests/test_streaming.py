@@ -24,7 +24,7 @@ from dynaclr_wds.train.epoch_ledger import EpochLedger
 from dynaclr_wds.world import World
 
 ROOT = Path(__file__).parent.parent
-STREAMS = {"window": 6 << 20, "num_streams": 4, "batch_size": 6, "val_experiments": ["e1"], "tau_range": (0.5, 1.5)}
+STREAMS = {"window": 8 << 20, "num_streams": 4, "batch_size": 6, "val_experiments": ["e1"], "tau_range": (0.5, 1.5)}
 
 
 class Recorder(pl.LightningModule):
@@ -68,6 +68,12 @@ def fit(
     return model.seen
 
 
+@pytest.fixture
+def shards(short_clips: Path) -> Path:
+    """A set that is large beside its clips."""
+    return short_clips
+
+
 def loader_of(shards: Path, **config):
     data = MultiExperimentDataModule(str(shards), **{"num_workers": 2, **STREAMS, **config})
     data.setup("fit")
@@ -83,9 +89,8 @@ def test_a_streamed_batch_holds_the_pixels_that_the_plan_names(shards):
             row = plan.positive[place]
             shard = root.manifest.shards[a["block_shard"][a["clip_block"][a["patch_clip"][row]]]]
             raw = (shards / shard.path).read_bytes()[a["patch_offset"][row] :]
-            dtype = next(e.dtype for e in root.manifest.experiments if e.name == plan.group)
-            count = int(np.prod(root.manifest.patch_shape))
-            want = np.frombuffer(raw[: count * np.dtype(dtype).itemsize], dtype).reshape(root.manifest.patch_shape)
+            stored = next(e for e in root.manifest.experiments if e.name == plan.group)
+            want = np.frombuffer(raw[: stored.patch_bytes], stored.dtype).reshape(stored.shape)
             assert (batch["positive"][place].numpy() == want).all()
 
 
@@ -289,7 +294,7 @@ def fit_processes(shards: Path, out: Path, devices: int, save="", ckpt=None, **o
     return [step for steps in zip(*ranks, strict=True) for step in steps]
 
 
-@pytest.mark.parametrize(("num_streams", "window"), [(4, 6 << 20), (16, 1 << 27)])  # 16: some strata have fewer blocks
+@pytest.mark.parametrize(("num_streams", "window"), [(4, 8 << 20), (16, 1 << 27)])  # 16: some strata have fewer blocks
 def test_two_processes_see_disjoint_batches_and_as_many(shards, tmp_path, num_streams, window):
     seen = fit_processes(shards, tmp_path / "two", 2, num_streams=num_streams, window=window)
     assert seen
