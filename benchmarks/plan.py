@@ -24,7 +24,6 @@ import numpy as np
 from dynaclr_wds.plan.config import SamplingConfig
 from dynaclr_wds.plan.index import PlanColumns, PlanIndex, plan_index
 from dynaclr_wds.plan.sampler import FlexibleBatchSampler
-from dynaclr_wds.read.prefetch import plan_visits
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for `tests`, which is not installed
 from tests.synthetic import Synthetic, make_index
@@ -95,7 +94,7 @@ def time_restore(index: PlanIndex, config: SamplingConfig, share: float, ranks: 
         state = sampler.state_dict() | {"epoch": epoch, "position": middle, "steps": middle // ranks}
         begin = time.process_time()
         sampler.load_state_dict(state)
-        plan_visits(sampler)
+        sampler.block_reads()
         next(iter(sampler))
         times.append(time.process_time() - begin)
     return statistics.median(times)

@@ -129,8 +129,10 @@ def test_init_exposes_all_hyperparameters():
         "seed": 7,
         "include_wells": ["A/1"],
         "exclude_fovs": ["A/1/0"],
-        "window": None,
+        "window_bytes": None,
         "num_streams": 4,
+        "relax_lineages": True,
+        "verify_reads": False,
     }
     assert set(inspect.signature(MultiExperimentDataModule).parameters) == set(wanted)
     data = MultiExperimentDataModule(**wanted)
@@ -143,7 +145,7 @@ def test_defaults_are_those_of_the_reference():
     assert (data.experiment_aware, data.condition_balanced, data.leaky) == (True, True, 0.0)
     assert (data.temporal_enrichment, data.temporal_window_hours, data.temporal_global_fraction) == (False, 2.0, 0.3)
     assert (data.channel_dropout_channels, data.channel_dropout_prob, data.hcl_beta) == ([1], 0.5, 0.5)
-    assert (data.return_negative, data.cache_pool_bytes, data.seed, data.window) == (False, 0, 0, None)
+    assert (data.return_negative, data.cache_pool_bytes, data.seed, data.window_bytes) == (False, 0, 0, None)
 
 
 def test_train_val_split_by_experiment(shards):

@@ -1,8 +1,10 @@
-"""The plan's unit of output: one batch as row numbers."""
+"""What the plan hands to whoever reads: batches as row numbers, and the blocks that they need."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int64
@@ -28,3 +30,56 @@ class BatchPlan:
     def __len__(self) -> int:
         """Count the samples."""
         return len(self.anchor)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockReads:
+    """The blocks that a rank reads from where the epoch was (re)started, in the order of reading."""
+
+    stream: Int64[np.ndarray, " v"]
+    block: Int64[np.ndarray, " v"]
+    admit: Int64[np.ndarray, " v"]
+    """First batch of the stream that needs each."""
+    retire: Int64[np.ndarray, " v"]
+    """Last batch of the stream that needs each."""
+    bytes: Int64[np.ndarray, " v"]
+    first: Mapping[int, int]
+    """Stream → its first batch; the streams that the rank runs."""
+    num_streams: int
+    """Of all ranks: batch number n of the epoch is batch n // num_streams of stream n % num_streams."""
+    limit_bytes: int
+    """Most bytes that this rank may hold at a time."""
+
+
+@runtime_checkable
+class PlannedBatches(Protocol):
+    """A batch sampler that keeps a position and says which blocks its batches need."""
+
+    @property
+    def steps_before(self) -> int:
+        """Batches that each rank had delivered before the epoch was restarted."""
+        ...
+
+    def __iter__(self) -> Iterator[BatchPlan]:
+        """Yield this rank's batches, from where the epoch was (re)started."""
+        ...
+
+    def __len__(self) -> int:
+        """Count them."""
+        ...
+
+    def deliver(self, steps: int) -> None:
+        """Note that `steps` batches have reached the training loop since the (re)start."""
+        ...
+
+    def block_reads(self) -> BlockReads | None:
+        """List the blocks that the batches need; None when everything is within reach."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Say where the epoch stands."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state."""
+        ...

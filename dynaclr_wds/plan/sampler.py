@@ -17,7 +17,7 @@ from jaxtyping import Int64
 
 from dynaclr_wds.plan.audit.bytes_read import account_traffic
 from dynaclr_wds.plan.audit.ledger import Ledger, Report
-from dynaclr_wds.plan.batch import BatchPlan
+from dynaclr_wds.plan.batch import BatchPlan, BlockReads
 from dynaclr_wds.plan.compose.negatives import Offer, make_offer, sample_negatives
 from dynaclr_wds.plan.compose.positives import sample_positives
 from dynaclr_wds.plan.config import SamplingConfig
@@ -117,6 +117,35 @@ class FlexibleBatchSampler:
         """Blocks that a stream of the epoch reads; None in exact mode."""
         return self._planners[stream].epoch(self.epoch).blocks
 
+    def block_reads(self) -> BlockReads | None:
+        """Put the blocks that the rank's streams read into one order, from where the epoch stands."""
+        if self.window is None:
+            return None
+        first = {}
+        for number in range(self.start + self.rank, self.start + self.rank + self.num_streams):
+            if (number - self.start - self.rank) % self.world_size == 0:
+                first[number % self.num_streams] = number // self.num_streams
+        parts = []
+        for stream, batch in first.items():
+            blocks = self.blocks(stream)
+            assert blocks is not None
+            at = np.flatnonzero(blocks.retire >= batch)
+            columns = (blocks.fetch, blocks.admit, np.full(len(blocks.block), stream), blocks.block, blocks.retire)
+            parts.append(np.stack([c[at] for c in (*columns, blocks.bytes)]))
+        table = np.concatenate(parts, axis=1)
+        # fetch and admit both rise within a stream, so what a batch needs comes before what a later one does
+        _, admit, stream, block, retire, size = table[:, np.lexsort((table[2], table[1], table[0]))]
+        return BlockReads(
+            stream=stream,
+            block=block,
+            admit=admit,
+            retire=retire,
+            bytes=size,
+            first=first,
+            num_streams=self.num_streams,
+            limit_bytes=self.window // self.world_size,
+        )
+
     def set_epoch(self, epoch: int) -> None:
         """Begin another epoch, from its first batch; the epoch at hand goes on where it was."""
         if epoch != self.epoch:
@@ -173,7 +202,7 @@ class FlexibleBatchSampler:
         """Batches of the global sequence that have reached the training loops of all ranks."""
         return self.start + self.delivered * self.world_size
 
-    def report(self, batches: int | None = None) -> Report:
+    def report(self, batches: int | None = None, *, held_peak_bytes: int | None = None) -> Report:
         """Plan the epoch, all ranks, and say what it holds; costs what planning it costs.
 
         Parameters
@@ -181,6 +210,8 @@ class FlexibleBatchSampler:
         batches
             Of the global sequence, from its beginning; None = all that the ranks share out. What streaming reads and
             holds is of the whole epoch in any case.
+        held_peak_bytes
+            Most bytes of blocks that were held at a time, as the loader measured; reported beside the planned peak.
         """
         ledger = Ledger(self.index, self.config)
         usable = self.global_batches // self.world_size * self.world_size
@@ -188,7 +219,10 @@ class FlexibleBatchSampler:
             ledger.add(self.plan(number))
         schedules = [blocks for k in range(self.num_streams) if (blocks := self.blocks(k)) is not None]
         each = self.global_batches // self.num_streams
-        return ledger.report(account_traffic(self.index, schedules, each) if schedules else None)
+        streaming = account_traffic(self.index, schedules, each) if schedules else {}
+        if held_peak_bytes is not None:
+            streaming["held_peak_bytes"] = float(held_peak_bytes)
+        return ledger.report(streaming or None)
 
 
 def _check_streams(num_streams: int | None, world_size: int) -> int:

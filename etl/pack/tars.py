@@ -171,7 +171,7 @@ def _write_shard(
                 tar.write(sample)
                 assert tar.tarstream.offset == plan.clip_begin[place + 1], "offsets are known before writing"
                 if first_clip + place + 1 in block_ends:
-                    file.end_piece()
+                    file.end_piece(int(plan.clip_begin[place + 1]))
                 advance(last - first, int(plan.clip_begin[place + 1] - plan.clip_begin[place]))
     finally:
         spill.close()

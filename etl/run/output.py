@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -67,6 +68,7 @@ class HashingFile:
         self._file = file
         self._whole = xxhash.xxh3_64()
         self._piece = xxhash.xxh3_64()
+        self._ends: deque[int] = deque()
         self.bytes = 0
         self.pieces: list[int] = []
         """Checksums of the pieces that were ended."""
@@ -75,12 +77,25 @@ class HashingFile:
         """Append."""
         self._file.write(data)
         self._whole.update(data)
-        self._piece.update(data)
-        self.bytes += len(data)
+        rest = memoryview(data)
+        while self._ends and self.bytes + len(rest) >= self._ends[0]:
+            inside = self._ends.popleft() - self.bytes
+            self._piece.update(rest[:inside])
+            self._end_piece()
+            self.bytes, rest = self.bytes + inside, rest[inside:]
+        self._piece.update(rest)
+        self.bytes += len(rest)
         return len(data)
 
-    def end_piece(self) -> None:
-        """Note the checksum of what was written since the last piece ended."""
+    def end_piece(self, at: int) -> None:
+        """Note the checksum of a piece that ends at a byte of the file, which a buffering writer may write later."""
+        assert at >= self.bytes, "what follows a piece is written after its end is known"
+        if at == self.bytes:
+            self._end_piece()
+        else:
+            self._ends.append(at)
+
+    def _end_piece(self) -> None:
         self.pieces.append(self._piece.intdigest())
         self._piece.reset()
 
