@@ -181,7 +181,8 @@ class MultiExperimentDataModule(LightningDataModule):
         self.val_dataset: MultiExperimentTripletDataset | None = None
         self.predict_dataset: MultiExperimentTripletDataset | None = None
         self.train_sampler: FlexibleBatchSampler | None = None
-        self.transform: BatchTransform | None = None
+        self.transforms: dict[int, BatchTransform] = {}
+        """Number of channels → what is done to a batch that has as many."""
         self._state: Mapping[str, Any] | None = None
 
     def __repr__(self) -> str:
@@ -227,7 +228,10 @@ class MultiExperimentDataModule(LightningDataModule):
         """Open the shards and list what each split draws from."""
         self.shard_set = shards = ShardSet.open(self.shards, verify=self.verify_reads is not False)
         crop = plan_crop(shards, self.z_range, self.yx_patch_size)
-        self.transform = self._make_transform(shards, crop)
+        self._check_final_size(shards, crop)
+        self.transforms = {
+            count: self._make_transform(count) for count in {e.shape[0] for e in shards.manifest.experiments}
+        }
         check_experiments(self.val_experiments, shards.experiments, "val_experiments")
         if stage in (None, "fit"):
             self._setup_train(shards, crop)
@@ -260,7 +264,7 @@ class MultiExperimentDataModule(LightningDataModule):
         if self.cache_pool_bytes:
             warmed = self.train_dataset.warm(index, self.cache_pool_bytes)
             rank_zero_info(f"Read {warmed / 2**20:,.0f} MiB of shards into the page cache.")
-        self._say_what_differs(shards)
+        self._say_what_differs()
 
     def _setup_validation(self, shards: ShardSet, crop: Crop) -> None:
         if not self.val_experiments:
@@ -269,12 +273,14 @@ class MultiExperimentDataModule(LightningDataModule):
         held_out = shards.plan_index(self.val_experiments, self.tau_range, self.include_wells, self.exclude_fovs)
         self.val_dataset = self._dataset(crop, plan_validation(held_out, self.sampling))
 
-    def _say_what_differs(self, shards: ShardSet) -> None:
+    def _say_what_differs(self) -> None:
         """Say once, when training starts, what a user of the reference implementation would not expect."""
-        del shards
-        dropped = self.transform.channel_dropout.channels if self.transform is not None else ()
-        if dropped and self.channel_dropout_prob > 0:
-            rank_zero_info(_CHANNEL_DROPOUT.format(channels=list(dropped), p=self.channel_dropout_prob))
+        widest = max(self.transforms)
+        asked, known = self.channel_dropout_channels, list(self.transforms[widest].channel_dropout.channels)
+        if len(known) < len(asked):
+            rank_zero_info(f"Channel dropout: of {asked}, the {widest} channels hold {known}.")
+        if known and self.channel_dropout_prob > 0:
+            rank_zero_info(_CHANNEL_DROPOUT.format(channels=known, p=self.channel_dropout_prob))
 
     def train_dataloader(self) -> ThreadDataLoader:
         """Return batches as the sampler composes them."""
@@ -314,9 +320,10 @@ class MultiExperimentDataModule(LightningDataModule):
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Normalise, augment (in training), crop, drop channels (in training); a bare Tensor passes through."""
         del dataloader_idx
-        if isinstance(batch, Tensor) or self.transform is None:
+        if isinstance(batch, Tensor) or not self.transforms:
             return batch
-        return self.transform(batch, training=self.trainer is not None and self.trainer.training)
+        transform = self.transforms[batch["anchor"].shape[1]]
+        return transform(batch, training=self.trainer is not None and self.trainer.training)
 
     def state_dict(self) -> dict[str, Any]:
         """Where training stands in the epoch, for the checkpoint."""
@@ -358,13 +365,7 @@ class MultiExperimentDataModule(LightningDataModule):
             num_workers=self.num_workers,
         )
 
-    def _make_transform(self, shards: ShardSet, crop: Crop) -> BatchTransform:
-        channels = max(e.shape[0] for e in shards.manifest.experiments)
-        known = [c for c in self.channel_dropout_channels if c < channels]
-        if len(known) < len(self.channel_dropout_channels):
-            rank_zero_info(
-                f"Channel dropout: of {self.channel_dropout_channels}, the {channels} channels hold {known}."
-            )
+    def _check_final_size(self, shards: ShardSet, crop: Crop) -> None:
         final = self.final_yx_patch_size
         shapes = [crop.shape(e.shape)[2:] for e in shards.manifest.experiments]
         read = min(y for y, _ in shapes), min(x for _, x in shapes)
@@ -373,6 +374,9 @@ class MultiExperimentDataModule(LightningDataModule):
                 f"final_yx_patch_size={tuple(final)} is larger than the patches that are read, {read}. "
                 "Ask for less, or read more with yx_patch_size."
             )
-        return BatchTransform(
-            self.normalizations, self.augmentations, final, ChannelDropout(known, self.channel_dropout_prob)
-        )
+
+    def _make_transform(self, channels: int) -> BatchTransform:
+        """Make the transform of batches with so many channels; those that they lack are not dropped."""
+        known = [c for c in self.channel_dropout_channels if c < channels]
+        dropout = ChannelDropout(known, self.channel_dropout_prob)
+        return BatchTransform(self.normalizations, self.augmentations, self.final_yx_patch_size, dropout)

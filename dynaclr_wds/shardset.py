@@ -203,8 +203,8 @@ def _check_content(path: Path, expected: str) -> None:
     digest, piece = xxhash.xxh3_64(), np.empty(1 << 20, np.uint8)
     try:
         with path.open("rb", buffering=0) as file:
-            while size := file.readinto(piece):
-                digest.update(piece[:size])
+            while size := file.readinto(piece.data):
+                digest.update(piece[:size].data)
     except OSError as error:
         raise StorageError(f"{path}: can't be read ({error.strerror}). Look at the system's log.") from error
     found = contract.format_checksum(digest.intdigest())

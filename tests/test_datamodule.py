@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
 from dynaclr_wds import FlexibleBatchSampler, MultiExperimentDataModule, ThreadDataLoader
+from dynaclr_wds.read.dataset import keep_apart
 from dynaclr_wds.shardset import ShardSet
 from dynaclr_wds.transforms import NormalizeSampled
 from tests.conftest import build
@@ -264,7 +265,7 @@ def test_narrower_patches_are_the_middle_of_the_stored_ones(shards):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"val_experiments": ["e2", "e9"]}, r"val_experiments names \['e9'\].*It holds \['e0', 'e1', 'e2', 'e3'\]"),
+        ({"val_experiments": ["e2", "e9"]}, r"val_experiments names \['e9'\].*They hold \['e0', 'e1', 'e2', 'e3'\]"),
         ({"val_experiments": ["e0", "e1", "e2", "e3"]}, "holds out every experiment .* none is left to train on"),
         ({"z_range": (1, 4)}, r"z_range=\(1, 4\) is not within the stored slices \(0, 3\)"),
         ({"yx_patch_size": (17, 16)}, r"yx_patch_size=\(17, 16\) is larger than the stored patches \(16, 16\)"),
@@ -279,6 +280,71 @@ def test_narrower_patches_are_the_middle_of_the_stored_ones(shards):
 def test_setup_refuses(shards, options, message):
     with pytest.raises(ValueError, match=message):
         ready(shards, **options)
+
+
+def shapes_of(loader, key="anchor_meta") -> list[tuple[set[str], tuple[int, ...]]]:
+    return [({meta["experiment"] for meta in batch[key]}, tuple(batch["anchor"].shape)) for batch in loader]
+
+
+CHANNELS = {"e0": 2, "e1": 1, "e2": 3}
+
+
+@pytest.mark.parametrize("streaming", [{}, {"window_bytes": 1 << 27, "num_streams": 1}], ids=["exact", "streaming"])
+def test_experiments_of_other_shapes_train_in_batches_of_their_own(mixed_channels, streaming):
+    data = ready(mixed_channels, val_experiments=["e1"], **streaming)
+    found = shapes_of(data.train_dataloader())
+    assert {tuple(names) for names, _ in found} == {("e0",), ("e2",)}
+    assert all(shape == (8, CHANNELS[next(iter(names))], 3, 16, 16) for names, shape in found)
+    for batch in data.train_dataloader():
+        assert batch["anchor_norm_meta"]["fov"].shape[1] == batch["anchor"].shape[1]
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_sequential_batches_break_where_the_shape_changes_and_lose_nothing(mixed_channels, ranks):
+    data = make(mixed_channels, val_experiments=["e0", "e1"], batch_size=50)
+    data.setup()
+    for dataset, key in ((data.val_dataset, "anchor_meta"), (data.predict_dataset, "index")):
+        parts = [dataset.share(rank, ranks, 50) for rank in range(ranks)]
+        loaders = [ThreadDataLoader(part, batch_size=50) for part in parts]
+        batches = [batch for loader in loaders for batch in loader]
+        for names, shape in shapes_of(batches, key):
+            assert {CHANNELS[name] for name in names} == {shape[1]}
+        seen = [o for batch in batches for o in batch[key].observations.tolist()]
+        assert sorted(seen) == sorted(data.shard_set.arrays["patch_obs"][dataset.table.anchor].tolist())
+        assert len(batches) == sum(len(loader) for loader in loaders)
+        assert abs(len(loaders[0]) - len(loaders[-1])) <= 1
+
+
+@pytest.mark.parametrize(
+    ("kinds", "batches"),
+    [
+        ("aaaaa", ["aa", "aa", "a"]),
+        ("abaab", ["a", "b", "aa", "b"]),
+        ("bbba", ["bb", "b", "a"]),
+        ("", []),
+    ],
+)
+def test_a_run_of_a_batch_is_split_by_kind(kinds, batches):
+    places = keep_apart(np.array([ord(kind) for kind in kinds], np.int64), 2)
+    runs = [places[at : at + 2] for at in range(0, len(places), 2)]
+    assert ["".join(kinds[place] for place in run if place >= 0) for run in runs] == batches
+    assert sorted(places[places >= 0].tolist()) == list(range(len(kinds)))
+
+
+@pytest.mark.parametrize("options", [{"leaky": 0.25}, {"experiment_aware": False}])
+def test_batches_that_would_mix_shapes_are_refused(mixed_channels, options):
+    message = r"mix patches of different shapes .*\(2, 3, 16, 16\): \['e0'\], \(1, 3, 16, 16\): \['e1'\].*leaky=0"
+    with pytest.raises(ValueError, match=message):
+        ready(mixed_channels, val_experiments=["e2"], **options)
+    ready(mixed_channels, val_experiments=["e1", "e2"], **options)
+
+
+def test_experiments_of_other_shapes_are_transformed(mixed_channels):
+    data = in_stage(ready(mixed_channels, val_experiments=["e2"], channel_dropout_prob=1.0), training=True)
+    for batch in data.train_dataloader():
+        out = data.on_after_batch_transfer(batch, 0)
+        assert not out["anchor"][:, 1:].any()
+        assert out["anchor"][:, 0].any()
 
 
 def test_loaders_before_setup_say_so(shards):
@@ -309,8 +375,9 @@ def test_wells_and_fovs_are_filtered_in_every_split(shards):
 def test_shards_are_read_into_the_page_cache_up_to_the_budget(shards):
     data = ready(shards)
     index, total = data.train_sampler.index, sum(s.bytes for s in data.shard_set.manifest.shards)
-    assert data.train_dataset.warm(index, 1000) == 1000
-    assert 0 < data.train_dataset.warm(index, total) < total  # the shards of held-out experiments are left alone
+    block = data.shard_set.arrays["block_end"] - data.shard_set.arrays["block_begin"]
+    assert data.train_dataset.warm(index, int(block[:2].sum()) + 10) == block[:2].sum()
+    assert 0 < data.train_dataset.warm(index, total) < total  # the blocks of held-out experiments are left alone
     ready(shards, cache_pool_bytes=1 << 20)
 
 

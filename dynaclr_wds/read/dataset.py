@@ -122,20 +122,21 @@ class MultiExperimentTripletDataset(Dataset[dict[str, Any]]):
             self.window = None
 
     def share(self, rank: int, size: int, batch_size: int) -> MultiExperimentTripletDataset:
-        """Return the part of the table that one of `size` ranks reads: its samples `rank`, `rank + size`, … .
+        """Return the part of the table that one of `size` ranks reads: its batches `rank`, `rank + size`, … .
 
-        Where patches differ in shape between experiments, the samples of every run of `batch_size` are put together
-        by shape, and gaps fill up each shape's last batch: a loader that takes `batch_size` numbers at a time then
-        never mixes shapes, and yields a smaller batch where there is a gap.
+        A batch is a run of `batch_size` samples of the table, as a sequential loader takes them. Where patches differ
+        in shape between experiments, a run is split by shape, and gaps fill up the parts to `batch_size` numbers; such
+        batches are smaller.
         """
         if self.table is None:
             return self
+        _, kind = np.unique(self._reader.shape_of(self.table.anchor), axis=0, return_inverse=True)
+        places = keep_apart(kind.reshape(-1).astype(np.int64), batch_size)
+        numbers = np.arange(len(places))
+        own = places[numbers // batch_size % size == rank]
         other = copy.copy(self)
-        own = np.arange(rank, len(self.table), size)
-        _, shape = np.unique(self._reader.shape_of(self.table.anchor[own]), axis=0, return_inverse=True)
-        places = keep_apart(shape.reshape(-1), batch_size)
-        other.table = _take(self.table, np.where(places < 0, -1, own[places] if len(own) else places))
-        other._gaps = int((places < 0).sum())
+        other.table = _take(self.table, own)
+        other._gaps = int((own < 0).sum())
         return other
 
     def warm(self, index: PlanIndex, most_bytes: int) -> int:

@@ -79,7 +79,7 @@ class FileStore:
             for at in range(begin, end, _PIECE_BYTES):
                 part = piece[: end - at]
                 self._read_exactly(file, shard, at, part)
-                digest.update(part)
+                digest.update(part.data)
         return digest.intdigest()
 
     def close(self) -> None:
@@ -95,7 +95,7 @@ class FileStore:
         at = 0
         while at < len(out):
             try:
-                got = os.preadv(file.fileno(), [out[at:]], begin + at)
+                got = os.preadv(file.fileno(), [out[at:].data], begin + at)
             except OSError as error:
                 raise explain_failure(self._root, self._shards[shard], begin + at) from error
             if not got:

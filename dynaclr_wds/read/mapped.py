@@ -158,7 +158,7 @@ class MappedStore:
             failed = copy_runs(np.array([address + at]), np.zeros(1, np.int64), part[None, None])
             if failed is not None:
                 raise self._explain(shard, failed[1] - address)
-            digest.update(part)
+            digest.update(part.data)
         return digest.intdigest()
 
     def close(self) -> None:
