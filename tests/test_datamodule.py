@@ -347,6 +347,37 @@ def test_experiments_of_other_shapes_are_transformed(mixed_channels):
         assert out["anchor"][:, 0].any()
 
 
+def test_the_module_and_its_loaders_say_what_they_are_in_a_line(shards):
+    data = make(shards, window_bytes=1 << 27, num_streams=1)
+    assert repr(data) == (
+        f"MultiExperimentDataModule({str(shards)!r}, streaming in 134,217,728 bytes, batches of 8, "
+        "2 experiments for validation)"
+    )
+    data.setup("fit")
+    assert f"MultiExperimentDataModule({data.shard_set!r}, streaming" in repr(data)
+    train, validation = repr(data.train_dataloader()), repr(data.val_dataloader())
+    assert train.startswith("ThreadDataLoader(MultiExperimentTripletDataset(streaming, verify_reads=True, ShardSet(")
+    assert train.endswith(f"{len(data.train_dataloader())} batches, planned, 2 threads)")
+    assert validation.endswith(f"{len(data.val_dataloader())} batches, sequential, 2 threads)")
+    assert "\n" not in train + validation + repr(data)
+
+
+def test_channel_dropout_is_announced_once_when_training_starts(shards, single_channel, caplog):
+    with caplog.at_level("INFO"):
+        ready(shards)
+    said = [r.message for r in caplog.records if "Channel dropout is on" in r.message]
+    assert said == [
+        "Channel dropout is on: in training, channels [1] of anchor and positive become 0 with probability 0.5 each. "
+        "The reference implementation drops none by default (0.0); set channel_dropout_prob: 0.0 for the same."
+    ]
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        ready(shards, channel_dropout_prob=0.0)
+        ready(shards, "validate")
+        ready(single_channel, val_experiments=["e1"])
+    assert not [r for r in caplog.records if "Channel dropout is on" in r.message]
+
+
 def test_loaders_before_setup_say_so(shards):
     with pytest.raises(RuntimeError, match=r"Call setup\('fit'\) before train_dataloader"):
         make(shards).train_dataloader()

@@ -108,6 +108,7 @@ def test_metadata_and_statistics_are_those_of_the_index(shards, shard_set):
             "well",
             "fov_name",
             "global_track_id",
+            "lineage_id",
             "track_id",
             "t",
             "hpi",
@@ -123,6 +124,17 @@ def test_metadata_and_statistics_are_those_of_the_index(shards, shard_set):
                 expected = by_key[level, row["experiment"], fov, t, channel]
                 found = batch["anchor_norm_meta"][level][place, c].tolist()
                 assert found == [expected[k] for k in ("mean", "std", "median", "iqr", "p1", "p99", "min", "max")]
+
+
+def test_identities_name_every_label_and_the_root_of_the_lineage(shard_set):
+    labels = {"experiment", "condition", "well"} | {label.name for label in shard_set.manifest.labels}
+    rows = list(RowDicts(shard_set, np.arange(0, 900, 50)))
+    for row in rows:
+        assert labels <= set(row)
+        experiment, *fov, root = row["lineage_id"].split("/")
+        assert (experiment, "/".join(fov)) == (row["experiment"], row["fov_name"])
+        assert int(root) <= row["track_id"]
+    assert any(row["lineage_id"] != row["global_track_id"] for row in rows)
 
 
 def test_metadata_is_made_when_it_is_looked_at(shard_set):
@@ -323,6 +335,19 @@ def test_a_patch_outside_its_shard_is_refused_before_it_is_touched(copied):
         with pytest.raises(FormatError, match=r"says that a patch is in bytes .* outside its shard of") as error:
             dataset(open_unverified(copied)).__getitems__(pairs(1, 2))
         assert error.value.__notes__[0].endswith(f"clip 0, patch 002, byte {bad}")
+
+
+def test_a_set_says_what_it_is_in_a_line(shard_set):
+    samples, shards = len(shard_set.arrays["obs_t"]), len(shard_set.manifest.shards)
+    assert repr(shard_set) == (
+        f"ShardSet({str(shard_set.root)!r}, 4 experiments, {samples} samples of 2x3x16x16 float32 or "
+        f"2x3x16x16 uint16, {shards} shards, 0.00 GiB)"
+    )
+    table = list_observations(shard_set, keep_experiments(shard_set.manifest.fovs, ["e1"]))
+    data = dataset(shard_set, table=table)
+    assert repr(data) == (
+        f"MultiExperimentTripletDataset({len(table)} samples in sequence, verify_reads=False, {shard_set!r})"
+    )
 
 
 # --- memory --------------------------------------------------------------------------------------------------------

@@ -198,6 +198,18 @@ def test_every_epoch_leaves_its_ledger(shards, tmp_path, window):
         assert bool(ledger["streaming"]) == (window is not None)
 
 
+def test_the_ledger_says_what_was_held_and_not_what_was_planned(shards, tmp_path):
+    fit(shards, callbacks=[EpochLedger(str(tmp_path))], num_streams=1, window_bytes=3 << 20)
+    streaming = json.loads((tmp_path / "ledger-epoch=000.json").read_text())["streaming"]
+    loader = loader_of(shards, num_streams=1, window_bytes=3 << 20)
+    most = 0
+    for _ in loader:
+        most = max(most, loader.dataset.window.peak_bytes)
+    assert loader.dataset.held_peak_bytes == most > 2 << 20
+    assert 2 << 20 < streaming["held_peak_bytes"] <= 3 << 20
+    assert streaming["held_peak_bytes"] != streaming["peak_bytes"]
+
+
 def test_a_ledger_counts_what_was_trained_on_not_what_was_planned(shards, tmp_path):
     seen = fit(shards, callbacks=[EpochLedger(str(tmp_path))], train_batches=3)
     ledger = json.loads((tmp_path / "ledger-epoch=000.json").read_text())
