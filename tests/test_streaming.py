@@ -225,48 +225,46 @@ class SaveEveryStep(Callback):
         trainer.save_checkpoint(self.folder / f"{trainer.global_step}.ckpt")
 
 
-@pytest.mark.parametrize(("threads_before", "threads_after"), [(1, 4), (4, 1)])
-def test_resume_at_every_step_through_a_checkpoint_for_any_world_and_threads(
-    shards, tmp_path, monkeypatch, threads_before, threads_after
-):
-    def fit_rank(rank: int, size: int, **config):
-        monkeypatch.setattr(dynaclr_wds.datamodule, "detect_world", lambda _: World(rank, size))
-        return fit(shards, max_epochs=2, batch_size=40, **config)
+def fit_rank(monkeypatch, shards: Path, rank: int, size: int, **config) -> list[list[int]]:
+    """Train as one of `size` processes, in this one."""
+    monkeypatch.setattr(dynaclr_wds.datamodule, "detect_world", lambda _: World(rank, size))
+    return fit(shards, batch_size=40, **config)
 
-    whole = fit_rank(0, 1)
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 4), (4, 1), (2, 2)])
+def test_resume_in_mid_epoch_through_a_checkpoint_for_any_world_and_threads(
+    shards, tmp_path, monkeypatch, before, after
+):
+    whole = fit_rank(monkeypatch, shards, 0, 1, max_epochs=2)
     epoch = len(whole) // 2
     assert epoch % 4 == 0
-    for before in (1, 2, 4):
-        folder = tmp_path / str(before)
-        folder.mkdir()
-        fit_rank(0, before, num_workers=threads_before, callbacks=[SaveEveryStep(folder)])
-        for step in range(1, epoch // before + 1):
-            ckpt = folder / f"{step}.ckpt"
-            state = torch.load(ckpt, weights_only=False)["MultiExperimentDataModule"]
-            assert len(json.dumps(state)) < 2000
-            for after in (1, 2, 4):
-                at = step * before
-                kept = (epoch - at) // after * after
-                want = [*whole[at : at + kept], *whole[epoch:]]
-                ranks = [fit_rank(r, after, num_workers=threads_after, ckpt_path=ckpt) for r in range(after)]
-                merged = [s for steps in zip(*ranks, strict=True) for s in steps]
-                assert merged == want, (before, step, after)
+    fit_rank(monkeypatch, shards, 0, before, num_workers=1 + before, callbacks=[SaveEveryStep(tmp_path)])
+    for step in {1, epoch // before - 1}:
+        ckpt = tmp_path / f"{step}.ckpt"
+        state = torch.load(ckpt, weights_only=False)["MultiExperimentDataModule"]
+        assert len(json.dumps(state)) < 2000
+        at = step * before
+        kept = (epoch - at) // after * after
+        config = {"max_epochs": 2, "num_workers": step % 3, "ckpt_path": ckpt}
+        ranks = [fit_rank(monkeypatch, shards, r, after, **config) for r in range(after)]
+        merged = [s for steps in zip(*ranks, strict=True) for s in steps]
+        assert merged == [*whole[at : at + kept], *whole[epoch:]], step
 
 
-@pytest.mark.parametrize("after_training", [True, False])
-@pytest.mark.parametrize(("before", "after"), [(1, 4), (2, 2), (4, 1)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "after", "after_training"), [(1, 4, True), (2, 2, False), (4, 1, False)])
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")
 def test_resume_from_the_checkpoint_of_an_epochs_end(shards, tmp_path, monkeypatch, before, after, after_training):
-    def fit_rank(rank: int, size: int, folder: str, **config):
-        monkeypatch.setattr(dynaclr_wds.datamodule, "detect_world", lambda _: World(rank, size))
+    def run(rank: int, size: int, folder: str, **config):
         saver = ModelCheckpoint(tmp_path / folder, "end", save_on_train_epoch_end=after_training)
-        return fit(shards, batch_size=40, val_batches=1, callbacks=[saver], **config)
+        return fit_rank(monkeypatch, shards, rank, size, val_batches=1, callbacks=[saver], **config)
 
-    whole = fit_rank(0, 1, "whole", max_epochs=3)
-    fit_rank(0, before, "before")
+    whole = run(0, 1, "whole", max_epochs=2)
+    run(0, before, "before")
     ckpt = tmp_path / "before" / "end.ckpt"
-    ranks = [fit_rank(r, after, f"after{r}", max_epochs=3, ckpt_path=ckpt) for r in range(after)]
-    assert [s for steps in zip(*ranks, strict=True) for s in steps] == whole[len(whole) // 3 :]
+    ranks = [run(r, after, f"after{r}", max_epochs=2, ckpt_path=ckpt) for r in range(after)]
+    assert [s for steps in zip(*ranks, strict=True) for s in steps] == whole[len(whole) // 2 :]
 
 
 DDP = """
@@ -274,10 +272,12 @@ import json, sys
 from pathlib import Path
 from tests.test_streaming import STREAMS, Recorder, SaveEveryStep
 import lightning.pytorch as pl
+import torch
 from dynaclr_wds.commands.lightning import leave_processes
 from dynaclr_wds.datamodule import MultiExperimentDataModule
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)
     given = json.loads(sys.argv[1])
     data = MultiExperimentDataModule(given["shards"], num_workers=2, **STREAMS | given["options"])
     model = Recorder()
@@ -313,16 +313,19 @@ def fit_processes(shards: Path, out: Path, devices: int, save="", ckpt=None, **o
     return [step for steps in zip(*ranks, strict=True) for step in steps]
 
 
-@pytest.mark.parametrize(("num_streams", "window"), [(4, 8 << 20), (16, 1 << 27)])  # 16: some strata have fewer blocks
-def test_two_processes_see_disjoint_batches_and_as_many(shards, tmp_path, num_streams, window):
-    seen = fit_processes(shards, tmp_path / "two", 2, num_streams=num_streams, window_bytes=window)
-    assert seen
-    assert seen == fit(shards, num_streams=num_streams, window_bytes=window)
-
-
-def test_four_processes_go_on_where_two_stopped(shards, tmp_path):
+@pytest.mark.slow
+def test_processes_see_disjoint_batches_and_go_on_as_another_number(shards, tmp_path):
     save = tmp_path / "save"
     save.mkdir()
     whole = fit_processes(shards, tmp_path / "two", 2, save=save, batch_size=40)
+    assert whole == fit(shards, batch_size=40)
     assert len(whole) % 4 == 0
     assert fit_processes(shards, tmp_path / "four", 4, ckpt=save / "2.ckpt", batch_size=40) == whole[4:]
+
+
+@pytest.mark.slow
+def test_ranks_see_disjoint_batches_where_some_strata_have_fewer_blocks_than_streams(shards, monkeypatch):
+    config = {"num_streams": 16, "window_bytes": 1 << 27}
+    whole = fit_rank(monkeypatch, shards, 0, 1, **config)
+    ranks = [fit_rank(monkeypatch, shards, rank, 2, **config) for rank in range(2)]
+    assert [step for steps in zip(*ranks, strict=True) for step in steps] == whole

@@ -152,13 +152,18 @@ class MappedStore:
         self.fetch(shard, begin, end)
         address = self._map(shard)
         digest = xxhash.xxh3_64()
-        scratch = self._take_scratch()
+        library, scratch = load_copy(), self._take_scratch()
+        assert library is not None
+        view, target = scratch.data, scratch.ctypes.data
+        source, offset, failed = ctypes.c_void_p(), ctypes.c_int64(0), ctypes.c_void_p()
         for at in range(begin, end, _SCRATCH_BYTES):
-            part = scratch[: min(_SCRATCH_BYTES, end - at)]
-            failed = copy_runs(np.array([address + at]), np.zeros(1, np.int64), part[None, None])
-            if failed is not None:
-                raise self._explain(shard, failed[1] - address)
-            digest.update(part.data)
+            source.value, size = address + at, min(_SCRATCH_BYTES, end - at)
+            row = library.dynaclr_copy(
+                target, ctypes.byref(source), ctypes.byref(offset), size, 1, 1, ctypes.byref(failed)
+            )
+            if row >= 0:
+                raise self._explain(shard, (failed.value or 0) - address)
+            digest.update(view[:size])
         return digest.intdigest()
 
     def close(self) -> None:
