@@ -28,6 +28,7 @@ from dynaclr_wds.plan.config import SamplingConfig
 from dynaclr_wds.plan.index import PlanIndex
 from dynaclr_wds.plan.sampler import FlexibleBatchSampler
 from dynaclr_wds.shardset import ShardSet
+from dynaclr_wds.split import check_experiments
 
 _SAMPLING = tuple(f.name for f in fields(SamplingConfig))
 _OURS = ("shards", "tau_range", "val_experiments", "include_wells", "exclude_fovs", "window", "num_streams")
@@ -149,7 +150,7 @@ def parse_request(values: Mapping[str, Any]) -> Request:
         raise ValueError(f"epochs={values['epochs']} must be >= 1.")
     shards = ShardSet.open(values["shards"])
     held_out = values.get("val_experiments") or ()
-    shards.check_experiments(held_out, "val_experiments")
+    check_experiments(held_out, shards.experiments, "val_experiments")
     chosen = values.get("experiments") or [e for e in shards.experiments if e not in held_out]
     low, high = values.get("tau_range") or shards.manifest.tau_range_hours
     index = shards.plan_index(chosen, (low, high), values.get("include_wells"), values.get("exclude_fovs"))

@@ -33,16 +33,18 @@ IDENTITY: dict[str, pa.DataType] = {
     "x": pa.float32(),
     "z": pa.float32(),
 }
-"""Columns that identify an observation, in this order. Those that a batch's index has are written."""
+"""Columns that identify an observation, in this order; those that the index has are written. Its other columns are
+labels, which are text."""
 
 
 class EmbeddingWriter(Callback):
     """Write what `ContrastiveModule.predict_step` returns, batch by batch, to a Parquet file.
 
-    The columns are those of `IDENTITY` that the index has, then `features` and `projections` as fixed-size lists of
-    float32. Rows come in the order of the batches. While it is written the file is called `<path>.partial`; it gets its
-    name when it is whole, and a prediction that fails leaves nothing. With more than one rank each rank writes its own
-    part, `<stem>-rank<r>.parquet`; a reader takes the folder of parts as one table.
+    Columns: those of `IDENTITY` that the index has, its other labels, then `features` and `projections` as fixed-size
+    lists of float32.
+    Rows come in the order of the batches. The file has its name only once it is whole; until then it is
+    `<path>.partial`, and a prediction that fails leaves nothing. With more than one rank each writes its own part,
+    `<stem>-rank<r>.parquet`; a reader takes the folder of parts as one table.
 
     This is a plain Callback, because Lightning's `BasePredictionWriter` would gather the indices of every batch.
 
@@ -149,9 +151,10 @@ def make_rows(
         raise ValueError(
             f"{len(rows)} identities for {len(features)} embeddings. The index of a batch must have one dict per patch."
         )
-    columns = {
-        name: pa.array([row[name] for row in rows], kind) for name, kind in IDENTITY.items() if rows and name in rows[0]
-    }
+    found = list(rows[0]) if rows else []
+    kinds = {name: kind for name, kind in IDENTITY.items() if name in found}
+    kinds |= {name: pa.string() for name in found if name not in IDENTITY}
+    columns = {name: pa.array([row[name] for row in rows], kind) for name, kind in kinds.items()}
     return pa.table({**columns, "features": _lists(features), "projections": _lists(projections)})
 
 

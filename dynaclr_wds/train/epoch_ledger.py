@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
@@ -36,8 +37,9 @@ class EpochLedger(Callback):
         data = getattr(trainer, "datamodule", None)
         if not self.enabled or not isinstance(data, MultiExperimentDataModule) or data.train_sampler is None:
             return
+        held = _add_up_held(trainer, data)
         if trainer.is_global_zero:
-            report = data.train_sampler.report(data.train_sampler.position)
+            report = data.train_sampler.report(data.train_sampler.position, held_peak_bytes=held)
             folder = self._find_folder(trainer)
             folder.mkdir(parents=True, exist_ok=True)
             report.write(folder / f"ledger-epoch={trainer.current_epoch:03d}.json")
@@ -47,7 +49,7 @@ class EpochLedger(Callback):
                 **{f"ledger/relaxed_{name}": float(count) for name, count in report.relaxed.items()},
             }
             if report.streaming:
-                sums["ledger/peak_resident_bytes"] = float(report.streaming["peak_bytes"])
+                sums["ledger/peak_resident_bytes"] = float(report.streaming["held_peak_bytes"])
             for logger in trainer.loggers:
                 logger.log_metrics(sums, step=trainer.global_step)
 
@@ -57,3 +59,11 @@ class EpochLedger(Callback):
         checkpoint = trainer.checkpoint_callback
         found = getattr(checkpoint, "dirpath", None) or trainer.log_dir or trainer.default_root_dir
         return Path(found)
+
+
+def _add_up_held(trainer: Trainer, data: MultiExperimentDataModule) -> int | None:
+    """Add up, over all ranks, the most bytes of blocks that each held at a time; None in exact mode."""
+    if data.window_bytes is None or data.train_dataset is None:
+        return None
+    held = torch.tensor(data.train_dataset.held_peak_bytes, dtype=torch.float64, device=trainer.strategy.root_device)
+    return int(trainer.strategy.reduce(held, reduce_op="sum"))
