@@ -56,7 +56,7 @@ class Setting:
     @property
     def patch_shape(self) -> tuple[int, ...]:
         """(C, Z, Y, X)."""
-        return self.shards.manifest.patch_shape
+        return self.shards.manifest.experiments[0].shape
 
     @property
     def dtype(self) -> np.dtype[Any]:

@@ -35,10 +35,10 @@ def draw_batch(data: MultiExperimentDataModule, path: Path, columns: int = 8, se
     """
     batch = next(iter(data.train_dataloader()))
     order = _late_first(batch["anchor_meta"])[:columns]
-    assert data.transform is not None
+    transform = data.transforms[batch["anchor"].shape[1]]
     torch.manual_seed(seed)
-    plain = data.transform(dict(batch), training=False)
-    seen = data.transform(dict(batch), training=True)
+    plain = transform(dict(batch), training=False)
+    seen = transform(dict(batch), training=True)
     size = data.final_yx_patch_size or seen["anchor"].shape[-2:]
     rows = {
         "anchor": plain["anchor"],

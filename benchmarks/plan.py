@@ -21,13 +21,13 @@ from typing import Any
 
 import numpy as np
 
+from dynaclr_wds.plan.columns import CodeBook, PlanColumns
 from dynaclr_wds.plan.config import SamplingConfig
-from dynaclr_wds.plan.index import PlanColumns, PlanIndex, plan_index
+from dynaclr_wds.plan.index import PlanIndex
 from dynaclr_wds.plan.sampler import FlexibleBatchSampler
-from dynaclr_wds.read.prefetch import plan_visits
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for `tests`, which is not installed
-from tests.synthetic import Synthetic, make_index
+from tests.synthetic import Synthetic, index_columns, make_columns
 
 ANCHORS_PER_LINEAGE = 18
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -38,33 +38,45 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-def make_anchors(millions: float) -> tuple[Synthetic, PlanIndex]:
-    """Make up an index of about so many anchors."""
+def make_collection(millions: float) -> tuple[Synthetic, PlanColumns, CodeBook]:
+    """Make up the index arrays of about so many anchors."""
     count = round(millions * 1e6 / (8 * 5 * ANCHORS_PER_LINEAGE))
-    spec = Synthetic(experiments=8, lineages=(4 * count, count), fovs=40)
-    return spec, make_index(spec)
+    spec = Synthetic(experiments=8, lineages=(4 * count, count), fovs=40, markers=("er", "golgi"))
+    return spec, *make_columns(spec)
 
 
 def open_columns(folder: Path) -> PlanColumns:
     """Map the columns, as `ShardSet.open` does."""
-    names = [field.name for field in dataclasses.fields(PlanColumns)]
-    return PlanColumns(**{name: np.load(folder / f"{name}.npy", mmap_mode="r").view(np.ndarray) for name in names})
+    arrays = {path.stem: np.load(path, mmap_mode="r").view(np.ndarray) for path in folder.glob("*.npy")}
+    labels = {name.removeprefix("label_"): arrays.pop(name) for name in list(arrays) if name.startswith("label_")}
+    return PlanColumns(**arrays, labels=labels)
 
 
-def map_index(spec: Synthetic, index: PlanIndex, repeats: int) -> tuple[PlanIndex, float]:
-    """Write an index to files, and open it again: maps, and the list of anchors; return it with the seconds."""
-    times = []
+def map_index(
+    spec: Synthetic, columns: PlanColumns, codes: CodeBook, repeats: int
+) -> tuple[PlanIndex, dict[str, float]]:
+    """Write an index to files, and open it again: maps, and the list of anchors; return it with the seconds.
+
+    By experiment and condition, which the shards are partitioned by, and by marker and stage, which have to be looked
+    up for every observation.
+    """
+    others = dataclasses.replace(spec, batch_group_by=("marker",), stratify_by=("condition", "stage"))
+    times: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for field in dataclasses.fields(PlanColumns):
-            np.save(folder / f"{field.name}.npy", getattr(index.columns, field.name))
-        for _ in range(repeats):
-            begin = time.perf_counter()
-            columns = open_columns(folder)
-            built = [spec.tau_frames] * len(index.strata)
-            mapped = plan_index(columns, index.strata, built_tau_frames=built, keep_stratum=[True] * len(index.strata))
-            times.append(time.perf_counter() - begin)
-    return mapped, statistics.median(times)
+            if field.name != "labels":
+                np.save(folder / f"{field.name}.npy", getattr(columns, field.name))
+        for label, values in columns.labels.items():
+            np.save(folder / f"label_{label}.npy", values)
+        for what, by in (("labels that are looked up", others), ("labels of the shards", spec)):
+            taken = []
+            for _ in range(repeats):
+                begin = time.perf_counter()
+                mapped = index_columns(by, open_columns(folder), codes)
+                taken.append(time.perf_counter() - begin)
+            times[what] = statistics.median(taken)
+    return mapped, times
 
 
 def time_batches(index: PlanIndex, config: SamplingConfig, batches: int, repeats: int) -> tuple[float, float, float]:
@@ -90,12 +102,12 @@ def time_restore(index: PlanIndex, config: SamplingConfig, share: float, ranks: 
     window = int(share * int(index.columns.block_bytes.sum()))
     times = []
     for epoch in range(1, repeats + 1):
-        sampler = FlexibleBatchSampler(index, config, world_size=ranks, window=window)
+        sampler = FlexibleBatchSampler(index, config, world_size=ranks, window_bytes=window)
         middle = sampler.global_batches // 2 // ranks * ranks
         state = sampler.state_dict() | {"epoch": epoch, "position": middle, "steps": middle // ranks}
         begin = time.process_time()
         sampler.load_state_dict(state)
-        plan_visits(sampler)
+        sampler.block_reads()
         next(iter(sampler))
         times.append(time.process_time() - begin)
     return statistics.median(times)
@@ -112,9 +124,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     print(f"{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}, numpy {np.__version__}")
     for millions in given.millions:
-        index, opened = map_index(*make_anchors(millions), given.repeats)
+        index, opened = map_index(*make_collection(millions), given.repeats)
         rows = len(index.columns.patch_obs)
-        print(f"\n{len(index.row):,} anchors, {rows:,} patches; opened in {opened:.2f} s")
+        print(f"\n{len(index.row):,} anchors, {rows:,} patches")
+        print("opened in " + ", ".join(f"{seconds:.2f} s by {what}" for what, seconds in opened.items()))
         print(f"{'':16}{'sampler, s':>12}{'first batch, s':>16}{'ms a batch':>12}{'of the epoch':>14}")
         for name, options in SETTINGS.items():
             config = SamplingConfig(batch_size=given.batch_size, **options)

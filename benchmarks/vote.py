@@ -20,9 +20,10 @@ from sklearn.metrics import balanced_accuracy_score
 from sklearn.neighbors import KNeighborsClassifier
 
 from dynaclr_wds.contract import STATISTICS
-from dynaclr_wds.read.dataset import list_observations
+from dynaclr_wds.read.dataset import list_observations, open_store
 from dynaclr_wds.read.patches import PatchReader, level_statistics, plan_crop
 from dynaclr_wds.shardset import ShardSet
+from dynaclr_wds.split import keep_experiments
 
 NEIGHBOURS = 20
 
@@ -58,9 +59,9 @@ def read_pixels(
     yx
         Middle (Y, X) of the patch that counts; None = all that is stored.
     """
-    rows = list_observations(shards, [experiment]).anchor
-    reader = PatchReader(shards, plan_crop(shards, None, yx))
-    pixels = np.empty((len(rows), *reader.shape), np.float32)
+    rows = list_observations(shards, keep_experiments(shards.manifest.fovs, [experiment])).anchor
+    reader = PatchReader(shards, plan_crop(shards, None, yx), open_store(shards))
+    pixels = np.empty((len(rows), *reader.layout(rows)[0]), np.float32)
     reader.read(rows, pixels)
     observation = shards.arrays["patch_obs"][rows].astype(np.int64)
     statistics = level_statistics(shards, observation)["fov"][..., None, None, None, :]
@@ -69,7 +70,7 @@ def read_pixels(
     fovs = [shards.manifest.fovs[i] for i in shards.arrays["obs_fov"][observation]]
     record = next(e for e in shards.manifest.experiments if e.name == experiment)
     columns = {
-        "condition": np.array([fov.condition for fov in fovs]),
+        "condition": np.array([shards.labels_of(o)["condition"] for o in observation.tolist()]),
         "fov_name": np.array([fov.fov_name for fov in fovs]),
         "hpi": record.start_hpi + shards.arrays["obs_t"][observation] * record.interval_minutes / 60,
     }

@@ -1,8 +1,7 @@
-"""Shards to a Trainer: the DataModule that users name in their config. Glue; every decision is made elsewhere."""
+"""Shards to a Trainer: the DataModule that users name in their config. It is glue; every decision is made elsewhere."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,13 +16,17 @@ from dynaclr_wds.plan.config import SamplingConfig
 from dynaclr_wds.plan.sampler import FlexibleBatchSampler, plan_validation
 from dynaclr_wds.read.dataset import MultiExperimentTripletDataset, list_observations
 from dynaclr_wds.read.loader import ThreadDataLoader
-from dynaclr_wds.read.patches import Crop, plan_crop
+from dynaclr_wds.read.patches import Crop, check_one_shape, plan_crop
 from dynaclr_wds.shardset import ShardSet
+from dynaclr_wds.split import check_experiments, keep_fovs
 from dynaclr_wds.transforms.batch import BatchTransform
 from dynaclr_wds.transforms.channel_dropout import ChannelDropout
 from dynaclr_wds.world import World, detect_world
 
-_logger = logging.getLogger(__name__)
+_CHANNEL_DROPOUT = (
+    "Channel dropout is on: in training, channels {channels} of anchor and positive become 0 with probability {p:g} "
+    "each. The reference implementation drops none by default (0.0); set channel_dropout_prob: 0.0 for the same."
+)
 
 
 class MultiExperimentDataModule(LightningDataModule):
@@ -87,11 +90,18 @@ class MultiExperimentDataModule(LightningDataModule):
         `row/col` to use; None = all.
     exclude_fovs
         `row/col/fov` to leave out.
-    window
+    window_bytes
         None: exact mode, every patch within reach on a local disk. Else streaming: most bytes of shards that are
         resident at a time, over all ranks; shards are read from front to back.
     num_streams
         Streaming only: logical streams, a multiple of the number of ranks; None = 8, or the ranks if they are more.
+    relax_lineages
+        Streaming only: accept a window that is too small for a batch of distinct lineages; repeats are counted.
+    verify_reads
+        Check every block of the shards against its checksum before anything of it is read for the first time in this
+        process, and every index file when the set is opened. None = index files always, blocks in streaming only. Later
+        epochs cost nothing; the first one takes 1 to 10 % longer in streaming, where blocks are read whole anyway, and
+        a third to three times longer in exact mode, which otherwise reads patches only.
 
     Raises
     ------
@@ -129,8 +139,10 @@ class MultiExperimentDataModule(LightningDataModule):
         seed: int = 0,
         include_wells: list[str] | None = None,
         exclude_fovs: list[str] | None = None,
-        window: int | None = None,
+        window_bytes: int | None = None,
         num_streams: int | None = None,
+        relax_lineages: bool = False,
+        verify_reads: bool | None = None,
     ) -> None:
         super().__init__()
         self.shards = shards
@@ -161,15 +173,26 @@ class MultiExperimentDataModule(LightningDataModule):
         self.seed = seed
         self.include_wells = include_wells
         self.exclude_fovs = exclude_fovs
-        self.window = window
+        self.window_bytes = window_bytes
         self.num_streams = num_streams
+        self.relax_lineages = relax_lineages
+        self.verify_reads = verify_reads
         self.shard_set: ShardSet | None = None
         self.train_dataset: MultiExperimentTripletDataset | None = None
         self.val_dataset: MultiExperimentTripletDataset | None = None
         self.predict_dataset: MultiExperimentTripletDataset | None = None
         self.train_sampler: FlexibleBatchSampler | None = None
-        self.transform: BatchTransform | None = None
+        self.transforms: dict[int, BatchTransform] = {}
+        """Number of channels → what is done to a batch that has as many."""
         self._state: Mapping[str, Any] | None = None
+
+    def __repr__(self) -> str:
+        mode = "exact" if self.window_bytes is None else f"streaming in {self.window_bytes:,} bytes"
+        what = repr(self.shards) if self.shard_set is None else repr(self.shard_set)
+        return (
+            f"MultiExperimentDataModule({what}, {mode}, batches of {self.batch_size}, "
+            f"{len(self.val_experiments)} experiments for validation)"
+        )
 
     @property
     def sampling(self) -> SamplingConfig:
@@ -204,17 +227,19 @@ class MultiExperimentDataModule(LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Open the shards and list what each split draws from."""
-        self.shard_set = shards = ShardSet.open(self.shards)
+        self.shard_set = shards = ShardSet.open(self.shards, verify=self.verify_reads is not False)
         crop = plan_crop(shards, self.z_range, self.yx_patch_size)
-        self.transform = self._make_transform(shards, crop)
-        shards.check_experiments(self.val_experiments, "val_experiments")
+        self._check_final_size(shards, crop)
+        self.transforms = {
+            count: self._make_transform(count) for count in {e.shape[0] for e in shards.manifest.experiments}
+        }
+        check_experiments(self.val_experiments, shards.experiments, "val_experiments")
         if stage in (None, "fit"):
             self._setup_train(shards, crop)
         if stage in (None, "fit", "validate"):
             self._setup_validation(shards, crop)
         if stage in (None, "predict"):
-            keep = shards.keep_fovs(self.include_wells, self.exclude_fovs)
-            table = list_observations(shards, shards.experiments, keep)
+            table = list_observations(shards, keep_fovs(shards.manifest.fovs, self.include_wells, self.exclude_fovs))
             self.predict_dataset = self._dataset(crop, table)
 
     def _setup_train(self, shards: ShardSet, crop: Crop) -> None:
@@ -224,6 +249,8 @@ class MultiExperimentDataModule(LightningDataModule):
                 f"val_experiments={self.val_experiments} holds out every experiment of {self.shards}; none is left "
                 "to train on. Name fewer."
             )
+        if not self.experiment_aware or self.leaky > 0:
+            check_one_shape(shards, crop, train)
         config, world = self.sampling, self._world()
         index = shards.plan_index(train, self.tau_range, self.include_wells, self.exclude_fovs)
         self.train_sampler = FlexibleBatchSampler(
@@ -231,13 +258,14 @@ class MultiExperimentDataModule(LightningDataModule):
             config,
             rank=world.rank,
             world_size=world.size,
-            window=self.window,
+            window=self.window_bytes,
             num_streams=self.num_streams,
         )
-        self.train_dataset = self._dataset(crop, None, streaming=self.window is not None)
+        self.train_dataset = self._dataset(crop, None, streaming=self.window_bytes is not None)
         if self.cache_pool_bytes:
             warmed = self.train_dataset.warm(index, self.cache_pool_bytes)
             rank_zero_info(f"Read {warmed / 2**20:,.0f} MiB of shards into the page cache.")
+        self._say_what_differs()
 
     def _setup_validation(self, shards: ShardSet, crop: Crop) -> None:
         if not self.val_experiments:
@@ -245,6 +273,15 @@ class MultiExperimentDataModule(LightningDataModule):
             return
         held_out = shards.plan_index(self.val_experiments, self.tau_range, self.include_wells, self.exclude_fovs)
         self.val_dataset = self._dataset(crop, plan_validation(held_out, self.sampling))
+
+    def _say_what_differs(self) -> None:
+        """Say once, when training starts, what a user of the reference implementation would not expect."""
+        widest = max(self.transforms)
+        asked, known = self.channel_dropout_channels, list(self.transforms[widest].channel_dropout.channels)
+        if len(known) < len(asked):
+            rank_zero_info(f"Channel dropout: of {asked}, the {widest} channels hold {known}.")
+        if known and self.channel_dropout_prob > 0:
+            rank_zero_info(_CHANNEL_DROPOUT.format(channels=known, p=self.channel_dropout_prob))
 
     def train_dataloader(self) -> ThreadDataLoader:
         """Return batches as the sampler composes them."""
@@ -284,16 +321,17 @@ class MultiExperimentDataModule(LightningDataModule):
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Normalise, augment (in training), crop, drop channels (in training); a bare Tensor passes through."""
         del dataloader_idx
-        if isinstance(batch, Tensor) or self.transform is None:
+        if isinstance(batch, Tensor) or not self.transforms:
             return batch
-        return self.transform(batch, training=self.trainer is not None and self.trainer.training)
+        transform = self.transforms[batch["anchor"].shape[1]]
+        return transform(batch, training=self.trainer is not None and self.trainer.training)
 
     def state_dict(self) -> dict[str, Any]:
         """Where training stands in the epoch, for the checkpoint."""
         return {} if self.train_sampler is None else dict(self.train_sampler.state_dict())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on there when the training loader is made next."""
+        """Resume from `state_dict()` when the training loader is made next."""
         self._state = state_dict or None
 
     def _world(self) -> World:
@@ -311,31 +349,35 @@ class MultiExperimentDataModule(LightningDataModule):
     ) -> MultiExperimentTripletDataset:
         assert self.shard_set is not None
         return MultiExperimentTripletDataset(
-            self.shard_set, crop, table=table, pinned=torch.cuda.is_available(), streaming=streaming
+            self.shard_set,
+            crop,
+            table=table,
+            pinned=torch.cuda.is_available(),
+            streaming=streaming,
+            verify_reads=streaming if self.verify_reads is None else self.verify_reads,
         )
 
     def _sequential(self, dataset: MultiExperimentTripletDataset) -> ThreadDataLoader:
         world = self._world()
         return ThreadDataLoader(
-            dataset.share(world.rank, world.size),
+            dataset.share(world.rank, world.size, self.batch_size),
             batch_size=self.batch_size,
             shuffle=False,
             num_workers=self.num_workers,
         )
 
-    def _make_transform(self, shards: ShardSet, crop: Crop) -> BatchTransform:
-        channels = max(e.shape[0] for e in shards.manifest.experiments)
-        known = [c for c in self.channel_dropout_channels if c < channels]
-        if len(known) < len(self.channel_dropout_channels):
-            rank_zero_info(
-                f"Channel dropout: of {self.channel_dropout_channels}, the {channels} channels hold {known}."
-            )
+    def _check_final_size(self, shards: ShardSet, crop: Crop) -> None:
         final = self.final_yx_patch_size
-        if final is not None and (final[0] > crop.yx_shape[0] or final[1] > crop.yx_shape[1]):
+        shapes = [crop.shape(e.shape)[2:] for e in shards.manifest.experiments]
+        read = min(y for y, _ in shapes), min(x for _, x in shapes)
+        if final is not None and (final[0] > read[0] or final[1] > read[1]):
             raise ValueError(
-                f"final_yx_patch_size={tuple(final)} is larger than the patches that are read, {crop.yx_shape}. "
+                f"final_yx_patch_size={tuple(final)} is larger than the patches that are read, {read}. "
                 "Ask for less, or read more with yx_patch_size."
             )
-        return BatchTransform(
-            self.normalizations, self.augmentations, final, ChannelDropout(known, self.channel_dropout_prob)
-        )
+
+    def _make_transform(self, channels: int) -> BatchTransform:
+        """Make the transform of batches with so many channels; those that they lack are not dropped."""
+        known = [c for c in self.channel_dropout_channels if c < channels]
+        dropout = ChannelDropout(known, self.channel_dropout_prob)
+        return BatchTransform(self.normalizations, self.augmentations, self.final_yx_patch_size, dropout)

@@ -1,7 +1,7 @@
 """Manifest and index to arrays: a shard set, opened without reading a pixel.
 
-Columns are memory-mapped, so opening ten million patches takes a moment and the processes of a node share them.
-Every shard is checked to be there and of the right size before anything starts.
+Columns are memory-mapped, so the processes of a node share them. Before anything starts, every shard is checked to be
+there and of the right size, and every index file to be what was written.
 """
 
 from __future__ import annotations
@@ -12,26 +12,44 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Int64, Shaped
+import xxhash
+from jaxtyping import Int64, Shaped
 
 from dynaclr_wds import contract
 from dynaclr_wds.contract import Manifest
-from dynaclr_wds.errors import FormatError
+from dynaclr_wds.errors import ChecksumError, FormatError, StorageError
 from dynaclr_wds.plan.index import PlanColumns, PlanIndex, plan_index, read_strata
+from dynaclr_wds.split import check_experiments, keep_fovs
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class ShardSet:
     """A directory of shards with its index."""
 
     root: Path
     manifest: Manifest
     arrays: dict[str, Shaped[np.ndarray, "*shape"]]
-    """`contract.ARRAYS`, memory-mapped."""
+    """`contract.ARRAYS` and the labels, memory-mapped."""
+
+    def __repr__(self) -> str:
+        m = self.manifest
+        samples, size = len(self.arrays["obs_fov"]), sum(s.bytes for s in m.shards)
+        shapes = sorted({"x".join(map(str, e.shape)) + f" {np.dtype(e.dtype).name}" for e in m.experiments})
+        return (
+            f"ShardSet({str(self.root)!r}, {len(m.experiments)} experiments, {samples:,} samples of "
+            f"{' or '.join(shapes)}, {len(m.shards)} shards, {size / 2**30:.2f} GiB)"
+        )
 
     @classmethod
-    def open(cls, root: str | Path) -> ShardSet:
+    def open(cls, root: str | Path, *, verify: bool = True) -> ShardSet:
         """Open a shard set.
+
+        Parameters
+        ----------
+        root
+            The folder of the manifest.
+        verify
+            Check the checksum of every index file: some 10 GB/s from the page cache, else as fast as the disk.
 
         Raises
         ------
@@ -39,6 +57,8 @@ class ShardSet:
             There is no manifest: nothing was built there, or the build did not end.
         FormatError
             The manifest is of another format, or a file is missing, of another size or dtype.
+        ChecksumError
+            The manifest or an index file isn't what was written.
         """
         root = Path(root)
         path = root / contract.MANIFEST
@@ -47,13 +67,14 @@ class ShardSet:
                 f"shards={str(root)!r}: there is no {contract.MANIFEST}. Build the shards with "
                 f"`python -m etl.build_shards experiments.yaml --out {root}`, or name the folder that holds them."
             )
-        manifest = contract.parse_manifest(path.read_text(), str(path))
+        manifest = contract.parse_manifest(path.read_bytes(), str(path))
         for path_and_size in [(f.path, f.bytes) for f in manifest.files] + [(s.path, s.bytes) for s in manifest.shards]:
             _check_size(root / path_and_size[0], path_and_size[1])
-        kinds = contract.ARRAYS | {
-            f"label_{contract.quote_name(r.name)}": contract.LABEL_DTYPE for r in manifest.labels
-        }
-        arrays = {name: _map_array(root, name, dtype) for name, dtype in kinds.items()}
+        if verify:
+            for file in manifest.files:
+                _check_content(root / file.path, file.xxh3)
+        kinds = contract.ARRAYS | {contract.label_array(r.name): contract.LABEL_DTYPE for r in manifest.labels}
+        arrays = {name: _map_array(root / contract.array_path(name), dtype) for name, dtype in kinds.items()}
         return cls(root=root, manifest=manifest, arrays=arrays)
 
     @cached_property
@@ -101,24 +122,31 @@ class ShardSet:
 
     def labels_of(self, observation: int) -> dict[str, str | None]:
         """Return the label values of an observation."""
-        codes = {
-            r.name: int(self.arrays[f"label_{contract.quote_name(r.name)}"][observation]) for r in self.manifest.labels
-        }
+        codes = {r.name: int(self.arrays[contract.label_array(r.name)][observation]) for r in self.manifest.labels}
         return {r.name: r.values[codes[r.name]] if codes[r.name] >= 0 else None for r in self.manifest.labels}
 
-    def check_experiments(self, names: Collection[str], where: str) -> None:
-        """Raise if a name is not one of the set's experiments.
+    @cached_property
+    def lineage_ids(self) -> tuple[str, ...]:
+        """`lineage_id` of each lineage: the `global_track_id` of its root.
 
-        Raises
-        ------
-        ValueError
-            Lists the names that are.
+        Read from the index table when first asked for: the root's own observations may not be stored, so the mapped
+        arrays can't tell its track.
         """
-        unknown = sorted(set(names) - set(self.experiments))
-        if unknown:
-            raise ValueError(
-                f"{where} names {unknown}, which are not in {self.root}. It holds {list(self.experiments)}."
+        import pyarrow.parquet as pq  # only those who look at identities need it
+
+        path = self.root / contract.OBSERVATIONS
+        try:
+            column = pq.read_table(path, columns=["lineage_id"])["lineage_id"].combine_chunks()
+        except (OSError, ValueError, KeyError) as error:
+            raise FormatError(f"{path}: the lineages can't be read ({error}). Build the shards again.") from error
+        lineage = self.arrays["obs_lineage"]
+        if len(column) != len(lineage):
+            raise FormatError(
+                f"{path}: has {len(column):,} rows, the index arrays have {len(lineage):,}. Build the shards again."
             )
+        some = np.zeros(int(lineage.max(initial=-1)) + 1, np.int64)
+        some[lineage] = np.arange(len(lineage))
+        return tuple(column.take(some).to_pylist())
 
     def plan_index(
         self,
@@ -145,7 +173,7 @@ class ShardSet:
         ValueError
             An unknown experiment, well or FOV, or a τ range the shards don't hold.
         """
-        self.check_experiments(experiments, "experiments")
+        check_experiments(experiments, self.experiments, "experiments")
         records = {e.name: e for e in self.manifest.experiments}
         strata = read_strata(
             [(str(p.labels["experiment"]), str(p.labels["condition"])) for p in self.manifest.partitions],
@@ -157,32 +185,8 @@ class ShardSet:
             strata,
             built_tau_frames=[records[s.experiment].tau_frames for s in strata],
             keep_stratum=[s.experiment in experiments for s in strata],
-            keep_fov=self.keep_fovs(include_wells, exclude_fovs),
+            keep_fov=keep_fovs(self.manifest.fovs, include_wells, exclude_fovs),
         )
-
-    def keep_fovs(
-        self, include_wells: Sequence[str] | None, exclude_fovs: Sequence[str] | None
-    ) -> Bool[np.ndarray, " f"] | None:
-        """Say which FOVs may be used; None when nothing is filtered.
-
-        Raises
-        ------
-        ValueError
-            A well or FOV that no experiment has.
-        """
-        if include_wells is None and not exclude_fovs:
-            return None
-        fovs = self.manifest.fovs
-        for field, asked, known in (
-            ("include_wells", include_wells or (), {f.well for f in fovs}),
-            ("exclude_fovs", exclude_fovs or (), {f.fov_name for f in fovs}),
-        ):
-            unknown = sorted(set(asked) - known)
-            if unknown:
-                raise ValueError(f"{field} names {unknown}, which no experiment has. Known: {sorted(known)}.")
-        wells = {f.well for f in fovs} if include_wells is None else set(include_wells)
-        excluded = set(exclude_fovs or ())
-        return np.array([f.well in wells and f.fov_name not in excluded for f in fovs])
 
 
 def _check_size(path: Path, size: int) -> None:
@@ -195,12 +199,29 @@ def _check_size(path: Path, size: int) -> None:
         )
 
 
-def _map_array(root: Path, name: str, dtype: str) -> Shaped[np.ndarray, "*shape"]:
-    path = root / contract.ARRAYS_DIR / f"{name}.npy"
+def _check_content(path: Path, expected: str) -> None:
+    digest, piece = xxhash.xxh3_64(), np.empty(1 << 20, np.uint8)
+    try:
+        with path.open("rb", buffering=0) as file:
+            while size := file.readinto(piece.data):
+                digest.update(piece[:size].data)
+    except OSError as error:
+        raise StorageError(f"{path}: can't be read ({error.strerror}). Look at the system's log.") from error
+    found = contract.format_checksum(digest.intdigest())
+    if found != expected:
+        raise ChecksumError(
+            f"{path}: was changed after it was written, or is damaged: its checksum is {found}, the manifest says "
+            f"{expected}. Copy it again, or build the shards again."
+        )
+
+
+def _map_array(path: Path, dtype: str) -> Shaped[np.ndarray, "*shape"]:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise FormatError(f"{path}: can't be mapped ({error}). Build the shards again.") from error
     if array.dtype != np.dtype(dtype):
         raise FormatError(f"{path}: has dtype {array.dtype}, the format says {dtype}. Build the shards again.")
+    if path.stat().st_size != array.offset + array.nbytes:
+        raise FormatError(f"{path}: its header says {array.nbytes:,} bytes of data. Build the shards again.")
     return array.view(np.ndarray)

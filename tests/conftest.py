@@ -1,4 +1,4 @@
-"""What tests of the online half share: one small collection, written by tensorstore, built to shards once."""
+"""Makes what tests of the online half share: small collections, written by tensorstore, each built to shards once."""
 
 from __future__ import annotations
 
@@ -13,23 +13,29 @@ import yaml
 from dynaclr_wds.shardset import ShardSet
 from etl.build_shards import build_shards
 from etl.source.experiments import parse_build_config
+from tests import first_calls
 from tests.plates import random_tracks, write_experiments, write_plate, write_tracks
+from tests.shared_build import make_once
 
 FOVS = ("A/1/0", "A/1/1", "B/2/0")
 SHAPE = (10, 2, 3, 48, 48)
 
 
-def write_collection(root: Path, dtypes: Sequence[str], channels: int = 2, seed: int = 0) -> Path:
-    """Write one experiment per dtype; return the path of experiments.yaml.
+CHANNELS = ("Phase", "GFP", "RFP")
+
+
+def write_collection(root: Path, dtypes: Sequence[str], channels: Sequence[int] | int = 2, seed: int = 0) -> Path:
+    """Write one experiment per dtype, with so many channels (each); return the path of experiments.yaml.
 
     Experiments are `e0`, `e1`, …, alternately OME-Zarr 0.4 with channels (Phase, GFP) and 0.5, sharded, with the
     channels the other way round; wells A/1 `control`, B/2 `infected`; 3 slices; 30 minutes a frame; patches 16 x 16.
     """
     entries = []
-    shape = (SHAPE[0], channels, *SHAPE[2:])
     for number, dtype in enumerate(dtypes):
         name, odd = f"e{number}", number % 2 == 1
-        names = ["Phase", "GFP"][:channels][:: -1 if odd else 1]
+        count = channels if isinstance(channels, int) else channels[number]
+        shape = (SHAPE[0], count, *SHAPE[2:])
+        names = list(CHANNELS[:count][:: -1 if odd else 1])
         rng = np.random.default_rng([23, seed, number])
         write_plate(
             root / name / "plate.zarr",
@@ -50,7 +56,7 @@ def write_collection(root: Path, dtypes: Sequence[str], channels: int = 2, seed:
                 "data_path": f"{name}/plate.zarr",
                 "tracks_path": f"{name}/tracks",
                 "channel_names": names,
-                "source_channel": ["Phase", "GFP"][:channels],
+                "source_channel": list(CHANNELS[:count]),
                 "condition_wells": {"control": ["A/1"], "infected": ["B/2"]},
                 "interval_minutes": 30.0,
                 "start_hpi": float(number),
@@ -68,23 +74,47 @@ def build(collection: Path, out: Path, **options: object) -> Path:
     return out
 
 
+@pytest.fixture(autouse=True)
+def _check_first_calls() -> None:
+    """Check shapes anew in every test."""
+    first_calls.start()
+
+
 @pytest.fixture(scope="session")
 def collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """experiments.yaml of four experiments; pixels of three are uint16, of `e1` float32."""
-    return write_collection(tmp_path_factory.mktemp("online"), ("uint16", "float32", "uint16", "uint16"))
+    dtypes = ("uint16", "float32", "uint16", "uint16")
+    return make_once(tmp_path_factory, "online", lambda root: write_collection(root, dtypes)) / "experiments.yaml"
 
 
 @pytest.fixture(scope="session")
 def shards(collection: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards of `collection`. Read only."""
-    return build(collection, tmp_path_factory.mktemp("online_shards") / "shards")
+    return make_once(tmp_path_factory, "online_shards", lambda root: build(collection, root / "shards")) / "shards"
+
+
+@pytest.fixture(scope="session")
+def short_clips(collection: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of `collection` with short clips and small blocks, for windows much smaller than the set. Read only."""
+    out = tmp_path_factory.mktemp("short_clips") / "shards"
+    return build(collection, out, clip_anchors=4, block_bytes=1 << 16)
 
 
 @pytest.fixture(scope="session")
 def single_channel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards of two experiments with one channel, uint16. Read only."""
-    root = tmp_path_factory.mktemp("single")
-    return build(write_collection(root, ("uint16", "uint16"), channels=1), root / "shards")
+
+    def make(root: Path) -> None:
+        build(write_collection(root, ("uint16", "uint16"), channels=1), root / "shards")
+
+    return make_once(tmp_path_factory, "single", make) / "shards"
+
+
+@pytest.fixture(scope="session")
+def mixed_channels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of three experiments with 2, 1 and 3 channels, uint16. Read only."""
+    root = tmp_path_factory.mktemp("mixed")
+    return build(write_collection(root, ("uint16",) * 3, channels=(2, 1, 3)), root / "shards")
 
 
 @pytest.fixture

@@ -8,6 +8,8 @@ from types import SimpleNamespace
 from unittest.mock import Mock
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -17,7 +19,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
 from dynaclr_wds import FlexibleBatchSampler, MultiExperimentDataModule, ThreadDataLoader
+from dynaclr_wds.read.dataset import keep_apart
 from dynaclr_wds.shardset import ShardSet
+from dynaclr_wds.train.embeddings import EmbeddingWriter
 from dynaclr_wds.transforms import NormalizeSampled
 from tests.conftest import build
 
@@ -129,8 +133,10 @@ def test_init_exposes_all_hyperparameters():
         "seed": 7,
         "include_wells": ["A/1"],
         "exclude_fovs": ["A/1/0"],
-        "window": None,
+        "window_bytes": None,
         "num_streams": 4,
+        "relax_lineages": True,
+        "verify_reads": False,
     }
     assert set(inspect.signature(MultiExperimentDataModule).parameters) == set(wanted)
     data = MultiExperimentDataModule(**wanted)
@@ -143,7 +149,7 @@ def test_defaults_are_those_of_the_reference():
     assert (data.experiment_aware, data.condition_balanced, data.leaky) == (True, True, 0.0)
     assert (data.temporal_enrichment, data.temporal_window_hours, data.temporal_global_fraction) == (False, 2.0, 0.3)
     assert (data.channel_dropout_channels, data.channel_dropout_prob, data.hcl_beta) == ([1], 0.5, 0.5)
-    assert (data.return_negative, data.cache_pool_bytes, data.seed, data.window) == (False, 0, 0, None)
+    assert (data.return_negative, data.cache_pool_bytes, data.seed, data.window_bytes) == (False, 0, 0, None)
 
 
 def test_train_val_split_by_experiment(shards):
@@ -189,7 +195,7 @@ def test_validation_reads_every_anchor_once(shards):
     data = ready(shards)
     seen = [o for batch in observations(data.val_dataloader()) for o in batch]
     arrays = data.shard_set.arrays
-    anchors = arrays["patch_obs"][arrays["patch_is_anchor"]]
+    anchors = arrays["patch_obs"][arrays["patch_has_candidate"]]
     held_out = {i for i, f in enumerate(data.shard_set.manifest.fovs) if f.experiment in ("e2", "e3")}
     expected = [o for o in anchors.tolist() if arrays["obs_fov"][o] in held_out]
     assert sorted(seen) == sorted(expected)
@@ -262,7 +268,7 @@ def test_narrower_patches_are_the_middle_of_the_stored_ones(shards):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"val_experiments": ["e2", "e9"]}, r"val_experiments names \['e9'\].*It holds \['e0', 'e1', 'e2', 'e3'\]"),
+        ({"val_experiments": ["e2", "e9"]}, r"val_experiments names \['e9'\].*They hold \['e0', 'e1', 'e2', 'e3'\]"),
         ({"val_experiments": ["e0", "e1", "e2", "e3"]}, "holds out every experiment .* none is left to train on"),
         ({"z_range": (1, 4)}, r"z_range=\(1, 4\) is not within the stored slices \(0, 3\)"),
         ({"yx_patch_size": (17, 16)}, r"yx_patch_size=\(17, 16\) is larger than the stored patches \(16, 16\)"),
@@ -277,6 +283,102 @@ def test_narrower_patches_are_the_middle_of_the_stored_ones(shards):
 def test_setup_refuses(shards, options, message):
     with pytest.raises(ValueError, match=message):
         ready(shards, **options)
+
+
+def shapes_of(loader, key="anchor_meta") -> list[tuple[set[str], tuple[int, ...]]]:
+    return [({meta["experiment"] for meta in batch[key]}, tuple(batch["anchor"].shape)) for batch in loader]
+
+
+CHANNELS = {"e0": 2, "e1": 1, "e2": 3}
+
+
+@pytest.mark.parametrize("streaming", [{}, {"window_bytes": 1 << 27, "num_streams": 1}], ids=["exact", "streaming"])
+def test_experiments_of_other_shapes_train_in_batches_of_their_own(mixed_channels, streaming):
+    data = ready(mixed_channels, val_experiments=["e1"], **streaming)
+    found = shapes_of(data.train_dataloader())
+    assert {tuple(names) for names, _ in found} == {("e0",), ("e2",)}
+    assert all(shape == (8, CHANNELS[next(iter(names))], 3, 16, 16) for names, shape in found)
+    for batch in data.train_dataloader():
+        assert batch["anchor_norm_meta"]["fov"].shape[1] == batch["anchor"].shape[1]
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_sequential_batches_break_where_the_shape_changes_and_lose_nothing(mixed_channels, ranks):
+    data = make(mixed_channels, val_experiments=["e0", "e1"], batch_size=50)
+    data.setup()
+    for dataset, key in ((data.val_dataset, "anchor_meta"), (data.predict_dataset, "index")):
+        parts = [dataset.share(rank, ranks, 50) for rank in range(ranks)]
+        loaders = [ThreadDataLoader(part, batch_size=50) for part in parts]
+        batches = [batch for loader in loaders for batch in loader]
+        for names, shape in shapes_of(batches, key):
+            assert {CHANNELS[name] for name in names} == {shape[1]}
+        seen = [o for batch in batches for o in batch[key].observations.tolist()]
+        assert sorted(seen) == sorted(data.shard_set.arrays["patch_obs"][dataset.table.anchor].tolist())
+        assert len(batches) == sum(len(loader) for loader in loaders)
+        assert abs(len(loaders[0]) - len(loaders[-1])) <= 1
+
+
+@pytest.mark.parametrize(
+    ("kinds", "batches"),
+    [
+        ("aaaaa", ["aa", "aa", "a"]),
+        ("abaab", ["a", "b", "aa", "b"]),
+        ("bbba", ["bb", "b", "a"]),
+        ("", []),
+    ],
+)
+def test_a_run_of_a_batch_is_split_by_kind(kinds, batches):
+    places = keep_apart(np.array([ord(kind) for kind in kinds], np.int64), 2)
+    runs = [places[at : at + 2] for at in range(0, len(places), 2)]
+    assert ["".join(kinds[place] for place in run if place >= 0) for run in runs] == batches
+    assert sorted(places[places >= 0].tolist()) == list(range(len(kinds)))
+
+
+@pytest.mark.parametrize("options", [{"leaky": 0.25}, {"experiment_aware": False}])
+def test_batches_that_would_mix_shapes_are_refused(mixed_channels, options):
+    message = r"mix patches of different shapes .*\(2, 3, 16, 16\): \['e0'\], \(1, 3, 16, 16\): \['e1'\].*leaky=0"
+    with pytest.raises(ValueError, match=message):
+        ready(mixed_channels, val_experiments=["e2"], **options)
+    ready(mixed_channels, val_experiments=["e1", "e2"], **options)
+
+
+def test_experiments_of_other_shapes_are_transformed(mixed_channels):
+    data = in_stage(ready(mixed_channels, val_experiments=["e2"], channel_dropout_prob=1.0), training=True)
+    for batch in data.train_dataloader():
+        out = data.on_after_batch_transfer(batch, 0)
+        assert not out["anchor"][:, 1:].any()
+        assert out["anchor"][:, 0].any()
+
+
+def test_the_module_and_its_loaders_say_what_they_are_in_a_line(shards):
+    data = make(shards, window_bytes=1 << 27, num_streams=1)
+    assert repr(data) == (
+        f"MultiExperimentDataModule({str(shards)!r}, streaming in 134,217,728 bytes, batches of 8, "
+        "2 experiments for validation)"
+    )
+    data.setup("fit")
+    assert f"MultiExperimentDataModule({data.shard_set!r}, streaming" in repr(data)
+    train, validation = repr(data.train_dataloader()), repr(data.val_dataloader())
+    assert train.startswith("ThreadDataLoader(MultiExperimentTripletDataset(streaming, verify_reads=True, ShardSet(")
+    assert train.endswith(f"{len(data.train_dataloader())} batches, planned, 2 threads)")
+    assert validation.endswith(f"{len(data.val_dataloader())} batches, sequential, 2 threads)")
+    assert "\n" not in train + validation + repr(data)
+
+
+def test_channel_dropout_is_announced_once_when_training_starts(shards, single_channel, caplog):
+    with caplog.at_level("INFO"):
+        ready(shards)
+    said = [r.message for r in caplog.records if "Channel dropout is on" in r.message]
+    assert said == [
+        "Channel dropout is on: in training, channels [1] of anchor and positive become 0 with probability 0.5 each. "
+        "The reference implementation drops none by default (0.0); set channel_dropout_prob: 0.0 for the same."
+    ]
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        ready(shards, channel_dropout_prob=0.0)
+        ready(shards, "validate")
+        ready(single_channel, val_experiments=["e1"])
+    assert not [r for r in caplog.records if "Channel dropout is on" in r.message]
 
 
 def test_loaders_before_setup_say_so(shards):
@@ -307,8 +409,9 @@ def test_wells_and_fovs_are_filtered_in_every_split(shards):
 def test_shards_are_read_into_the_page_cache_up_to_the_budget(shards):
     data = ready(shards)
     index, total = data.train_sampler.index, sum(s.bytes for s in data.shard_set.manifest.shards)
-    assert data.train_dataset.warm(index, 1000) == 1000
-    assert 0 < data.train_dataset.warm(index, total) < total  # the shards of held-out experiments are left alone
+    block = data.shard_set.arrays["block_end"] - data.shard_set.arrays["block_begin"]
+    assert data.train_dataset.warm(index, int(block[:2].sum()) + 10) == block[:2].sum()
+    assert 0 < data.train_dataset.warm(index, total) < total  # the blocks of held-out experiments are left alone
     ready(shards, cache_pool_bytes=1 << 20)
 
 
@@ -322,13 +425,31 @@ def test_prediction_reads_every_observation_once(shards):
     assert all(set(batch) == {"anchor", "anchor_norm_meta", "index"} for batch in data.predict_dataloader())
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("num_workers", [2])
 def test_predict_with_a_trainer_reads_every_observation_once(shards, tmp_path, num_workers):
     data = make(shards, batch_size=50, num_workers=num_workers)
     batches = trainer(tmp_path).predict(Recorder(), datamodule=data)
     rows = [row["observation"] for _, index in batches for row in index]
     assert rows == list(range(len(data.shard_set.arrays["obs_t"])))
     assert {size for size, _ in batches[:-1]} == {50}
+
+
+def test_embeddings_say_the_lineage_and_every_label(shards, tmp_path):
+    class Mean(LightningModule):
+        def predict_step(self, batch, _batch_idx):
+            mean = batch["anchor"].mean((2, 3, 4))
+            return {"index": batch["index"], "features": mean, "projections": mean}
+
+    path = tmp_path / "embeddings.parquet"
+    data = make(shards, batch_size=200, num_workers=0)
+    trainer(tmp_path, callbacks=[EmbeddingWriter(str(path))]).predict(Mean(), datamodule=data, return_predictions=False)
+    found = pq.read_table(path)
+    want = pq.read_table(shards / "index/observations.parquet")
+    labels = [label.name for label in data.shard_set.manifest.labels]
+    assert {"lineage_id", "experiment", "condition", "well", *labels} <= set(found.column_names)
+    for name in ("lineage_id", "global_track_id", *labels):
+        assert found[name].to_pylist() == want[name].to_pylist(), name
+    assert found.schema.field("lineage_id").type == pa.string()
 
 
 def test_validate_with_a_trainer_sees_every_anchor_once(shards, tmp_path):
@@ -353,9 +474,9 @@ def test_every_epoch_has_its_own_order(shards, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")  # it holds what is gone on from
-@pytest.mark.parametrize(("step", "num_workers"), [(3, 2), (3, 0), (1, 2), (-1, 2)])
+@pytest.mark.parametrize(("step", "num_workers"), [(3, 2), (-1, 0)])
 def test_a_checkpoint_in_mid_epoch_goes_on_with_exactly_what_remains(shards, tmp_path, step, num_workers):
-    data, whole = make(shards, num_workers=num_workers), Recorder()
+    data, whole = make(shards, num_workers=num_workers, batch_size=40), Recorder()
 
     def saving() -> Trainer:
         each = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
@@ -364,7 +485,7 @@ def test_a_checkpoint_in_mid_epoch_goes_on_with_exactly_what_remains(shards, tmp
     saving().fit(whole, datamodule=data)
     per_epoch = len(data.train_sampler)
     step %= per_epoch  # -1: one batch is left
-    rest, again = Recorder(), make(shards, num_workers=num_workers)
+    rest, again = Recorder(), make(shards, num_workers=num_workers, batch_size=40)
     saving().fit(rest, datamodule=again, ckpt_path=tmp_path / f"step={step}.ckpt")
     assert rest.trained == whole.trained[step:]
     assert sorted(rest.validated) == sorted(whole.validated)
@@ -399,8 +520,10 @@ def test_ranks_share_training_and_validation(shards):
     assert sorted(flat[0] + flat[1]) == sorted(o for batch in observations(whole.val_dataloader()) for o in batch)
 
 
+@pytest.mark.slow
 def test_prepare_data_builds_when_absent_and_does_nothing_when_up_to_date(collection, tmp_path, capfd):
     document = yaml.safe_load(collection.read_text())
+    document["experiments"] = document["experiments"][:1]
     document["shards"] = {"yx_patch_size": [16, 16]}
     for entry in document["experiments"]:
         entry["data_path"] = str(collection.parent / entry["data_path"])
@@ -412,7 +535,7 @@ def test_prepare_data_builds_when_absent_and_does_nothing_when_up_to_date(collec
     assert (built.manifest.tau_range_hours, built.z_range) == ((0.5, 1.5), (0, 2))
     stamp = (out / "manifest.json").stat().st_mtime_ns
     capfd.readouterr()
-    for narrower in ({"z_range": (0, 2)}, {"z_range": (1, 2), "tau_range": (0.5, 1.0)}, {}):
+    for narrower in ({"z_range": (1, 2), "tau_range": (0.5, 1.0)}, {}):
         make(out, experiments_yaml=str(path), **narrower).prepare_data()
         assert "up to date, nothing to do" in "".join(capfd.readouterr())
     assert (out / "manifest.json").stat().st_mtime_ns == stamp
@@ -446,6 +569,7 @@ def test_prepare_data_does_not_replace_a_set_of_other_experiments(shards, tmp_pa
         make(shards, experiments_yaml=str(other)).prepare_data()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not REAL.exists(), reason="the real collection is not beside this checkout")
 def test_real_plates_train_for_two_epochs(tmp_path):
     build(REAL, tmp_path / "shards", yx_patch_size=[96, 96], z_range=[0, 1])
@@ -461,7 +585,7 @@ def test_real_plates_train_for_two_epochs(tmp_path):
     )
     model = Recorder()
     trainer(tmp_path, max_epochs=2).fit(model, datamodule=data)
-    anchors = {s.experiment: 0 for s in manifest.strata} | {s.experiment: s.anchors for s in manifest.strata}
+    anchors = {p.labels["experiment"]: p.with_candidate for p in manifest.partitions}
     assert len(model.trained) == 2 * sum(max(anchors[e] // 32, 1) for e in ("ecoli_colony", "hacat_fucci"))
     assert Counter(model.validated) == dict.fromkeys(model.validated, 2)
     assert len(set(model.validated)) == anchors["mda231_qpi"] > 100

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dynaclr_wds.contract import FovRecord
@@ -107,6 +107,20 @@ def test_lineage_goes_through_a_track_that_is_dropped(tmp_path: Path) -> None:
     assert index.observations["has_candidate"].to_pylist() == [True, False, False]
 
 
+def test_a_lineage_keeps_the_name_of_a_root_that_goes_later(tmp_path: Path) -> None:
+    config = make_fov(tmp_path, cells((0, 0, -1), (1, 1, 0), (2, 2, 1)))
+    index = index_of(config)
+    keep = np.array([False, True, True])
+    later = drop_observations(index, keep, "zero_frame", {"a": config.tau_frames(config.experiments[0])})
+    assert lineages(later) == {1: "a/A/1/0/0", 2: "a/A/1/0/0"}
+    assert later.observations["lineage_id"].type == pa.dictionary(pa.int32(), pa.string())
+    assert later.tracks.to_pydict() == {
+        "track_index": [0, 1],
+        "lineage_index": [0, 0],
+        "parent_track_index": [-1, 0],
+    }
+
+
 def test_nothing_left_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no observation is left; dropped were \{'a': \{'outside_time': 1\}\}"):
         index_of(make_fov(tmp_path, cells((0, 99, -1))))
@@ -117,38 +131,40 @@ def test_nothing_left_is_an_error(tmp_path: Path) -> None:
         index_of(config)
 
 
+NAMES = "abcdefgh"
+
+
 @st.composite
 def forests(draw: st.DrawFn) -> tuple[pa.Table, dict[str, tuple[int, int]]]:
-    cells = st.tuples(st.integers(0, 1), st.integers(0, 3), st.integers(0, 12))
-    rows = draw(st.lists(cells, max_size=40))
+    # many experiments in one example, because a query costs the same for few rows and for many
+    cells = st.tuples(st.integers(0, len(NAMES) - 1), st.integers(0, 2), st.integers(0, 12))
+    rows = draw(st.lists(cells, max_size=120))
     ranges = st.integers(0, 4).flatmap(lambda low: st.tuples(st.just(low), st.integers(max(low, 1), 8)))
-    tau = {"a": draw(ranges), "b": draw(ranges)}
+    tau = {name: draw(ranges) for name in NAMES}
     columns = {
-        "experiment": ["ab"[e] for e, _, _ in rows],
+        "experiment": pa.array([NAMES[e] for e, _, _ in rows], pa.string()),
         "experiment_index": pa.array([e for e, _, _ in rows], pa.int16()),
         "lineage_index": pa.array([10 * e + i for e, i, _ in rows], pa.int32()),
         "t": pa.array([t for _, _, t in rows], pa.int32()),
     }
-    return pa.table(
-        columns, schema=pa.schema({"experiment": pa.string()} | {k: v.type for k, v in list(columns.items())[1:]})
-    ), tau
+    return pa.table(columns), tau
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(forests())
 def test_candidates_equal_a_slow_recomputation(forest: tuple[pa.Table, dict[str, tuple[int, int]]]) -> None:
     observations, tau = forest
     rows = observations.to_pylist()
-    anchors, candidates = [False] * len(rows), [False] * len(rows)
+    has_candidate, is_candidate = [False] * len(rows), [False] * len(rows)
     for i, one in enumerate(rows):
         for j, other in enumerate(rows):
             low, high = tau[one["experiment"]]
             gap = other["t"] - one["t"]
             if one["lineage_index"] == other["lineage_index"] and gap != 0 and low <= gap <= high:
-                anchors[i] = candidates[j] = True
+                has_candidate[i] = is_candidate[j] = True
     marked = mark_candidates(observations, tau)
-    assert marked["has_candidate"].to_pylist() == anchors
-    assert marked["is_candidate"].to_pylist() == candidates
+    assert marked["has_candidate"].to_pylist() == has_candidate
+    assert marked["is_candidate"].to_pylist() == is_candidate
 
 
 @pytest.mark.parametrize("tau", [(-1, 3), (3, 2), (0, 0)])
@@ -204,11 +220,10 @@ def test_index_is_the_same_whatever_the_number_of_workers(tmp_path: Path) -> Non
     assert one.fovs == four.fovs
 
 
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(seed=st.integers(0, 2**16))
+@pytest.mark.parametrize("seed", range(3))
 def test_lineages_and_parents_equal_a_walk_to_the_root(tmp_path: Path, seed: int) -> None:
     rng = np.random.default_rng([3, seed])
-    rows = random_tracks(rng, frames=10, height=32, width=32, lineages=4)
+    rows = random_tracks(rng, frames=10, height=32, width=32, lineages=12)
     for row in rows:
         if rng.random() < 0.2:
             row["y"] = -1.0
@@ -231,19 +246,18 @@ def test_lineages_and_parents_equal_a_walk_to_the_root(tmp_path: Path, seed: int
     assert index.tracks["parent_track_index"].to_pylist() == expected
 
 
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(seed=st.integers(0, 2**16))
+@pytest.mark.parametrize("seed", range(3))
 def test_dropping_later_equals_never_having_had_them(tmp_path: Path, seed: int) -> None:
     rng = np.random.default_rng([4, seed])
-    rows = random_tracks(rng, frames=8, height=32, width=32, lineages=4)
+    rows = random_tracks(rng, frames=10, height=32, width=32, lineages=12)
     # cells that go are outside the image when dropped at once, and dropped by number otherwise
     gone = {(row["track_id"], row["t"]) for row in rows if rng.random() < 0.4 and (row["track_id"], row["t"]) != (0, 0)}
     config = make_fov(tmp_path, rows)
     index = index_of(config)
     ids = index.observations.select(["track_id", "t"]).to_pylist()
     keep = np.array([(row["track_id"], row["t"]) not in gone for row in ids])
-    if not keep.any():
-        return
+    assert keep.any()
+    assert not keep.all()
     later = drop_observations(index, keep, "zero_frame", {"a": config.tau_frames(config.experiments[0])})
     at_once = index_of(
         make_fov(tmp_path, [row | {"y": -1.0} if (row["track_id"], row["t"]) in gone else row for row in rows])
@@ -251,7 +265,7 @@ def test_dropping_later_equals_never_having_had_them(tmp_path: Path, seed: int) 
     assert later.observations.to_pylist() == at_once.observations.to_pylist()
     assert later.tracks.to_pydict() == at_once.tracks.to_pydict()
     assert (later.fovs, later.partitions) == (at_once.fovs, at_once.partitions)
-    assert later.dropped == ({"a": {"zero_frame": int((~keep).sum())}} if not keep.all() else {})
+    assert later.dropped == {"a": {"zero_frame": int((~keep).sum())}}
 
 
 def test_dropping_a_whole_fov_renumbers_what_is_left(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from dynaclr_wds.commands.tables import format_report
-from dynaclr_wds.plan.audit.bytes_read import account_traffic
+from dynaclr_wds.plan.audit.bytes_read import account_bytes
 from dynaclr_wds.plan.audit.ledger import Composition, Ledger, Report
 from dynaclr_wds.plan.batch import BatchPlan
 from dynaclr_wds.plan.config import SamplingConfig
@@ -62,14 +62,14 @@ def counted() -> tuple[Report, pd.DataFrame]:
     parts = []
     for plan in sampler:
         clip, obs = columns.patch_clip[plan.anchor], columns.patch_obs[plan.anchor]
-        names = [strata[s] for s in columns.block_stratum[columns.clip_block[clip]]]
+        names = [strata[s] for s in index.block_stratum[columns.clip_block[clip]]]
         minutes = np.array([s.interval_minutes for s in names])
         part = {
             "batch": plan.number,
             "group": plan.group,
             "row": plan.anchor,
             "experiment": [s.experiment for s in names],
-            "condition": [s.condition for s in names],
+            "condition": [s.value_name for s in names],
             "lineage": columns.clip_lineage[clip],
             "track": columns.obs_track[obs],
             "frames": columns.patch_t[plan.positive] - columns.patch_t[plan.anchor],
@@ -83,9 +83,9 @@ def counted() -> tuple[Report, pd.DataFrame]:
 def test_coverage_agrees_with_plain_counting(counted):
     report, table = counted
     for stratum in report.coverage:
-        own = table[(table.experiment == stratum.experiment) & (table.condition == stratum.condition)]
+        own = table[(table.experiment == stratum.experiment) & (table.condition == stratum.value)]
         draws = own.row.value_counts()
-        assert stratum.anchors == (2160 if stratum.condition == "mock" else 540)  # lineages x 18 anchors
+        assert stratum.anchors == (2160 if stratum.value == "mock" else 540)  # lineages x 18 anchors
         assert stratum.unique == len(draws)
         assert stratum.never_seen == stratum.anchors - len(draws)
         assert stratum.repeated == len(own) - len(draws)
@@ -129,9 +129,9 @@ def test_composition_agrees_with_plain_counting(counted):
 def test_batches_per_experiment_agree_with_plain_counting(counted):
     report, table = counted
     batches = table.groupby("group").batch.nunique()
-    assert {e.experiment: e.batches for e in report.experiments} == batches.to_dict()
-    assert [e.asked for e in report.experiments] == pytest.approx([1 / 3] * 3)
-    assert [e.achieved for e in report.experiments] == pytest.approx((batches / batches.sum()).tolist())
+    assert {e.group: e.batches for e in report.groups} == batches.to_dict()
+    assert [e.asked for e in report.groups] == pytest.approx([1 / 3] * 3)
+    assert [e.achieved for e in report.groups] == pytest.approx((batches / batches.sum()).tolist())
 
 
 # --- asked is what the user asked --------------------------------------------------------------------------------
@@ -172,7 +172,7 @@ def test_the_worst_batch_and_the_missed_ones_are_named():
 def test_experiment_weights_are_what_is_asked():
     config = SamplingConfig(batch_size=8, experiment_weights={"e0": 3.0, "e1": 1.0})
     report = count(COLLECTION, config, batch(own_anchors(COLLECTION, 0, 8)))
-    assert [(e.experiment, e.asked, e.achieved) for e in report.experiments] == [
+    assert [(e.group, e.asked, e.achieved) for e in report.groups] == [
         ("e0", 0.75, 1.0),
         ("e1", 0.25, 0.0),
         ("e2", 0.0, 0.0),
@@ -182,7 +182,7 @@ def test_experiment_weights_are_what_is_asked():
 def test_without_experiments_no_leak_and_no_share_is_asked():
     config = SamplingConfig(batch_size=8, experiment_aware=False)
     report = count(COLLECTION, config, batch(own_anchors(COLLECTION, 0, 8), group=""))
-    assert report.experiments == ()
+    assert report.groups == ()
     assert [c.name for c in report.composition] == ["condition mock", "condition infected"]
 
 
@@ -198,7 +198,7 @@ def test_an_anchor_may_be_drawn_more_often_than_16_bits_count():
 
 
 def test_a_batch_of_another_index_is_refused():
-    stray = np.flatnonzero(~COLLECTION.columns.patch_is_anchor)[:1]
+    stray = np.flatnonzero(~COLLECTION.columns.patch_has_candidate)[:1]
     with pytest.raises(ValueError, match=rf"Batch 0 has patch row {stray[0]} as an anchor.*8,100 anchors"):
         count(COLLECTION, CONFIG, batch(stray))
 
@@ -211,13 +211,13 @@ def test_bytes_used_are_those_of_the_patches_drawn_each_counted_once():
 
 
 def test_a_report_is_plain_json_and_prints(tmp_path):
-    sampler = FlexibleBatchSampler(COLLECTION, CONFIG)
-    sampler.report().write(tmp_path / "ledger.json")
+    report = FlexibleBatchSampler(COLLECTION, CONFIG).report(20)
+    report.write(tmp_path / "ledger.json")
     read = json.loads((tmp_path / "ledger.json").read_text())
-    assert read["batches"] == sampler.global_batches
+    assert read["batches"] == 20
     assert read["composition"][0]["name"] == "leak"
-    text = format_report(sampler.report())
-    assert f"{sampler.global_batches} batches of 32" in text
+    text = format_report(report)
+    assert "20 batches of 32" in text
     assert "focal window" in text
     assert max(map(len, text.splitlines())) <= 110
 
@@ -227,7 +227,7 @@ def test_a_report_is_plain_json_and_prints(tmp_path):
 
 def test_traffic_adds_up_streams_that_run_in_step():
     index = make_index(Synthetic(experiments=2, conditions=("c",), lineages=(32,), daughter=0))
-    (a, b), (c, _) = (np.flatnonzero(index.columns.block_stratum == s).tolist() for s in (0, 1))
+    (a, b), (c, _) = (index.blocks_of(s).tolist() for s in (0, 1))
     assert index.columns.block_bytes.tolist() == [128_000] * 4
 
     def schedule(block, fetch, admit, retire) -> BlockSchedule:
@@ -238,13 +238,13 @@ def test_traffic_adds_up_streams_that_run_in_step():
     # stream 0: a before the first batch, b while batch 1 runs, a once more; stream 1: c from the start to the end
     first = schedule([a, b, a], [-1, 1, 2], [0, 2, 3], [1, 2, 3])
     second = schedule([c], [-1], [0], [3])
-    found = account_traffic(index, [first, second], 4)
+    found = account_bytes(index, [first, second], 4)
     assert found["bytes_read"] == 4 * 128_000
     assert found["bytes_stored"] == 4 * 128_000
     assert found["amplification"] == 1.0
     assert found["bytes_repeated"] == 128_000
     # a and b overlap while b is fetched in batch 1, b and the second visit of a in batch 2; c throughout
-    assert found["peak_bytes"] == 3 * 128_000
+    assert found["planned_peak_bytes"] == 3 * 128_000
     assert found["fill_bytes"] == 2 * 128_000
     assert found["burst"] == 1.0  # 128,000 of one step, over 512,000 in 4 steps
-    assert found["experiments"] == 1.0
+    assert found["groups"] == 1.0

@@ -9,7 +9,7 @@ import json
 import numpy as np
 import pytest
 
-from dynaclr_wds.plan.audit.expected_pairs import Cells
+from dynaclr_wds.plan.audit.expected_pairs import UniformDraw
 from dynaclr_wds.plan.audit.quality import effective_size, measure_quality, sample_ideal
 from dynaclr_wds.plan.batch import BatchPlan
 from dynaclr_wds.plan.config import SamplingConfig
@@ -33,7 +33,7 @@ def batch(index: PlanIndex, anchors, **fields) -> BatchPlan:
 
 def counts_of(index: PlanIndex, plan: BatchPlan, window: float) -> dict[tuple[int, bool], int]:
     """Samples by (stratum, inside the window), the slow way."""
-    at = np.searchsorted(index.row, plan.anchor)
+    at = index.find(plan.anchor)
     inside = np.abs(index.hpi(at) - plan.focal_hpi) <= window
     keys, count = np.unique(np.stack([index.stratum(at), inside]), axis=1, return_counts=True)
     return {(int(s), bool(i)): int(n) for s, i, n in zip(*keys, count, strict=True)}
@@ -49,7 +49,7 @@ def colliding(keys: np.ndarray) -> int:
 @pytest.mark.parametrize("focal", [np.nan, 36.0])
 def test_expected_pairs_equal_the_mean_over_every_possible_batch(focal):
     config = SamplingConfig(batch_size=5, temporal_window_hours=7.75)
-    cells, anchors = Cells(TINY), np.arange(len(TINY.row))
+    uniform, anchors = UniformDraw(TINY), np.arange(len(TINY.row))
     inside = np.abs(TINY.hpi(anchors) - focal) <= 7.75 if np.isfinite(focal) else np.ones(len(anchors), bool)
     cell = 2 * TINY.stratum(anchors) + ~inside
     drawn = {0: 3, 1: 1, 2: 1, 3: 2} if np.isfinite(focal) else {0: 3, 2: 2}
@@ -57,7 +57,7 @@ def test_expected_pairs_equal_the_mean_over_every_possible_batch(focal):
     count = np.zeros((2, 2), np.int64)
     for c, n in drawn.items():
         count[c // 2, c % 2] = n
-    found = cells.expected(count, cells.windows(focal, config))
+    found = uniform.expected(count, uniform.spans(focal, config))
     choices = [itertools.combinations(anchors[cell == c].tolist(), n) for c, n in drawn.items()]
     batches = np.array([sum(choice, ()) for choice in itertools.product(*choices)])
     for kind, keys in (("fov", TINY.fov), ("lineage", TINY.lineage), ("block", TINY.block)):
@@ -65,11 +65,35 @@ def test_expected_pairs_equal_the_mean_over_every_possible_batch(focal):
         assert found[["fov", "lineage", "block"].index(kind)] == pytest.approx(mean), kind
 
 
-def test_a_cell_that_gives_more_than_it_has_is_expected_to_repeat():
+@pytest.mark.parametrize("focal", [np.nan, 3.5])
+def test_expected_pairs_count_those_between_strata_that_share_fovs_lineages_and_blocks(focal):
+    # one experiment and condition; the early and the late half of every track are two strata
+    spec = Synthetic(experiments=1, conditions=("a",), lineages=(4,), mother=4, daughter=0, fovs=2, clips_per_block=1)
+    index = make_index(dataclasses.replace(spec, stratify_by=("stage",), frames=30, seed=2))
+    assert index.sizes.tolist() == [8, 4]
+    config = SamplingConfig(batch_size=4, temporal_window_hours=2.0)
+    uniform, anchors = UniformDraw(index), np.arange(12)
+    inside = np.abs(index.hpi(anchors) - focal) <= 2.0 if np.isfinite(focal) else np.ones(12, bool)
+    part = 2 * index.stratum(anchors) + ~inside
+    drawn = {p: min(2, int((part == p).sum())) for p in np.unique(part).tolist()}
+    assert len(drawn) == (4 if np.isfinite(focal) else 2), index.hpi(anchors)
+    count = np.zeros((2, 2), np.int64)
+    for p, n in drawn.items():
+        count[p // 2, p % 2] = n
+    found = uniform.expected(count, uniform.spans(focal, config))
+    choices = [itertools.combinations(anchors[part == p].tolist(), n) for p, n in drawn.items()]
+    batches = np.array([sum(choice, ()) for choice in itertools.product(*choices)])
+    for kind, keys in enumerate((index.fov, index.lineage, index.block)):
+        mean = np.mean([colliding(keys(b)) for b in batches])
+        assert found[kind] == pytest.approx(mean)
+        assert mean > 0
+
+
+def test_a_bin_that_gives_more_than_it_has_is_expected_to_repeat():
     only = make_index(Synthetic(experiments=1, conditions=("a",), lineages=(2,), mother=3, daughter=0))
     # 2 lineages x 2 anchors, 6 drawn: 15 pairs, each of one lineage with probability 1/2
-    cells = Cells(only)
-    assert cells.expected(np.array([[6, 0]]), np.array([[0, 4]]))[1] == 7.5
+    uniform = UniformDraw(only)
+    assert uniform.expected(np.array([[6, 0]]), np.array([[0, 4]]))[1] == 7.5
 
 
 @pytest.mark.parametrize(
@@ -77,10 +101,10 @@ def test_a_cell_that_gives_more_than_it_has_is_expected_to_repeat():
 )
 def test_an_ideal_draw_scores_one(options):
     config = SamplingConfig(batch_size=64, **options)
-    cells = Cells(COLLECTION)
-    plans = list(FlexibleBatchSampler(COLLECTION, config))
-    found = measure_quality(COLLECTION, config, sample_ideal(cells, config, plans, 0)).collisions
-    assert found["condition"].ratio == pytest.approx(1.0, abs=0.01)
+    uniform = UniformDraw(COLLECTION)
+    plans = list(itertools.islice(FlexibleBatchSampler(COLLECTION, config), 200))
+    found = measure_quality(COLLECTION, config, sample_ideal(uniform, config, plans, 0)).collisions
+    assert found["value"].ratio == pytest.approx(1.0, abs=0.01)
     assert found["fov"].ratio == pytest.approx(1.0, abs=0.03)
     assert found["block"].ratio == pytest.approx(1.0, abs=0.04)
     assert found["lineage"].ratio == pytest.approx(1.0, abs=0.15)
@@ -89,8 +113,8 @@ def test_an_ideal_draw_scores_one(options):
 
 def test_an_ideal_draw_has_the_composition_of_its_original_and_repeats_nothing():
     config = SamplingConfig(batch_size=64, **FOCUS)
-    plans = list(FlexibleBatchSampler(COLLECTION, config))[:20]
-    for plan, ideal in zip(plans, sample_ideal(Cells(COLLECTION), config, plans, 0), strict=True):
+    plans = list(itertools.islice(FlexibleBatchSampler(COLLECTION, config), 20))
+    for plan, ideal in zip(plans, sample_ideal(UniformDraw(COLLECTION), config, plans, 0), strict=True):
         assert counts_of(COLLECTION, ideal, 2.0) == counts_of(COLLECTION, plan, 2.0)
         assert len(set(ideal.anchor.tolist())) == 64
         tau = COLLECTION.columns.patch_t[ideal.positive] - COLLECTION.columns.patch_t[ideal.anchor]
@@ -102,7 +126,7 @@ def test_an_ideal_draw_is_the_same_for_the_same_seed_only():
     def first(seed: int, epoch: int) -> list[int]:
         config = SamplingConfig(batch_size=16, seed=seed)
         plan = FlexibleBatchSampler(COLLECTION, SamplingConfig(batch_size=16)).plan(0)
-        (ideal,) = sample_ideal(Cells(COLLECTION), config, [plan], epoch)
+        (ideal,) = sample_ideal(UniformDraw(COLLECTION), config, [plan], epoch)
         return ideal.anchor.tolist()
 
     assert first(0, 0) == first(0, 0)
@@ -118,7 +142,7 @@ def test_exact_mode_is_mixed_as_well_as_chance_and_keeps_lineages_apart():
     )
     assert found.collisions["fov"].ratio < 1.05
     assert found.collisions["lineage"].ratio == 0.0
-    assert found.collisions["condition"].ratio == 1.0
+    assert found.collisions["value"].ratio == 1.0
     assert found.collisions["fov"].effective == 64
 
 
@@ -136,7 +160,7 @@ def test_batches_of_one_fov_are_seen():
 def test_a_lost_condition_balance_is_seen():
     config = SamplingConfig(batch_size=4)
     mock = np.arange(4)
-    (found,) = (measure_quality(COLLECTION, config, [batch(COLLECTION, mock, group="e0")]).collisions["condition"],)
+    (found,) = (measure_quality(COLLECTION, config, [batch(COLLECTION, mock, group="e0")]).collisions["value"],)
     # 4 of one condition: 6 pairs; 2 and 2 were asked for: 2 pairs
     assert (found.ratio, found.expected) == (3.0, 2.0)
 
@@ -144,7 +168,7 @@ def test_a_lost_condition_balance_is_seen():
 def test_streaming_from_a_narrow_window_shares_blocks():
     config = SamplingConfig(batch_size=32)
     window = int(COLLECTION.columns.block_bytes.sum() * 0.4)
-    sampler = FlexibleBatchSampler(COLLECTION, config, window=window, num_streams=1)
+    sampler = FlexibleBatchSampler(COLLECTION, config, window_bytes=window, num_streams=1)
     found = measure_quality(COLLECTION, config, sampler).collisions
     assert found["block"].ratio > 1.5
     assert found["fov"].ratio < 1.3

@@ -14,15 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dynaclr_wds.datamodule import MultiExperimentDataModule
-from dynaclr_wds.errors import FormatError
+from dynaclr_wds.errors import ChecksumError, FormatError
 from dynaclr_wds.plan.batch import BatchPlan
-from dynaclr_wds.read import mapped
 from dynaclr_wds.read.buffers import BufferPool
-from dynaclr_wds.read.dataset import MultiExperimentTripletDataset, list_observations
-from dynaclr_wds.read.mapped import copy_rows
+from dynaclr_wds.read.dataset import MultiExperimentTripletDataset, list_observations, open_store
+from dynaclr_wds.read.files import FileStore
+from dynaclr_wds.read.mapped import copy_runs, load_copy
 from dynaclr_wds.read.metadata import RowDicts
-from dynaclr_wds.read.patches import PatchReader, plan_crop
+from dynaclr_wds.read.patches import Crop, PatchReader, plan_crop
 from dynaclr_wds.shardset import ShardSet
+from dynaclr_wds.split import keep_experiments
 
 WHOLE = (None, None)
 
@@ -71,7 +72,8 @@ def test_patches_of_batches_equal_slices_of_the_plates(collection, shards, exper
     seen = set()
     for batch in data.train_dataloader():
         for key in ("anchor", "positive"):
-            assert batch[key].dtype == torch.float32  # uint16 and float32 in one set
+            mixed = {meta["experiment"] for meta in batch[f"{key}_meta"]}
+            assert batch[key].dtype == (torch.float32 if "e1" in mixed else torch.uint16)  # as its experiment stores it
             for patch, meta in zip(batch[key].numpy(), batch[f"{key}_meta"], strict=True):
                 row = table[meta["observation"]]
                 expected = plates.patch(row["experiment"], row["fov_name"], row["t"], row["y_clamp"], row["x_clamp"])
@@ -106,6 +108,7 @@ def test_metadata_and_statistics_are_those_of_the_index(shards, shard_set):
             "well",
             "fov_name",
             "global_track_id",
+            "lineage_id",
             "track_id",
             "t",
             "hpi",
@@ -123,6 +126,17 @@ def test_metadata_and_statistics_are_those_of_the_index(shards, shard_set):
                 assert found == [expected[k] for k in ("mean", "std", "median", "iqr", "p1", "p99", "min", "max")]
 
 
+def test_identities_name_every_label_and_the_root_of_the_lineage(shard_set):
+    labels = {"experiment", "condition", "well"} | {label.name for label in shard_set.manifest.labels}
+    rows = list(RowDicts(shard_set, np.arange(0, 900, 50)))
+    for row in rows:
+        assert labels <= set(row)
+        experiment, *fov, root = row["lineage_id"].split("/")
+        assert (experiment, "/".join(fov)) == (row["experiment"], row["fov_name"])
+        assert int(root) <= row["track_id"]
+    assert any(row["lineage_id"] != row["global_track_id"] for row in rows)
+
+
 def test_metadata_is_made_when_it_is_looked_at(shard_set):
     rows = RowDicts(shard_set, np.array([4, 2]))
     assert repr(rows) == "RowDicts(2 observations)"
@@ -132,15 +146,18 @@ def test_metadata_is_made_when_it_is_looked_at(shard_set):
 
 
 def test_a_table_is_read_by_number(shard_set):
-    table = list_observations(shard_set, ["e1"])
+    table = list_observations(shard_set, keep_experiments(shard_set.manifest.fovs, ["e1"]))
     data = dataset(shard_set, table=table)
     assert len(data) == len(table)
     batch = data[5]
     assert batch["anchor"].shape == (1, 2, 3, 16, 16)
     assert batch["index"][0]["experiment"] == "e1"
     assert torch.equal(data.__getitems__([4, 5])["anchor"][1], batch["anchor"][0])
-    halves = [data.share(rank, 2).table.anchor.tolist() for rank in range(2)]
-    assert halves == [table.anchor[0::2].tolist(), table.anchor[1::2].tolist()]
+    halves = [data.share(rank, 2, 8).table.anchor.tolist() for rank in range(2)]
+    assert halves == [
+        [row for at in range(8 * rank, len(table), 16) for row in table.anchor[at : at + 8].tolist()]
+        for rank in range(2)
+    ]
 
 
 def test_without_a_table_there_are_no_numbers(shard_set):
@@ -238,8 +255,8 @@ def test_opening_names_what_is_not_there(copied):
     [
         ("{", r"manifest.json: is not JSON"),
         ("{}", r"manifest.json: is not the manifest of a dynaclr-wds shard set"),
-        ('{"format": "dynaclr-wds", "version": 99}', r"version=99, but this release reads version 1"),
-        ('{"format": "dynaclr-wds", "version": 1}', r"incomplete or damaged \(KeyError\('config_hash'\)\)"),
+        ('{"format": "dynaclr-wds", "version": 99}', r"version=99, but this release reads version 2"),
+        ('{"format": "dynaclr-wds", "version": 2}', r"was changed after it was written, or is damaged"),
     ],
 )
 def test_opening_refuses_a_damaged_manifest(tmp_path, content, message):
@@ -248,15 +265,26 @@ def test_opening_refuses_a_damaged_manifest(tmp_path, content, message):
         ShardSet.open(tmp_path)
 
 
+def open_unverified(root: Path) -> ShardSet:
+    return ShardSet.open(root, verify=False)
+
+
 def test_opening_refuses_a_damaged_array(copied):
     path = copied / "index/arrays/obs_t.npy"
-    good = path.read_bytes()
+    good, count = path.read_bytes(), len(np.load(path))
     path.write_bytes(b"\x00" * len(good))
-    with pytest.raises(FormatError, match=r"obs_t.npy: can't be mapped"):
+    with pytest.raises(
+        ChecksumError, match=r"obs_t.npy: was changed after it was written, or is damaged: its checksum"
+    ):
         ShardSet.open(copied)
+    with pytest.raises(FormatError, match=r"obs_t.npy: can't be mapped"):
+        open_unverified(copied)
     path.write_bytes(good.replace(b"'<i4'", b"'<f4'"))
     with pytest.raises(FormatError, match=r"obs_t.npy: has dtype float32, the format says <i4"):
-        ShardSet.open(copied)
+        open_unverified(copied)
+    path.write_bytes(good.replace(f"({count},)".encode(), f"({count - 1},)".encode()))
+    with pytest.raises(FormatError, match=rf"obs_t.npy: its header says {4 * (count - 1):,} bytes of data"):
+        open_unverified(copied)
 
 
 def test_a_shard_that_goes_away_after_opening_is_named_with_its_member(copied):
@@ -281,7 +309,7 @@ def test_a_statistic_that_is_not_a_number_is_refused(copied, level):
     values = np.load(path)
     values[:, 1, 3] = np.nan
     np.save(path, values)
-    shards = ShardSet.open(copied)
+    shards = open_unverified(copied)
     with pytest.raises(
         FormatError, match=rf"iqr of level '{level}' is not a number in experiment 'e\d', ./\d/\d, t=\d"
     ) as e:
@@ -291,11 +319,11 @@ def test_a_statistic_that_is_not_a_number_is_refused(copied, level):
 
 def test_threads_read_what_one_reads(shard_set):
     rows = np.arange(len(shard_set.arrays["patch_obs"]))
-    reader = PatchReader(shard_set, plan_crop(shard_set, (1, 2), (9, 8)))
-    one = np.empty((len(rows), *reader.shape), np.float32)
+    reader = PatchReader(shard_set, plan_crop(shard_set, (1, 2), (9, 8)), open_store(shard_set))
+    one = np.empty((len(rows), *reader.layout(rows)[0]), np.float32)
     reader.read(rows, one)
     whole = np.empty((len(rows), 2, 3, 16, 16), np.float32)
-    PatchReader(shard_set, plan_crop(shard_set, *WHOLE)).read(rows, whole)
+    PatchReader(shard_set, plan_crop(shard_set, *WHOLE), open_store(shard_set)).read(rows, whole)
     np.testing.assert_array_equal(one, whole[:, :, 1:2, 4:13, 4:12])
 
 
@@ -304,45 +332,91 @@ def test_a_patch_outside_its_shard_is_refused_before_it_is_touched(copied):
     offsets = np.load(path)
     for bad in (-1, 1 << 40):
         np.save(path, np.where(np.arange(len(offsets)) == 2, bad, offsets))
-        shards = ShardSet.open(copied)
-        with pytest.raises(FormatError, match=rf"clip 0, patch 002, byte {bad}: lies outside its shard"):
-            dataset(shards).__getitems__(pairs(1, 2))
+        with pytest.raises(FormatError, match=r"says that a patch is in bytes .* outside its shard of") as error:
+            dataset(open_unverified(copied)).__getitems__(pairs(1, 2))
+        assert error.value.__notes__[0].endswith(f"clip 0, patch 002, byte {bad}")
+
+
+def test_a_set_says_what_it_is_in_a_line(shard_set):
+    samples, shards = len(shard_set.arrays["obs_t"]), len(shard_set.manifest.shards)
+    assert repr(shard_set) == (
+        f"ShardSet({str(shard_set.root)!r}, 4 experiments, {samples} samples of 2x3x16x16 float32 or "
+        f"2x3x16x16 uint16, {shards} shards, 0.00 GiB)"
+    )
+    table = list_observations(shard_set, keep_experiments(shard_set.manifest.fovs, ["e1"]))
+    data = dataset(shard_set, table=table)
+    assert repr(data) == (
+        f"MultiExperimentTripletDataset({len(table)} samples in sequence, verify_reads=False, {shard_set!r})"
+    )
 
 
 # --- memory --------------------------------------------------------------------------------------------------------
 
 
 def test_the_copy_is_compiled_where_there_is_a_compiler():
-    assert mapped._COPY is not None or shutil.which("cc") is None
+    assert load_copy() is not None or shutil.which("cc") is None
 
 
-@pytest.mark.parametrize("compiled", [True, False])
 @given(
-    row_bytes=st.integers(1, 700),
+    run_bytes=st.integers(1, 700),
     starts=st.lists(st.integers(0, 3000), max_size=20),
+    offsets=st.lists(st.integers(0, 300), min_size=1, max_size=4),
     shift=st.integers(0, 70),
 )
-def test_rows_are_copied_from_and_to_any_address_and_nothing_else_is_written(compiled, row_bytes, starts, shift):
+@pytest.mark.parametrize("tile", [1, 300])  # 300: more than a mebibyte is written past the caches
+def test_runs_are_copied_from_and_to_any_address_and_nothing_else_is_written(run_bytes, starts, offsets, shift, tile):
     source = np.random.default_rng(0).integers(0, 256, 4096, np.uint8)
-    target = np.full(shift + row_bytes * len(starts) + 100, 7, np.uint8)
-    out = target[shift : shift + row_bytes * len(starts)].reshape(len(starts), row_bytes)
-    with pytest.MonkeyPatch.context() as patch:
-        if not compiled:
-            patch.setattr(mapped, "_COPY", None)
-        copy_rows(source.ctypes.data + np.array(starts, np.int64), out)
-    want = [source[start : start + row_bytes] for start in starts]
+    starts = starts * tile
+    size = run_bytes * len(starts) * len(offsets)
+    target = np.full(shift + size + 100, 7, np.uint8)
+    out = target[shift : shift + size].reshape(len(starts), len(offsets), run_bytes)
+    assert copy_runs(source.ctypes.data + np.array(starts, np.int64), np.array(offsets), out) is None
+    want = [[source[a + b : a + b + run_bytes] for b in offsets] for a in starts]
     assert (out == np.array(want, np.uint8).reshape(out.shape)).all()
     assert (target[:shift] == 7).all()
     assert (target[shift + out.size :] == 7).all()
 
 
-def test_a_batch_reads_the_same_without_the_compiled_copy(single_channel, monkeypatch):
-    def read() -> torch.Tensor:
-        return dataset(ShardSet.open(single_channel)).__getitems__(pairs(*range(40)))["anchor"]
+@given(
+    stored=st.tuples(*[st.integers(1, 6)] * 4),
+    cut=st.tuples(*[st.floats(0, 1)] * 4),
+    dtype=st.sampled_from(["<u2", "<f4"]),
+)
+def test_the_runs_of_a_crop_are_the_crop(stored, cut, dtype):
+    z0 = int(cut[0] * (stored[1] - 1))
+    z1 = z0 + 1 + int(cut[1] * (stored[1] - z0 - 1))
+    y, x = 1 + int(cut[2] * (stored[2] - 1)), 1 + int(cut[3] * (stored[3] - 1))
+    crop = Crop(z=slice(z0, z1), yx=(y, x))
+    patch = np.random.default_rng(0).integers(0, 100, stored).astype(dtype)
+    top, left = stored[2] // 2 - y // 2, stored[3] // 2 - x // 2
+    want = patch[:, z0:z1, top : top + y, left : left + x]
+    offset, run_bytes = crop.runs(stored, dtype)
+    raw = patch.tobytes()
+    assert b"".join(raw[at : at + run_bytes] for at in offset.tolist()) == want.tobytes()
+    assert crop.shape(stored) == want.shape
+    whole = Crop(z=slice(None), yx=None)
+    assert [whole.runs(stored, dtype)[0].tolist(), whole.shape(stored)] == [[0], stored]
 
-    whole = read().clone()
-    monkeypatch.setattr(mapped, "_COPY", None)
-    assert torch.equal(read(), whole)
+
+@pytest.mark.parametrize("crop", [(None, None), ((1, 2), None), ((0, 2), (9, 8)), (None, (16, 5))])
+def test_the_store_without_the_compiled_copy_reads_the_same(shard_set, crop):
+    rows = np.flatnonzero(shard_set.clip_experiment[shard_set.arrays["patch_clip"]] == 1)[::3]
+    plan = BatchPlan(number=0, anchor=rows, positive=rows[::-1].copy())
+    mapped = dataset(shard_set, *crop)
+    files = dataset(shard_set, *crop, store=FileStore(shard_set.root, shard_set.manifest.shards), verify_reads=True)
+    a, b = mapped.__getitems__(plan), files.__getitems__(plan)
+    assert torch.equal(a["anchor"], b["anchor"])
+    assert torch.equal(a["positive"], b["positive"])
+    mixed = BatchPlan(number=0, anchor=np.arange(0, 900, 100), positive=np.arange(0, 900, 100))  # cast to float32
+    a, b = mapped.__getitems__(mixed), files.__getitems__(mixed)
+    assert a["anchor"].dtype == torch.float32
+    assert torch.equal(a["anchor"], b["anchor"])
+
+
+def test_without_the_compiled_copy_files_are_read(shard_set, monkeypatch):
+    assert type(open_store(shard_set)).__name__ == "MappedStore"
+    monkeypatch.setattr("dynaclr_wds.read.dataset.load_copy", lambda: None)
+    assert type(open_store(shard_set)).__name__ == "FileStore"
 
 
 @pytest.mark.parametrize("size", [1, 1000, 1 << 23])

@@ -12,14 +12,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dynaclr_wds.plan.compose.quotas import spread
 from dynaclr_wds.plan.config import SamplingConfig
 from dynaclr_wds.plan.rng import sort_places
-from dynaclr_wds.plan.sampler import FlexibleBatchSampler, plan_validation
+from dynaclr_wds.plan.sampler import FlexibleBatchSampler
 from tests.synthetic import Synthetic, make_index
 
 COLLECTION = make_index(Synthetic(experiments=3, lineages=(120, 30)))
 SMALL = make_index(Synthetic(experiments=2, lineages=(24, 10)))
-SLOW = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+SLOW = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def sampler(index=COLLECTION, rank=0, world_size=1, **config) -> FlexibleBatchSampler:
@@ -27,8 +28,8 @@ def sampler(index=COLLECTION, rank=0, world_size=1, **config) -> FlexibleBatchSa
 
 
 def strata_of(index, plan) -> list[tuple[str, str]]:
-    names = [(s.experiment, s.condition) for s in index.strata]
-    return [names[s] for s in index.stratum(np.searchsorted(index.row, plan.anchor))]
+    names = [(s.experiment, s.value_name) for s in index.strata]
+    return [names[s] for s in index.stratum(index.find(plan.anchor))]
 
 
 def lineages_of(index, plan) -> np.ndarray:
@@ -73,7 +74,8 @@ def test_a_leak_that_is_no_whole_number_is_exact_over_the_epoch():
 
 def test_focal_window_holds_jointly_with_leak_and_balance():
     big = make_index(Synthetic(experiments=2, lineages=(600, 600), frames=40))
-    for plan in sampler(big, temporal_enrichment=True, leaky=0.25, temporal_global_fraction=0.25):
+    focused = sampler(big, temporal_enrichment=True, leaky=0.25, temporal_global_fraction=0.25)
+    for plan in islice(focused, 64):
         inside = np.abs(hpi_of(big, plan) - plan.focal_hpi) <= 2.0
         where = strata_of(big, plan)
         assert inside.sum() == 24
@@ -102,8 +104,34 @@ def test_without_experiment_awareness_conditions_are_balanced_over_all():
         assert len({e for e, _ in where}) == 3
 
 
+def test_quotas_hold_though_a_conditions_samples_come_from_several_experiments():
+    many = make_index(Synthetic(experiments=3, conditions=("a", "b", "c"), lineages=(24, 24, 24)), e1=(8, 8, 8))
+    for plan in sampler(many, batch_size=13, experiment_aware=False):
+        count = Counter(c for _, c in strata_of(many, plan))
+        assert sorted(count.values()) == [4, 4, 5]  # 13 / 3 = 4.33
+
+
+@given(
+    totals=st.lists(st.integers(0, 40), max_size=40),
+    share=st.lists(st.integers(1, 20), min_size=1, max_size=6),
+)
+def test_every_quota_is_rounded_up_or_down_in_every_batch_and_over_batches_of_one_size(totals, share):
+    found, fraction = spread(np.array(totals, np.int64), np.array(share)), np.array(share) / sum(share)
+    assert found.sum(1).tolist() == totals
+    for total in set(totals):
+        rows = found[np.array(totals) == total]
+        assert (np.abs(rows - total * fraction) < 1).all()
+        assert (np.abs(rows.sum(0) - len(rows) * total * fraction) < 1 + 1e-6).all()
+
+
+def test_what_a_batch_cannot_have_as_a_fraction_is_spread_evenly():
+    found = spread(np.full(1000, 10), np.array([0.33, 0.67]))[:, 0]
+    until = np.cumsum(found) - 3.3 * np.arange(1, 1001)
+    assert np.abs(until).max() < 2
+
+
 def test_a_shortfall_is_counted_and_the_batch_is_full():
-    early = make_index(Synthetic(experiments=1, lineages=(400, 3), frames=60))
+    early = make_index(Synthetic(experiments=1, lineages=(100, 3), frames=60))
     s = sampler(early, temporal_enrichment=True, temporal_global_fraction=0.0)
     assert all(len(p) == 32 for p in s)
     report = s.report()
@@ -163,14 +191,14 @@ def test_without_balancing_an_epoch_reaches_every_anchor_exactly_once(lineages, 
 def test_with_balancing_repeats_inside_a_stratum_differ_by_at_most_one(ratio, seed):
     index = make_index(Synthetic(experiments=2, lineages=(8 * ratio, 8)))
     s = sampler(index, seed=seed)
-    draws = np.bincount(np.searchsorted(index.row, np.concatenate([p.anchor for p in s])), minlength=len(index.row))
+    draws = np.bincount(index.find(np.concatenate([p.anchor for p in s])), minlength=len(index.row))
     for a, b in zip(index.first[:-1], index.first[1:], strict=True):
         assert np.ptp(draws[a:b]) <= 1
 
 
 def test_temporal_enrichment_reaches_almost_every_anchor():
-    big = make_index(Synthetic(experiments=2, lineages=(600, 600)))
-    report = sampler(big, temporal_enrichment=True).report()
+    big = make_index(Synthetic(experiments=1, lineages=(500, 500)))
+    report = sampler(big, batch_size=64, temporal_enrichment=True).report()
     seen = sum(c.unique for c in report.coverage) / sum(c.anchors for c in report.coverage)
     assert seen > 0.95  # the reference reaches 48 %
 
@@ -229,11 +257,11 @@ def test_zero_decay_draws_tau_uniformly():
 def test_a_negative_is_another_lineage_of_the_same_experiment_in_the_focal_window():
     big = make_index(Synthetic(experiments=2, lineages=(300, 300)))
     columns = big.columns
-    for plan in sampler(big, return_negative=True, temporal_enrichment=True, leaky=0.25):
+    for plan in islice(sampler(big, return_negative=True, temporal_enrichment=True, leaky=0.25), 48):
         lineage = columns.clip_lineage[columns.patch_clip[plan.negative]]
         assert (lineage != lineages_of(big, plan)).all()
-        stratum = [(s.experiment, s.condition) for s in big.strata]
-        at = np.searchsorted(big.row, plan.negative)
+        stratum = [(s.experiment, s.value_name) for s in big.strata]
+        at = big.find(plan.negative)
         assert [stratum[s][0] for s in big.stratum(at)] == [e for e, _ in strata_of(big, plan)]
         assert (np.abs(columns.patch_t[plan.negative] / 2 - plan.focal_hpi) <= 2.0).all()
 
@@ -258,18 +286,18 @@ FEATURES = {"leaky": 0.25, "temporal_enrichment": True}
 
 
 def test_same_seed_same_order_other_seed_or_epoch_another():
-    first = fingerprint(sampler(**FEATURES))
-    assert fingerprint(sampler(**FEATURES)) == first
-    assert fingerprint(sampler(seed=1, **FEATURES)) != first
-    later = sampler(**FEATURES)
+    first = fingerprint(sampler(SMALL, **FEATURES))
+    assert fingerprint(sampler(SMALL, **FEATURES)) == first
+    assert fingerprint(sampler(SMALL, seed=1, **FEATURES)) != first
+    later = sampler(SMALL, **FEATURES)
     later.set_epoch(1)
     assert fingerprint(later) != first
 
 
 def test_the_pinned_golden_order():
     # Published runs depend on this order. If a change must alter it, say so in CHANGELOG.md.
-    assert fingerprint(sampler()) == "8d16e34e10deab61"
-    assert fingerprint(sampler(**FEATURES)) == "7d6b01be2b826707"
+    assert fingerprint(sampler()) == "1ab3ca29717a54f5"
+    assert fingerprint(sampler(SMALL, **FEATURES)) == "30ebdf6aac574a2c"
 
 
 @given(st.lists(st.floats(0, 1, width=16), max_size=300))
@@ -284,7 +312,7 @@ def test_more_places_than_16_bits_can_tell_apart_are_sorted():
     assert len(np.unique(ordered)) == len(places)
 
 
-@SLOW
+@settings(SLOW, max_examples=5)
 @given(
     world=st.integers(1, 5),
     batch_size=st.integers(8, 40),
@@ -307,26 +335,25 @@ def test_every_rank_yields_equal_batches_that_make_up_the_global_sequence(world,
     assert all(len(p) == batch_size for p in whole)
 
 
-@pytest.mark.parametrize("before", [1, 2, 4])
-@pytest.mark.parametrize("after", [1, 2, 4])
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (4, 2), (2, 4)])
 def test_resume_at_any_step_equals_uninterrupted(before, after):
-    whole = [fingerprint([p]) for p in sampler(SMALL, batch_size=64, **FEATURES)]
+    features = {"batch_size": 64, **FEATURES}
+    whole = [fingerprint([p]) for p in sampler(SMALL, **features)]
+    stopped = sampler(SMALL, world_size=before, **features)
+    resumed = [sampler(SMALL, rank=rank, world_size=after, **features) for rank in range(after)]
     for step in range(len(whole) // before):
-        stopped = sampler(SMALL, world_size=before, batch_size=64, **FEATURES)
         stopped.deliver(step)
         ranks = []
-        for rank in range(after):
-            resumed = sampler(SMALL, rank=rank, world_size=after, batch_size=64, **FEATURES)
-            resumed.load_state_dict(stopped.state_dict())
-            ranks.append([fingerprint([p]) for p in islice(resumed, 2)])
+        for s in resumed:
+            s.load_state_dict(stopped.state_dict())
+            ranks.append([fingerprint([p]) for p in islice(s, 2)])
         rest = [f for pair in zip(*ranks, strict=True) for f in pair]
         assert rest == whole[step * before :][: len(rest)]
 
 
 def test_any_batch_can_be_planned_alone():
-    s = sampler(**FEATURES)
-    whole = [fingerprint([p]) for p in s]
-    alone = sampler(**FEATURES)
+    whole = [fingerprint([p]) for p in sampler(SMALL, **FEATURES)]
+    alone = sampler(SMALL, **FEATURES)
     for number in (len(whole) - 1, 0, len(whole) // 2):
         assert fingerprint([alone.plan(number)]) == whole[number]
 
@@ -345,23 +372,6 @@ def test_the_state_is_small_json():
     state = sampler(**FEATURES).state_dict()
     assert json.loads(json.dumps(state)) == state
     assert len(json.dumps(state)) < 1000
-
-
-def test_validation_negatives_are_other_lineages_of_the_experiment():
-    table = plan_validation(COLLECTION, SamplingConfig(return_negative=True))
-    columns = COLLECTION.columns
-    assert (lineages_of(COLLECTION, table) != columns.clip_lineage[columns.patch_clip[table.negative]]).all()
-    other = COLLECTION.stratum(np.searchsorted(COLLECTION.row, table.negative)) // 2  # two strata an experiment
-    assert (other == COLLECTION.stratum(np.searchsorted(COLLECTION.row, table.anchor)) // 2).all()
-
-
-def test_validation_lists_every_anchor_once_with_a_positive_fixed_by_the_seed():
-    config = SamplingConfig(seed=5)
-    table = plan_validation(COLLECTION, config)
-    assert sorted(table.anchor.tolist()) == COLLECTION.row.tolist()
-    assert len(set(COLLECTION.columns.patch_clip[table.anchor[:450]].tolist())) == 450  # one of each clip first
-    assert (plan_validation(COLLECTION, config).positive == table.positive).all()
-    assert (plan_validation(COLLECTION, SamplingConfig(seed=6)).positive != table.positive).any()
 
 
 # --- bad input ---------------------------------------------------------------------------------------------------

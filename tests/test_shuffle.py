@@ -63,10 +63,10 @@ def test_json_is_complete_and_strict(shards, capsys):
     assert list(found["modes"]) == ["streaming", "exact", "ideal"]
     assert found["window"] == int(0.8 * found["bytes_stored"])
     for mode in found["modes"].values():
-        assert set(mode["quality"]["collisions"]) == {"condition", "fov", "lineage", "block"}
+        assert set(mode["quality"]["collisions"]) == {"value", "fov", "lineage", "block"}
         assert mode["report"]["batches"] == mode["quality"]["batches"]
     traffic = found["modes"]["streaming"]["report"]["streaming"]
-    assert 0 < traffic["peak_bytes"] <= found["window"]
+    assert 0 < traffic["planned_peak_bytes"] <= found["window"]
     assert found["modes"]["exact"]["report"]["streaming"] == {}
 
 

@@ -1,6 +1,6 @@
 """Shards to a verdict on the sampling: `python -m dynaclr_wds shuffle SHARDS` plans an epoch without reading a pixel.
 
-Prints how well batches would be mixed in streaming, in exact mode and in an ideal draw of the same composition. The
+It prints how well batches would be mixed in streaming, in exact mode and in an ideal draw of the same composition. The
 options are those of `MultiExperimentDataModule`, or its config's.
 """
 
@@ -20,14 +20,15 @@ import yaml
 from rich.console import Console
 
 from dynaclr_wds.commands.tables import WIDTH, Mode, format_modes
-from dynaclr_wds.plan.audit.bytes_read import account_traffic
-from dynaclr_wds.plan.audit.expected_pairs import Cells
+from dynaclr_wds.plan.audit.bytes_read import account_bytes
+from dynaclr_wds.plan.audit.expected_pairs import UniformDraw
 from dynaclr_wds.plan.audit.ledger import Ledger
 from dynaclr_wds.plan.audit.quality import QualityMeter, sample_ideal
 from dynaclr_wds.plan.config import SamplingConfig
 from dynaclr_wds.plan.index import PlanIndex
 from dynaclr_wds.plan.sampler import FlexibleBatchSampler
 from dynaclr_wds.shardset import ShardSet
+from dynaclr_wds.split import check_experiments
 
 _SAMPLING = tuple(f.name for f in fields(SamplingConfig))
 _OURS = ("shards", "tau_range", "val_experiments", "include_wells", "exclude_fovs", "window", "num_streams")
@@ -56,7 +57,7 @@ class Request:
 
     index: PlanIndex
     config: SamplingConfig
-    window: int | None
+    window_bytes: int | None
     num_streams: int | None
     epochs: int
 
@@ -109,6 +110,7 @@ def make_parser() -> argparse.ArgumentParser:
         ("experiment_aware", "each batch from one experiment"),
         ("condition_balanced", "conditions in equal parts, or those of --condition_ratio"),
         ("temporal_enrichment", "most of a batch near one focal HPI"),
+        ("relax_lineages", "streaming: accept a window too small for distinct lineages"),
     ):
         shown = str(getattr(default, name)).lower()
         add(f"--{name}", nargs="?", const=True, type=_flag, metavar="true|false", help=f"{text} (default: {shown})")
@@ -148,7 +150,7 @@ def parse_request(values: Mapping[str, Any]) -> Request:
         raise ValueError(f"epochs={values['epochs']} must be >= 1.")
     shards = ShardSet.open(values["shards"])
     held_out = values.get("val_experiments") or ()
-    shards.check_experiments(held_out, "val_experiments")
+    check_experiments(held_out, shards.experiments, "val_experiments")
     chosen = values.get("experiments") or [e for e in shards.experiments if e not in held_out]
     low, high = values.get("tau_range") or shards.manifest.tau_range_hours
     index = shards.plan_index(chosen, (low, high), values.get("include_wells"), values.get("exclude_fovs"))
@@ -163,7 +165,7 @@ def parse_request(values: Mapping[str, Any]) -> Request:
     return Request(
         index=index,
         config=SamplingConfig(**given),
-        window=None if window is None else parse_window(str(window), index.stored_bytes),
+        window_bytes=None if window is None else parse_window(str(window), index.stored_bytes),
         num_streams=values.get("num_streams"),
         epochs=values["epochs"],
     )
@@ -188,34 +190,38 @@ def parse_window(text: str, used: int) -> int:
 
 def measure_modes(asked: Request) -> list[Mode]:
     """Measure streaming (where a window is given), exact mode, and an ideal draw of the first's composition."""
-    cells = Cells(asked.index)
+    uniform = UniformDraw(asked.index)
     modes: list[Mode] = []
-    if asked.window is not None:
-        streaming = FlexibleBatchSampler(asked.index, asked.config, window=asked.window, num_streams=asked.num_streams)
-        modes += measure("streaming", streaming, cells, asked, ideal=True)
-    exact = measure("exact", FlexibleBatchSampler(asked.index, asked.config), cells, asked, ideal=not modes)
+    if asked.window_bytes is not None:
+        streaming = FlexibleBatchSampler(
+            asked.index, asked.config, window_bytes=asked.window_bytes, num_streams=asked.num_streams
+        )
+        modes += measure("streaming", streaming, uniform, asked, ideal=True)
+    exact = measure("exact", FlexibleBatchSampler(asked.index, asked.config), uniform, asked, ideal=not modes)
     return [*modes[:1], *exact, *modes[1:]]
 
 
-def measure(name: str, sampler: FlexibleBatchSampler, cells: Cells, asked: Request, *, ideal: bool) -> list[Mode]:
+def measure(
+    name: str, sampler: FlexibleBatchSampler, uniform: UniformDraw, asked: Request, *, ideal: bool
+) -> list[Mode]:
     """Measure one way of reading and, if asked for, an ideal draw of its composition."""
     index, config = asked.index, asked.config
     seconds, traffic = 0.0, []
     ledgers = [Ledger(index, config) for _ in range(1 + ideal)]
-    meters = [QualityMeter(cells, config) for _ in ledgers]
+    meters = [QualityMeter(uniform, config) for _ in ledgers]
     for epoch in range(asked.epochs):
         sampler.set_epoch(epoch)
         for number in range(sampler.global_batches):
             begun = time.perf_counter()
             plan = sampler.plan(number)
             seconds += time.perf_counter() - begun
-            plans = [plan, *(sample_ideal(cells, config, [plan], epoch) if ideal else ())]
+            plans = [plan, *(sample_ideal(uniform, config, [plan], epoch) if ideal else ())]
             for one, ledger, meter in zip(plans, ledgers, meters, strict=True):
                 ledger.add(one)
                 meter.add(one)
         schedules = [s for s in map(sampler.blocks, range(sampler.num_streams)) if s is not None]
         if schedules:
-            traffic.append(account_traffic(index, schedules, sampler.global_batches // sampler.num_streams))
+            traffic.append(account_bytes(index, schedules, sampler.global_batches // sampler.num_streams))
     mean = {key: float(np.mean([t[key] for t in traffic])) for key in (traffic[0] if traffic else ())}
     reports = [ledger.report(streaming) for ledger, streaming in zip(ledgers, (mean, {}), strict=False)]
     ms = 1000 * seconds / max(reports[0].batches, 1)
@@ -231,7 +237,7 @@ def describe(asked: Request, modes: Sequence[Mode]) -> dict[str, Any]:
         "anchors": len(asked.index.row),
         "strata": len(asked.index.strata),
         "bytes_stored": asked.index.stored_bytes,
-        "window": asked.window,
+        "window": asked.window_bytes,
         "num_streams": asked.num_streams,
         "epochs": asked.epochs,
         "sampling": {name: getattr(asked.config, name) for name in _SAMPLING},
@@ -247,11 +253,11 @@ def _headline(shards: str, asked: Request, modes: Sequence[Mode]) -> str:
     experiments = len({s.experiment for s in index.strata})
     what = [f"batch of {config.batch_size}", f"seed {config.seed}"]
     what += [f"leak {config.leaky:g}"] if config.leaky else []
-    what += ["conditions balanced"] if config.condition_balanced else []
+    what += [f"{index.value_label}s balanced"] if config.condition_balanced else []
     if config.temporal_enrichment:
         what.append(f"±{config.temporal_window_hours:g} h around a focal HPI")
-    if asked.window is not None:
-        what.append(f"window {asked.window / index.stored_bytes:.1%} of the bytes")
+    if asked.window_bytes is not None:
+        what.append(f"window {asked.window_bytes / index.stored_bytes:.1%} of the bytes")
     anchors = f"{len(index.row):,} anchors in {len(index.strata)} strata of {experiments} experiments"
     return f"[bold]{shards}[/]: {anchors}; {modes[0].report.batches:,} batches\n{', '.join(what)}"
 

@@ -103,19 +103,21 @@ def _mixing_table(modes: Sequence[Mode]) -> Table:
         table.add_column(mode.name, justify="right")
     table.add_column("what to look for")
     hints = {
-        "condition": "1 as asked",
+        "value": "1 as asked",
         "fov": "1 as by chance; > 1.3 is clumped",
         "lineage": "0: none meets itself",
         "block": "streaming: ≈ stored / resident",
     }
     for kind in KINDS:
         found = [mode.quality.collisions[kind] for mode in modes]
-        table.add_row(f"pairs of one {_word(kind)}, over chance (worst)", *map(_ratio, found), hints[kind])
+        table.add_row(
+            f"pairs of one {_word(kind, modes[0].quality)}, over chance (worst)", *map(_ratio, found), hints[kind]
+        )
     table.add_section()
     size = modes[0].quality.batch_size
     for kind in ("fov", "lineage", "block"):
         effective = [f"{mode.quality.collisions[kind].effective:.0f}" for mode in modes]
-        table.add_row(f"effective samples of {size}, by {_word(kind)}", *effective, "ideal's")
+        table.add_row(f"effective samples of {size}, by {_word(kind, modes[0].quality)}", *effective, "ideal's")
     table.add_section()
     distances = [(mode.quality.repeat_median, mode.quality.repeat_tenth) for mode in modes]
     cells = ["–" if median is None else f"{median:.0f} ({tenth:.0f})" for median, tenth in distances]
@@ -133,9 +135,10 @@ def _byte_rows(modes: Sequence[Mode]) -> list[list[str]]:
     hints = {
         "bytes_read": ("bytes read", ""),
         "amplification": ("bytes read over bytes stored", "≤ 1.05 unless strata repeat"),
-        "peak_bytes": ("most bytes resident", "within the window"),
+        "planned_peak_bytes": ("most bytes resident, as planned", "within the window"),
+        "held_peak_bytes": ("most bytes resident, as measured", "within the window"),
         "burst": ("most bytes of a step, over the mean", "a few"),
-        "experiments": ("experiments within reach of a stream", "2 or more"),
+        "groups": (f"{modes[0].report.group_label}s within reach of a stream", "2 or more"),
     }
     for key, (name, hint) in hints.items():
         if any(key in mode.report.streaming for mode in modes):
@@ -153,12 +156,12 @@ def _quota_table(reports: Sequence[tuple[str, Report]]) -> Table:
         table.add_column(f"{name} (worst)", justify="right")
         table.add_column("off by > 1", justify="right")
     first = reports[0][1]
-    for share in first.experiments[:_SHOWN]:
-        others = [next(s for s in report.experiments if s.experiment == share.experiment) for _, report in reports]
+    for share in first.groups[:_SHOWN]:
+        others = [next(s for s in report.groups if s.group == share.group) for _, report in reports]
         cells = [cell for o in others for cell in (f"{o.achieved:.3f}", "")]
-        table.add_row(f"batches about {share.experiment}", f"{share.asked:.3f}", *cells)
-    if (left := len(first.experiments) - _SHOWN) > 0:
-        table.add_row(f"… and {left} more experiments")
+        table.add_row(f"batches about {share.group}", f"{share.asked:.3f}", *cells)
+    if (left := len(first.groups) - _SHOWN) > 0:
+        table.add_row(f"… and {left} more {first.group_label}s")
     table.add_section()
     found = {name: {c.name: c for c in report.composition} for name, report in reports}
     names = list(dict.fromkeys(c for known in found.values() for c in known))
@@ -175,26 +178,29 @@ def _most_missed(names: list[str], found: Iterable[Mapping[str, Composition]]) -
     """Keep the quotas that are missed most, in their order."""
     known = list(found)
     missed = {n: max(k[n].missed / k[n].batches for k in known if n in k) for n in names}
-    kept = sorted(names, key=lambda n: (n.startswith("condition"), -missed[n]))[:_SHOWN]
+    kept = sorted(names, key=lambda n: (n not in ("leak", "focal window"), -missed[n]))[:_SHOWN]
     return [n for n in names if n in kept]
 
 
 def _coverage_table(report: Report) -> Table:
     table = Table(title="Anchors of each stratum", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-    table.add_column("experiment")
-    table.add_column("condition")
-    for name in ("anchors", "seen", "never seen", "drawn again", "most often"):
+    names = dict.fromkeys(("experiment", report.group_label, report.value_label))
+    for name in names:
+        table.add_column(name)
+    for name in ("anchors", "seen", "never seen", "drawn again", "most often", "no positive"):
         table.add_column(name, justify="right")
-    for c in sorted(report.coverage, key=lambda c: c.unique / c.anchors)[: 2 * _SHOWN]:
-        counts = (f"{c.anchors:,}", f"{c.unique / c.anchors:.1%}", f"{c.never_seen:,}", f"{c.repeated:,}")
-        table.add_row(c.experiment, c.condition, *counts, f"{c.most_repeats}×")
+    for c in sorted(report.coverage, key=lambda c: c.unique / max(c.anchors, 1))[: 2 * _SHOWN]:
+        labels = {"experiment": c.experiment, report.group_label: c.group, report.value_label: c.value}
+        seen = f"{c.unique / c.anchors:.1%}" if c.anchors else "–"
+        counts = (f"{c.anchors:,}", seen, f"{c.never_seen:,}", f"{c.repeated:,}", f"{c.most_repeats}×")
+        table.add_row(*(labels[name] for name in names), *counts, f"{c.without_positive:,}")
     if (left := len(report.coverage) - 2 * _SHOWN) > 0:
         table.add_row(f"… and {left} more,", "seen better")
     return table
 
 
-def _word(kind: str) -> str:
-    return "FOV" if kind == "fov" else kind
+def _word(kind: str, quality: Quality) -> str:
+    return {"fov": "FOV", "value": quality.value_label}.get(kind, kind)
 
 
 def _ratio(found: Collisions) -> str:
@@ -214,7 +220,7 @@ def _value(key: str, value: float | None) -> str:
         return "–"
     if key.endswith("bytes") or key.startswith("bytes"):
         return _bytes(value)
-    return f"{value:.0f}" if key == "experiments" else f"{value:.2f}"
+    return f"{value:.0f}" if key == "groups" else f"{value:.2f}"
 
 
 def _name_bytes(streaming: Mapping[str, float]) -> list[str]:

@@ -1,27 +1,34 @@
-"""What the user asks of a batch, as one frozen value."""
+"""Holds what the user asks of a batch, as one frozen value."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from dynaclr_wds.errors import ConfigError
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingConfig:
-    """Parameters of the sampler; the names are those of the reference implementation's sampler."""
+    """Parameters of the sampler.
+
+    The names are those of the reference implementation's sampler (mehta-lab/VisCy). They speak of experiments and
+    conditions: read "group" and "stratify value" where the index is built with other labels.
+    """
 
     batch_size: int = 128
     """Samples per step per rank."""
     experiment_aware: bool = True
-    """Draw a batch from one experiment."""
+    """Draw the main part of a batch from one group; from everything when False."""
     leaky: float = 0.0
-    """Fraction of a batch from other experiments, in [0, 1)."""
+    """Fraction of a batch from other groups, in [0, 1)."""
     experiment_weights: Mapping[str, float] | None = None
-    """Share of batches per experiment; in proportion to its anchors when None."""
+    """Share of batches per group; in proportion to its anchors when None. A group with weight 0, or without one, is
+    never drawn from: no batch, no leak, no negative."""
     condition_balanced: bool = True
-    """Give every condition of the experiment the same number of samples, or those of `condition_ratio`."""
+    """Give every stratify value of the group the same number of samples, or those of `condition_ratio`."""
     condition_ratio: Mapping[str, float] | None = None
-    """Share of each condition; one that is not named gets none."""
+    """Share of each stratify value. A value with share 0, or without one, is never drawn from."""
     temporal_enrichment: bool = False
     """Draw most of a batch near one focal HPI."""
     temporal_window_hours: float = 2.0
@@ -32,36 +39,34 @@ class SamplingConfig:
     """Decay of P(τ) over the τ range; 0 draws τ uniformly."""
     return_negative: bool = False
     """Also draw an explicit negative for each anchor."""
+    relax_lineages: bool = False
+    """Streaming: accept a window that is too small for a batch of distinct lineages; repeats are counted."""
     seed: int = 0
-    """Of the order and all draws, ≥ 0."""
+    """Seed of the order and of all draws, ≥ 0."""
 
     def __post_init__(self) -> None:
         """Check every value by itself.
 
         Raises
         ------
-        ValueError
-            A value out of range; the message names it and what is allowed.
+        ConfigError
+            A value is out of range; the message names it and what is allowed.
         """
+        share = self.temporal_global_fraction
         checks = (
             ("batch_size", self.batch_size, self.batch_size >= 1, ">= 1"),
             ("leaky", self.leaky, 0 <= self.leaky < 1, "in [0, 1)"),
             ("temporal_window_hours", self.temporal_window_hours, self.temporal_window_hours >= 0, ">= 0"),
-            (
-                "temporal_global_fraction",
-                self.temporal_global_fraction,
-                0 <= self.temporal_global_fraction <= 1,
-                "in [0, 1]",
-            ),
+            ("temporal_global_fraction", share, 0 <= share <= 1, "in [0, 1]"),
             ("tau_decay_rate", self.tau_decay_rate, self.tau_decay_rate >= 0, ">= 0"),
             ("seed", self.seed, self.seed >= 0, ">= 0"),
         )
         for name, value, holds, allowed in checks:
             if not holds:
-                raise ValueError(f"{name}={value!r} must be {allowed}.")
-        for field in ("experiment_weights", "condition_ratio"):
-            shares = getattr(self, field)
+                raise ConfigError(f"{name}={value!r} must be {allowed}.")
+        for name in ("experiment_weights", "condition_ratio"):
+            shares = getattr(self, name)
             if shares is None:
                 continue
             if any(v < 0 for v in shares.values()) or not any(v > 0 for v in shares.values()):
-                raise ValueError(f"{field}={dict(shares)!r} must be >= 0 with at least one > 0.")
+                raise ConfigError(f"{name}={dict(shares)!r} must be >= 0 with at least one > 0.")

@@ -1,117 +1,175 @@
-"""Index arrays to anchors: what the plan sees of a shard set.
+"""Index arrays to anchors: lists what the plan may draw from a shard set, by stratum.
 
-Memory-mapped columns in stored order and one compact list of anchors, grouped by stratum because
-that is how shards are stored. Whatever else is asked of an anchor is gathered when it is asked.
+The columns are memory-mapped and in stored order; beside them there is one compact list of anchors, grouped by
+stratum. Everything else about an anchor is gathered when it is asked for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int, Int64, Integer
 
-from dynaclr_wds.tau import tau_range_frames
+from dynaclr_wds.errors import ConfigError
+from dynaclr_wds.plan.columns import CodeBook, ExperimentClock, PatchRow, PlanColumns, SampleIndex
+from dynaclr_wds.plan.strata import find_strata, follows_from_partitions, has_candidate
+from dynaclr_wds.tau import check_tau_range, tau_range_frames
 
-_CHUNK = 1 << 20
+
+def join_values(values: Sequence[str | None]) -> str:
+    """Name label values in one string, `/` between them and `~` for null; how users name groups and values."""
+    return "/".join("~" if v is None else v for v in values)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stratum:
-    """One (experiment, condition) with its clock."""
+    """One value of (experiment, group labels, stratify labels), with the clock of its experiment."""
 
     experiment: str
-    condition: str
+    group: tuple[str | None, ...]
+    """Values of the `batch_group_by` labels."""
+    value: tuple[str | None, ...]
+    """Values of the `stratify_by` labels."""
     interval_minutes: float
     start_hpi: float
     tau_frames: tuple[int, int]
     """τ range of the draws in frames, both ends included."""
 
+    @property
+    def group_name(self) -> str:
+        """Group as one string."""
+        return join_values(self.group)
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlanColumns:
-    """Columns of the index in stored order, as `contract.ARRAYS` describes them."""
+    @property
+    def value_name(self) -> str:
+        """Stratify value as one string."""
+        return join_values(self.value)
 
-    patch_obs: Integer[np.ndarray, " p"]
-    patch_clip: Integer[np.ndarray, " p"]
-    patch_t: Integer[np.ndarray, " p"]
-    patch_is_anchor: Bool[np.ndarray, " p"]
-    clip_first: Integer[np.ndarray, " c1"]
-    clip_lineage: Integer[np.ndarray, " c"]
-    clip_block: Integer[np.ndarray, " c"]
-    block_first: Integer[np.ndarray, " b1"]
-    block_bytes: Integer[np.ndarray, " b"]
-    block_stratum: Integer[np.ndarray, " b"]
-    obs_track: Integer[np.ndarray, " o"]
-    obs_fov: Integer[np.ndarray, " o"]
+    @property
+    def name(self) -> str:
+        """Experiment, group and value, each named once."""
+        return "/".join(dict.fromkeys((self.experiment, self.group_name, self.value_name)))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class PlanIndex:
     """The anchors that may be drawn, grouped by stratum.
 
-    An anchor is named by its position in `row`, 0 … n − 1; a patch by its row in the index.
+    An anchor is a sample that has a temporal candidate in the τ range asked for. It is named by its place in `row`,
+    0 … n − 1 (a `SampleIndex`); a patch is named by its row in the index (a `PatchRow`).
     """
 
     columns: PlanColumns
+    batch_group_by: tuple[str, ...]
+    """Labels that make a group."""
+    stratify_by: tuple[str, ...]
+    """Labels that make a stratify value."""
     strata: tuple[Stratum, ...]
-    """Only those that have anchors here."""
-    row: Integer[np.ndarray, " n"]
-    """Patch row of each anchor, ascending, so grouped by stratum, block and clip."""
+    """Those that have anchors, ordered by experiment, group and value."""
+    group_of: Int64[np.ndarray, " s"]
+    """Number of each stratum's group."""
+    row: Integer[PatchRow, " n"]
+    """Patch row of each anchor: by stratum, and ascending inside each."""
     first: Int64[np.ndarray, " s1"]
     """CSR: anchors of stratum s are `first[s]:first[s + 1]`."""
     without_positive: tuple[int, ...]
-    """Anchors of each stratum that the τ range asked for leaves without a positive; not in `row`."""
+    """Samples of each stratum that have no candidate in the τ range asked for; not in `row`."""
+    lineages_meet: bool = False
+    """Whether any lineage has anchors in two strata, as it may where labels change along a track."""
+    barren: tuple[tuple[Stratum, int], ...] = ()
+    """Strata that have samples but no anchor, with the number of samples."""
+
+    def __repr__(self) -> str:
+        """Say how much there is, in one line."""
+        experiments = len({s.experiment for s in self.strata})
+        by = ", ".join(dict.fromkeys((*self.batch_group_by, *self.stratify_by)))
+        return (
+            f"PlanIndex({len(self.row):,} anchors in {len(self.strata)} strata of {experiments} experiments, by {by})"
+        )
+
+    @property
+    def group_label(self) -> str:
+        """Name of the labels that make a group, for messages and reports."""
+        return join_values(self.batch_group_by)
+
+    @property
+    def value_label(self) -> str:
+        """Name of the labels that make a stratify value, for messages and reports."""
+        return join_values(self.stratify_by)
 
     @property
     def sizes(self) -> Int64[np.ndarray, " s"]:
         """Anchors per stratum."""
         return np.diff(self.first)
 
-    def first_of(self, blocks: Integer[np.ndarray, "*n"]) -> Int64[np.ndarray, "*n"]:
-        """First anchor at or after the beginning of each block; the number of anchors after the last block."""
-        patch = self.columns.clip_first[self.columns.block_first[blocks]]
-        return np.searchsorted(self.row, patch.astype(self.row.dtype))
+    def blocks_of(self, stratum: int) -> Int64[np.ndarray, " k"]:
+        """Blocks that hold anchors of a stratum, ascending."""
+        own = self.row[self.first[stratum] : self.first[stratum + 1]]
+        patch = self.columns.clip_first[self.columns.block_first]
+        return np.flatnonzero(np.diff(np.searchsorted(own, patch.astype(own.dtype))))
+
+    @property
+    def block_stratum(self) -> Int64[np.ndarray, " b"]:
+        """Last stratum that has anchors in each block, −1 without any; streaming needs that there is only one."""
+        out = np.full(len(self.columns.block_bytes), -1)
+        for s in range(len(self.strata)):
+            out[self.blocks_of(s)] = s
+        return out
 
     @property
     def stored_bytes(self) -> int:
         """Bytes of the blocks that hold anchors."""
-        size = self.columns.block_bytes
-        return int(size[np.diff(self.first_of(np.arange(len(size) + 1))) > 0].sum(dtype=np.int64))
+        return int(self.columns.block_bytes[self.block_stratum >= 0].sum(dtype=np.int64))
 
-    def clip(self, anchors: Integer[np.ndarray, "*n"]) -> Integer[np.ndarray, "*n"]:
+    def find(self, rows: Integer[PatchRow, " n"]) -> Int64[np.ndarray, " n"]:
+        """Place of each patch row in `row` (a `SampleIndex`), −1 where it is no anchor."""
+        out = np.full(len(rows), -1)
+        if not len(rows):
+            return out
+        wanted = rows.astype(self.row.dtype)  # in the dtype of the rows: numpy would copy all of them to another
+        low, high = self.row[self.first[:-1]], self.row[self.first[1:] - 1]
+        for s in np.flatnonzero((low <= wanted.max()) & (high >= wanted.min())).tolist():
+            here = np.flatnonzero((wanted >= low[s]) & (wanted <= high[s]))
+            place = self.first[s] + np.searchsorted(self.row[self.first[s] : self.first[s + 1]], wanted[here])
+            hit = self.row[place] == wanted[here]
+            out[here[hit]] = place[hit]
+        return out
+
+    def clip(self, anchors: Integer[SampleIndex, "*n"]) -> Integer[np.ndarray, "*n"]:
         """Clip of each anchor."""
         return self.columns.patch_clip[self.row[anchors]]
 
-    def lineage(self, anchors: Integer[np.ndarray, "*n"]) -> Integer[np.ndarray, "*n"]:
+    def lineage(self, anchors: Integer[SampleIndex, "*n"]) -> Integer[np.ndarray, "*n"]:
         """Lineage of each anchor."""
         return self.columns.clip_lineage[self.clip(anchors)]
 
-    def track(self, anchors: Integer[np.ndarray, "*n"]) -> Integer[np.ndarray, "*n"]:
+    def track(self, anchors: Integer[SampleIndex, "*n"]) -> Integer[np.ndarray, "*n"]:
         """Track of each anchor."""
         return self.columns.obs_track[self.columns.patch_obs[self.row[anchors]]]
 
-    def fov(self, anchors: Integer[np.ndarray, "*n"]) -> Integer[np.ndarray, "*n"]:
+    def fov(self, anchors: Integer[SampleIndex, "*n"]) -> Integer[np.ndarray, "*n"]:
         """FOV of each anchor."""
         return self.columns.obs_fov[self.columns.patch_obs[self.row[anchors]]]
 
-    def block(self, anchors: Integer[np.ndarray, "*n"]) -> Integer[np.ndarray, "*n"]:
+    def block(self, anchors: Integer[SampleIndex, "*n"]) -> Integer[np.ndarray, "*n"]:
         """Block of each anchor."""
         return self.columns.clip_block[self.clip(anchors)]
 
-    def stratum(self, anchors: Integer[np.ndarray, "*n"]) -> Int64[np.ndarray, "*n"]:
+    def stratum(self, anchors: Integer[SampleIndex, "*n"]) -> Int64[np.ndarray, "*n"]:
         """Stratum of each anchor."""
         return np.searchsorted(self.first, anchors, side="right") - 1
 
-    def hpi(self, anchors: Integer[np.ndarray, "*n"]) -> Float64[np.ndarray, "*n"]:
+    def hpi(self, anchors: Integer[SampleIndex, "*n"]) -> Float64[np.ndarray, "*n"]:
         """Hours post infection of each anchor."""
         start = np.array([s.start_hpi for s in self.strata])
         hours = np.array([s.interval_minutes / 60 for s in self.strata])
         stratum = self.stratum(anchors)
         return start[stratum] + self.columns.patch_t[self.row[anchors]] * hours[stratum]
 
-    def tau_frames(self, anchors: Integer[np.ndarray, "*n"]) -> tuple[Int[np.ndarray, "*n"], Int[np.ndarray, "*n"]]:
+    def tau_frames(self, anchors: Integer[SampleIndex, "*n"]) -> tuple[Int[np.ndarray, "*n"], Int[np.ndarray, "*n"]]:
         """Smallest and largest τ of each anchor, in frames."""
         low, high = np.array([s.tau_frames for s in self.strata]).reshape(-1, 2).T
         stratum = self.stratum(anchors)
@@ -120,113 +178,108 @@ class PlanIndex:
 
 def plan_index(
     columns: PlanColumns,
-    strata: Sequence[Stratum],
+    codes: CodeBook,
+    tau_range_hours: tuple[float, float],
     *,
-    built_tau_frames: Sequence[tuple[int, int]],
-    keep_stratum: Sequence[bool],
+    batch_group_by: tuple[str, ...] = ("experiment",),
+    stratify_by: tuple[str, ...] = ("condition",),
+    keep_experiment: Sequence[bool] | None = None,
     keep_fov: Bool[np.ndarray, " f"] | None = None,
 ) -> PlanIndex:
-    """List the anchors that may be drawn.
+    """List the anchors that may be drawn, by stratum.
 
     Parameters
     ----------
-    columns
-        The index in stored order.
-    strata
-        All strata of the set, in the numbering of `columns.block_stratum`, with the τ range asked for.
-    built_tau_frames
-        Of each stratum, the τ range that its clips serve.
-    keep_stratum
-        Of each stratum, whether it may be drawn from.
-    keep_fov
-        Of each FOV, whether it may be drawn from; all of them when None.
+    columns, codes
+        The index in stored order, and what its codes stand for.
+    tau_range_hours
+        τ range of the draws, within the one that the shards were built for.
+    batch_group_by, stratify_by
+        Labels that make groups and stratify values.
+    keep_experiment, keep_fov
+        Whether each may be drawn from; all of them when None.
 
     Raises
     ------
+    ConfigError
+        A label that the set doesn't have.
     ValueError
-        A τ range asked for that the shards were not built for.
+        A τ range that the shards were not built for.
     """
-    rows, first, kept, barren = [], [0], [], []
-    for s, stratum in enumerate(strata):
-        if not keep_stratum[s]:
+    _check_labels(codes, (*batch_group_by, *stratify_by))
+    keep = [True] * len(codes.experiments) if keep_experiment is None else list(keep_experiment)
+    tau = [_tau_frames(e, tau_range_hours) if k else (0, 0) for e, k in zip(codes.experiments, keep, strict=True)]
+    labels = tuple(dict.fromkeys((*batch_group_by, *stratify_by)))
+    rows, first, strata, without, barren = [], [0], [], [], []
+    for found in find_strata(columns, codes, labels, keep, keep_fov):
+        clock, row = codes.experiments[found.experiment], found.row
+        stratum = _make_stratum(clock, tau[found.experiment], found.labels, batch_group_by, stratify_by)
+        if stratum.tau_frames != tuple(clock.tau_frames):
+            row = row[has_candidate(columns, row, stratum.tau_frames)]
+        if not len(row):
+            barren += [(stratum, found.samples)] * (found.samples > 0)
             continue
-        _check_tau(stratum, built_tau_frames[s])
-        row = _anchor_rows(columns, *_patch_range(columns, s))
-        if keep_fov is not None:
-            row = row[keep_fov[columns.obs_fov[columns.patch_obs[row]]]]
-        found = len(row)
-        if stratum.tau_frames != tuple(built_tau_frames[s]):
-            row = row[_has_candidate(columns, row, stratum.tau_frames)]
-        if len(row):
-            rows.append(row)
-            first.append(first[-1] + len(row))
-            kept.append(stratum)
-            barren.append(found - len(row))
+        rows.append(row)
+        first.append(first[-1] + len(row))
+        strata.append(stratum)
+        without.append(found.samples - len(row))
     return PlanIndex(
         columns=columns,
-        strata=tuple(kept),
-        row=np.concatenate(rows) if rows else np.zeros(0, np.int32),
+        batch_group_by=batch_group_by,
+        stratify_by=stratify_by,
+        strata=tuple(strata),
+        group_of=_number([s.group_name for s in strata]),
+        row=cast(PatchRow, np.concatenate(rows) if rows else np.zeros(0, np.int32)),
         first=np.array(first, np.int64),
-        without_positive=tuple(barren),
+        without_positive=tuple(without),
+        lineages_meet=not follows_from_partitions(codes, labels) and _lineages_meet(columns, rows),
+        barren=tuple(barren),
     )
 
 
-def read_strata(
-    strata: Sequence[tuple[str, str]],
-    experiments: Mapping[str, tuple[float, float]],
-    tau_range_hours: tuple[float, float],
-) -> tuple[Stratum, ...]:
-    """Give each (experiment, condition) its clock: `experiments` maps name to (interval_minutes, start_hpi)."""
-    return tuple(
-        Stratum(
-            experiment=e,
-            condition=c,
-            interval_minutes=experiments[e][0],
-            start_hpi=experiments[e][1],
-            tau_frames=tau_range_frames(tau_range_hours, experiments[e][0]),
-        )
-        for e, c in strata
+def _make_stratum(
+    clock: ExperimentClock,
+    tau_frames: tuple[int, int],
+    labels: Mapping[str, str | None],
+    batch_group_by: tuple[str, ...],
+    stratify_by: tuple[str, ...],
+) -> Stratum:
+    return Stratum(
+        experiment=clock.name,
+        group=tuple(labels[name] for name in batch_group_by),
+        value=tuple(labels[name] for name in stratify_by),
+        interval_minutes=clock.interval_minutes,
+        start_hpi=clock.start_hpi,
+        tau_frames=tau_frames,
     )
 
 
-def _check_tau(stratum: Stratum, built: tuple[int, int]) -> None:
-    low, high = stratum.tau_frames
-    if low < built[0] or high > built[1] or high < max(low, 1):
-        hours = stratum.interval_minutes / 60
-        raise ValueError(
-            f"tau_range: {low}…{high} frames ({low * hours:g}…{high * hours:g} h) in experiment "
-            f"{stratum.experiment!r}, but its shards hold positives at {built[0]}…{built[1]} frames "
-            f"({built[0] * hours:g}…{built[1] * hours:g} h). Ask for a range inside it that reaches one frame, "
-            "or build the shards with a wider tau_range_hours."
+def _number(names: Sequence[str]) -> Int64[np.ndarray, " n"]:
+    """Number names in the order of their first place."""
+    known = list(dict.fromkeys(names))
+    return np.array([known.index(name) for name in names], np.int64)
+
+
+def _lineages_meet(columns: PlanColumns, rows: Sequence[Integer[np.ndarray, " _"]]) -> bool:
+    """Whether a lineage has anchors in two strata; labels that shards are partitioned by never differ in a lineage."""
+    owner = np.full(int(columns.clip_lineage.max(initial=-1)) + 1, -1)
+    for s, row in enumerate(rows):
+        lineage = columns.clip_lineage[columns.patch_clip[row]]
+        if ((owner[lineage] >= 0) & (owner[lineage] != s)).any():
+            return True
+        owner[lineage] = s
+    return False
+
+
+def _check_labels(codes: CodeBook, names: Sequence[str]) -> None:
+    if unknown := sorted(set(names) - set(codes.values)):
+        raise ConfigError(
+            f"batch_group_by and stratify_by name {unknown}, which are no labels of the set. "
+            f"Its labels are {sorted(codes.values)}."
         )
 
 
-def _patch_range(columns: PlanColumns, stratum: int) -> tuple[int, int]:
-    """Patch rows of a stratum: they are stored together."""
-    blocks = np.flatnonzero(columns.block_stratum == stratum)
-    if not len(blocks):
-        return 0, 0
-    begin, end = columns.block_first[blocks[0]], columns.block_first[blocks[-1] + 1]
-    return int(columns.clip_first[begin]), int(columns.clip_first[end])
-
-
-def _anchor_rows(columns: PlanColumns, begin: int, end: int) -> Integer[np.ndarray, " n"]:
-    dtype = np.int32 if end < 2**31 else np.int64
-    return (np.flatnonzero(columns.patch_is_anchor[begin:end]) + begin).astype(dtype)
-
-
-def _has_candidate(
-    columns: PlanColumns, row: Integer[np.ndarray, " n"], tau_frames: tuple[int, int]
-) -> Bool[np.ndarray, " n"]:
-    """Whether each anchor's clip holds a patch at t + τ for some τ of the range, τ ≠ 0."""
-    low, high = max(tau_frames[0], 1), tau_frames[1]
-    out = np.zeros(len(row), bool)
-    for a in range(0, len(row), _CHUNK):
-        part = row[a : a + _CHUNK]
-        clip = columns.patch_clip[part].astype(np.int64)
-        begin, end = columns.clip_first[clip[0]], columns.clip_first[clip[-1] + 1]
-        # rows of the clips at hand, keyed by (clip, t): ascending, as clips are stored by t
-        key = (columns.patch_clip[begin:end].astype(np.int64) << 32) + columns.patch_t[begin:end]
-        want = (clip << 32) + columns.patch_t[part]
-        out[a : a + _CHUNK] = np.searchsorted(key, want + low, "left") < np.searchsorted(key, want + high, "right")
-    return out
+def _tau_frames(clock: ExperimentClock, tau_range_hours: tuple[float, float]) -> tuple[int, int]:
+    frames = tau_range_frames(tau_range_hours, clock.interval_minutes)
+    check_tau_range("tau_range", clock.name, frames, clock.tau_frames, clock.interval_minutes)
+    return frames

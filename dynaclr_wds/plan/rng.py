@@ -24,6 +24,7 @@ class Tag(IntEnum):
     STREAMS = 7
     IDEAL = 8
     PLAIN = 9
+    VALIDATION = 10
 
 
 def make_generator(tag: Tag, seed: int, *key: int) -> np.random.Generator:

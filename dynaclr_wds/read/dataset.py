@@ -8,17 +8,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 from torch.utils.data import Dataset
 
-from dynaclr_wds.plan.batch import BatchPlan
+from dynaclr_wds.plan.batch import BatchPlan, BlockReads
 from dynaclr_wds.plan.index import PlanIndex
-from dynaclr_wds.plan.sampler import FlexibleBatchSampler
 from dynaclr_wds.read.buffers import BufferPool
+from dynaclr_wds.read.files import FileStore
+from dynaclr_wds.read.mapped import MappedStore, load_copy
 from dynaclr_wds.read.metadata import RowDicts
 from dynaclr_wds.read.patches import Crop, PatchReader, level_statistics
 from dynaclr_wds.read.prefetch import BlockWindow
 from dynaclr_wds.shardset import ShardSet
+from dynaclr_wds.store import BlockStore
 
 
 class MultiExperimentTripletDataset(Dataset[dict[str, Any]]):
@@ -36,12 +38,17 @@ class MultiExperimentTripletDataset(Dataset[dict[str, Any]]):
         Put batches into page-locked memory.
     streaming
         Blocks are fetched before they are read; see `BlockWindow`.
+    verify_reads
+        Check the checksum of each block before anything of it is read for the first time.
+    store
+        Where the bytes are; None = on a local disk, in the folder of the set.
 
     Notes
     -----
     A batch is a dict: `anchor`, `positive` (and `negative`): (B, C, Z, Y, X) tensors in the stored dtype (float32 if
-    experiments differ); `anchor_meta`, …: one dict per sample, made when looked at; `anchor_norm_meta`, …: level →
-    float32 (B, C, 8), the last axis as `contract.STATISTICS`. For prediction: `anchor`, `anchor_norm_meta`, `index`.
+    the experiments of a batch differ); `anchor_meta`, …: one dict per sample, made when looked at; `anchor_norm_meta`,
+    …: level → float32 (B, C, 8), the last axis as `contract.STATISTICS`. For prediction: `anchor`,
+    `anchor_norm_meta`, `index`.
     """
 
     def __init__(
@@ -52,19 +59,32 @@ class MultiExperimentTripletDataset(Dataset[dict[str, Any]]):
         table: BatchPlan | None = None,
         pinned: bool = False,
         streaming: bool = False,
+        verify_reads: bool = False,
+        store: BlockStore | None = None,
     ) -> None:
         self.shards = shards
         self.table = table
         self.pinned = pinned
-        self._reader = PatchReader(shards, crop, ahead=streaming)
+        self.streaming = streaming
+        store = open_store(shards, ask=not streaming) if store is None else store
+        self._reader = PatchReader(shards, crop, store, verify=verify_reads)
         self.window: BlockWindow | None = None
+        self.held_peak_bytes = 0
+        """Most bytes of blocks that were held at a time, in the epoch at hand or the last one; streaming only."""
         self._buffers = BufferPool(pinned=pinned)
+        self._gaps = 0
 
     def __len__(self) -> int:
-        """Count the samples of the table."""
+        """Count the samples of the table, and the gaps that keep batches apart (see `share`)."""
         if self.table is None:
             raise TypeError("This dataset is read by plan, not by number; iterate over its batch sampler.")
         return len(self.table)
+
+    def __repr__(self) -> str:
+        what = "streaming" if self.streaming else "by plan"
+        if self.table is not None:
+            what = f"{len(self.table) - self._gaps:,} samples in sequence"
+        return f"MultiExperimentTripletDataset({what}, verify_reads={self._reader.verify}, {self.shards!r})"
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         """Return a batch of one."""
@@ -86,35 +106,47 @@ class MultiExperimentTripletDataset(Dataset[dict[str, Any]]):
             batch |= self._read("negative", plan.negative)
         if window is not None:
             window.finish(plan)
+            self.held_peak_bytes = window.peak_bytes
         return batch
 
-    def open_window(self, sampler: FlexibleBatchSampler) -> None:
-        """Begin to read the blocks that an epoch needs, from where the sampler stands; nothing in exact mode."""
-        if sampler.window is not None:
-            self.window = BlockWindow(sampler, self._reader, sampler.window // sampler.world_size)
+    def open_window(self, reads: BlockReads) -> None:
+        """Begin to read the blocks that an epoch needs, in the order that the plan says."""
+        self.held_peak_bytes = 0
+        self.window = BlockWindow(reads, self._reader)
 
     def close_window(self) -> None:
         """Stop reading blocks; batches that wait for one go on without."""
         if self.window is not None:
             self.window.close()
+            self.held_peak_bytes = self.window.peak_bytes
             self.window = None
 
-    def share(self, rank: int, size: int) -> MultiExperimentTripletDataset:
-        """Return the part of the table that one of `size` ranks reads: its samples `rank`, `rank + size`, … ."""
-        if size == 1 or self.table is None:
+    def share(self, rank: int, size: int, batch_size: int) -> MultiExperimentTripletDataset:
+        """Return the part of the table that one of `size` ranks reads: its batches `rank`, `rank + size`, … .
+
+        A batch is a run of `batch_size` samples of the table, as a sequential loader takes them. Where patches differ
+        in shape between experiments, a run is split by shape, and gaps fill up the parts to `batch_size` numbers; such
+        batches are smaller.
+        """
+        if self.table is None:
             return self
+        _, kind = np.unique(self._reader.shape_of(self.table.anchor), axis=0, return_inverse=True)
+        places = keep_apart(kind.reshape(-1).astype(np.int64), batch_size)
+        numbers = np.arange(len(places))
+        own = places[numbers // batch_size % size == rank]
         other = copy.copy(self)
-        other.table = self._select(range(rank, len(self.table), size))
+        other.table = _take(self.table, own)
+        other._gaps = int((own < 0).sum())
         return other
 
     def warm(self, index: PlanIndex, most_bytes: int) -> int:
-        """Read the shards that hold these anchors, front to back, until `most_bytes` are read; say how many were."""
-        wanted = np.unique(self.shards.arrays["block_shard"][np.unique(index.block(np.arange(len(index.row))))])
+        """Read the blocks that hold these anchors, front to back, as far as `most_bytes` go; return the bytes read."""
         total = 0
-        for shard in wanted.tolist():
-            with (self.shards.root / self.shards.manifest.shards[shard].path).open("rb", buffering=0) as file:
-                while total < most_bytes and (part := len(file.read(min(1 << 24, most_bytes - total)))):
-                    total += part
+        size = self.shards.arrays["block_end"] - self.shards.arrays["block_begin"]
+        for block in np.unique(index.block(np.arange(len(index.row)))).tolist():
+            if total + int(size[block]) > most_bytes:
+                break
+            total += self._reader.load(block)
         return total
 
     def _select(self, numbers: Sequence[int]) -> BatchPlan:
@@ -122,10 +154,8 @@ class MultiExperimentTripletDataset(Dataset[dict[str, Any]]):
             raise TypeError(
                 f"There is no table of samples to take numbers {list(numbers)[:4]}… from; pass a BatchPlan."
             )
-        at = np.asarray(numbers, np.int64)
-        positive = None if self.table.positive is None else self.table.positive[at]
-        negative = None if self.table.negative is None else self.table.negative[at]
-        return BatchPlan(number=0, anchor=self.table.anchor[at], positive=positive, negative=negative)
+        chosen = _take(self.table, np.asarray(numbers, np.int64))
+        return _take(chosen, np.flatnonzero(chosen.anchor >= 0))
 
     def _read(self, name: str, rows: Int64[np.ndarray, " b"]) -> dict[str, Any]:
         shape, dtype = self._reader.layout(rows)
@@ -140,9 +170,48 @@ class MultiExperimentTripletDataset(Dataset[dict[str, Any]]):
         }
 
 
-def list_observations(shards: ShardSet, experiments: Sequence[str], keep_fov: Any = None) -> BatchPlan:
-    """List every observation of some experiments once, in the order of the index, for prediction."""
-    names = [f.experiment in set(experiments) for f in shards.manifest.fovs]
-    keep = np.array(names) if keep_fov is None else np.array(names) & keep_fov
-    wanted = np.flatnonzero(keep[shards.arrays["obs_fov"]])
+def open_store(shards: ShardSet, *, ask: bool = True) -> BlockStore:
+    """Open the store of a set: mapped files, or plain reads where the compiled copy is absent."""
+    records = shards.manifest.shards
+    return FileStore(shards.root, records) if load_copy() is None else MappedStore(shards.root, records, ask=ask)
+
+
+def keep_apart(kind: Int64[np.ndarray, " n"], batch_size: int) -> Int64[np.ndarray, " m"]:
+    """Order samples so that no run of `batch_size` mixes kinds; −1 stands for a gap.
+
+    Every run of `batch_size` samples is split by kind, in the order in which the kinds first occur; each part is filled
+    up with gaps. Samples of a run that holds one kind stay as they are, and so does the end of the table.
+    """
+    parts: list[Int64[np.ndarray, " p"]] = []
+    for begin in range(0, len(kind), batch_size):
+        run = kind[begin : begin + batch_size]
+        found, first = np.unique(run, return_index=True)
+        for value in found[np.argsort(first)].tolist():
+            own = begin + np.flatnonzero(run == value)
+            parts.append(np.concatenate([own, np.full(batch_size - len(own), -1)]))
+    if not parts:
+        return np.zeros(0, np.int64)
+    places = np.concatenate(parts)
+    return places[: int(np.flatnonzero(places >= 0)[-1]) + 1].astype(np.int64)
+
+
+def _take(table: BatchPlan, numbers: Int64[np.ndarray, " n"]) -> BatchPlan:
+    """Take samples of a table; −1 for a gap, which becomes row −1."""
+
+    def column(rows: Int64[np.ndarray, " t"]) -> Int64[np.ndarray, " n"]:
+        if not len(rows):
+            return rows
+        return np.where(numbers < 0, -1, rows[numbers])
+
+    return BatchPlan(
+        number=0,
+        anchor=column(table.anchor),
+        positive=None if table.positive is None else column(table.positive),
+        negative=None if table.negative is None else column(table.negative),
+    )
+
+
+def list_observations(shards: ShardSet, keep_fov: Bool[np.ndarray, " f"]) -> BatchPlan:
+    """List every observation of some FOVs once, in the order of the index, for prediction."""
+    wanted = np.flatnonzero(keep_fov[shards.arrays["obs_fov"]])
     return BatchPlan(number=0, anchor=shards.arrays["obs_patch"][wanted].astype(np.int64), positive=None)

@@ -1,7 +1,7 @@
-"""Plans to batches in time: threads read ahead, order is kept.
+"""Plans to batches in time: threads read ahead and keep the order.
 
-Threads, not processes: copying from mapped memory lets go of the interpreter lock, and nothing has to
-be sent from one process to another.
+Threads, not processes: copying pixels releases the GIL, and nothing has to be sent from one process to another. The
+loader knows no sampler. A batch sampler that keeps a position (`PlannedBatches`) is told what was delivered.
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from dynaclr_wds.plan.batch import BatchPlan
-from dynaclr_wds.plan.sampler import FlexibleBatchSampler
+from dynaclr_wds.plan.batch import BatchPlan, PlannedBatches
 
 PLANS_AHEAD = 64
-"""Plans made before they are read: small, and made in bursts, whose time is so hidden."""
+"""Maximum number of queued plans; the queue absorbs bursts of planning."""
 
 
 def _describe(plan: Any) -> str:
@@ -75,39 +74,45 @@ class ThreadDataLoader(DataLoader[dict[str, Any]]):
         self.prefetch_factor = prefetch_factor
         self.ahead = num_workers * prefetch_factor
 
-    @property
-    def plan(self) -> FlexibleBatchSampler | None:
-        """The sampler, if it is one that keeps a position."""
-        return self.batch_sampler if isinstance(self.batch_sampler, FlexibleBatchSampler) else None
-
     def __len__(self) -> int:
-        """Batches of the whole epoch on this rank, those before a restart counted in (as Lightning counts)."""
-        return len(self.batch_sampler) + (self.plan.steps_before if self.plan is not None else 0)  # type: ignore[arg-type]
+        """Batches of the whole epoch on this rank, those before a restart included (as Lightning counts)."""
+        planned = self._planned
+        return len(self.batch_sampler) + (0 if planned is None else planned.steps_before)  # type: ignore[arg-type]
+
+    def __repr__(self) -> str:
+        planned = "planned" if self._planned is not None else "sequential"
+        return f"ThreadDataLoader({self.dataset!r}, {len(self)} batches, {planned}, {self.num_workers} threads)"
 
     def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
         """Yield batches from where the epoch stands; nothing is read before the first is asked for."""
-        streaming = self.plan is not None and self.plan.window is not None
-        if streaming:
-            self.dataset.open_window(self.plan)  # type: ignore[attr-defined]
+        planned = self._planned
+        reads = None if planned is None else planned.block_reads()
+        if reads is not None:
+            self.dataset.open_window(reads)  # type: ignore[attr-defined]
         batches = self._read_here() if self.num_workers == 0 else self._read_ahead()
         try:
             for step, batch in enumerate(batches, start=1):
-                if self.plan is not None:
-                    self.plan.deliver(step)
+                if planned is not None:
+                    planned.deliver(step)
                 yield batch
         finally:
-            if streaming:
+            if reads is not None:
                 self.dataset.close_window()  # type: ignore[attr-defined]
             batches.close()
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         """Where the epoch stands, in batches delivered; empty for sequential reading."""
-        return self.plan.state_dict() if self.plan is not None else {}
+        return {} if self._planned is None else self._planned.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on there."""
-        if self.plan is not None and state:
-            self.plan.load_state_dict(state)
+        """Resume from `state_dict()`."""
+        if self._planned is not None and state:
+            self._planned.load_state_dict(state)
+
+    @property
+    def _planned(self) -> PlannedBatches | None:
+        """The batch sampler, if it keeps a position."""
+        return self.batch_sampler if isinstance(self.batch_sampler, PlannedBatches) else None
 
     def _fetch(self, plan: Any) -> Any:
         try:
@@ -121,7 +126,7 @@ class ThreadDataLoader(DataLoader[dict[str, Any]]):
             yield self._fetch(plan)
 
     def _read_ahead(self) -> Generator[Any, None, None]:
-        """Plan in one thread, read in others, hand over in order."""
+        """Plan in one thread, read in others, and hand over in order."""
         plans: queue.SimpleQueue[Any] = queue.SimpleQueue()
         room = threading.Semaphore(PLANS_AHEAD)
         stop = threading.Event()
@@ -151,7 +156,7 @@ class ThreadDataLoader(DataLoader[dict[str, Any]]):
             readers.shutdown(wait=True, cancel_futures=True)
 
     def _plan_ahead(self, plans: queue.SimpleQueue[Any], room: threading.Semaphore, stop: threading.Event) -> None:
-        """Put plans into the queue; at the end None, or the error that ended it."""
+        """Put plans into the queue, and at the end None or the error that ended planning."""
         try:
             for plan in self.batch_sampler:  # type: ignore[union-attr]
                 room.acquire()
@@ -164,7 +169,7 @@ class ThreadDataLoader(DataLoader[dict[str, Any]]):
 
 
 def _failed(error: BaseException) -> Future[Any]:
-    """Make a batch that raises in its turn."""
+    """Make a batch that raises when its turn comes."""
     future: Future[Any] = Future()
     future.set_exception(error)
     return future

@@ -1,4 +1,4 @@
-"""Row numbers to identities: who each cell of a batch is, as dicts that are made when they are looked at."""
+"""Row numbers to identities: says who each cell of a batch is, in dicts that are made when they are looked at."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ _COLUMNS = ("track_id", "t", "id", "parent_track_id", "parent_id", "z", "y", "x"
 
 
 class RowDicts:
-    """One dict per sample: experiment, condition, well, fov_name, global_track_id, track_id, t, hpi, id, … .
+    """One dict per sample: every label, fov_name, global_track_id, lineage_id, track_id, t, hpi, id, … .
 
-    A sequence that makes a dict when it is asked for one, so that a training loop that never looks pays nothing.
+    A sequence that makes a dict when it is asked for one, so a training loop that never looks pays nothing. The first
+    dict reads the `lineage_id` column of the index table, once per set.
     """
 
     def __init__(self, shards: ShardSet, observations: Int64[np.ndarray, " b"]) -> None:
@@ -39,6 +40,7 @@ class RowDicts:
         arrays, manifest = self._shards.arrays, self._shards.manifest
         fov = manifest.fovs[int(arrays["obs_fov"][observation])]
         experiment = manifest.experiments[int(self._shards.fov_experiment[arrays["obs_fov"][observation]])]
+        lineage = int(arrays["obs_lineage"][observation])
         row = {name: arrays[f"obs_{name}"][observation].item() for name in _COLUMNS}
         return {
             **self._shards.labels_of(observation),
@@ -46,6 +48,7 @@ class RowDicts:
             "global_track_id": f"{fov.experiment}/{fov.fov_name}/{row['track_id']}",
             "hpi": experiment.start_hpi + row["t"] * experiment.interval_minutes / 60,
             "observation": observation,
-            "lineage": int(arrays["obs_lineage"][observation]),
+            "lineage": lineage,
+            "lineage_id": self._shards.lineage_ids[lineage],
             **row,
         }

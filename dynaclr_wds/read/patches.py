@@ -1,37 +1,62 @@
-"""Offsets to pixels: local shards, memory-mapped, each patch copied once to where it is wanted."""
+"""Patch rows to pixels: finds each patch in the shards, crops and casts it, and copies it where it is wanted."""
 
 from __future__ import annotations
 
+import math
 import threading
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int64, Integer, Shaped
+from jaxtyping import Float32, Int64, Shaped, UInt8
+from numpy.typing import DTypeLike
 
 from dynaclr_wds import contract
-from dynaclr_wds.errors import FormatError
-from dynaclr_wds.read.mapped import MappedFile, copy_rows
+from dynaclr_wds.errors import ChecksumError, FormatError
 from dynaclr_wds.shardset import ShardSet
+from dynaclr_wds.store import BlockStore, RowFailure
+
+_CAST_BYTES = 1 << 19  # of patches that are read at a time to be cast: stays in the processor's cache
+
+Shape = tuple[int, int, int, int]
+"""(C, Z, Y, X)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Crop:
-    """What is wanted of a stored patch: slices of Z, Y and X."""
+    """Which part of a stored patch is wanted: slices of Z, and the middle in Y and X."""
 
     z: slice
     """Within the stored slices; `slice(None)` is all of them."""
-    y: slice
-    x: slice
+    yx: tuple[int, int] | None = None
+    """(Y, X) in pixels; None is all of them."""
 
-    @property
-    def yx_shape(self) -> tuple[int, int]:
-        """(Y, X) of what is wanted."""
-        return self.y.stop - self.y.start, self.x.stop - self.x.start
+    def slices(self, stored: Shape) -> tuple[slice, slice, slice]:
+        """(Z, Y, X) slices of a stored patch of such a shape."""
+        _, depth, height, width = stored
+        want_y, want_x = self.yx or (height, width)
+        top, left = height // 2 - want_y // 2, width // 2 - want_x // 2
+        return slice(*self.z.indices(depth)), slice(top, top + want_y), slice(left, left + want_x)
 
-    def shape(self, stored: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
+    def shape(self, stored: Shape) -> Shape:
         """(C, Z, Y, X) of what is wanted of a stored patch of such a shape."""
-        return stored[0], len(range(*self.z.indices(stored[1]))), *self.yx_shape
+        z, y, x = self.slices(stored)
+        return stored[0], z.stop - z.start, y.stop - y.start, x.stop - x.start
+
+    def runs(self, stored: Shape, dtype: DTypeLike) -> tuple[Int64[np.ndarray, " k"], int]:
+        """Contiguous runs of bytes that make up what is wanted: where each begins in the patch, and bytes of each."""
+        itemsize = np.dtype(dtype).itemsize
+        begin = [0, *(axis.start for axis in self.slices(stored))]
+        wanted = self.shape(stored)
+        stride = [itemsize * math.prod(stored[axis + 1 :]) for axis in range(4)]
+        inner = 3  # first axis of a run: all axes after it are wanted whole
+        while inner > 0 and wanted[inner] == stored[inner]:
+            inner -= 1
+        offset = np.zeros(1, np.int64)
+        for axis in range(inner):
+            offset = (offset[:, None] + stride[axis] * (begin[axis] + np.arange(wanted[axis]))).ravel()
+        return offset + stride[inner] * begin[inner], stride[inner] * wanted[inner]
 
 
 def plan_crop(shards: ShardSet, z_range: tuple[int, int] | None, yx_patch_size: tuple[int, int] | None) -> Crop:
@@ -42,22 +67,47 @@ def plan_crop(shards: ShardSet, z_range: tuple[int, int] | None, yx_patch_size: 
     ValueError
         More is asked for than is stored.
     """
-    stored, (_, _, height, width) = shards.z_range, shards.manifest.experiments[0].shape
+    stored = shards.z_range
     low, high = z_range or stored
     if not stored[0] <= low < high <= stored[1]:
         raise ValueError(
             f"z_range=({low}, {high}) is not within the stored slices {stored} of {shards.root}. "
             "Ask for slices inside it, or build the shards with a wider z_range."
         )
-    want_y, want_x = yx_patch_size or (height, width)
-    if not (0 < want_y <= height and 0 < want_x <= width):
-        raise ValueError(
-            f"yx_patch_size=({want_y}, {want_x}) is larger than the stored patches ({height}, {width}) of "
-            f"{shards.root}. Ask for less, or build the shards with a larger yx_patch_size."
-        )
-    top, left = height // 2 - want_y // 2, width // 2 - want_x // 2
+    for experiment in shards.manifest.experiments:
+        _, depth, height, width = experiment.shape
+        want_y, want_x = yx_patch_size or (height, width)
+        if not (0 < want_y <= height and 0 < want_x <= width):
+            raise ValueError(
+                f"yx_patch_size=({want_y}, {want_x}) is larger than the stored patches ({height}, {width}) of "
+                f"{experiment.name!r} in {shards.root}. Ask for less, or build the shards with a larger yx_patch_size."
+            )
+        if z_range is not None and high - stored[0] > depth:
+            raise ValueError(
+                f"z_range=({low}, {high}) is more than the {depth} stored slices of {experiment.name!r} in "
+                f"{shards.root}. Ask for slices that every experiment has."
+            )
     z = slice(None) if z_range is None else slice(low - stored[0], high - stored[0])
-    return Crop(z=z, y=slice(top, top + want_y), x=slice(left, left + want_x))
+    return Crop(z=z, yx=yx_patch_size)
+
+
+def check_one_shape(shards: ShardSet, crop: Crop, experiments: Collection[str]) -> None:
+    """Check that the patches of some experiments can share a batch.
+
+    Raises
+    ------
+    ValueError
+        They differ in shape; names the experiments of each.
+    """
+    by_shape: dict[Shape, list[str]] = {}
+    for e in shards.manifest.experiments:
+        if e.name in experiments:
+            by_shape.setdefault(crop.shape(e.shape), []).append(e.name)
+    if len(by_shape) > 1:
+        raise ValueError(
+            f"Batches would mix patches of different shapes (C, Z, Y, X): {by_shape}. Draw each batch from one "
+            "experiment (experiment_aware=True, leaky=0), or build the experiments with the same channels."
+        )
 
 
 class PatchReader:
@@ -69,32 +119,28 @@ class PatchReader:
         The set.
     crop
         What is wanted of each patch.
-    ahead
-        Blocks are fetched before their patches are read, so that no patch has to be asked for by itself.
-
-    Notes
-    -----
-    A shard that is cut short or a disk that fails while its patches are read ends the process with SIGBUS, as with
-    every memory map: replace shards by renaming, as the ETL does, never in place.
+    store
+        Where the bytes are.
+    verify
+        Check the checksum of each block before anything of it is read for the first time.
     """
 
-    def __init__(self, shards: ShardSet, crop: Crop, *, ahead: bool = False) -> None:
+    def __init__(self, shards: ShardSet, crop: Crop, store: BlockStore, *, verify: bool = False) -> None:
+        self.verify = verify
         self._shards = shards
-        self._crop = crop
-        self._files: dict[int, MappedFile] = {}
-        self._lock = threading.Lock()
-        manifest = shards.manifest
-        a = shards.arrays
-        self._clip_shard = a["block_shard"][a["clip_block"]]
-        self._asked = None if ahead else np.zeros(len(a["patch_obs"]), bool)
-        self._address = np.zeros(len(manifest.shards), np.int64)
-        self._experiments = manifest.experiments
-        self._dtypes = [np.dtype(e.dtype) for e in manifest.experiments]
-        self._patch_bytes = np.array([e.patch_bytes for e in manifest.experiments], np.int64)
-        self._whole = np.array([crop.shape(e.shape) == e.shape for e in manifest.experiments])
-        self._shard_bytes = np.array([s.bytes for s in manifest.shards], np.int64)
+        self._store = store
+        self._experiments = shards.manifest.experiments
+        self._dtypes = [np.dtype(e.dtype) for e in self._experiments]
+        self._shapes = [crop.shape(e.shape) for e in self._experiments]
+        self._runs = [crop.runs(e.shape, e.dtype) for e in self._experiments]
+        self._verified = np.zeros(len(shards.arrays["block_shard"]), bool)
+        self._scratch = threading.local()
 
-    def layout(self, rows: Int64[np.ndarray, " b"]) -> tuple[tuple[int, int, int, int], np.dtype[Any]]:
+    def shape_of(self, rows: Int64[np.ndarray, " b"]) -> Int64[np.ndarray, "b 4"]:
+        """Return the shape of each patch as it is read, (C, Z, Y, X)."""
+        return np.array(self._shapes, np.int64)[self._experiment(rows)]
+
+    def layout(self, rows: Int64[np.ndarray, " b"]) -> tuple[Shape, np.dtype[Any]]:
         """Return the shape of each patch of a batch and its dtype: the stored one if all agree, else float32.
 
         Raises
@@ -102,8 +148,8 @@ class PatchReader:
         FormatError
             The batch mixes experiments whose patches differ in shape.
         """
-        numbers = np.unique(self._shards.clip_experiment[self._shards.arrays["patch_clip"][rows]]).tolist()
-        shapes = {self._experiments[n].name: self._crop.shape(self._experiments[n].shape) for n in numbers}
+        numbers = np.unique(self._experiment(rows)).tolist()
+        shapes = {self._experiments[n].name: self._shapes[n] for n in numbers}
         if len(set(shapes.values())) > 1:
             raise FormatError(
                 f"{self._shards.root}: a batch holds patches of different shapes: {shapes}. Draw batches from one "
@@ -120,109 +166,116 @@ class PatchReader:
         rows
             Patch rows.
         out
-            Where to; cast on the way if it has another dtype.
+            Where to, C-contiguous; cast on the way if it has another dtype.
 
         Raises
         ------
-        FormatError
+        FormatError, StorageError
             A shard can't be read; a note says which member.
+        ChecksumError
+            A block isn't what was written.
         """
-        a = self._shards.arrays
-        shard = self._clip_shard[a["patch_clip"][rows]]
-        begin = a["patch_offset"][rows].astype(np.int64)
-        experiment = self._shards.clip_experiment[a["patch_clip"][rows]]
-        size = self._patch_bytes[experiment]
-        self._open_all(rows, shard, begin, size)
-        if self._asked is not None:
-            self._ask(self._asked, rows, shard, begin, size)
-        present = np.unique(experiment)
-        plain = {self._dtypes[e] for e in present} == {out.dtype} and self._whole[present].all()
-        if plain and out.flags.c_contiguous:
-            copy_rows(self._address[shard] + begin, out)
-            return
-        crop = (slice(None), self._crop.z, self._crop.y, self._crop.x)
-        for place, (s, at, e) in enumerate(zip(shard.tolist(), begin.tolist(), experiment.tolist(), strict=True)):
-            data = self._files[s].data[at : at + self._patch_bytes[e]]
-            out[place] = data.view(self._dtypes[e]).reshape(self._experiments[e].shape)[crop]
+        if self.verify:
+            self.verify_blocks(self._shards.arrays["clip_block"][self._shards.arrays["patch_clip"][rows]])
+        experiment = self._experiment(rows)
+        for e in np.unique(experiment).tolist():
+            places = np.flatnonzero(experiment == e)
+            if self._dtypes[e] == out.dtype and len(places) == len(rows):
+                self._copy(rows, e, out)
+            else:
+                self._cast(rows, e, places, out)
 
     def fetch(self, block: int) -> None:
-        """Have the system read a block, front to back, and go on.
-
-        Raises
-        ------
-        FormatError
-            The shard is gone, or has been cut short since it was mapped.
-        """
-        file, begin, end = self._span(block)
-        file.check()
-        file.advise(begin, end)
+        """Have a block brought near; returns before it is there."""
+        self._store.fetch(*self._span(block))
 
     def forget(self, block: int) -> None:
         """Let go of a block."""
-        file, begin, end = self._span(block)
-        file.forget(begin, end)
+        self._store.forget(*self._span(block))
+
+    def load(self, block: int) -> int:
+        """Read a block from front to back, check it, and return its bytes."""
+        shard, begin, end = self._span(block)
+        found, expected = self._store.checksum(shard, begin, end), int(self._shards.arrays["block_xxh3"][block])
+        if found != expected:
+            raise ChecksumError(
+                f"{self._shards.root / self._shards.manifest.shards[shard].path}: block {block}, bytes {begin:,} to "
+                f"{end:,}, is not what was written: its checksum is {contract.format_checksum(found)}, the index says "
+                f"{contract.format_checksum(expected)}. Run `python -m etl.verify {self._shards.root}` to see all that "
+                "is damaged, and restore the shard or build it again."
+            )
+        self._verified[block] = True
+        return end - begin
+
+    def verify_blocks(self, blocks: Shaped[np.ndarray, " b"]) -> None:
+        """Check the blocks that this process has not checked yet.
+
+        Raises
+        ------
+        ChecksumError
+            A block isn't what was written; names shard, block and byte range.
+        """
+        new = np.unique(blocks[~self._verified[blocks]]).tolist()
+        if len(new) > 1:
+            for block in new:  # all are asked for before the first is waited for
+                self.fetch(block)
+        for block in new:
+            if not self._verified[block]:  # another thread may have done so meanwhile
+                self.load(block)
 
     def name_member(self, row: int) -> str:
-        """Say where a patch is stored: shard, member and offset."""
+        """Say where a patch is stored: shard, clip, place in the clip and byte."""
         a = self._shards.arrays
         clip = int(a["patch_clip"][row])
-        shard = self._shards.manifest.shards[int(self._clip_shard[clip])]
+        shard = self._shards.manifest.shards[int(a["block_shard"][a["clip_block"][clip]])]
         place = row - int(a["clip_first"][clip])
         return f"{self._shards.root / shard.path}, clip {clip}, patch {place:03d}, byte {int(a['patch_offset'][row])}"
 
-    def _ask(
-        self,
-        asked: Bool[np.ndarray, " p"],
-        rows: Int64[np.ndarray, " b"],
-        shard: Integer[np.ndarray, " b"],
-        begin: Int64[np.ndarray, " b"],
-        size: Int64[np.ndarray, " b"],
-    ) -> None:
-        """Tell the kernel of all patches that were never read, so that a disk gets them at once and not page by page.
+    def _experiment(self, rows: Int64[np.ndarray, " b"]) -> Int64[np.ndarray, " b"]:
+        return self._shards.clip_experiment[self._shards.arrays["patch_clip"][rows]]
 
-        Only the first time: on memory that is warm it costs a fifth of the copy.
-        """
-        new = np.flatnonzero(~asked[rows])
-        asked[rows[new]] = True
-        for s, at, count in zip(shard[new].tolist(), begin[new].tolist(), size[new].tolist(), strict=True):
-            self._files[s].advise(at, at + count)
-
-    def _open_all(
-        self,
-        rows: Int64[np.ndarray, " b"],
-        shard: Integer[np.ndarray, " b"],
-        begin: Int64[np.ndarray, " b"],
-        size: Int64[np.ndarray, " b"],
-    ) -> None:
-        """Map the shards of some patches, and see to it that all of each patch is inside."""
-        for place in np.flatnonzero(self._address[shard] == 0).tolist():
-            self._open(int(shard[place]), int(rows[place]))
-        outside = np.flatnonzero((begin < 0) | (begin + size > self._shard_bytes[shard]))
-        if len(outside):
-            row = int(rows[outside[0]])
-            raise FormatError(f"{self.name_member(row)}: lies outside its shard. Build the shards again.")
-
-    def _open(self, shard: int, row: int) -> MappedFile:
-        """Map a shard, or recall its map; `row` is named if that fails."""
-        found = self._files.get(shard)
-        if found is not None:
-            return found
-        with self._lock:
-            if shard not in self._files:  # a map that is replaced would be unmapped under those who read from it
-                record = self._shards.manifest.shards[shard]
-                try:
-                    self._files[shard] = MappedFile(self._shards.root / record.path, record.bytes)
-                except (OSError, ValueError) as error:
-                    error.add_note(f"while reading {self.name_member(row)}")
-                    raise
-                self._address[shard] = self._files[shard].address
-            return self._files[shard]
-
-    def _span(self, block: int) -> tuple[MappedFile, int, int]:
-        """Say where a block is: file, first byte, end."""
+    def _copy(self, rows: Int64[np.ndarray, " b"], experiment: int, out: Shaped[np.ndarray, "b ..."]) -> None:
+        """Copy patches of one experiment as they are stored, cropped."""
+        assert out.flags.c_contiguous
         a = self._shards.arrays
-        row = int(a["clip_first"][a["block_first"][block]])
-        return self._open(int(a["block_shard"][block]), row), int(a["block_begin"][block]), int(a["block_end"][block])
+        shard = a["block_shard"][a["clip_block"][a["patch_clip"][rows]]].astype(np.int64)
+        offset, run_bytes = self._runs[experiment]
+        target = out.reshape(-1).view(np.uint8).reshape(len(rows), len(offset), run_bytes)
+        try:
+            self._store.read(shard, a["patch_offset"][rows].astype(np.int64), offset, target)
+        except RowFailure as failure:
+            failure.error.add_note(f"while reading {self.name_member(int(rows[failure.row]))}")
+            raise failure.error from failure.error.__cause__
+
+    def _cast(
+        self,
+        rows: Int64[np.ndarray, " b"],
+        experiment: int,
+        places: Int64[np.ndarray, " p"],
+        out: Shaped[np.ndarray, "b c z y x"],
+    ) -> None:
+        """Copy patches of one experiment to their places in a batch that also holds others, or is of another dtype."""
+        shape, dtype = self._shapes[experiment], self._dtypes[experiment]
+        patch_bytes = math.prod(shape) * dtype.itemsize
+        step = max(1, _CAST_BYTES // patch_bytes)
+        scratch = self._take_scratch(step * patch_bytes)
+        for first in range(0, len(places), step):
+            part = places[first : first + step]
+            patches = scratch[: len(part) * patch_bytes].view(dtype).reshape(len(part), *shape)
+            self._copy(rows[part], experiment, patches)
+            out[part] = patches
+
+    def _take_scratch(self, size: int) -> UInt8[np.ndarray, " n"]:
+        """Return this thread's memory for what is cast."""
+        found: UInt8[np.ndarray, " m"] | None = getattr(self._scratch, "buffer", None)
+        if found is None or len(found) < size:
+            found = self._scratch.buffer = np.empty(size, np.uint8)
+        return found
+
+    def _span(self, block: int) -> tuple[int, int, int]:
+        """Say where a block is: shard, first byte, end."""
+        a = self._shards.arrays
+        return int(a["block_shard"][block]), int(a["block_begin"][block]), int(a["block_end"][block])
 
 
 def level_statistics(
@@ -233,7 +286,7 @@ def level_statistics(
     Raises
     ------
     FormatError
-        A statistic is not a number: whatever is normalised by it would silently be none either.
+        A statistic is not a number, so nothing that is normalised by it would be one.
     """
     a = shards.arrays
     fov = a["obs_fov"][observations]

@@ -1,80 +1,47 @@
-"""Block schedule to resident blocks: reads ahead of need, front to back, and lets go of what the plan retires.
+"""Block reads to resident blocks: reads ahead of need, front to back, and lets go of what the plan retires.
 
-Obeys the schedules of the streams that a rank runs; decides nothing. Blocks are parts of local files: to fetch one is
-to have the system read it into its page cache, from where patches are copied once, to where they are wanted. What is
-fetched and not yet retired never exceeds the rank's share of the window: a block is fetched when the ones before it
-are and there is room, which batches make as they finish. Retired blocks are let go of: they no longer count as memory
-of the process, though the system may keep their pages as long as it likes.
+Blocks are fetched in the order of the plan, each when those before it are fetched and there is room for it; batches
+make room as they finish. What is fetched and not yet retired never exceeds the rank's share of the window. From a
+local disk, to fetch means that the system reads the block into its page cache, and a patch is copied once, from there
+to its batch. Retired blocks no longer count as memory of the process, though the system may keep their pages.
 """
 
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from collections import deque
 
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from dynaclr_wds.plan.batch import BatchPlan
-from dynaclr_wds.plan.sampler import FlexibleBatchSampler
+from dynaclr_wds.plan.batch import BatchPlan, BlockReads
 from dynaclr_wds.read.patches import PatchReader
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Visits:
-    """The blocks that a rank reads from where it (re)starts, in the order of reading."""
-
-    stream: Int64[np.ndarray, " v"]
-    block: Int64[np.ndarray, " v"]
-    admit: Int64[np.ndarray, " v"]
-    """First batch of the stream that needs each."""
-    retire: Int64[np.ndarray, " v"]
-    """Last batch of the stream that needs each."""
-    bytes: Int64[np.ndarray, " v"]
-    first: dict[int, int]
-    """Stream → its first batch."""
-
-
-def plan_visits(sampler: FlexibleBatchSampler) -> Visits:
-    """Put what the rank's streams read into one order: as their schedules say, from where the epoch stands."""
-    first = {}
-    for number in range(sampler.start + sampler.rank, sampler.start + sampler.rank + sampler.num_streams):
-        if (number - sampler.start - sampler.rank) % sampler.world_size == 0:
-            first[number % sampler.num_streams] = number // sampler.num_streams
-    parts = []
-    for stream, batch in first.items():
-        blocks = sampler.blocks(stream)
-        assert blocks is not None
-        at = np.flatnonzero(blocks.retire >= batch)
-        columns = (blocks.fetch, blocks.admit, np.full(len(blocks.block), stream), blocks.block, blocks.retire)
-        parts.append(np.stack([c[at] for c in (*columns, blocks.bytes)]))
-    table = np.concatenate(parts, axis=1)
-    # fetch and admit both rise within a stream, so what a batch needs comes before what a later one does
-    _, admit, stream, block, retire, size = table[:, np.lexsort((table[2], table[1], table[0]))]
-    return Visits(stream=stream, block=block, admit=admit, retire=retire, bytes=size, first=first)
+_AHEAD = 8
+"""Blocks that may be on their way from the disk while an earlier one is checked."""
 
 
 class _StreamState:
-    """How far one stream has come: which visits its batches need, and which they are done with."""
+    """Keeps how far one stream has come: which reads its batches need, and which they are done with."""
 
-    def __init__(self, visits: Visits, stream: int) -> None:
-        own = np.flatnonzero(visits.stream == stream)
+    def __init__(self, reads: BlockReads, stream: int) -> None:
+        own = np.flatnonzero(reads.stream == stream)
         self._needed = own
-        self._admit = visits.admit[own]  # rises
-        by_end = np.argsort(visits.retire[own], kind="stable")
+        self._admit = reads.admit[own]  # rises
+        by_end = np.argsort(reads.retire[own], kind="stable")
         self._leaving = own[by_end]
-        self._retire = visits.retire[own][by_end]
-        self._until = visits.first[stream]  # the first batch that is not finished
+        self._retire = reads.retire[own][by_end]
+        self._until = reads.first[stream]  # the first batch that is not finished
         self._done: set[int] = set()
         self._left = 0
 
     def count_needed(self, batch: int) -> int:
-        """Count the visits of the rank, in order of reading, that have to be at hand for a batch."""
+        """Count the reads of the rank, from the first, that have to be done before a batch."""
         last = int(np.searchsorted(self._admit, batch, "right"))
         return int(self._needed[last - 1]) + 1 if last else 0
 
     def finish(self, batch: int) -> Int64[np.ndarray, " k"]:
-        """Note that a batch is copied; return the visits that no later batch needs."""
+        """Note that a batch is copied; return the reads that no later batch needs."""
         self._done.add(batch)
         while self._until in self._done:
             self._done.discard(self._until)
@@ -88,29 +55,27 @@ class BlockWindow:
 
     Parameters
     ----------
-    sampler
-        Whose epoch is read, from where it stands.
+    reads
+        What to read, in which order, and how much of it may be held at a time.
     reader
-        Maps the shards.
-    limit_bytes
-        Most bytes of blocks that are fetched and not yet let go of: the rank's share of the window.
+        Fetches blocks and lets go of them.
 
     Notes
     -----
     `wait` before a batch is read, `finish` after it, `close` at the end. An error while fetching is raised by `wait`.
     """
 
-    def __init__(self, sampler: FlexibleBatchSampler, reader: PatchReader, limit_bytes: int) -> None:
-        self.visits = visits = plan_visits(sampler)
+    def __init__(self, reads: BlockReads, reader: PatchReader) -> None:
+        self.reads = reads
         self.peak_bytes = 0
         self.resident_bytes = 0
         self._reader = reader
-        self._limit = limit_bytes
-        self._streams = {stream: _StreamState(visits, stream) for stream in visits.first}
-        self._num_streams = sampler.num_streams
+        self._limit = reads.limit_bytes
+        self._streams = {stream: _StreamState(reads, stream) for stream in reads.first}
+        self._num_streams = reads.num_streams
         self._changed = threading.Condition()
         self._fetched = 0
-        self._kept: Bool[np.ndarray, " v"] = np.ones(len(visits.block), bool)
+        self._kept: Bool[np.ndarray, " v"] = np.ones(len(reads.block), bool)
         self._error: BaseException | None = None
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="dynaclr-fetch", daemon=True)
@@ -133,7 +98,7 @@ class BlockWindow:
             self._kept[over] = False
         self._forget(over)  # takes the system a while; only then is there room again
         with self._changed:
-            self.resident_bytes -= int(self.visits.bytes[over].sum())
+            self.resident_bytes -= int(self.reads.bytes[over].sum())
             self._changed.notify_all()
 
     def close(self) -> None:
@@ -144,26 +109,43 @@ class BlockWindow:
         self._thread.join()
         self._forget(np.flatnonzero(self._kept[: self._fetched]))
 
-    def _forget(self, visits: Int64[np.ndarray, " k"]) -> None:
-        for block in self.visits.block[visits].tolist():
+    def _forget(self, reads: Int64[np.ndarray, " k"]) -> None:
+        for block in self.reads.block[reads].tolist():
             self._reader.forget(block)
 
     def _run(self) -> None:
+        """Fetch every block in its turn; a few are on their way while an earlier one is checked."""
+        waiting: deque[int] = deque()
+        most = _AHEAD if self._reader.verify else 0
         try:
-            visits = zip(self.visits.block.tolist(), self.visits.bytes.tolist(), strict=True)
-            for place, (block, size) in enumerate(visits):
-                with self._changed:
-                    while self.resident_bytes + size > self._limit and not self._closed:
-                        self._changed.wait()
-                    if self._closed:
-                        return
-                    self.resident_bytes += size
-                    self.peak_bytes = max(self.peak_bytes, self.resident_bytes)
-                self._reader.fetch(block)
-                with self._changed:
-                    self._fetched = place + 1
-                    self._changed.notify_all()
-        except BaseException as error:
+            for place, size in enumerate(self.reads.bytes.tolist()):
+                while waiting and (len(waiting) > most or self.resident_bytes + size > self._limit):
+                    self._settle(waiting.popleft())
+                if not self._make_room(size):
+                    return
+                self._reader.fetch(int(self.reads.block[place]))
+                waiting.append(place)
+            while waiting:
+                self._settle(waiting.popleft())
+        except BaseException as error:  # raised again by `wait`, in the thread of whoever needs the block
             with self._changed:
                 self._error = error
                 self._changed.notify_all()
+
+    def _make_room(self, size: int) -> bool:
+        """Wait until a block fits and count it as resident; False when the window was closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.resident_bytes + size <= self._limit or self._closed)
+            if self._closed:
+                return False
+            self.resident_bytes += size
+            self.peak_bytes = max(self.peak_bytes, self.resident_bytes)
+            return True
+
+    def _settle(self, place: int) -> None:
+        """Check a block that was fetched, if that is asked for, and let batches read it."""
+        if self._reader.verify:
+            self._reader.verify_blocks(self.reads.block[place : place + 1])
+        with self._changed:
+            self._fetched = place + 1
+            self._changed.notify_all()

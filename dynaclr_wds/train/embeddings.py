@@ -1,4 +1,4 @@
-"""Predictions to Parquet: one row per observation, its identity beside its embedding."""
+"""Writes predictions to Parquet: one row per observation, with its identity and its embedding."""
 
 from __future__ import annotations
 
@@ -33,25 +33,27 @@ IDENTITY: dict[str, pa.DataType] = {
     "x": pa.float32(),
     "z": pa.float32(),
 }
-"""Columns that identify an observation, in this order; those that the index has are written."""
+"""Columns that identify an observation, in this order; those that the index has are written. Its other columns are
+labels, which are text."""
 
 
 class EmbeddingWriter(Callback):
     """Write what `ContrastiveModule.predict_step` returns, batch by batch, to a Parquet file.
 
-    Columns: those of `IDENTITY` that the index has, then `features` and `projections` as fixed-size lists of float32.
+    Columns: those of `IDENTITY` that the index has, its other labels, then `features` and `projections` as fixed-size
+    lists of float32.
     Rows come in the order of the batches. The file has its name only once it is whole; until then it is
     `<path>.partial`, and a prediction that fails leaves nothing. With more than one rank each writes its own part,
     `<stem>-rank<r>.parquet`; a reader takes the folder of parts as one table.
 
-    A plain Callback: Lightning's `BasePredictionWriter` would have the loop gather the indices of every batch.
+    This is a plain Callback, because Lightning's `BasePredictionWriter` would gather the indices of every batch.
 
     Parameters
     ----------
     path
         The file to write, such as `embeddings.parquet`. Its folder is made.
     row_group_rows
-        Rows to gather before they are written: the most that is kept in memory.
+        Rows to gather before they are written. No more than these are kept in memory.
     """
 
     def __init__(self, path: str, row_group_rows: int = 65536) -> None:
@@ -101,7 +103,7 @@ class EmbeddingWriter(Callback):
         self._partial.replace(self._target)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave nothing of a prediction that failed."""
+        """Remove what a failed prediction has written."""
         del trainer, pl_module, exception
         self._discard()
 
@@ -130,7 +132,7 @@ class EmbeddingWriter(Callback):
 def make_rows(
     index: Iterable[Mapping[str, Any]], features: Float[Tensor, "b f"], projections: Float[Tensor, "b p"]
 ) -> pa.Table:
-    """Lay identities and embeddings side by side.
+    """Put identities and embeddings into one table.
 
     Parameters
     ----------
@@ -142,16 +144,17 @@ def make_rows(
     Raises
     ------
     ValueError
-        Another number of identities than of embeddings.
+        There are not as many identities as embeddings.
     """
     rows = list(index)
     if len(rows) != len(features):
         raise ValueError(
             f"{len(rows)} identities for {len(features)} embeddings. The index of a batch must have one dict per patch."
         )
-    columns = {
-        name: pa.array([row[name] for row in rows], kind) for name, kind in IDENTITY.items() if rows and name in rows[0]
-    }
+    found = list(rows[0]) if rows else []
+    kinds = {name: kind for name, kind in IDENTITY.items() if name in found}
+    kinds |= {name: pa.string() for name in found if name not in IDENTITY}
+    columns = {name: pa.array([row[name] for row in rows], kind) for name, kind in kinds.items()}
     return pa.table({**columns, "features": _lists(features), "projections": _lists(projections)})
 
 

@@ -1,9 +1,10 @@
-"""Epoch to ledger: logs what each training epoch covered and composed, and keeps it beside the checkpoints."""
+"""Logs what each training epoch covered and how it was composed, and keeps it beside the checkpoints."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
@@ -12,15 +13,15 @@ from dynaclr_wds.plan.audit.ledger import Report
 
 
 class EpochLedger(Callback):
-    """Account for what every training epoch has shown, over all ranks.
+    """Report what every training epoch has shown, over all ranks.
 
-    The plan is a function of the epoch, so the first rank plans it once more and counts; nothing has to be
-    sent between ranks. That takes up to a millisecond per batch of 256.
+    The plan is a function of the epoch, so the first rank plans the epoch again and counts; ranks exchange
+    nothing. This takes up to a millisecond per batch of 256.
 
     Parameters
     ----------
     folder
-        Where `ledger-epoch=NNN.json` goes; None = beside the checkpoints, or in `default_root_dir` without any.
+        Folder for `ledger-epoch=NNN.json`; None = that of the checkpoints, or `default_root_dir` where there are none.
     enabled
         False does nothing.
     """
@@ -36,8 +37,9 @@ class EpochLedger(Callback):
         data = getattr(trainer, "datamodule", None)
         if not self.enabled or not isinstance(data, MultiExperimentDataModule) or data.train_sampler is None:
             return
+        held = _add_up_held(trainer, data)
         if trainer.is_global_zero:
-            report = data.train_sampler.report(data.train_sampler.position)
+            report = data.train_sampler.report(data.train_sampler.position, held_peak_bytes=held)
             folder = self._find_folder(trainer)
             folder.mkdir(parents=True, exist_ok=True)
             report.write(folder / f"ledger-epoch={trainer.current_epoch:03d}.json")
@@ -47,7 +49,7 @@ class EpochLedger(Callback):
                 **{f"ledger/relaxed_{name}": float(count) for name, count in report.relaxed.items()},
             }
             if report.streaming:
-                sums["ledger/peak_resident_bytes"] = float(report.streaming["peak_bytes"])
+                sums["ledger/peak_resident_bytes"] = float(report.streaming["held_peak_bytes"])
             for logger in trainer.loggers:
                 logger.log_metrics(sums, step=trainer.global_step)
 
@@ -57,3 +59,11 @@ class EpochLedger(Callback):
         checkpoint = trainer.checkpoint_callback
         found = getattr(checkpoint, "dirpath", None) or trainer.log_dir or trainer.default_root_dir
         return Path(found)
+
+
+def _add_up_held(trainer: Trainer, data: MultiExperimentDataModule) -> int | None:
+    """Add up, over all ranks, the most bytes of blocks that each held at a time; None in exact mode."""
+    if data.window_bytes is None or data.train_dataset is None:
+        return None
+    held = torch.tensor(data.train_dataset.held_peak_bytes, dtype=torch.float64, device=trainer.strategy.root_device)
+    return int(trainer.strategy.reduce(held, reduce_op="sum"))

@@ -25,7 +25,7 @@ from etl.cut.faults import BlankValues, count_nonfinite, is_blank, zero_nonfinit
 from etl.cut.statistics import Counts, Moments, Summary, empty_summary, summarize_frame
 from etl.run.executors import Interrupted, report
 from etl.run.output import HashingFile, file_size, naming_file, writing
-from etl.source.experiments import OnBlank, OnNan
+from etl.source.config import OnBlank, OnNan
 from etl.source.plates import Fov
 
 RUN_BYTES = 1 << 30

@@ -19,7 +19,8 @@ from dynaclr_wds.contract import MANIFEST, Manifest, SourceRecord, parse_manifes
 from dynaclr_wds.errors import BuildError, FormatError
 from etl.cut.frames import CutJob, FovCut, cut_fov
 from etl.cut.intensities import ExperimentStatistics, plan_experiment_statistics, plan_intensities
-from etl.index import Index, build_index, drop_observations, label_codes
+from etl.index import Index, build_index, drop_observations
+from etl.labels import label_codes
 from etl.layout.clips import plan_shards
 from etl.layout.jobs import (
     Columns,
@@ -83,6 +84,8 @@ def build_set(
                 return _say_up_to_date(folder, previous, progress)
         progress.say("index: reading tracks")
         index = build_index(config, plates)
+        for note in index.notes:
+            progress.say(note)
         if mode.overwrite:
             discard_work(folder.work)
         folder.begin()

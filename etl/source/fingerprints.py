@@ -20,7 +20,7 @@ from dynaclr_wds.errors import PlateError
 from etl.source.experiments import BuildConfig, ExperimentConfig
 from etl.source.plates import Fov, Plate
 from etl.source.preflight import plan_fovs
-from etl.source.tracks import SUFFIXES
+from etl.source.track_formats import READERS
 
 _METADATA = ("zarr.json", ".zarray", ".zattrs", ".zgroup")
 
@@ -50,22 +50,26 @@ def fingerprint_sources(
         for name in plan_fovs(config, experiment, plates[experiment.name].fovs)
     ]
 
+    looked_at = {experiment.name for experiment, fov in asked if (experiment.name, fov.name) not in trusted}
+    annotations = {e.name: _fingerprint_annotations(e) for e in config.experiments if e.name in looked_at}
+
     def take(pair: tuple[ExperimentConfig, Fov]) -> SourceRecord:
         experiment, fov = pair
-        return trusted.get((experiment.name, fov.name)) or fingerprint_fov(experiment, fov)
+        known = trusted.get((experiment.name, fov.name))
+        return known or fingerprint_fov(experiment, fov, annotations[experiment.name])
 
     with ThreadPoolExecutor(config.workers) as pool:
         return {(record.experiment, record.fov_name): record for record in pool.map(take, asked)}
 
 
-def fingerprint_fov(experiment: ExperimentConfig, fov: Fov) -> SourceRecord:
-    """Take the fingerprints of one FOV."""
+def fingerprint_fov(experiment: ExperimentConfig, fov: Fov, annotations: bytes) -> SourceRecord:
+    """Take the fingerprints of one FOV; `annotations` is that of its experiment's annotation table."""
     try:
         metadata, pixels = _fingerprint_array(fov)
         return SourceRecord(
             experiment=experiment.name,
             fov_name=fov.name,
-            tracks=_fingerprint_tracks(experiment, fov.name),
+            tracks=_fingerprint_tracks(experiment, fov.name, annotations),
             metadata=metadata,
             pixels=pixels,
         )
@@ -97,13 +101,22 @@ def _shorten(names: Sequence[str]) -> str:
     return ", ".join(names[:8]) + more
 
 
-def _fingerprint_tracks(experiment: ExperimentConfig, fov_name: str) -> str:
-    """Hash the bytes of the track file."""
+def _fingerprint_annotations(experiment: ExperimentConfig) -> bytes:
+    """Hash the bytes of the annotation table, once for all FOVs; empty without a table, or where it is not there."""
     digest = xxhash.xxh3_64()
+    if experiment.annotations is None or not Path(experiment.annotations).is_file():
+        return b""  # a table that is asked for and not there is an error of the index
+    _add_file(digest, Path(experiment.annotations))
+    return digest.digest()
+
+
+def _fingerprint_tracks(experiment: ExperimentConfig, fov_name: str, annotations: bytes) -> str:
+    """Hash the bytes of the track file, and the fingerprint of the annotation table."""
+    digest = xxhash.xxh3_64(annotations)
     folder = Path(experiment.tracks_path) / fov_name
     files = sorted(folder.iterdir()) if folder.is_dir() else []
     for path in files:
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith("."):
+        if path.suffix.lower() in READERS and not path.name.startswith("."):
             _add_file(digest, path)
     return digest.hexdigest()
 

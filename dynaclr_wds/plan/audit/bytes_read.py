@@ -1,4 +1,4 @@
-"""Block schedules to an account of bytes: what streaming reads, wastes and holds, before a byte is read."""
+"""Block schedules to an account of bytes: adds up what streaming will read, waste and hold, before a byte is read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dynaclr_wds.plan.index import PlanIndex
 from dynaclr_wds.plan.streaming.planner import BlockSchedule
 
 
-def account_traffic(index: PlanIndex, schedules: Sequence[BlockSchedule], batches: int) -> dict[str, float]:
+def account_bytes(index: PlanIndex, schedules: Sequence[BlockSchedule], batches: int) -> dict[str, float]:
     """Add up an epoch of all streams, which run in step.
 
     Parameters
@@ -24,25 +24,25 @@ def account_traffic(index: PlanIndex, schedules: Sequence[BlockSchedule], batche
     Returns
     -------
     `bytes_stored` (blocks that hold anchors of the index, once each), `bytes_read`, `amplification` (read over
-    stored), `bytes_repeated` (read again), `peak_bytes` (most that is fetched and not yet retired),
-    `fill_bytes` (read before the first batch), `burst` (most bytes of one step over the mean), `experiments` (most that
-    one stream has within reach at a time).
+    stored), `bytes_repeated` (read again), `planned_peak_bytes` (most that the plan has fetched and not yet retired),
+    `fill_bytes` (read before the first batch), `burst` (most bytes of one step over the mean), `groups` (most that one
+    stream has within reach at a time).
     """
-    columns = index.columns
+    stored = index.stored_bytes
     block = np.concatenate([s.block for s in schedules])
     fetch = np.concatenate([s.fetch for s in schedules])
     size = np.concatenate([s.bytes for s in schedules]).astype(np.float64)
     read = size.sum()
     steps = np.bincount(fetch[fetch >= 0], size[fetch >= 0], minlength=1)
     return {
-        "bytes_stored": float(index.stored_bytes),
+        "bytes_stored": float(stored),
         "bytes_read": float(read),
-        "amplification": float(read / max(index.stored_bytes, 1)),
-        "bytes_repeated": float(read - columns.block_bytes[np.unique(block)].sum()),
-        "peak_bytes": float(_most_resident(schedules, batches)),
+        "amplification": float(read / max(stored, 1)),
+        "bytes_repeated": float(read - index.columns.block_bytes[np.unique(block)].sum()),
+        "planned_peak_bytes": float(_most_resident(schedules, batches)),
         "fill_bytes": float(size[fetch < 0].sum()),
         "burst": float(steps.max() * batches / max(read, 1)),
-        "experiments": float(max(_most_experiments(index, s, batches) for s in schedules)),
+        "groups": float(max(_most_groups(index, s, batches) for s in schedules)),
     }
 
 
@@ -54,13 +54,11 @@ def _most_resident(schedules: Sequence[BlockSchedule], batches: int) -> int:
     return int(np.cumsum(change).max(initial=0))
 
 
-def _most_experiments(index: PlanIndex, schedule: BlockSchedule, batches: int) -> int:
-    """Count the experiments of which at least one block is within reach, at the batch where they are most."""
-    names = [s.experiment for s in index.strata]
-    numbers = np.array([names.index(n) for n in names])
-    # of each block, by its first anchor: blocks of the set are numbered with strata that the index may leave out
-    experiment: Int64[np.ndarray, " v"] = numbers[index.stratum(index.first_of(schedule.block))]
+def _most_groups(index: PlanIndex, schedule: BlockSchedule, batches: int) -> int:
+    """Count the groups of which at least one block is within reach, at the batch where they are most."""
+    names = [s.group_name for s in index.strata]
+    group: Int64[np.ndarray, " v"] = np.array([names.index(n) for n in names])[index.block_stratum[schedule.block]]
     change = np.zeros((batches + 1, len(names)), np.int64)
-    np.add.at(change, (schedule.admit, experiment), 1)
-    np.add.at(change, (schedule.retire + 1, experiment), -1)
+    np.add.at(change, (schedule.admit, group), 1)
+    np.add.at(change, (schedule.retire + 1, group), -1)
     return int((np.cumsum(change, axis=0) > 0).sum(1).max(initial=0))

@@ -1,4 +1,4 @@
-"""Batches to an account of the epoch: what was covered, what was composed, what had to be relaxed.
+"""Batches to an account of the epoch: counts what was covered, how batches were composed, what had to be relaxed.
 
 Achieved values are counted from the batches themselves, never from the intentions that led to them; asked values
 come from the config and the sizes of the set, never from the plan. So a shortfall shows whatever its cause.
@@ -12,25 +12,28 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, SupportsFloat
+from typing import Any, SupportsFloat, cast
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Int64, UInt32
 
-from dynaclr_wds.plan.audit.targets import Asked
+from dynaclr_wds.plan.audit.targets import Targets
 from dynaclr_wds.plan.batch import BatchPlan
+from dynaclr_wds.plan.columns import SampleIndex
+from dynaclr_wds.plan.compose.focal_window import in_focal_window
 from dynaclr_wds.plan.config import SamplingConfig
-from dynaclr_wds.plan.index import PlanIndex
+from dynaclr_wds.plan.index import PlanIndex, Stratum
 
-_SLACK = 1e-6
+_ROUNDING = 1e-6  # of floats, when a whole sample is the limit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StratumCoverage:
-    """What an epoch drew from one (experiment, condition)."""
+    """What an epoch drew from one stratum."""
 
     experiment: str
-    condition: str
+    group: str
+    value: str
     anchors: int
     unique: int
     """Anchors drawn at least once."""
@@ -40,7 +43,7 @@ class StratumCoverage:
     most_repeats: int
     """Draws of the anchor that was drawn most."""
     without_positive: int
-    """Anchors that the τ range asked for leaves without a positive; never drawn."""
+    """Samples that have no positive in the τ range asked for; never drawn."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,9 +63,9 @@ class Composition:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchShare:
-    """Share of the epoch's batches that are about one experiment: asked for against achieved."""
+    """Share of the epoch's batches that are about one group: asked for against achieved."""
 
-    experiment: str
+    group: str
     asked: float
     achieved: float
     batches: int
@@ -74,11 +77,15 @@ class Report:
 
     batches: int
     batch_size: int
+    group_label: str
+    """Labels that make a group: `experiment`, unless the index was made with others."""
+    value_label: str
+    """Labels that make a stratify value: `condition`, unless the index was made with others."""
     coverage: tuple[StratumCoverage, ...]
-    experiments: tuple[BatchShare, ...]
-    """Empty unless batches are drawn from one experiment each."""
+    groups: tuple[BatchShare, ...]
+    """Empty unless batches are drawn from one group each."""
     composition: tuple[Composition, ...]
-    """Of each batch: `leak`, `condition … in …`, `focal window`, as far as they were asked for."""
+    """Of each batch: `leak`, `<value label> <value> in <group>`, `focal window`, as far as they were asked for."""
     relaxed: Mapping[str, int]
     """Anchors of a batch that share their lineage, track or observation with an earlier one of it."""
     tau_frames: Mapping[int, int]
@@ -88,7 +95,7 @@ class Report:
     bytes_used: int
     """Of the patches that were drawn as anchor, positive or negative, each counted once."""
     streaming: Mapping[str, float] = field(default_factory=dict)
-    """Bytes stored and read, peak resident bytes, … (`traffic.account_traffic`); empty in exact mode."""
+    """Bytes stored and read, peak resident bytes, … (`bytes_read.account_bytes`); empty in exact mode."""
 
     @property
     def seen(self) -> float:
@@ -122,7 +129,7 @@ class _Quota:
             mean=float(got.mean()),
             worst=float(got[off.argmax()]),
             batches=len(size),
-            missed=int((off * size > 1 + _SLACK).sum()),
+            missed=int((off * size > 1 + _ROUNDING).sum()),
         )
 
 
@@ -140,7 +147,7 @@ class Ledger:
     def __init__(self, index: PlanIndex, config: SamplingConfig) -> None:
         self._index = index
         self._config = config
-        self._asked = Asked(index, config)
+        self._targets = Targets(index, config)
         self._draws = np.zeros(len(index.row), np.uint32)
         self._used = np.zeros(len(index.columns.patch_obs), bool)
         self._relaxed: Counter[str] = Counter(lineage=0, track=0, observation=0)
@@ -172,23 +179,24 @@ class Ledger:
             self._tau.update(zip(self._interval[stratum].tolist(), tau.tolist(), strict=True))
         self._add_composition(plan, np.bincount(stratum, minlength=len(index.strata)))
         if self._config.temporal_enrichment:
-            inside = np.abs(index.hpi(anchor) - plan.focal_hpi) <= self._config.temporal_window_hours + _SLACK
+            inside = in_focal_window(index.hpi(anchor), plan.focal_hpi, self._config.temporal_window_hours)
             self._note("focal window", 1 - self._config.temporal_global_fraction, inside.sum(), len(plan))
         self._groups[plan.group] += 1
         self._batches += 1
 
     def _add_composition(self, plan: BatchPlan, count: Int64[np.ndarray, " s"]) -> None:
-        asked, config, size = self._asked, self._config, len(plan)
-        targets = asked.of(plan.group)
+        config, size = self._config, len(plan)
+        targets = self._targets.for_group(plan.group)
         if plan.group:
             self._note("leak", config.leaky, size - (count * targets.own).sum(), size)
         if config.condition_balanced:
-            by_condition = np.bincount(asked.condition_of, count, minlength=len(asked.conditions))
-            # leaked samples of a condition that the experiment lacks can't count towards any of its own
-            base = by_condition[list(targets.conditions)].sum() / size
-            for condition, share in zip(targets.conditions, targets.share, strict=True):
-                name = f"condition {asked.conditions[condition]}" + (f" in {plan.group}" if plan.group else "")
-                self._note(name, share * base, by_condition[condition], size)
+            by_value = np.bincount(self._targets.value_of, count, minlength=len(self._targets.values))
+            # leaked samples of a value that the group lacks can't count towards any of its own
+            base = by_value[list(targets.values)].sum() / size
+            for value, share in zip(targets.values, targets.share, strict=True):
+                name = f"{self._index.value_label} {self._targets.values[value]}"
+                name += f" in {plan.group}" if plan.group else ""
+                self._note(name, share * base, by_value[value], size)
 
     def _note(self, name: str, asked: SupportsFloat, got: SupportsFloat, size: int) -> None:
         quota = self._quotas.setdefault(name, _Quota())
@@ -202,7 +210,7 @@ class Ledger:
         Parameters
         ----------
         streaming
-            From `traffic.account_traffic`.
+            From `bytes_read.account_bytes`; the measured peak may be among it.
         """
         frames: Counter[int] = Counter()
         hours: Counter[float] = Counter()
@@ -212,8 +220,10 @@ class Ledger:
         return Report(
             batches=self._batches,
             batch_size=self._config.batch_size,
+            group_label=self._index.group_label,
+            value_label=self._index.value_label,
             coverage=self._coverage(),
-            experiments=self._experiments(),
+            groups=self._group_shares(),
             composition=tuple(quota.sum_up(name) for name, quota in sorted(self._quotas.items(), key=_by_kind)),
             relaxed=dict(self._relaxed),
             tau_frames=dict(sorted(frames.items())),
@@ -229,58 +239,59 @@ class Ledger:
         used = np.diff(np.concatenate([[0], np.cumsum(self._used)])[first])
         return int((columns.block_bytes * (used / np.maximum(np.diff(first), 1))).sum())
 
-    def _experiments(self) -> tuple[BatchShare, ...]:
+    def _group_shares(self) -> tuple[BatchShare, ...]:
         if not self._config.experiment_aware:
             return ()
         return tuple(
             BatchShare(
-                experiment=name,
+                group=name,
                 asked=share,
                 achieved=self._groups[name] / max(self._batches, 1),
                 batches=self._groups[name],
             )
-            for name, share in self._asked.batch_shares(self._index.sizes).items()
+            for name, share in self._targets.batch_shares(self._index.sizes).items()
         )
 
     def _coverage(self) -> tuple[StratumCoverage, ...]:
-        out, index = [], self._index
-        for s, stratum in enumerate(index.strata):
-            draws = self._draws[index.first[s] : index.first[s + 1]]
-            unique = int((draws > 0).sum())
-            out.append(
-                StratumCoverage(
-                    experiment=stratum.experiment,
-                    condition=stratum.condition,
-                    anchors=len(draws),
-                    unique=unique,
-                    repeated=int(draws.sum(dtype=np.int64)) - unique,
-                    never_seen=len(draws) - unique,
-                    most_repeats=int(draws.max(initial=0)),
-                    without_positive=index.without_positive[s],
-                )
-            )
-        return tuple(out)
+        index = self._index
+        parts = np.split(self._draws, index.first[1:-1])
+        out = [_cover(*of) for of in zip(index.strata, parts, index.without_positive, strict=False)]
+        return (*out, *(_cover(stratum, self._draws[:0], samples) for stratum, samples in index.barren))
 
 
-def find_anchors(index: PlanIndex, plan: BatchPlan) -> Int64[np.ndarray, " b"]:
-    """Positions in `index.row` of a batch's anchors.
+def _cover(stratum: Stratum, draws: UInt32[np.ndarray, " n"], without_positive: int) -> StratumCoverage:
+    """Count the draws of each anchor of a stratum."""
+    unique = int((draws > 0).sum())
+    return StratumCoverage(
+        experiment=stratum.experiment,
+        group=stratum.group_name,
+        value=stratum.value_name,
+        anchors=len(draws),
+        unique=unique,
+        repeated=int(draws.sum(dtype=np.int64)) - unique,
+        never_seen=len(draws) - unique,
+        most_repeats=int(draws.max(initial=0)),
+        without_positive=without_positive,
+    )
+
+
+def find_anchors(index: PlanIndex, plan: BatchPlan) -> Int64[SampleIndex, " b"]:
+    """Find the anchors of a batch in the index.
 
     Raises
     ------
     ValueError
         The batch has an anchor that the index doesn't list.
     """
-    # in the dtype of the rows: numpy would copy all of them to another
-    wanted = plan.anchor.astype(index.row.dtype)
-    anchor = np.minimum(np.searchsorted(index.row, wanted), len(index.row) - 1)
-    if (stray := index.row[anchor] != wanted).any():
+    anchor = index.find(plan.anchor)
+    if (anchor < 0).any():
         raise ValueError(
-            f"Batch {plan.number} has patch row {int(plan.anchor[stray.argmax()])} as an anchor, which is none of the "
+            f"Batch {plan.number} has patch row {int(plan.anchor[anchor.argmin()])} as an anchor, which is none of the "
             f"{len(index.row):,} anchors of this index. Count batches with the index that they were planned from."
         )
-    return anchor.astype(np.int64)
+    return cast(SampleIndex, anchor)
 
 
 def _by_kind(item: tuple[str, _Quota]) -> int:
-    """Leak first, then conditions, then the focal window; each kind in the order of its first batch."""
-    return ["leak", "condition", "focal"].index(item[0].split()[0])
+    """Leak first, then stratify values, then the focal window; each kind in the order of its first batch."""
+    return {"leak": 0, "focal window": 2}.get(item[0], 1)

@@ -1,8 +1,8 @@
-"""Batches to numbers on how well they are mixed, against a uniform draw of the same composition.
+"""Batches to numbers on how well they are mixed, beside a uniform draw of the same composition.
 
-Counts pairs within a batch that share a condition, FOV, lineage or block, and how soon a lineage comes back.
-The expectation is exact, not simulated: anchors drawn uniformly without replacement from the whole set's *cells*, a
-cell being one stratum, inside or outside the batch's focal window. `docs/SAMPLING.md` defines every number.
+Counts pairs within a batch that share a stratify value, FOV, lineage or block, and how soon a lineage comes back.
+The expectation is exact, not simulated: anchors drawn uniformly without replacement from the whole set's *bins*, a
+bin being one stratum, inside or outside the batch's focal window. `docs/SAMPLING.md` defines every number.
 """
 
 from __future__ import annotations
@@ -10,22 +10,25 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from jaxtyping import Float64, Int, Int64, Integer
 
-from dynaclr_wds.plan.audit.expected_pairs import GROUPS, Cells, pairs, probability
+from dynaclr_wds.plan.audit.expected_pairs import KINDS as SHARED
+from dynaclr_wds.plan.audit.expected_pairs import UniformDraw, pairs, probability
 from dynaclr_wds.plan.audit.ledger import find_anchors
-from dynaclr_wds.plan.audit.targets import Asked
+from dynaclr_wds.plan.audit.targets import Targets
 from dynaclr_wds.plan.batch import BatchPlan
+from dynaclr_wds.plan.columns import PatchRow, SampleIndex
 from dynaclr_wds.plan.compose.positives import sample_positives
 from dynaclr_wds.plan.compose.quotas import largest_remainder
+from dynaclr_wds.plan.compose.schedule import may_be_drawn
 from dynaclr_wds.plan.config import SamplingConfig
 from dynaclr_wds.plan.index import PlanIndex
 from dynaclr_wds.plan.rng import Tag, make_generator
 
-KINDS = ("condition", *GROUPS)
+KINDS = ("value", *SHARED)
 """What two anchors of a batch may share."""
 
 
@@ -49,8 +52,10 @@ class Quality:
 
     batches: int
     batch_size: int
+    value_label: str
+    """Labels that make a stratify value."""
     collisions: Mapping[str, Collisions]
-    """By kind: condition, fov, lineage, block."""
+    """By kind: value, fov, lineage, block."""
     repeat_median: float | None
     """Batches between two uses of a lineage, median; None when none is used twice."""
     repeat_tenth: float | None
@@ -66,58 +71,58 @@ class QualityMeter:
 
     Parameters
     ----------
-    cells
-        Of the index that the batches were planned from.
+    uniform
+        Over the index that the batches were planned from.
     config
         What was asked of them.
     """
 
-    def __init__(self, cells: Cells, config: SamplingConfig) -> None:
-        self._cells = cells
+    def __init__(self, uniform: UniformDraw, config: SamplingConfig) -> None:
+        self._uniform = uniform
         self._config = config
-        self._asked = Asked(cells.index, config)
-        self._sizes = cells.index.sizes
+        self._targets = Targets(uniform.index, config)
+        self._sizes = uniform.index.sizes * may_be_drawn(uniform.index.strata, config)
         self._rows: list[tuple[float, ...]] = []
         self._lineages: list[Int[np.ndarray, " _"]] = []
 
     def add(self, plan: BatchPlan) -> None:
         """Count one batch."""
-        index = self._cells.index
+        index = self._uniform.index
         anchor = find_anchors(index, plan)
         stratum = index.stratum(anchor)
         count = np.bincount(stratum, minlength=len(index.strata))
         lineage = index.lineage(anchor)
         own = {"fov": index.fov(anchor), "lineage": lineage, "block": index.block(anchor)}
-        seen = [pairs(np.bincount(self._asked.condition_of, count))]
-        seen += [pairs(np.unique(own[kind], return_counts=True)[1]) for kind in GROUPS]
-        expected = [self._expected_conditions(plan, count)]
-        expected += self._cells.expected(*self._split(plan, anchor, stratum))
+        seen = [pairs(np.bincount(self._targets.value_of, count))]
+        seen += [pairs(np.unique(own[kind], return_counts=True)[1]) for kind in SHARED]
+        expected = [self._expected_values(plan, count)]
+        expected += self._uniform.expected(*self._split(plan, anchor, stratum))
         self._rows.append((len(plan), *seen, *expected))
         self._lineages.append(np.unique(lineage).astype(np.int32))
 
     def _split(
-        self, plan: BatchPlan, anchor: Int64[np.ndarray, " b"], stratum: Int64[np.ndarray, " b"]
+        self, plan: BatchPlan, anchor: Int64[SampleIndex, " b"], stratum: Int64[np.ndarray, " b"]
     ) -> tuple[Int64[np.ndarray, "s 2"], Int64[np.ndarray, "s 2"]]:
-        """Samples of each cell, and where its window lies."""
-        windows = self._cells.windows(plan.focal_hpi, self._config)
-        inside = self._cells.inside(anchor, plan.focal_hpi, self._config)
+        """Samples of each bin, and where its window lies."""
+        spans = self._uniform.spans(plan.focal_hpi, self._config)
+        inside = self._uniform.inside(anchor, plan.focal_hpi, self._config)
         strata = len(self._sizes)
-        return np.bincount(2 * stratum + ~inside, minlength=2 * strata).reshape(strata, 2), windows
+        return np.bincount(2 * stratum + ~inside, minlength=2 * strata).reshape(strata, 2), spans
 
-    def _expected_conditions(self, plan: BatchPlan, count: Int64[np.ndarray, " s"]) -> float:
-        """Pairs of one condition: in the asked proportions, or in those of each experiment when nothing is asked."""
-        asked, config = self._asked, self._config
+    def _expected_values(self, plan: BatchPlan, count: Int64[np.ndarray, " s"]) -> float:
+        """Pairs of one stratify value: in the asked proportions, or in those of each group when nothing is asked."""
+        targets, config = self._targets, self._config
         if config.condition_balanced:
-            targets = asked.of(plan.group)
-            by_condition = np.bincount(asked.condition_of, count, minlength=len(asked.conditions)).astype(np.int64)
-            own = list(targets.conditions)
-            by_condition[own] = largest_remainder(int(by_condition[own].sum()), np.array(targets.share))
-            return pairs(by_condition)
-        cell = asked.experiment_of if config.experiment_aware else np.zeros_like(asked.experiment_of)
-        size = np.zeros((int(cell.max()) + 1, len(asked.conditions)), np.int64)
-        np.add.at(size, (cell, asked.condition_of), self._sizes)
-        drawn = np.bincount(cell, count)
-        share = size / size.sum(1, keepdims=True)
+            asked = targets.for_group(plan.group)
+            by_value = np.bincount(targets.value_of, count, minlength=len(targets.values)).astype(np.int64)
+            own = list(asked.values)
+            by_value[own] = largest_remainder(int(by_value[own].sum()), np.array(asked.share))
+            return pairs(by_value)
+        source = targets.group_of if config.experiment_aware else np.zeros_like(targets.group_of)
+        size = np.zeros((int(source.max()) + 1, len(targets.values)), np.int64)
+        np.add.at(size, (source, targets.value_of), self._sizes)
+        drawn = np.bincount(source, count)
+        share = size / np.maximum(size.sum(1, keepdims=True), 1)
         within = sum(pairs(np.array([n])) * probability(k, int(n)) for n, k in zip(drawn, size, strict=True))
         mixed = (drawn[:, None] * share).sum(0)
         return float(within + ((mixed**2).sum() - ((drawn[:, None] * share) ** 2).sum()) / 2)
@@ -130,6 +135,7 @@ class QualityMeter:
         return Quality(
             batches=len(table),
             batch_size=self._config.batch_size,
+            value_label=self._uniform.index.value_label,
             collisions={kind: _sum_up(size, seen[:, k], expected[:, k]) for k, kind in enumerate(KINDS)},
             repeat_median=median,
             repeat_tenth=tenth,
@@ -138,32 +144,34 @@ class QualityMeter:
 
 def measure_quality(index: PlanIndex, config: SamplingConfig, plans: Iterable[BatchPlan]) -> Quality:
     """Measure a sequence of batches against the whole set that `index` lists."""
-    meter = QualityMeter(Cells(index), config)
+    meter = QualityMeter(UniformDraw(index), config)
     for plan in plans:
         meter.add(plan)
     return meter.quality()
 
 
-def sample_ideal(cells: Cells, config: SamplingConfig, plans: Iterable[BatchPlan], epoch: int) -> Iterator[BatchPlan]:
+def sample_ideal(
+    uniform: UniformDraw, config: SamplingConfig, plans: Iterable[BatchPlan], epoch: int
+) -> Iterator[BatchPlan]:
     """Draw batches of the same composition as others, but uniformly from the whole set: the control.
 
-    Each takes as many anchors from each cell as its original has, without replacement unless the cell has fewer.
+    Each takes as many anchors from each bin as its original has, without replacement unless the bin has fewer.
     """
-    index = cells.index
+    index = uniform.index
     for plan in plans:
         rng = make_generator(Tag.IDEAL, config.seed, epoch, plan.number)
         anchor = find_anchors(index, plan)
-        stratum, inside = index.stratum(anchor), cells.inside(anchor, plan.focal_hpi, config)
-        windows = cells.windows(plan.focal_hpi, config)
-        cell, count = np.unique(2 * stratum + inside, return_counts=True)
+        stratum, inside = index.stratum(anchor), uniform.inside(anchor, plan.focal_hpi, config)
+        spans = uniform.spans(plan.focal_hpi, config)
+        number, count = np.unique(2 * stratum + inside, return_counts=True)
         drawn = [
-            cells.sample(rng, c // 2, windows[c // 2], inside=c % 2 == 1, count=n)
-            for c, n in zip(cell.tolist(), count.tolist(), strict=True)
+            uniform.sample(rng, c // 2, spans[c // 2], inside=c % 2 == 1, count=n)
+            for c, n in zip(number.tolist(), count.tolist(), strict=True)
         ]
-        ideal = rng.permutation(np.concatenate(drawn))
+        ideal = cast(SampleIndex, rng.permutation(np.concatenate(drawn)))
         yield dataclasses.replace(
             plan,
-            anchor=index.row[ideal].astype(np.int64),
+            anchor=cast(PatchRow, index.row[ideal].astype(np.int64)),
             positive=sample_positives(rng, index, ideal, config.tau_decay_rate),
             negative=None,
         )

@@ -1,1 +1,1 @@
-"""What a batch holds: quotas, queues, rounds, lineages kept apart, focal windows, positives and negatives."""
+"""Decides what a batch holds: quotas, queues, rounds, distinct lineages, focal windows, positives and negatives."""

@@ -1,7 +1,8 @@
-"""Order of batches to leak: which strata of other experiments each batch takes its leaked samples from.
+"""Order of batches to leak: chooses the strata of other groups that each batch takes its leaked samples from.
 
-Only experiments that are within reach at the same time leak into each other. In exact mode these are all; in
-streaming they change as experiments come and go, so the epoch is cut into pieces in which they don't.
+Only groups that are within reach at the same time leak into each other. In exact mode these are all; in streaming they
+change as groups come and go, so the epoch is cut into pieces in which they don't. A group that no batch may be about
+is none of the groups here, so nothing leaks from it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def plan_leaks(
     sizes: Int64[np.ndarray, " s"],
     config: SamplingConfig,
 ) -> list[Int64[np.ndarray, "_ s"]]:
-    """Samples that each batch takes from each stratum of other experiments.
+    """Count the samples that each batch takes from each stratum of other groups.
 
     Parameters
     ----------
@@ -35,14 +36,14 @@ def plan_leaks(
     reach
         Of each group, the batches (begin, end) of the order during which it is within reach.
     sizes
-        Anchors per stratum: what others take of an experiment is in proportion to its size.
+        Anchors per stratum: others take from a group in proportion to its size.
     config
         Gives `leaky` and `batch_size`.
 
     Returns
     -------
     Per group, (its batches, strata). The number of leaked samples is exact over each group's batches, as long as
-    another experiment is within reach.
+    another group is within reach.
     """
     counts = np.bincount(order, minlength=len(groups))
     out = [np.zeros((m, len(sizes)), np.int64) for m in counts]
@@ -70,7 +71,7 @@ def _sources(
     demand: Sequence[Int64[np.ndarray, " _"]],
     sizes: Int64[np.ndarray, " s"],
 ) -> Float64[np.ndarray, "a s"]:
-    """How much each active group takes from each stratum, none from its own experiment."""
+    """How much each active group takes from each stratum, none from its own group."""
     total = np.array([float(d.sum()) for d in demand])
     supply = np.array([float(sizes[groups[g].strata].sum()) for g in active])
     allowed = np.array([[groups[g].name != groups[h].name for h in active] for g in active])

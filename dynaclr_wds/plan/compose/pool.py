@@ -1,18 +1,19 @@
-"""Index to queues: in which order the anchors of each stratum come up, when everything is within reach.
+"""Index to queues: orders the anchors of each stratum as they come up, when everything is within reach.
 
 A queue is an order of a stratum's anchors that is passed through again and again; draws `a … b` of an epoch
-are places `a … b` of it. The anchors of a clip are laid out evenly over a pass, so whatever stretch of the queue
-a round gets holds each lineage about in proportion, which is what lets a round keep lineages apart.
+are places `a … b` of it. The anchors of a clip are laid out evenly over a pass. So the stretch of the queue that a
+round gets holds each lineage about in proportion, which lets the round keep lineages distinct.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int64, Integer
 
+from dynaclr_wds.plan.columns import SampleIndex
 from dynaclr_wds.plan.index import PlanIndex, Stratum
 from dynaclr_wds.plan.rng import Tag, make_generator, sort_places
 
@@ -27,7 +28,7 @@ class Pool(Protocol):
     index: PlanIndex
     strata: tuple[Stratum, ...]
 
-    def due(self, stratum: int, begin: int, end: int) -> Int64[np.ndarray, " n"]:
+    def due(self, stratum: int, begin: int, end: int) -> Int64[SampleIndex, " n"]:
         """Anchors that draws `begin … end` of a stratum fall on."""
         ...
 
@@ -35,21 +36,22 @@ class Pool(Protocol):
         """Count the anchors of a stratum that are within reach during a whole round."""
         ...
 
-    def draw(self, rng: np.random.Generator, round_id: int, stratum: int, count: int) -> Int64[np.ndarray, " count"]:
-        """Draw anchors uniformly, with replacement, from those within reach during a round."""
+    def draw(self, rng: np.random.Generator, round_id: int, stratum: int, count: int) -> Int64[SampleIndex, " count"]:
+        """Draw anchors uniformly, with replacement, from those within reach during a round, of which there are some."""
         ...
 
 
 class WholePool:
     """Everything is within reach: the pool of exact mode."""
 
-    def __init__(self, index: PlanIndex, seed: int, epoch: int) -> None:
+    def __init__(self, index: PlanIndex, seed: int, epoch: int, tag: Tag = Tag.QUEUE) -> None:
         self.index = index
         self.strata = index.strata
         self._key = (seed, epoch)
+        self._tag = tag
         self._passes: OrderedDict[tuple[int, int], Integer[np.ndarray, " n"]] = OrderedDict()
 
-    def due(self, stratum: int, begin: int, end: int) -> Int64[np.ndarray, " n"]:
+    def due(self, stratum: int, begin: int, end: int) -> Int64[SampleIndex, " n"]:
         """Anchors that draws `begin … end` of a stratum fall on."""
         size = int(self.index.sizes[stratum])
         parts = [np.zeros(0, np.int64)]
@@ -58,24 +60,24 @@ class WholePool:
             stop = min(size, place + end - begin)
             parts.append(self._pass(stratum, number)[place:stop] + self.index.first[stratum])
             begin += stop - place
-        return np.concatenate(parts)
+        return cast(SampleIndex, np.concatenate(parts))
 
     def reach(self, round_id: int, stratum: int) -> int:
         """Count the anchors of a stratum; the round makes no difference."""
         del round_id
         return int(self.index.sizes[stratum])
 
-    def draw(self, rng: np.random.Generator, round_id: int, stratum: int, count: int) -> Int64[np.ndarray, " count"]:
+    def draw(self, rng: np.random.Generator, round_id: int, stratum: int, count: int) -> Int64[SampleIndex, " count"]:
         """Draw from the whole stratum; the round makes no difference."""
         del round_id
-        return rng.integers(self.index.first[stratum], self.index.first[stratum + 1], count)
+        return cast(SampleIndex, rng.integers(self.index.first[stratum], self.index.first[stratum + 1], count))
 
     def _pass(self, stratum: int, number: int) -> Integer[np.ndarray, " n"]:
         """Order of one pass through a stratum; the last two of each stratum are kept."""
         key = (stratum, number)
         if key not in self._passes:
             seed, epoch = self._key
-            rng = make_generator(Tag.QUEUE, seed, epoch, *key)
+            rng = make_generator(self._tag, seed, epoch, *key)
             begin, end = self.index.first[stratum], self.index.first[stratum + 1]
             clip = self.index.columns.patch_clip[self.index.row[begin:end]]
             self._passes[key] = sort_places(sample_places(rng, clip)).astype(np.int32)

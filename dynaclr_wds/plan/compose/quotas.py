@@ -1,13 +1,16 @@
-"""Shares to whole numbers: how many batches of each experiment, how many samples of each stratum.
+"""Shares to whole numbers: how many batches each group gets, how many samples each stratum gives.
 
-All rounding of the plan happens here, by largest remainder, and is exact over the epoch: what a batch
-can't have as a fraction is spread evenly over the batches.
+All rounding of the plan happens here. A batch is within one sample of each of its quotas, and the epoch within one of
+their sum: what a batch can't have as a fraction is spread evenly over the batches.
 """
 
 from __future__ import annotations
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64, Real
+
+_GOLDEN = (5**0.5 - 1) / 2
+"""Multiples of it, modulo 1, fill [0, 1) more evenly than those of any other number (three-distance theorem)."""
 
 
 def largest_remainder(total: int, share: Real[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
@@ -29,9 +32,12 @@ def interleave(counts: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " total"]:
 
 
 def spread(totals: Int64[np.ndarray, " m"], share: Real[np.ndarray, " n"]) -> Int64[np.ndarray, "m n"]:
-    """Split each row's total by `share`; columns are exact over all rows, every row adds up to its total.
+    """Split each row's total by `share`: every row adds up to its total, every entry is its quota rounded up or down.
 
-    A row gets the whole part of its share; the fractions are saved up and handed out evenly.
+    Rows of equal total are rounded by systematic sampling (Madow 1949): quotas are laid end to end, and a column gets
+    as many samples as whole numbers fall into its stretch after a shift. The shifts of the rows are spread evenly over
+    [0, 1), so the column's sum is its quota rounded up or down too. They come in the order of the golden ratio, so the
+    sum of any first rows is near its quota.
 
     Parameters
     ----------
@@ -40,16 +46,16 @@ def spread(totals: Int64[np.ndarray, " m"], share: Real[np.ndarray, " n"]) -> In
     share
         Of each of n columns, any positive scale.
     """
-    share = np.asarray(share, np.float64) / np.sum(share)
-    if not len(totals):
-        return np.zeros((0, len(share)), np.int64)
-    whole = np.floor(int(totals.min()) * share + 1e-9).astype(np.int64)
-    extra = totals - whole.sum()
-    want = np.maximum(totals.sum() * share - len(totals) * whole, 0.0)
-    out = np.tile(whole, (len(totals), 1))
-    if extra.sum():
-        labels = interleave(largest_remainder(int(extra.sum()), want))
-        np.add.at(out, (np.repeat(np.arange(len(totals)), extra), labels), 1)
+    edge = np.cumsum(np.asarray(share, np.float64) / np.sum(share))
+    edge[-1] = 1.0
+    out = np.zeros((len(totals), len(edge)), np.int64)
+    for total in np.unique(totals).tolist():
+        rows = np.flatnonzero(totals == total)
+        place = np.argsort(np.argsort((np.arange(1, len(rows) + 1) * _GOLDEN) % 1.0))
+        shift = (place + 0.5) / len(rows)
+        # (row, column) → whole numbers before the column's end
+        before = np.floor(np.round(total * edge, 9)[None, :] + shift[:, None]).astype(np.int64)
+        out[rows] = np.diff(before, axis=1, prepend=0)
     return out
 
 
@@ -61,8 +67,8 @@ def proportional_matrix(
 ) -> Float64[np.ndarray, "n n"]:
     """Flow from columns to rows, where it is allowed, that fits both margins if it can.
 
-    Iterative proportional fitting (Deming & Stephan 1940); the rows (the leak that each experiment's batches
-    take) always fit where anything is allowed, the columns as near as possible.
+    Iterative proportional fitting (Deming & Stephan 1940). The rows, which are the leak that each group's batches
+    take, always fit where anything is allowed; the columns fit as nearly as possible.
     """
     n = len(rows)
     flow = allowed * columns

@@ -1,25 +1,29 @@
-"""Quotas and queues to batches: plan the batches of one round together.
+"""Quotas and queues to batches: plans the batches of one round together.
 
-A round is the unit of planning: some tens of batches of one group whose draws are known from the schedule alone,
-so that lineages can be kept apart and focal windows filled without remembering earlier rounds.
+A round is the unit of planning: some tens of batches of one group whose draws are known from the schedule alone. So
+lineages can be kept distinct and focal windows filled without remembering earlier rounds.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from dynaclr_wds.plan.compose.focal_window import assemble_focused, focal_quota, make_sorted_cards, sample_focal_hpi
-from dynaclr_wds.plan.compose.lineages import deal
+from dynaclr_wds.plan.columns import PatchRow, SampleIndex
+from dynaclr_wds.plan.compose.focal_window import assemble_focused, focal_quota, make_sorted_draws, sample_focal_hpi
+from dynaclr_wds.plan.compose.lineages import deal, separate
 from dynaclr_wds.plan.compose.negatives import Offer, make_offer, sample_negatives
 from dynaclr_wds.plan.compose.pool import Pool
 from dynaclr_wds.plan.compose.positives import sample_positives
 from dynaclr_wds.plan.compose.quotas import largest_remainder
 from dynaclr_wds.plan.compose.schedule import Group, Schedule
 from dynaclr_wds.plan.config import SamplingConfig
+from dynaclr_wds.plan.index import PlanIndex
 from dynaclr_wds.plan.rng import Tag, make_generator
 
 
@@ -27,12 +31,9 @@ from dynaclr_wds.plan.rng import Tag, make_generator
 class RoundPlan:
     """The batches of one round."""
 
-    anchor: Int64[np.ndarray, "r b"]
-    """Positions in `PlanIndex.row`."""
-    positive: Int64[np.ndarray, "r b"]
-    """Patch rows."""
-    negative: Int64[np.ndarray, "r b"] | None
-    """Positions in `PlanIndex.row`."""
+    anchor: Int64[SampleIndex, "r b"]
+    positive: Int64[PatchRow, "r b"]
+    negative: Int64[SampleIndex, "r b"] | None
     focal_hpi: Float64[np.ndarray, " r"]
     """In hours; NaN without temporal enrichment."""
 
@@ -51,7 +52,7 @@ def plan_round(
     key
         (epoch, stream).
     group, ordinal
-        Which round: the group's `ordinal`-th.
+        The group, and which of its rounds.
     """
     quotas, round_id = schedule.quotas[group], schedule.round_id[group] + ordinal
     batches = slice(quotas.round_first[ordinal], quotas.round_first[ordinal + 1])
@@ -66,88 +67,132 @@ def plan_round(
         anchor, focal_hpi = _assemble_focused(rng, pool, schedule.groups[group], due, quota, config, (round_id, first))
     else:
         focal_hpi = np.full(len(quota), np.nan)
-        anchor = _assemble_dealt(rng, pool, due, quota)
-    anchor = rng.permuted(anchor, axis=1)
+        anchor = assemble_dealt(rng, pool.index, due, quota)
+    anchor = cast(SampleIndex, rng.permuted(anchor, axis=1))
     rng = make_generator(Tag.POSITIVE, config.seed, *key, round_id)
-    positive = sample_positives(rng, pool.index, anchor.ravel(), config.tau_decay_rate).reshape(anchor.shape)
-    negative = _plan_negatives(pool, config, key, round_id, anchor, focal_hpi)
-    return RoundPlan(anchor=anchor, positive=positive, negative=negative, focal_hpi=focal_hpi)
+    positive = sample_positives(rng, pool.index, cast(SampleIndex, anchor.ravel()), config.tau_decay_rate)
+    negative = _plan_negatives(pool, schedule, config, key, round_id, anchor, focal_hpi)
+    return RoundPlan(
+        anchor=anchor,
+        positive=cast(PatchRow, positive.reshape(anchor.shape)),
+        negative=negative,
+        focal_hpi=focal_hpi,
+    )
 
 
-def _assemble_dealt(
-    rng: np.random.Generator, pool: Pool, due: dict[int, Int64[np.ndarray, " _"]], quota: Int64[np.ndarray, "r s"]
-) -> Int64[np.ndarray, "r b"]:
-    """Deal the draws of each stratum; every batch is full because its quotas add up to its size."""
-    index, anchors, seats = pool.index, [], []
-    for s, anchor in due.items():
-        anchors.append(anchor)
-        seats.append(deal(rng, quota[:, s], index.lineage(anchor), index.track(anchor), anchor))
+def assemble_dealt(
+    rng: np.random.Generator,
+    index: PlanIndex,
+    due: dict[int, Int64[SampleIndex, " _"]],
+    quota: Int64[np.ndarray, "r s"],
+) -> Int64[SampleIndex, "r b"]:
+    """Share out the draws of each stratum so that lineages stay distinct.
+
+    Parameters
+    ----------
+    due
+        By stratum, its draws in the round.
+    quota
+        Samples of each stratum in each of r batches; every batch has b.
+    """
+    anchors, batches = [], []
+    for s, own in due.items():
+        anchors.append(own)
+        batches.append(deal(rng, quota[:, s], index.lineage(own), index.track(own), own))
+    anchor, batch = cast(SampleIndex, np.concatenate(anchors)), np.concatenate(batches)
+    if index.lineages_meet:
+        batch = separate(rng, batch, np.repeat(list(due), [len(a) for a in anchors]), index.lineage(anchor))
     # (r · b) sorted by batch → (r, b)
-    order = np.argsort(np.concatenate(seats), kind="stable")
-    return np.concatenate(anchors)[order].reshape(len(quota), -1)
+    return cast(SampleIndex, anchor[np.argsort(batch, kind="stable")].reshape(len(quota), -1))
 
 
 def _assemble_focused(
     rng: np.random.Generator,
     pool: Pool,
     group: Group,
-    due: dict[int, Int64[np.ndarray, " _"]],
+    due: dict[int, Int64[SampleIndex, " _"]],
     quota: Int64[np.ndarray, "r s"],
     config: SamplingConfig,
     at: tuple[int, int],
-) -> tuple[Int64[np.ndarray, "r b"], Float64[np.ndarray, " r"]]:
-    """Share out the draws around focal HPIs; `at` is the round's id and its first batch of the group.
-
-    Strata are put together in piles: each main stratum is one, leaked strata of one condition are one, since
-    which of them a batch gets is not a quota.
-    """
+) -> tuple[Int64[SampleIndex, "r b"], Float64[np.ndarray, " r"]]:
+    """Share out the draws around focal HPIs; `at` is the round's id and its first batch of the group."""
     round_id, first_occurrence = at
     members = [int(s) for s in group.strata if int(s) in due]
-    leaked: dict[str, list[int]] = {}
-    for s in due:
-        if s not in members:
-            leaked.setdefault(pool.strata[s].condition, []).append(s)
-    piles = [[s] for s in members] + list(leaked.values())
-    cards = {
-        p: make_sorted_cards(pool.index, rng.permutation(np.concatenate([due[s] for s in pile])))
-        for p, pile in enumerate(piles)
+    quota_groups = _quota_groups(pool, members, list(due))
+    draws = {
+        g: make_sorted_draws(pool.index, cast(SampleIndex, rng.permutation(np.concatenate([due[s] for s in strata]))))
+        for g, strata in enumerate(quota_groups)
     }
-    by_pile = np.stack([quota[:, pile].sum(1) for pile in piles], axis=1)
+    by_group = np.stack([quota[:, strata].sum(1) for strata in quota_groups], axis=1)
+    draw_more = _drawer(rng, pool, round_id, [{s: int(quota[:, s].sum()) for s in strata} for strata in quota_groups])
+    half_width = config.temporal_window_hours
+    focal_hpi = sample_focal_hpi(rng, [draws[g].hpi for g in range(len(members))], half_width, len(quota))
+    focal = focal_quota(by_group, first_occurrence, config)
+    anchor = assemble_focused(rng, draws, draw_more, by_group, focal, focal_hpi, pool.index, half_width)
+    return anchor, focal_hpi
 
-    def draw(pile: int, count: int) -> Int64[np.ndarray, " n"]:
-        count = min(count, 4 * sum(pool.reach(round_id, s) for s in piles[pile]))
-        shares = largest_remainder(count, quota[:, piles[pile]].sum(0))
-        parts = [pool.draw(rng, round_id, s, int(n)) for s, n in zip(piles[pile], shares, strict=True) if n]
-        return rng.permutation(np.concatenate(parts))
 
-    window = config.temporal_window_hours
-    focal_hpi = sample_focal_hpi(rng, [cards[p].hpi for p in range(len(members))], window, len(quota))
-    focal = focal_quota(by_pile, first_occurrence, config)
-    return assemble_focused(rng, cards, draw, by_pile, focal, focal_hpi, pool.index, window), focal_hpi
+def _quota_groups(pool: Pool, members: list[int], strata: list[int]) -> list[list[int]]:
+    """Put strata together that share a quota.
+
+    Each main stratum is one quota group. Leaked strata of one value are one, since no quota says which of them a batch
+    gets.
+    """
+    leaked: dict[str, list[int]] = {}
+    for s in strata:
+        if s not in members:
+            leaked.setdefault(pool.strata[s].value_name, []).append(s)
+    return [*([s] for s in members), *leaked.values()]
+
+
+def _drawer(
+    rng: np.random.Generator, pool: Pool, round_id: int, wanted: list[dict[int, int]]
+) -> Callable[[int, int], Int64[SampleIndex, " n"]]:
+    """Make what draws more for a quota group: from its strata in proportion to their draws in the round.
+
+    Parameters
+    ----------
+    wanted
+        By quota group: stratum → its draws in the round.
+    """
+
+    def draw_more(quota_group: int, count: int) -> Int64[SampleIndex, " n"]:
+        strata = wanted[quota_group]
+        count = min(count, 4 * sum(pool.reach(round_id, s) for s in strata))
+        shares = largest_remainder(count, np.array(list(strata.values())))
+        parts = [pool.draw(rng, round_id, s, int(n)) for s, n in zip(strata, shares, strict=True) if n]
+        return cast(SampleIndex, rng.permutation(np.concatenate(parts)))
+
+    return draw_more
 
 
 def _plan_negatives(
     pool: Pool,
+    schedule: Schedule,
     config: SamplingConfig,
     key: tuple[int, int],
     round_id: int,
-    anchor: Int64[np.ndarray, "r b"],
+    anchor: Int64[SampleIndex, "r b"],
     focal_hpi: Float64[np.ndarray, " r"],
-) -> Int64[np.ndarray, "r b"] | None:
+) -> Int64[SampleIndex, "r b"] | None:
     if not config.return_negative:
         return None
     rng = make_generator(Tag.NEGATIVE, config.seed, *key, round_id)
-    strata = pool.strata
-    reach = np.array([pool.reach(round_id, s) for s in range(len(strata))])
+    drawn = np.unique(np.concatenate([g.strata for g in schedule.groups])).tolist()
+    reach = {s: pool.reach(round_id, s) for s in drawn}
+    number = dict(zip((s.group_name for s in pool.index.strata), pool.index.group_of.tolist(), strict=True))
 
     @functools.cache  # the batches of a round choose from the same offer
-    def draw(experiment: str, count: int) -> Offer:
-        own = [i for i, s in enumerate(strata) if s.experiment == experiment and reach[i]]
-        counts = rng.multinomial(count, reach[own] / reach[own].sum())
+    def draw(group: int, count: int) -> Offer:
+        own = [s for s in drawn if number[pool.strata[s].group_name] == group and reach[s]]
+        share = np.array([reach[s] for s in own], np.float64)
+        counts = rng.multinomial(count, share / share.sum())
         parts = [pool.draw(rng, round_id, s, int(n)) for s, n in zip(own, counts, strict=True)]
-        return make_offer(pool.index, np.concatenate(parts))
+        return make_offer(pool.index, cast(SampleIndex, np.concatenate(parts)))
 
-    window = config.temporal_window_hours
-    return np.stack(
-        [sample_negatives(rng, pool.index, a, float(f), window, draw) for a, f in zip(anchor, focal_hpi, strict=True)]
-    )
+    half_width = config.temporal_window_hours
+    rows = [
+        sample_negatives(rng, pool.index, cast(SampleIndex, a), float(f), half_width, draw)
+        for a, f in zip(anchor, focal_hpi, strict=True)
+    ]
+    return cast(SampleIndex, np.stack(rows))

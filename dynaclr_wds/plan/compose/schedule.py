@@ -1,22 +1,22 @@
-"""Sizes to quotas: which experiment each batch of an epoch is about, and how many samples each stratum gives.
+"""Sizes to quotas: says which group each batch of an epoch is about, and how many samples each stratum gives.
 
-Whole-epoch arithmetic on counts; no anchor is named here. A *group* is what the main part of a batch
-is drawn from: one experiment, or everything when `experiment_aware` is off. The batches of a group
-are planned together in *rounds*, and `queue_start` says where in each stratum's queue a round's draws begin: so
-any round can be planned without the ones before it.
+Whole-epoch arithmetic on counts; no anchor is named here. The batches of a group are planned together in *rounds*, and
+`queue_start` says where in each stratum's queue a round's draws begin. So any round can be planned without the ones
+before it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Bool, Float64, Int64
 
+from dynaclr_wds.errors import ConfigError
 from dynaclr_wds.plan.compose.quotas import largest_remainder, spread
 from dynaclr_wds.plan.config import SamplingConfig
-from dynaclr_wds.plan.index import Stratum
+from dynaclr_wds.plan.index import PlanIndex, Stratum
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,9 +28,11 @@ class Group:
     """Strata it draws from."""
     share: Float64[np.ndarray, " g"]
     """Of its samples, per stratum; adds up to 1."""
+    value: Int64[np.ndarray, " g"]
+    """Per stratum, number of its stratify value within the group; all 0 when nothing is balanced."""
     partner: Int64[np.ndarray, " s"]
-    """Of every stratum of the set, the place in `strata` of the one that shares its condition, else −1.
-    Where it is set, a leaked sample counts towards that condition; all −1 when nothing is balanced."""
+    """Of every stratum of the set, the number of its stratify value within the group, else −1. A leaked sample counts
+    towards that value; all −1 when nothing is balanced."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,53 +74,83 @@ class Schedule:
         return group, ordinal, occurrence - int(first[ordinal])
 
 
-def plan_groups(strata: Sequence[Stratum], sizes: Int64[np.ndarray, " s"], config: SamplingConfig) -> tuple[Group, ...]:
+def may_be_drawn(strata: Sequence[Stratum], config: SamplingConfig) -> Bool[np.ndarray, " s"]:
+    """Say which strata may be drawn from at all: a group or value with weight 0 never is, whatever else is asked."""
+    weights, ratio = config.experiment_weights, config.condition_ratio
+    group = [weights is None or weights.get(s.group_name, 0.0) > 0 for s in strata]
+    value = [ratio is None or ratio.get(s.value_name, 0.0) > 0 for s in strata]
+    return np.array(group, bool) & np.array(value, bool)
+
+
+def plan_groups(index: PlanIndex, sizes: Int64[np.ndarray, " s"], config: SamplingConfig) -> tuple[Group, ...]:
     """Say what the main part of a batch may be drawn from, and in which shares.
+
+    Parameters
+    ----------
+    index
+        Gives the strata.
+    sizes
+        Anchors per stratum, of the index or of a stream's part of it.
 
     Raises
     ------
-    ValueError
+    ConfigError
         `experiment_weights` or `condition_ratio` names what isn't there, or leaves nothing to draw.
     """
-    experiments = list(dict.fromkeys(s.experiment for s in strata))
-    conditions = list(dict.fromkeys(s.condition for s in strata))
-    _check_names("experiment_weights", config.experiment_weights, experiments)
-    _check_names("condition_ratio", config.condition_ratio, conditions)
+    strata = index.strata
+    _check_names("experiment_weights", config.experiment_weights, [s.group_name for s in strata])
+    _check_names("condition_ratio", config.condition_ratio, [s.value_name for s in strata])
+    drawn = may_be_drawn(strata, config)
     groups = []
-    for name in experiments if config.experiment_aware else [""]:
-        members = np.array([i for i, s in enumerate(strata) if name in ("", s.experiment)], np.int64)
-        share = _shares([strata[i].condition for i in members], sizes[members], config)
-        if share.sum() > 0:
-            members, share = members[share > 0], share[share > 0]
-            own = [strata[i].condition for i in members] if config.condition_balanced else []
-            partner = np.array([own.index(s.condition) if s.condition in own else -1 for s in strata], np.int64)
-            groups.append(Group(name=name, strata=members, share=share / share.sum(), partner=partner))
+    for name in dict.fromkeys(s.group_name for s in strata) if config.experiment_aware else [None]:
+        members = np.array([i for i, s in enumerate(strata) if drawn[i] and name in (None, s.group_name)], np.int64)
+        if len(members):
+            groups.append(_make_group(name or "", members, strata, sizes, config))
     if not groups:
-        raise ValueError(
-            f"condition_ratio={dict(config.condition_ratio or {})!r} leaves nothing to draw; "
-            f"conditions are {conditions}."
+        raise ConfigError(
+            f"experiment_weights={_plain(config.experiment_weights)} and condition_ratio="
+            f"{_plain(config.condition_ratio)} leave nothing to draw; there are {[s.name for s in strata]}. "
+            "Give one of them a weight and a share above 0."
         )
     return tuple(groups)
+
+
+def _make_group(
+    name: str,
+    members: Int64[np.ndarray, " g"],
+    strata: Sequence[Stratum],
+    sizes: Int64[np.ndarray, " s"],
+    config: SamplingConfig,
+) -> Group:
+    """Share out a group: first between its values, then inside each by size."""
+    ratio, size = config.condition_ratio, sizes[members].astype(np.float64)
+    values = [strata[i].value_name if config.condition_balanced else "" for i in members]
+    known = {v: number for number, v in enumerate(dict.fromkeys(values))}
+    value = np.array([known[v] for v in values], np.int64)
+    weight = np.array([1.0 if ratio is None or not config.condition_balanced else ratio[v] for v in known])
+    share = weight[value] * size / np.bincount(value, size)[value]
+    partner = [known.get(s.value_name, -1) if config.condition_balanced else -1 for s in strata]
+    return Group(name=name, strata=members, share=share / share.sum(), value=value, partner=np.array(partner, np.int64))
 
 
 def plan_batch_counts(
     groups: Sequence[Group], sizes: Int64[np.ndarray, " s"], config: SamplingConfig
 ) -> Int64[np.ndarray, " g"]:
-    """Batches of each group in an epoch.
+    """Count the batches of each group in an epoch.
 
-    By default as many full batches as its anchors make, and one (with repeats) where they make none; with
-    `experiment_weights`, the batches that all anchors make, split by largest remainder.
+    By default a group has as many full batches as its anchors make, and one (with repeats) where they make none. With
+    `experiment_weights`, the batches that all anchors make are split by largest remainder.
     """
     own = np.array([sizes[g.strata].sum() for g in groups])
     if config.experiment_weights is None or not config.experiment_aware:
         return np.maximum(own // config.batch_size, 1)
-    weight = np.array([config.experiment_weights.get(g.name, 0.0) for g in groups])
-    if not weight.any():
-        raise ValueError(
-            f"experiment_weights={dict(config.experiment_weights)!r} leaves nothing to draw; "
-            f"experiments are {[g.name for g in groups]}."
-        )
-    return largest_remainder(max(int(own.sum()) // config.batch_size, 1), weight)
+    return split_by_weight(max(int(own.sum()) // config.batch_size, 1), groups, config)
+
+
+def split_by_weight(total: int, groups: Sequence[Group], config: SamplingConfig) -> Int64[np.ndarray, " g"]:
+    """Split batches between the groups by `experiment_weights`."""
+    weights = config.experiment_weights or {}
+    return largest_remainder(total, np.array([weights[g.name] for g in groups]))
 
 
 def plan_schedule(
@@ -126,7 +158,7 @@ def plan_schedule(
     order: Int64[np.ndarray, " n"],
     leaks: Sequence[Int64[np.ndarray, "_ s"]],
     config: SamplingConfig,
-    round_batches: int,
+    batches_per_round: int,
 ) -> Schedule:
     """Plan the quotas of an epoch.
 
@@ -140,10 +172,10 @@ def plan_schedule(
         Of each group, the samples that each of its batches takes from each stratum of others.
     config
         What is asked of a batch.
-    round_batches
-        Batches that are planned together.
+    batches_per_round
+        Batches that are planned together, at most.
     """
-    quotas = tuple(_plan_group(g, leak, config, round_batches) for g, leak in zip(groups, leaks, strict=True))
+    quotas = tuple(_plan_group(g, leak, config, batches_per_round) for g, leak in zip(groups, leaks, strict=True))
     occurrence = np.empty(len(order), np.int64)
     spans = []  # (first batch, last batch) of every round, by round id
     for g, quota in enumerate(quotas):
@@ -172,39 +204,37 @@ def plan_schedule(
     )
 
 
-def _check_names(field: str, shares: object, names: Sequence[str]) -> None:
-    unknown = sorted(set(shares or ()) - set(names))  # type: ignore[call-overload]
-    if unknown:
-        raise ValueError(f"{field} names {unknown}, which are not in the training set. Known: {list(names)}.")
+def _plain(shares: Mapping[str, float] | None) -> dict[str, float] | None:
+    return None if shares is None else dict(shares)
 
 
-def _shares(
-    conditions: Sequence[str], sizes: Int64[np.ndarray, " g"], config: SamplingConfig
-) -> Float64[np.ndarray, " g"]:
-    if not config.condition_balanced:
-        return sizes / sizes.sum()
-    ratio = config.condition_ratio
-    out = np.zeros(len(sizes))
-    for condition in dict.fromkeys(conditions):
-        at = np.array([c == condition for c in conditions])
-        out[at] = (1.0 if ratio is None else ratio.get(condition, 0.0)) * sizes[at] / sizes[at].sum()
-    return out
+def _check_names(field: str, shares: Mapping[str, float] | None, names: Sequence[str]) -> None:
+    known = list(dict.fromkeys(names))
+    if unknown := sorted(set(shares or ()) - set(known)):
+        raise ConfigError(f"{field} names {unknown}, which are not in the training set. Known: {known}.")
 
 
 def _plan_group(
-    group: Group, leak: Int64[np.ndarray, "m s"], config: SamplingConfig, round_batches: int
+    group: Group, leak: Int64[np.ndarray, "m s"], config: SamplingConfig, batches_per_round: int
 ) -> GroupQuotas:
-    """Fill up each batch of a group from its own strata, so that its shares hold with the leak counted in."""
-    m, rounds = len(leak), -(-len(leak) // round_batches)
-    leaked = np.zeros((m, len(group.strata)), np.int64)
+    """Fill up each batch of a group from its own strata, so that its shares hold with the leak counted in.
+
+    First the values get their parts of the batch, then the strata of each value theirs of it: so a batch is within one
+    sample of every value's quota, however many strata have it.
+    """
+    m, rounds = len(leak), -(-len(leak) // batches_per_round)
+    share = np.bincount(group.value, group.share)
+    leaked = np.zeros((m, len(share)), np.int64)
     for stratum in np.flatnonzero(group.partner >= 0):
         leaked[:, group.partner[stratum]] += leak[:, stratum]
-    own = spread(config.batch_size - leak.sum(1) + leaked.sum(1), group.share) - leaked
+    own = spread(config.batch_size - leak.sum(1) + leaked.sum(1), share) - leaked
     for row in np.flatnonzero((own < 0).any(1)):
-        # more leak of a condition than the whole batch may hold: the batch stays full, the ledger shows it
+        # more leak of a value than the whole batch may hold: the batch stays full, the ledger shows it
         short = -int(own[row][own[row] < 0].sum())
         own[row] = np.maximum(own[row], 0)
         own[row] -= np.minimum(largest_remainder(short, own[row]), own[row])
     main = np.zeros_like(leak)
-    main[:, group.strata] = own
+    for value in range(len(share)):
+        at = np.flatnonzero(group.value == value)
+        main[:, group.strata[at]] = spread(own[:, value], group.share[at])
     return GroupQuotas(main=main, leak=leak, round_first=np.arange(rounds + 1) * m // rounds)

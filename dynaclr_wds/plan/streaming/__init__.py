@@ -1,1 +1,1 @@
-"""What must be resident when, so that batches keep their laws in bounded memory."""
+"""Decides what must be resident when, so that batches keep their laws in bounded memory."""

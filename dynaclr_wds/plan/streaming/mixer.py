@@ -1,8 +1,9 @@
-"""Window to streams: what each stream holds at a time, so that batches keep their laws in bounded memory.
+"""Window to streams: lays out what each stream holds at a time, so that batches keep their laws in bounded memory.
 
-Per stream: deal blocks (`streams`), decide how many experiments fit (`lanes`), split the window between their strata,
-lay out the queues (`window`), and count what that needs; then give the rounds the same quotas as in exact mode. The
-window is that of the whole job: a stream gets an equal share, so the plan doesn't depend on how many processes run it.
+Per stream: deal blocks (`partition`), decide how many groups fit (`needs`) and when (`rotation`), split the window
+between their strata, lay out the queues (`residency`), and count what that takes; then give the rounds the same quotas
+as in exact mode. The window is that of the whole job: a stream gets an equal share, so the plan doesn't depend on how
+many processes run it.
 """
 
 from __future__ import annotations
@@ -10,42 +11,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int64, Integer
+from jaxtyping import Int64
 
+from dynaclr_wds.errors import ConfigError
 from dynaclr_wds.plan.compose.leak import plan_leaks
 from dynaclr_wds.plan.compose.quotas import largest_remainder
-from dynaclr_wds.plan.compose.schedule import Group, plan_batch_counts, plan_groups, plan_schedule
+from dynaclr_wds.plan.compose.schedule import Group, plan_batch_counts, plan_groups, plan_schedule, split_by_weight
 from dynaclr_wds.plan.config import SamplingConfig
 from dynaclr_wds.plan.index import PlanIndex, Stratum
 from dynaclr_wds.plan.rng import Tag, make_generator
-from dynaclr_wds.plan.streaming.partition import Part, make_part, plan_streams
-from dynaclr_wds.plan.streaming.planner import StreamEpoch, round_batches
-from dynaclr_wds.plan.streaming.residency import WindowPool, plan_blocks, plan_queue, plan_stays
+from dynaclr_wds.plan.streaming.needs import Needs, plan_active, plan_needs
+from dynaclr_wds.plan.streaming.partition import Part, check_blocks, plan_streams
+from dynaclr_wds.plan.streaming.planner import StreamEpoch, batches_per_round
+from dynaclr_wds.plan.streaming.residency import ResidentPool, plan_blocks, plan_queue, plan_stays
 from dynaclr_wds.plan.streaming.rotation import Lanes, plan_lanes
 
-_SAMPLE = 1 << 20  # anchors of a stratum to count lineages in; blocks are random samples, so the first will do
-_SPARE_LINEAGES = 1.25  # lineages within reach, over those that a batch takes of a stratum
-_SPARE_BLOCKS = 3  # beside those: one that comes, one that goes, one that a round reaches into
-_COMFORT = 2.0  # experiments share the window only as long as each has this times the least it needs
-_ROUND_SHARE = 0.25  # of the window, at most, that one round draws
+_ROUND_SHARE = 0.25  # of the resident blocks, at most, that one round draws
 _AHEAD = 2  # rounds that may be reading ahead at a time
 _AIM = 0.97  # of the window
 _FULL = 0.9  # of the window used is enough
-_MODEST = 0.99  # of what fits one stream mostly fits another
+_NEXT_START = 0.99  # other streams start at this share of the first stream's budget
 _TRIES = 6
-_NO_WINDOW = " As the window is larger than all that would be read, best of all is none (window=None, exact mode)."
-
-
-@dataclass(frozen=True, slots=True)
-class Needs:
-    """What a stratum asks of the window, per stream."""
-
-    block_bytes: Float64[np.ndarray, " s"]
-    block_anchors: Float64[np.ndarray, " s"]
-    blocks: Int64[np.ndarray, " s"]
-    """In all, per stream."""
-    least: Int64[np.ndarray, " s"]
-    """Blocks that hold a batch's worth of lineages."""
 
 
 class Mixer:
@@ -62,8 +48,9 @@ class Mixer:
 
     Raises
     ------
-    ValueError
-        The window can't hold a batch of distinct lineages of two experiments; says what would do.
+    ConfigError
+        The window can't hold a batch of distinct lineages of two groups, or blocks hold more than one stratum; says
+        what would do.
     """
 
     def __init__(self, index: PlanIndex, config: SamplingConfig, window_bytes: int, num_streams: int) -> None:
@@ -71,12 +58,13 @@ class Mixer:
         self.config = config
         self.num_streams = num_streams
         self.share_bytes = window_bytes // num_streams
-        groups = plan_groups(index.strata, index.sizes, config)
+        check_blocks(index)
+        groups = plan_groups(index, index.sizes, config)
         self.batches = int(plan_batch_counts(groups, index.sizes // num_streams, config).sum())
         self._needs = plan_needs(index, groups, config, num_streams)
-        self.active = plan_active(index, groups, self._needs, self.share_bytes, num_streams)
-        self._all_fits = float((self._needs.blocks * self._needs.block_bytes).sum()) <= self.share_bytes
-        self._budget: float | None = None  # bytes of an experiment that the first stream of the first epoch found
+        self.active = plan_active(index, groups, self._needs, config, self.share_bytes, num_streams)
+        self._all_fits = self._needs.total_bytes <= self.share_bytes
+        self._budget: float | None = None  # bytes of a group that the first stream of the first epoch found
         self._parts: tuple[int, list[list[Part]]] | None = None
 
     def parts(self, epoch: int) -> list[list[Part]]:
@@ -89,7 +77,7 @@ class Mixer:
         """Lay out an epoch of one stream, with as much of the window used as fits."""
         own = self.parts(epoch)[stream]
         sizes = np.array([len(p.anchors) for p in own])
-        groups = plan_groups(self.index.strata, sizes, self.config)
+        groups = plan_groups(self.index, sizes, self.config)
         batches = _fit_batches(plan_batch_counts(groups, sizes, self.config), groups, sizes, self.batches, self.config)
         rng = make_generator(Tag.BATCH_ORDER, self.config.seed, epoch, stream)
         pieces = plan_pieces(self.index.strata, groups, plan_lanes(rng, batches, self.active))
@@ -102,14 +90,12 @@ class Mixer:
             if use <= 1 and peak > most:
                 best, most = opened, peak
                 self._budget = budget if first else self._budget
-            if self._all_fits or (
-                use <= 1 and (use >= _FULL or peak == before)
-            ):  # when more changes nothing, it is enough
+            if self._all_fits or (use <= 1 and (use >= _FULL or peak == before)):  # what changes nothing is enough
                 break
             before = peak
             budget *= _AIM / use if use > 1 else min(_AIM / use, 2.0) ** 0.5
         if best is None:
-            raise ValueError(
+            raise ConfigError(
                 f"window={self.share_bytes * self.num_streams:,} bytes: the rounds of a stream need "
                 f"{peak:,} at a time, its share is {self.share_bytes:,}. "
                 f"Give window={peak * self.num_streams:,}, or fewer num_streams."
@@ -117,7 +103,7 @@ class Mixer:
         return best
 
     def _first_budget(self, first: bool, groups: int) -> float:
-        """Guess the bytes of an experiment: what the first stream of the first epoch found, which mostly fits all."""
+        """Guess the bytes of a group: the first stream of the first epoch finds them, others start with less."""
         if self._all_fits:
             return float(self.share_bytes)
         if first:
@@ -125,31 +111,31 @@ class Mixer:
         if self._budget is None:
             self.open_epoch(0, 0)
         assert self._budget is not None
-        return _MODEST * self._budget
+        return _NEXT_START * self._budget
 
     def _lay_out(self, key: tuple[int, int], pieces: Pieces, own: list[Part], budget: float) -> StreamEpoch:
-        """Lay out an epoch with `budget` bytes for each experiment that is within reach."""
+        """Lay out an epoch with `budget` bytes for each group that is within reach."""
         config, needs = self.config, self._needs
-        windows = np.concatenate([_split_window(g, pieces, needs, budget) for g in pieces.groups])
+        resident = np.concatenate([_split_window(g, pieces, needs, budget) for g in pieces.groups])
         shares = np.concatenate([g.share for g in pieces.groups])
         drawn = shares * config.batch_size / needs.block_anchors[pieces.origin]  # blocks' worth, per batch
-        whole = windows >= needs.blocks[pieces.origin]
-        rounds = round_batches(self.index, config)
+        whole = resident >= needs.blocks[pieces.origin]
+        per_round = batches_per_round(self.index, config)
         if not whole.all():
-            rounds = int(np.clip((_ROUND_SHARE * windows / drawn)[~whole].min(), 1, rounds))
+            per_round = int(np.clip((_ROUND_SHARE * resident / drawn)[~whole].min(), 1, per_round))
         sizes = np.array([len(own[s].anchors) for s in pieces.origin])
         leaks = plan_leaks(pieces.groups, pieces.lanes.order, pieces.lanes.reach, sizes, config)
-        schedule = plan_schedule(tuple(pieces.groups), pieces.lanes.order, leaks, config, rounds)
+        schedule = plan_schedule(tuple(pieces.groups), pieces.lanes.order, leaks, config, per_round)
         parts = deal_pieces(pieces, own, schedule.draws)
         queues, stays = [], []
         for s, part in enumerate(parts):
-            # a round reaches ahead, and those of other experiments that take a leak do too
-            window = int(windows[s]) if whole[s] else max(int(windows[s] - _AHEAD * rounds * drawn[s] - 2), 1)
+            # a round reaches ahead, and so do rounds of other groups that take a leak
+            blocks = int(resident[s]) if whole[s] else max(int(resident[s] - _AHEAD * per_round * drawn[s] - 2), 1)
             rng = make_generator(Tag.BLOCKS, config.seed, *key, s)
-            queues.append(plan_queue(rng, self.index, part, int(schedule.draws[s]), window))
+            queues.append(plan_queue(rng, self.index, part, int(schedule.draws[s]), blocks))
             stays.append(plan_stays(queues[-1], s, schedule))
-        blocks = plan_blocks(self.index, queues, stays, len(pieces.lanes.order))
-        return StreamEpoch(WindowPool(self.index, pieces.strata, queues, stays, schedule), schedule, blocks)
+        reads = plan_blocks(self.index, queues, stays, len(pieces.lanes.order))
+        return StreamEpoch(ResidentPool(self.index, pieces.strata, queues, stays, schedule), schedule, reads)
 
 
 class MixerStream:
@@ -188,9 +174,8 @@ def plan_pieces(strata: tuple[Stratum, ...], groups: tuple[Group, ...], lanes: L
     for group in (groups[g] for g in lanes.group):
         at = np.arange(first, first + len(group.strata))
         first += len(at)
-        conditions = [named[i].condition for i in at] if (group.partner >= 0).any() else []
-        partner = [conditions.index(s.condition) if s.condition in conditions else -1 for s in named]
-        out.append(Group(name=group.name, strata=at, share=group.share, partner=np.array(partner, np.int64)))
+        partner = group.partner[origin]
+        out.append(Group(name=group.name, strata=at, share=group.share, value=group.value, partner=partner))
     return Pieces(out, lanes, named, origin)
 
 
@@ -210,70 +195,6 @@ def deal_pieces(pieces: Pieces, own: list[Part], draws: Int64[np.ndarray, " s"])
     return [p for p in out if p is not None]
 
 
-def plan_needs(index: PlanIndex, groups: tuple[Group, ...], config: SamplingConfig, num_streams: int) -> Needs:
-    """Measure the blocks of each stratum, and count those that hold what a batch takes of it."""
-    strata = len(index.strata)
-    size, anchors, share = np.ones(strata), np.ones(strata), np.zeros(strata)
-    blocks, least = np.ones(strata, np.int64), np.ones(strata, np.int64)
-    for group in groups:
-        share[group.strata] = group.share
-    for s in range(strata):
-        part = make_part(index, np.arange(index.first[s], index.first[s + 1]))
-        size[s] = float(index.columns.block_bytes[part.blocks].max())
-        anchors[s] = len(part.anchors) / len(part.blocks)
-        # a stratum with fewer blocks than streams is read by all of them
-        blocks[s] = len(part.blocks) if len(part.blocks) < num_streams else -(-len(part.blocks) // num_streams)
-        some = part.anchors[: _SAMPLE // num_streams + 1]
-        block, lineage = index.block(some), index.lineage(some)
-        need = _blocks_needed(block, lineage, share[s] * config.batch_size, np.ones(len(some), bool))
-        if config.temporal_enrichment:
-            hpi = index.hpi(some)
-            focal = (1 - config.temporal_global_fraction) * share[s] * config.batch_size
-            width = config.temporal_window_hours
-            for centre in (hpi.min() + width, np.median(hpi), hpi.max() - width):  # the ends hold fewest lineages
-                near = np.abs(hpi - centre) <= width
-                need = max(need, _blocks_needed(block, lineage, focal, near))
-        least[s] = min(blocks[s], need + _SPARE_BLOCKS)
-    return Needs(size, anchors, blocks, least)
-
-
-def _blocks_needed(
-    block: Integer[np.ndarray, " n"],
-    lineage: Integer[np.ndarray, " n"],
-    lineages: float,
-    usable: Bool[np.ndarray, " n"],
-) -> int:
-    """Count the blocks that together hold so many different lineages, if blocks are random samples.
-
-    k blocks with λ lineages each, out of L, hold L (1 − (1 − λ/L)^k) different ones.
-    """
-    found = len(np.unique(block))
-    total = len(np.unique(lineage[usable]))
-    pairs = len(np.unique(block[usable].astype(np.int64) << 32 | lineage[usable]))
-    each, wanted = pairs / found, _SPARE_LINEAGES * lineages
-    if wanted >= total or each >= total:
-        return found if wanted >= total else 1
-    return int(np.ceil(np.log1p(-wanted / total) / np.log1p(-each / total)))
-
-
-def plan_active(index: PlanIndex, groups: tuple[Group, ...], needs: Needs, share_bytes: int, num_streams: int) -> int:
-    """Count the experiments that are within reach at a time: as many as the window holds in comfort, at least two."""
-    need = np.sort([float((needs.least * needs.block_bytes)[g.strata].sum()) for g in groups])[::-1]
-    wanted, total = min(2, len(groups)), float((needs.blocks * needs.block_bytes).sum())
-    if total <= share_bytes:
-        return len(groups)
-    if need[0] * wanted > share_bytes:
-        enough = int(np.ceil(min(need[0] * wanted, total))) * num_streams
-        raise ValueError(
-            f"window={share_bytes * num_streams:,} bytes can't hold one batch of distinct lineages of "
-            f"{wanted} experiment{'s' * (wanted > 1)} in each of {num_streams} streams. {enough:,} would be enough; "
-            "so would fewer num_streams, a smaller batch_size, or shards with a smaller block_bytes."
-            + _NO_WINDOW
-            * (index.stored_bytes <= share_bytes * num_streams)
-        )
-    return int(np.clip(int(share_bytes / (_COMFORT * need[0])), wanted, len(groups)))
-
-
 def _fit_batches(
     batches: Int64[np.ndarray, " g"],
     groups: tuple[Group, ...],
@@ -281,7 +202,9 @@ def _fit_batches(
     total: int,
     config: SamplingConfig,
 ) -> Int64[np.ndarray, " g"]:
-    """Make the batches of a stream's groups add up to what every stream yields, where it hurts coverage least."""
+    """Make the batches of a stream's groups add up to what every stream yields: by weight, or with least repeats."""
+    if config.experiment_weights is not None and config.experiment_aware:
+        return split_by_weight(total, groups, config)
     out = batches.copy()
     own = np.array([sizes[g.strata].sum() for g in groups])
     while out.sum() != total:

@@ -1,17 +1,20 @@
-"""Blocks to streams: which part of every stratum each logical stream owns in an epoch.
+"""Blocks to streams: says which part of every stratum each logical stream owns in an epoch.
 
-Streams are what makes the order independent of the number of processes: each is planned for itself, and rank r of W
-runs streams r, r + W, … . A stratum's blocks are dealt out whole; one that has fewer blocks than there are streams
-is shared, and its clips are dealt out instead; one that has fewer clips even is repeated by all of them.
+Each stream is planned by itself, and rank r of W runs streams r, r + W, …; so the order does not depend on the number
+of processes. A stratum's blocks are dealt out whole. A stratum with fewer blocks than streams has its clips dealt out
+instead, and its blocks are read by several. A stratum with fewer clips than streams is read whole by every stream.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
-from jaxtyping import Int64, Integer
+from jaxtyping import Int64, Integer, Real
 
+from dynaclr_wds.errors import ConfigError
+from dynaclr_wds.plan.columns import SampleIndex
 from dynaclr_wds.plan.index import PlanIndex
 from dynaclr_wds.plan.rng import Tag, make_generator
 
@@ -21,8 +24,8 @@ class Part:
     """What one stream owns of one stratum."""
 
     blocks: Int64[np.ndarray, " k"]
-    anchors: Integer[np.ndarray, " n"]
-    """Positions in `PlanIndex.row`, grouped by block."""
+    anchors: Integer[SampleIndex, " n"]
+    """Grouped by block."""
     first: Int64[np.ndarray, " k1"]
     """CSR: anchors of the i-th block are `first[i]:first[i + 1]`."""
 
@@ -31,17 +34,17 @@ class Part:
         count = np.diff(self.first)[at]
         first = np.concatenate([[0], np.cumsum(count)]).astype(np.int64)
         anchors = self.anchors[np.arange(first[-1]) + np.repeat(self.first[at] - first[:-1], count)]
-        return Part(self.blocks[at], anchors, first)
+        return Part(self.blocks[at], cast(SampleIndex, anchors), first)
 
     def cut(self, begin: int, end: int) -> Part:
         """Keep the anchors `begin … end`; a block that is cut stays in both halves."""
         low, high = np.searchsorted(self.first, [begin, end - 1], "right") - 1
         first = np.clip(self.first[low : high + 2], begin, end) - begin
-        return Part(self.blocks[low : high + 1], self.anchors[begin:end], first)
+        return Part(self.blocks[low : high + 1], cast(SampleIndex, self.anchors[begin:end]), first)
 
 
-def make_part(index: PlanIndex, anchors: Integer[np.ndarray, " n"]) -> Part:
-    """Group ascending anchors by block."""
+def make_part(index: PlanIndex, anchors: Integer[SampleIndex, " n"]) -> Part:
+    """Group ascending anchors of one stratum by block."""
     columns, row = index.columns, index.row[anchors]  # grouped by block already, so edges are looked up
     ends = columns.clip_block[columns.patch_clip[row[[0, -1]]]] if len(row) else np.array([0, -1])
     blocks = np.arange(ends[0], ends[1] + 1)
@@ -68,13 +71,13 @@ def plan_streams(index: PlanIndex, num_streams: int, seed: int, epoch: int) -> l
     owed = np.zeros(num_streams)  # anchors that each stream already has, so that left-over blocks even out
     for s in range(len(index.strata)):
         rng = make_generator(Tag.STREAMS, seed, epoch, s)
-        anchors = np.arange(index.first[s], index.first[s + 1]).astype(index.row.dtype)
+        anchors = cast(SampleIndex, np.arange(index.first[s], index.first[s + 1]).astype(index.row.dtype))
         whole = make_part(index, anchors)
         if len(whole.blocks) >= num_streams:
             parts = [whole.take(at) for at in _deal_blocks(rng, whole, owed)]
         elif (number := _number_clips(index.clip(anchors)))[-1] + 1 >= num_streams:
-            player = rng.permutation(num_streams)[number % num_streams]
-            parts = [make_part(index, anchors[player == k]) for k in range(num_streams)]
+            stream_of = rng.permutation(num_streams)[number % num_streams]
+            parts = [make_part(index, cast(SampleIndex, anchors[stream_of == k])) for k in range(num_streams)]
         else:
             parts = [whole] * num_streams
         for stream, part in enumerate(parts):
@@ -88,16 +91,43 @@ def _number_clips(clip: Integer[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
     return np.cumsum(np.diff(clip, prepend=clip[0]) != 0)
 
 
-def _deal_blocks(
-    rng: np.random.Generator, part: Part, owed: Integer[np.ndarray, " w"] | np.ndarray
-) -> list[Int64[np.ndarray, " _"]]:
+def _deal_blocks(rng: np.random.Generator, part: Part, owed: Real[np.ndarray, " w"]) -> list[Int64[np.ndarray, " _"]]:
     """Deal whole blocks in random order, in turn; in the last, short turn to the streams that have least."""
     streams = len(owed)
     order = rng.permutation(len(part.blocks))
     full = len(order) // streams * streams
-    hands = [order[:full][k::streams] for k in range(streams)]
-    got = np.array([np.diff(part.first)[h].sum() for h in hands]) + owed
+    dealt = [order[:full][k::streams] for k in range(streams)]
+    got = np.array([np.diff(part.first)[d].sum() for d in dealt]) + owed
     poorest = np.argsort(got, kind="stable")
     for block, stream in zip(order[full:], poorest, strict=False):
-        hands[stream] = np.append(hands[stream], block)
-    return [rng.permutation(h) for h in hands]
+        dealt[stream] = np.append(dealt[stream], block)
+    return [rng.permutation(d) for d in dealt]
+
+
+def check_blocks(index: PlanIndex) -> None:
+    """Check that every block lies in one stratum, so that what is resident says what can be drawn.
+
+    Raises
+    ------
+    ConfigError
+        A block holds anchors of two strata; names the label in which they differ.
+    """
+    owner = np.full(len(index.columns.block_bytes), -1)
+    for s in range(len(index.strata)):
+        blocks = index.blocks_of(s)
+        mixed = np.flatnonzero(owner[blocks] >= 0)
+        if len(mixed):
+            label, values = _find_difference(index, int(owner[blocks[mixed[0]]]), s)
+            raise ConfigError(
+                f"window: block {int(blocks[mixed[0]])} holds samples with {label}={values[0]!r} and {label}="
+                f"{values[1]!r}, but streaming needs blocks whose samples agree in experiment, group and stratify "
+                f"labels. Build the shards with {label!r} in shard_by, or use window=None (exact mode)."
+            )
+        owner[blocks] = s
+
+
+def _find_difference(index: PlanIndex, *strata: int) -> tuple[str, list[str | None]]:
+    """Find the first label in which two strata differ, with its values."""
+    labels = ("experiment", *index.batch_group_by, *index.stratify_by)
+    one, other = ((of.experiment, *of.group, *of.value) for of in (index.strata[s] for s in strata))
+    return next((label, pair) for label, *pair in zip(labels, one, other, strict=True) if pair[0] != pair[1])

@@ -1,15 +1,16 @@
-"""Pool to a sequence of batches: one logical stream, planned round by round."""
+"""Pool to a sequence of batches: plans one logical stream, round by round."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int64
 
 from dynaclr_wds.plan.batch import BatchPlan
+from dynaclr_wds.plan.columns import PatchRow, SampleIndex
 from dynaclr_wds.plan.compose.leak import plan_leaks
 from dynaclr_wds.plan.compose.pool import Pool, WholePool
 from dynaclr_wds.plan.compose.rounds import RoundPlan, plan_round
@@ -18,8 +19,8 @@ from dynaclr_wds.plan.config import SamplingConfig
 from dynaclr_wds.plan.index import PlanIndex
 from dynaclr_wds.plan.rng import Tag, make_generator
 
-ROUND_BATCHES = 32
-_MOST_ROUND_BATCHES = 128
+BATCHES_PER_ROUND = 32
+_MOST_BATCHES_PER_ROUND = 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +68,7 @@ class WholeStream:
     def __init__(self, index: PlanIndex, config: SamplingConfig) -> None:
         self._index = index
         self._config = config
-        self._groups = plan_groups(index.strata, index.sizes, config)
+        self._groups = plan_groups(index, index.sizes, config)
         self._batches = plan_batch_counts(self._groups, index.sizes, config)
 
     def __len__(self) -> int:
@@ -75,15 +76,14 @@ class WholeStream:
         return int(self._batches.sum())
 
     def open_epoch(self, epoch: int) -> StreamEpoch:
-        """Lay out an epoch: batches of the experiments in random order."""
+        """Lay out an epoch: the groups' batches in random order."""
         rng = make_generator(Tag.BATCH_ORDER, self._config.seed, epoch)
         order = rng.permutation(np.repeat(np.arange(len(self._groups)), self._batches))
         reach = np.tile(np.array([0, len(order)]), (len(self._groups), 1))
         leaks = plan_leaks(self._groups, order, reach, self._index.sizes, self._config)
-        rounds = round_batches(self._index, self._config)
         return StreamEpoch(
             WholePool(self._index, self._config.seed, epoch),
-            plan_schedule(self._groups, order, leaks, self._config, rounds),
+            plan_schedule(self._groups, order, leaks, self._config, batches_per_round(self._index, self._config)),
         )
 
 
@@ -116,9 +116,9 @@ class StreamPlanner:
         row = at.pool.index.row
         return BatchPlan(
             number=number,
-            anchor=row[plan.anchor[place]].astype(np.int64),
-            positive=plan.positive[place],
-            negative=None if plan.negative is None else row[plan.negative[place]].astype(np.int64),
+            anchor=cast(PatchRow, row[plan.anchor[place]].astype(np.int64)),
+            positive=cast(PatchRow, plan.positive[place]),
+            negative=None if plan.negative is None else cast(PatchRow, row[plan.negative[place]].astype(np.int64)),
             group=at.schedule.groups[group].name,
             focal_hpi=float(plan.focal_hpi[place]),
         )
@@ -131,11 +131,11 @@ class StreamPlanner:
         return self._rounds[group][1]
 
 
-def round_batches(index: PlanIndex, config: SamplingConfig) -> int:
-    """Batches planned together: enough for their focal windows to cover the HPI range about twice."""
+def batches_per_round(index: PlanIndex, config: SamplingConfig) -> int:
+    """Count the batches that are planned together: enough for their focal windows to cover the HPIs about twice."""
     if not config.temporal_enrichment or config.temporal_window_hours == 0:
-        return ROUND_BATCHES
+        return BATCHES_PER_ROUND
     some = [np.linspace(a, b - 1, 64).astype(np.int64) for a, b in pairwise(index.first.tolist())]
-    span = max(float(np.ptp(index.hpi(s))) for s in some)
+    span = max(float(np.ptp(index.hpi(cast(SampleIndex, s)))) for s in some)
     wanted = int(np.ceil(span / config.temporal_window_hours))
-    return int(np.clip(wanted, ROUND_BATCHES, _MOST_ROUND_BATCHES))
+    return int(np.clip(wanted, BATCHES_PER_ROUND, _MOST_BATCHES_PER_ROUND))

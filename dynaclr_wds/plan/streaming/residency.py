@@ -1,17 +1,19 @@
-"""Blocks to queues: in which order anchors come up when only a window of the blocks is within reach.
+"""Blocks to queues: orders anchors as they come up when only some of the blocks are resident at a time.
 
-Blocks are visited in random order, `window` of them at a time, and each anchor is placed at random in the time that its
-block stays: a shuffle that is as wide as the window, can be laid out without playing it through, and comes to every
-anchor of a pass exactly once. Rounds then say when each block is needed first and last.
+Blocks are visited in random order, `resident_blocks` of them at a time, and each anchor is placed at random in the
+time that its block stays: this shuffles as widely as the window allows, is laid out without playing it through, and
+reaches every anchor of a pass exactly once. Rounds then say when each block is needed first and last.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64, Integer
 
+from dynaclr_wds.plan.columns import SampleIndex
 from dynaclr_wds.plan.compose.pool import sample_places
 from dynaclr_wds.plan.compose.schedule import Schedule
 from dynaclr_wds.plan.index import PlanIndex, Stratum
@@ -26,7 +28,7 @@ _RATE = 2.0  # reading is planned at up to this times the average rate
 class Queue:
     """Draws of one stratum over an epoch, and the visits to blocks that they need."""
 
-    anchor: Integer[np.ndarray, " d"]
+    anchor: Integer[SampleIndex, " d"]
     """Anchor of every draw."""
     visit: Integer[np.ndarray, " d"]
     """Visit that each draw falls in."""
@@ -42,7 +44,7 @@ class Stays:
     retire: Int64[np.ndarray, " v"]
 
 
-def plan_queue(rng: np.random.Generator, index: PlanIndex, part: Part, draws: int, window: int) -> Queue:
+def plan_queue(rng: np.random.Generator, index: PlanIndex, part: Part, draws: int, resident_blocks: int) -> Queue:
     """Lay out the draws of one stratum.
 
     Parameters
@@ -51,7 +53,7 @@ def plan_queue(rng: np.random.Generator, index: PlanIndex, part: Part, draws: in
         Blocks and anchors to draw from.
     draws
         Of the epoch; passes through the part are repeated until there are enough, the last one as far as needed.
-    window
+    resident_blocks
         Blocks within reach at a time.
     """
     visits, got, size = [], 0, len(part.anchors)
@@ -64,27 +66,27 @@ def plan_queue(rng: np.random.Generator, index: PlanIndex, part: Part, draws: in
         got += int(np.diff(part.first)[order].sum())
     visited = part.take(np.concatenate(visits) if visits else np.zeros(0, np.int64))
     count = np.diff(visited.first)
-    begin, length = _stay(len(count), window)
+    begin, length = _stay(len(count), resident_blocks)
     # key of an anchor: when its visit begins + where in the stay it is placed
     visit = np.repeat(np.arange(len(count)), count)
     clip = index.clip(visited.anchors).astype(np.int64) + (visit.astype(np.int64) << 32)
     begin, length = begin / (begin + length).max(initial=0), length / (begin + length).max(initial=0)
     order = sort_places(begin[visit] + length[visit] * sample_places(rng, clip))[:draws]
-    return Queue(anchor=visited.anchors[order], visit=visit[order].astype(np.int32), part=visited)
+    return Queue(anchor=cast(SampleIndex, visited.anchors[order]), visit=visit[order].astype(np.int32), part=visited)
 
 
-def _stay(visits: int, window: int) -> tuple[Float64[np.ndarray, " v"], Float64[np.ndarray, " v"]]:
-    """When each of a row of visits begins and how long it stays, so that never more than `window` are within reach.
+def _stay(visits: int, resident: int) -> tuple[Float64[np.ndarray, " v"], Float64[np.ndarray, " v"]]:
+    """Say when each of a row of visits begins and how long it stays, never more than `resident` at a time.
 
-    One comes as one goes, per unit of time, and stays for w = `window` units. The first w are there from the
+    One comes as one goes, per unit of time, and stays for w = `resident` units. The first w are there from the
     beginning and the last w until the end; for μ = w / (e − 1) units none of them goes, which makes draws as dense
     there as in between (the density is Σ 1/stay ≈ ln((μ + w)/μ) = 1) and no stay much shorter than the others.
     """
-    if visits <= window:
+    if visits <= resident:
         return np.zeros(visits), np.ones(visits)
-    v, mu = np.arange(visits), window / (np.e - 1)
-    begin = np.where(v < window, 0.0, mu + v - window + 1)
-    end = np.where(v < visits - window, mu + v + 1, visits - window + 2 * mu)
+    v, mu = np.arange(visits), resident / (np.e - 1)
+    begin = np.where(v < resident, 0.0, mu + v - resident + 1)
+    end = np.where(v < visits - resident, mu + v + 1, visits - resident + 2 * mu)
     return begin, end - begin
 
 
@@ -109,7 +111,7 @@ def plan_stays(queue: Queue, stratum: int, schedule: Schedule) -> Stays:
     return Stays(admit, retire)
 
 
-class WindowPool:
+class ResidentPool:
     """What is within reach of one stream in one epoch, round by round."""
 
     def __init__(
@@ -121,15 +123,15 @@ class WindowPool:
         self._stays = stays
         self._span = schedule.round_span
 
-    def due(self, stratum: int, begin: int, end: int) -> Int64[np.ndarray, " n"]:
+    def due(self, stratum: int, begin: int, end: int) -> Int64[SampleIndex, " n"]:
         """Anchors that draws `begin … end` of a stratum fall on."""
-        return self._queues[stratum].anchor[begin:end].astype(np.int64)
+        return cast(SampleIndex, self._queues[stratum].anchor[begin:end].astype(np.int64))
 
     def reach(self, round_id: int, stratum: int) -> int:
         """Count the anchors of the visits that last the whole round."""
         return int(np.diff(self._queues[stratum].part.first)[self._here(round_id, stratum)].sum())
 
-    def draw(self, rng: np.random.Generator, round_id: int, stratum: int, count: int) -> Int64[np.ndarray, " count"]:
+    def draw(self, rng: np.random.Generator, round_id: int, stratum: int, count: int) -> Int64[SampleIndex, " count"]:
         """Draw from the visits that last the whole round."""
         part = self._queues[stratum].part
         here = np.flatnonzero(self._here(round_id, stratum))
@@ -137,7 +139,8 @@ class WindowPool:
         total = np.cumsum(sizes)
         at = rng.integers(0, total[-1], count)
         visit = np.searchsorted(total, at, "right")
-        return part.anchors[part.first[here[visit]] + at - (total - sizes)[visit]].astype(np.int64)
+        anchors = part.anchors[part.first[here[visit]] + at - (total - sizes)[visit]]
+        return cast(SampleIndex, anchors.astype(np.int64))
 
     def _here(self, round_id: int, stratum: int) -> Bool[np.ndarray, " v"]:
         begin, end = self._span[round_id]
@@ -171,9 +174,7 @@ def _merge(
     order = np.lexsort((admit, block))
     order = order[admit[order] >= 0]
     block, admit, retire = block[order], admit[order], retire[order]
-    span = (
-        int(retire.max(initial=0)) + 2
-    )  # block · span + batch: later blocks are later than all batches of earlier ones
+    span = int(retire.max(initial=0)) + 2  # block · span + batch: later blocks come after all batches of earlier ones
     until = np.maximum.accumulate(block * span + retire)
     new = np.flatnonzero(np.append(True, block[1:] * span + admit[1:] > until[:-1] + 1)[: len(block)])
     block, admit, retire = block[new], admit[new], np.maximum.reduceat(retire, new) if len(new) else retire

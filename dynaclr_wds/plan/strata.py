@@ -1,0 +1,176 @@
+"""Label values to strata: finds the samples of every (experiment, label values), and which of them have a candidate.
+
+Where experiment and labels are among those that the shards are partitioned by, the partitions say it; otherwise the
+codes of every sample's observation are looked up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Int64, Integer
+
+from dynaclr_wds.plan.columns import CodeBook, PlanColumns
+from dynaclr_wds.tau import least_tau
+
+_CHUNK = 1 << 20
+_MOST_COUNTED = 1 << 24  # combinations of labels that are counted in a table
+_EXPERIMENT = "experiment"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StratumSamples:
+    """Samples of one (experiment, label values)."""
+
+    experiment: int
+    """Row of `CodeBook.experiments`."""
+    labels: dict[str, str | None]
+    """Label → value."""
+    row: Integer[np.ndarray, " n"]
+    """Patch rows, ascending, of the samples that have a candidate in the τ range of the build."""
+    samples: int
+    """All samples, those without a candidate too."""
+
+
+def find_strata(
+    columns: PlanColumns,
+    codes: CodeBook,
+    labels: tuple[str, ...],
+    keep_experiment: Sequence[bool],
+    keep_fov: Bool[np.ndarray, " f"] | None,
+) -> Iterator[StratumSamples]:
+    """Find the samples of every stratum, in the order of the codes of (experiment, labels).
+
+    Parameters
+    ----------
+    columns, codes, keep_experiment, keep_fov
+        As for `plan_index`.
+    labels
+        Labels that make a stratum, each once.
+    """
+    shape = (len(codes.experiments), *(len(codes.values[name]) + 1 for name in labels))  # + 1: null
+    if follows_from_partitions(codes, labels):
+        found = _join_partitions(columns, codes, labels, shape, keep_experiment, keep_fov)
+    else:
+        found = _gather_codes(columns, labels, shape, keep_experiment, keep_fov)
+    for key in sorted(found):
+        experiment, *code = (int(c) for c in np.unravel_index(key, shape))
+        values = {name: codes.values[name][c - 1] if c else None for name, c in zip(labels, code, strict=True)}
+        row, samples = found[key]
+        yield StratumSamples(experiment=experiment, labels=values, row=row, samples=samples)
+
+
+def follows_from_partitions(codes: CodeBook, labels: tuple[str, ...]) -> bool:
+    """Whether the shards are partitioned by experiment and all these labels."""
+    return all(name in partition for partition in codes.partitions for name in (_EXPERIMENT, *labels))
+
+
+_Found = dict[int, tuple[Integer[np.ndarray, " _"], int]]
+"""Number of a stratum → rows with a candidate, and the number of all samples."""
+
+
+def _join_partitions(
+    columns: PlanColumns,
+    codes: CodeBook,
+    labels: tuple[str, ...],
+    shape: tuple[int, ...],
+    keep_experiment: Sequence[bool],
+    keep_fov: Bool[np.ndarray, " f"] | None,
+) -> _Found:
+    """Put together the partitions of each stratum, which lie one after another in the order of their rows."""
+    number = {clock.name: place for place, clock in enumerate(codes.experiments)}
+    known = [{None: 0} | {value: k + 1 for k, value in enumerate(codes.values[name])} for name in labels]
+    parts: dict[int, list[tuple[Integer[np.ndarray, " _"], int]]] = {}
+    for place, partition in enumerate(codes.partitions):
+        experiment = number[str(partition[_EXPERIMENT])]
+        if keep_experiment[experiment]:
+            code = (experiment, *(k[partition[name]] for k, name in zip(known, labels, strict=True)))
+            key = int(np.ravel_multi_index(code, shape))
+            parts.setdefault(key, []).append(_sample_rows(columns, *_patch_range(columns, place), keep_fov))
+    return {
+        key: (own[0][0] if len(own) == 1 else np.concatenate([row for row, _ in own]), sum(n for _, n in own))
+        for key, own in parts.items()
+    }
+
+
+def _gather_codes(
+    columns: PlanColumns,
+    labels: tuple[str, ...],
+    shape: tuple[int, ...],
+    keep_experiment: Sequence[bool],
+    keep_fov: Bool[np.ndarray, " f"] | None,
+) -> _Found:
+    """Number the strata of all observations, and group the rows of their samples by them."""
+    wanted = np.array(keep_experiment, bool)[columns.fov_experiment]
+    used = (wanted if keep_fov is None else wanted & keep_fov)[columns.obs_fov]
+    key = columns.fov_experiment[columns.obs_fov].astype(np.int64)
+    for name, size in zip(labels, shape[1:], strict=True):
+        key *= size
+        key += columns.labels[name]
+        key += 1
+    present, of_obs = _number_keys(np.where(used, key, int(np.prod(shape))), int(np.prod(shape)) + 1)
+    rows = _positions(columns.patch_is_sample)
+    number = of_obs[columns.patch_obs[rows]]
+    samples = np.bincount(number, minlength=len(present))
+    candidate = columns.patch_has_candidate[rows]
+    rows, number = rows[candidate], number[candidate]
+    edge = np.cumsum(np.bincount(number, minlength=len(present)))[:-1]
+    parts = np.split(rows[np.argsort(number, kind="stable")], edge)
+    found = zip(present.tolist(), parts, samples.tolist(), strict=True)
+    return {code: (part, count) for code, part, count in found if code < np.prod(shape)}
+
+
+def _number_keys(key: Int64[np.ndarray, " n"], most: int) -> tuple[Int64[np.ndarray, " k"], Integer[np.ndarray, " n"]]:
+    """Number the keys that occur, ascending, in the smallest dtype: numpy sorts small integers by radix."""
+    if most > _MOST_COUNTED:
+        present, number = np.unique(key, return_inverse=True)
+        return present, number.astype(np.min_scalar_type(len(present)))
+    present = np.flatnonzero(np.bincount(key, minlength=most))
+    table = np.zeros(most, np.min_scalar_type(len(present)))
+    table[present] = np.arange(len(present))
+    return present, table[key]
+
+
+def _positions(flag: Bool[np.ndarray, " n"], begin: int = 0) -> Integer[np.ndarray, " k"]:
+    """Where a flag is set, counted from `begin`, in the smallest dtype that holds it."""
+    return (np.flatnonzero(flag) + begin).astype(np.int32 if begin + len(flag) < 2**31 else np.int64)
+
+
+def _patch_range(columns: PlanColumns, partition: int) -> tuple[int, int]:
+    """Patch rows of a partition: they are stored together."""
+    blocks = np.flatnonzero(columns.block_partition == partition)
+    if not len(blocks):
+        return 0, 0
+    begin, end = columns.block_first[blocks[0]], columns.block_first[blocks[-1] + 1]
+    return int(columns.clip_first[begin]), int(columns.clip_first[end])
+
+
+def _sample_rows(
+    columns: PlanColumns, begin: int, end: int, keep_fov: Bool[np.ndarray, " f"] | None
+) -> tuple[Integer[np.ndarray, " n"], int]:
+    """Rows of the samples that have a candidate, and the number of all samples."""
+    sample = columns.patch_is_sample[begin:end]
+    row = _positions(sample & columns.patch_has_candidate[begin:end], begin)
+    if keep_fov is None:
+        return row, int(np.count_nonzero(sample))
+    fov = columns.obs_fov[columns.patch_obs[_positions(sample, begin)]]
+    return row[keep_fov[columns.obs_fov[columns.patch_obs[row]]]], int(np.count_nonzero(keep_fov[fov]))
+
+
+def has_candidate(
+    columns: PlanColumns, row: Integer[np.ndarray, " n"], tau_frames: tuple[int, int]
+) -> Bool[np.ndarray, " n"]:
+    """Whether each sample's clip holds a patch at t + τ for some τ of the range, τ ≠ 0."""
+    low, high = least_tau(tau_frames[0]), tau_frames[1]
+    out = np.zeros(len(row), bool)
+    for a in range(0, len(row), _CHUNK):
+        part = row[a : a + _CHUNK]
+        clip = columns.patch_clip[part].astype(np.int64)
+        begin, end = columns.clip_first[clip[0]], columns.clip_first[clip[-1] + 1]
+        # rows of the clips at hand, keyed by (clip, t): ascending, as clips are stored by t
+        key = (columns.patch_clip[begin:end].astype(np.int64) << 32) + columns.patch_t[begin:end]
+        want = (clip << 32) + columns.patch_t[part]
+        out[a : a + _CHUNK] = np.searchsorted(key, want + low, "left") < np.searchsorted(key, want + high, "right")
+    return out

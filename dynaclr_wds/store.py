@@ -1,0 +1,78 @@
+"""Byte ranges of shards to memory: the protocol that all pixels come through.
+
+Everything in `read/` is written against `BlockStore`. `read/mapped.py` implements it for local files that are mapped,
+`read/files.py` for local files without the compiled copy. An object store implements it with range requests: the
+protocol speaks of shard numbers and byte ranges only, never of files, patches or the index.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Int64, UInt8
+
+
+class RowFailure(Exception):
+    """Says which row of a `read` failed, and why.
+
+    It never leaves `read/`: the caller knows which patch the row is, adds that to the error as a note, and raises it.
+    """
+
+    def __init__(self, row: int, error: Exception) -> None:
+        super().__init__(row, error)
+        self.row = row
+        self.error = error
+
+
+@runtime_checkable
+class BlockStore(Protocol):
+    """The shards of one set, as numbered byte sequences; all methods may be called from several threads at once.
+
+    Errors are `FormatError` (a shard is gone, has another size, or ends before the range) or `StorageError` (the
+    disk or server fails); both name the shard and say what to do.
+    """
+
+    def read(
+        self,
+        shard: Int64[np.ndarray, " n"],
+        begin: Int64[np.ndarray, " n"],
+        offset: Int64[np.ndarray, " k"],
+        out: UInt8[np.ndarray, "n k bytes"],
+    ) -> None:
+        """Copy `n` patches, each as the same `k` runs of bytes, into consecutive memory.
+
+        Parameters
+        ----------
+        shard
+            Shard of each patch.
+        begin
+            Byte at which each patch begins in its shard.
+        offset
+            Where the runs begin, from the patch's beginning; ascending. A whole patch is one run at 0; a cropped one
+            has a run per row of pixels. A store may so read the span of a patch at once.
+        out
+            Where to; C-contiguous.
+
+        Raises
+        ------
+        RowFailure
+            A patch can't be read; names the first such row.
+        """
+        ...
+
+    def fetch(self, shard: int, begin: int, end: int) -> None:
+        """Have a block brought near, because it is about to be read; may return before it is there."""
+        ...
+
+    def forget(self, shard: int, begin: int, end: int) -> None:
+        """Let go of a block that is no longer needed; reading it again stays possible."""
+        ...
+
+    def checksum(self, shard: int, begin: int, end: int) -> int:
+        """Read a block from front to back and return its XXH3."""
+        ...
+
+    def close(self) -> None:
+        """Give back what is held: memory, connections."""
+        ...

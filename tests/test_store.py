@@ -1,0 +1,293 @@
+"""Laws of stores and of checked reads: no descriptor is held, a failing file is an error, damage never trains."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dynaclr_wds import contract
+from dynaclr_wds.contract import ShardRecord
+from dynaclr_wds.datamodule import MultiExperimentDataModule
+from dynaclr_wds.errors import ChecksumError, FormatError, StorageError
+from dynaclr_wds.plan.batch import BatchPlan
+from dynaclr_wds.read.dataset import MultiExperimentTripletDataset
+from dynaclr_wds.read.files import FileStore
+from dynaclr_wds.read.mapped import MappedStore
+from dynaclr_wds.read.patches import plan_crop
+from dynaclr_wds.shardset import ShardSet
+from dynaclr_wds.store import BlockStore, RowFailure
+
+PAGE = 4096
+STORES = pytest.mark.parametrize("kind", [MappedStore, FileStore])
+
+
+def write_shards(root: Path, *sizes: int) -> list[ShardRecord]:
+    """Files of numbers that only a store looks at."""
+    records = []
+    for number, size in enumerate(sizes):
+        path = f"{number}.tar"
+        (root / path).write_bytes(np.random.default_rng(number).bytes(size))
+        records.append(ShardRecord(path=path, partition=0, bytes=size, xxh3="", content="", clips=0, blocks=0))
+    return records
+
+
+def read(store: BlockStore, shard: list[int], begin: list[int], size: int, offset=(0,)) -> np.ndarray:
+    out = np.empty((len(shard), len(offset), size), np.uint8)
+    store.read(np.array(shard), np.array(begin), np.array(offset), out)
+    return out
+
+
+@STORES
+def test_a_store_reads_runs_blocks_and_checksums(tmp_path, kind):
+    store = kind(tmp_path, write_shards(tmp_path, 300_000, 70_000))
+    raw = [(tmp_path / f"{n}.tar").read_bytes() for n in range(2)]
+    store.fetch(0, 1000, 290_000)
+    out = read(store, [1, 0, 0], [60_000, 7, 299_000], 50, offset=(0, 130, 950))
+    for row, (shard, begin) in enumerate([(1, 60_000), (0, 7), (0, 299_000)]):
+        assert [out[row, k].tobytes() for k in range(3)] == [raw[shard][begin + o :][:50] for o in (0, 130, 950)]
+    assert store.checksum(0, 1000, 290_000) == contract.checksum(raw[0][1000:290_000])
+    store.forget(0, 1000, 290_000)
+    assert read(store, [0], [1000], 100).tobytes() == raw[0][1000:1100]
+    store.close()
+    assert read(store, [1], [0], 100).tobytes() == raw[1][:100]
+    assert isinstance(store, BlockStore)
+
+
+@STORES
+@pytest.mark.parametrize(("begin", "size"), [(-1, 10), (69_990, 11)])
+def test_a_range_outside_its_shard_is_refused(tmp_path, kind, begin, size):
+    store = kind(tmp_path, write_shards(tmp_path, 70_000))
+    with pytest.raises(RowFailure) as failure:
+        read(store, [0, 0], [5, begin], size)
+    assert failure.value.row == 1
+    assert "outside its shard of 70,000 bytes" in str(failure.value.error)
+
+
+MANY = """
+import resource, sys
+from pathlib import Path
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+import numpy as np
+from dynaclr_wds.contract import ShardRecord
+from dynaclr_wds.read.mapped import MappedStore
+root = Path(sys.argv[1])
+records = []
+for n in range(1500):
+    (root / f"{n}.tar").write_bytes(n.to_bytes(4, "little"))
+    records.append(ShardRecord(path=f"{n}.tar", partition=0, bytes=4, xxh3="", content="", clips=0, blocks=0))
+store = MappedStore(root, records)
+before = len(list(Path("/proc/self/fd").iterdir()))
+out = np.empty((1500, 1, 4), np.uint8)
+store.read(np.arange(1500), np.zeros(1500, np.int64), np.zeros(1, np.int64), out)
+assert (out.view("<u4").ravel() == np.arange(1500)).all()
+assert len(list(Path("/proc/self/fd").iterdir())) == before
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_mapped_shards_hold_no_descriptor(tmp_path):
+    env = {"PYTHONPATH": str(Path(__file__).parents[1]), "PATH": os.environ["PATH"]}
+    done = subprocess.run([sys.executable, "-c", MANY, tmp_path], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@STORES
+def test_a_file_that_is_cut_short_while_in_use_is_an_error_and_not_the_end_of_the_process(tmp_path, kind):
+    store = kind(tmp_path, write_shards(tmp_path, 20 * PAGE, 20 * PAGE))
+    whole = read(store, [0, 1], [0, 5], 20 * PAGE - 5)
+    os.truncate(tmp_path / "1.tar", 3 * PAGE)
+    message = r"1.tar: (byte 12,288 can't be read: the file has|has) 12,288 bytes( now)?, the manifest says 81,920"
+    with pytest.raises(RowFailure) as failure:
+        read(store, [0, 1], [0, 5], 20 * PAGE - 5)
+    assert failure.value.row == 1
+    with pytest.raises((StorageError, FormatError), match=message):
+        raise failure.value.error
+    with pytest.raises(FormatError, match=r"1.tar: has 12,288 bytes.*, the manifest says 81,920"):
+        store.checksum(1, 0, 20 * PAGE)
+    with pytest.raises(FormatError, match=r"1.tar: has 12,288 bytes"):
+        store.fetch(1, 0, PAGE)
+    assert (read(store, [0], [0], 20 * PAGE - 5) == whole[:1]).all()  # the next copy is as safe as the first
+
+
+def test_every_thread_survives_a_failing_file(tmp_path):
+    from concurrent.futures import ThreadPoolExecutor
+
+    store = MappedStore(tmp_path, write_shards(tmp_path, 20 * PAGE))
+    read(store, [0], [0], PAGE)
+    os.truncate(tmp_path / "0.tar", PAGE)
+
+    def attempt(number: int) -> str:
+        try:
+            read(store, [0], [PAGE * (number % 2)], PAGE)
+        except RowFailure as failure:
+            return type(failure.error).__name__
+        return "read"
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(attempt, range(200))) == ["read", "StorageError"] * 100
+
+
+ELSEWHERE = """
+import ctypes, faulthandler, mmap, os, sys
+from dynaclr_wds.read.mapped import load_copy
+assert load_copy() is not None
+path = sys.argv[1]
+with open(path, "w+b") as file:
+    file.truncate(8192)
+    view = mmap.mmap(file.fileno(), 8192)
+    file.truncate(0)
+view[5000]
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems may number the signal otherwise")
+def test_a_bus_error_elsewhere_still_ends_the_process(tmp_path):
+    env = {"PYTHONPATH": str(Path(__file__).parents[1]), "PATH": os.environ["PATH"]}
+    done = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE, tmp_path / "file"], env=env, capture_output=True, check=False, timeout=60
+    )
+    assert done.returncode == -7
+
+
+# --- a set that is damaged after it was built -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def copied(shards: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(shards, tmp_path / "shards"))
+
+
+def flip(path: Path, at: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(at)
+        byte = file.read(1)
+        file.seek(at)
+        file.write(bytes([byte[0] ^ 1]))
+
+
+def read_all(root: Path, **options) -> None:
+    """Train, validate and predict on everything."""
+    data = MultiExperimentDataModule(
+        str(root), batch_size=8, tau_range=(0.5, 1.5), val_experiments=["e3"], num_workers=1, **options
+    )
+    data.setup()
+    for loader in (data.train_dataloader(), data.val_dataloader(), data.predict_dataloader()):
+        for _ in loader:
+            pass
+
+
+def payload_offset(root: Path) -> tuple[Path, int]:
+    shards = ShardSet.open(root)
+    row = int(np.flatnonzero(shards.arrays["patch_is_sample"])[30])
+    block = shards.arrays["clip_block"][shards.arrays["patch_clip"][row]]
+    path = root / shards.manifest.shards[shards.arrays["block_shard"][block]].path
+    return path, int(shards.arrays["patch_offset"][row])
+
+
+def damage_payload(root: Path) -> None:
+    path, offset = payload_offset(root)
+    flip(path, offset + 100)
+
+
+def damage_header(root: Path) -> None:
+    path, offset = payload_offset(root)
+    flip(path, offset - 30)
+
+
+def damage_manifest(root: Path) -> None:
+    text = (root / "manifest.json").read_text()
+    (root / "manifest.json").write_text(text.replace('"start_hpi": 1.0', '"start_hpi": 1.5'))
+
+
+def edit_manifest(root: Path) -> None:
+    record = json.loads((root / "manifest.json").read_text())
+    record["shards"][0], record["shards"][1] = record["shards"][1], record["shards"][0]
+    (root / "manifest.json").write_text(json.dumps(record))
+
+
+def swap_shards(root: Path) -> None:
+    """Two shards of one partition and size change places."""
+    by_size: dict[int, list[Path]] = {}
+    for path in sorted(root.rglob("*.tar")):
+        by_size.setdefault(path.stat().st_size, []).append(path)
+    pair = next((paths[:2] for paths in by_size.values() if len(paths) > 1), None)
+    if pair is None:  # none are of one size: the content of one takes the size of the other
+        a, b = sorted(root.rglob("*.tar"))[:2]
+        b.write_bytes(a.read_bytes()[: b.stat().st_size].ljust(b.stat().st_size, b"\0"))
+        return
+    a, b = pair
+    other = a.read_bytes()
+    a.write_bytes(b.read_bytes())
+    b.write_bytes(other)
+
+
+def remove_shard(root: Path) -> None:
+    next(root.glob("e1/*.tar")).unlink()
+
+
+DAMAGES = {
+    "payload": (damage_payload, ChecksumError, r"block \d+, bytes [\d,]+ to [\d,]+, is not what was .*etl.verify"),
+    "header": (damage_header, ChecksumError, r"block \d+, bytes [\d,]+ to [\d,]+, is not what was written"),
+    "manifest": (damage_manifest, ChecksumError, r"manifest.json: was changed after it was written"),
+    "order of shards": (edit_manifest, ChecksumError, r"manifest.json: was changed after it was written"),
+    "swapped shards": (swap_shards, ChecksumError, r"\.tar: block \d+, bytes .* is not what was written"),
+    "removed shard": (remove_shard, FormatError, r"\.tar: is missing, though the manifest lists it"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("options", [{}, {"window_bytes": 1 << 27, "num_streams": 1}], ids=["exact", "streaming"])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_no_damage_trains_silently(copied, damage, options):
+    do, error, message = DAMAGES[damage]
+    do(copied)
+    with pytest.raises(error, match=message):
+        read_all(copied, verify_reads=True, **options)
+
+
+@pytest.mark.parametrize("name", [*contract.ARRAYS, "label_condition"])
+def test_no_altered_index_array_trains_silently(copied, name):
+    path = copied / f"index/arrays/{name}.npy"
+    flip(path, path.stat().st_size - 1)
+    with pytest.raises(ChecksumError, match=rf"{name}.npy: was changed after it was written, or is damaged"):
+        MultiExperimentDataModule(str(copied), verify_reads=True).setup()
+
+
+def test_a_damaged_block_is_named(copied):
+    damage_payload(copied)
+    shards = ShardSet.open(copied)
+    dataset = MultiExperimentTripletDataset(shards, plan_crop(shards, None, None), verify_reads=True)
+    rows = np.flatnonzero(shards.arrays["patch_is_sample"])[30:31]
+    block = int(shards.arrays["clip_block"][shards.arrays["patch_clip"][rows[0]]])
+    begin, end = int(shards.arrays["block_begin"][block]), int(shards.arrays["block_end"][block])
+    shard = shards.manifest.shards[int(shards.arrays["block_shard"][block])].path
+    with pytest.raises(ChecksumError, match=rf"{shard}: block {block}, bytes {begin:,} to {end:,}, is not what was"):
+        dataset.__getitems__(BatchPlan(number=0, anchor=rows, positive=rows))
+
+
+def test_a_block_is_checked_once(shards, monkeypatch):
+    asked: list[tuple[int, int]] = []
+    checksum = MappedStore.checksum
+
+    def count(self: MappedStore, shard: int, begin: int, end: int) -> int:
+        asked.append((shard, begin))
+        return checksum(self, shard, begin, end)
+
+    monkeypatch.setattr(MappedStore, "checksum", count)
+    for options in ({"verify_reads": True}, {"window_bytes": 1 << 27, "num_streams": 1}):
+        asked.clear()
+        data = MultiExperimentDataModule(
+            str(shards), batch_size=8, tau_range=(0.5, 1.5), val_experiments=["e3"], num_workers=0, **options
+        )
+        data.setup("fit")
+        for epoch in range(2):
+            data.train_sampler.set_epoch(epoch)
+            for _ in data.train_dataloader():
+                pass
+        assert len(asked) == len(set(asked)) > 10
