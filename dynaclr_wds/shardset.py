@@ -58,8 +58,8 @@ class ShardSet:
         FileNotFoundError
             There is no manifest: nothing was built there, or the build did not end.
         FormatError
-            The manifest is of another format, a file is missing, of another size or dtype, or the index arrays do not
-            each other.
+            The manifest is of another format, a file is missing, of another size or dtype, or the index arrays do
+            not fit each other.
         ChecksumError
             The manifest or an index file isn't what was written.
         """

@@ -128,8 +128,8 @@ def plan_active(
     if max(few) * wanted > share_bytes:
         enough = int(np.ceil(max(few) * wanted)) * num_streams
         raise ConfigError(
-            f"window_bytes={share_bytes * num_streams:,} bytes can't hold {_FEW_BLOCKS} blocks of each stratum of {wanted} "
-            f"groups in each of {num_streams} streams, even with relax_lineages. "
+            f"window_bytes={share_bytes * num_streams:,} bytes can't hold {_FEW_BLOCKS} blocks of each stratum of "
+            f"{wanted} groups in each of {num_streams} streams, even with relax_lineages. "
             f"Give window_bytes={enough:,}, fewer num_streams, or shards with a smaller block_bytes."
         )
     return wanted
@@ -147,7 +147,7 @@ def _describe_limit(
         f"window_bytes={window_bytes:,} bytes can't hold one batch of distinct lineages of {wanted} "
         f"group{'s' * (wanted > 1)} in each of {num_streams} streams. What limits it is {index.strata[s].name}: a "
         f"batch takes {needs.lineages[s]} of its lineages, so a stream must hold {needs.least[s]} of its "
-        f"{needs.blocks[s]} blocks, {held:,} bytes. Give window_bytes={enough:,}, fewer num_streams, a smaller batch_size, "
-        "or shards with a smaller block_bytes; or give relax_lineages=True, which lets lineages repeat and counts it."
+        f"{needs.blocks[s]} blocks, {held:,} bytes. Give window_bytes={enough:,}, fewer num_streams, a smaller "
+        "batch_size, or shards with a smaller block_bytes; or give relax_lineages=True, which lets lineages repeat and counts it."
         f"{better}"
     )
