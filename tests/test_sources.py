@@ -248,9 +248,9 @@ def test_plates_behind_a_url_have_fingerprints_too(collection: Path):
     config = parse_build_config(collection, {})
     experiment = dataclasses.replace(config.experiments[1], data_path=f"file://{config.experiments[1].data_path}")
     plate = open_plate(experiment.data_path, experiment.well_conditions)
-    first = {name: fingerprint_fov(experiment, fov) for name, fov in plate.fovs.items()}
+    first = {name: fingerprint_fov(experiment, fov, b"") for name, fov in plate.fovs.items()}
     change_pixels(collection, "experiment1", "A/1/0")
-    second = {name: fingerprint_fov(experiment, fov) for name, fov in plate.fovs.items()}
+    second = {name: fingerprint_fov(experiment, fov, b"") for name, fov in plate.fovs.items()}
     assert [name for name in first if first[name] != second[name]] == ["A/1/0"]
     assert first["A/1/0"].metadata == second["A/1/0"].metadata
     assert len({record.pixels for record in first.values()}) == 3
