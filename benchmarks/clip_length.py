@@ -48,7 +48,7 @@ def find_smallest_window(shards: ShardSet, batch_size: int, num_streams: int) ->
 
     def accepts(window_bytes: int) -> bool:
         try:
-            sampler = FlexibleBatchSampler(index, config, window=window_bytes, num_streams=num_streams)
+            sampler = FlexibleBatchSampler(index, config, window_bytes=window_bytes, num_streams=num_streams)
             sampler.plan(0)
         except ValueError:
             return False

@@ -50,7 +50,7 @@ def make_epoch(shards: ShardSet, batch_size: int, threads: int, share: float) ->
         num_workers=threads,
         tau_range=shards.manifest.tau_range_hours,
         condition_balanced=False,
-        window=window,
+        window_bytes=window,
         num_streams=1,
     )
     with warnings.catch_warnings():

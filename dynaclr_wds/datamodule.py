@@ -11,22 +11,20 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from dynaclr_wds.build import build_from_yaml
+from dynaclr_wds.contract import LEVELS
 from dynaclr_wds.plan.batch import BatchPlan
 from dynaclr_wds.plan.config import SamplingConfig
-from dynaclr_wds.plan.sampler import FlexibleBatchSampler, plan_validation
+from dynaclr_wds.plan.sampler import FlexibleBatchSampler
+from dynaclr_wds.plan.validation import plan_validation
 from dynaclr_wds.read.dataset import MultiExperimentTripletDataset, list_observations
 from dynaclr_wds.read.loader import ThreadDataLoader
 from dynaclr_wds.read.patches import Crop, check_one_shape, plan_crop
 from dynaclr_wds.shardset import ShardSet
 from dynaclr_wds.split import check_experiments, keep_fovs
 from dynaclr_wds.transforms.batch import BatchTransform
-from dynaclr_wds.transforms.channel_dropout import ChannelDropout
+from dynaclr_wds.transforms.channel_dropout import ChannelDropout, describe_channel_dropout
+from dynaclr_wds.transforms.normalize import NormalizeSampled
 from dynaclr_wds.world import World, detect_world
-
-_CHANNEL_DROPOUT = (
-    "Channel dropout is on: in training, channels {channels} of anchor and positive become 0 with probability {p:g} "
-    "each. The reference implementation drops none by default (0.0); set channel_dropout_prob: 0.0 for the same."
-)
 
 
 class MultiExperimentDataModule(LightningDataModule):
@@ -209,6 +207,7 @@ class MultiExperimentDataModule(LightningDataModule):
             temporal_global_fraction=self.temporal_global_fraction,
             tau_decay_rate=self.tau_decay_rate,
             return_negative=self.return_negative,
+            relax_lineages=self.relax_lineages,
             seed=self.seed,
         )
 
@@ -258,14 +257,14 @@ class MultiExperimentDataModule(LightningDataModule):
             config,
             rank=world.rank,
             world_size=world.size,
-            window=self.window_bytes,
+            window_bytes=self.window_bytes,
             num_streams=self.num_streams,
         )
         self.train_dataset = self._dataset(crop, None, streaming=self.window_bytes is not None)
         if self.cache_pool_bytes:
             warmed = self.train_dataset.warm(index, self.cache_pool_bytes)
             rank_zero_info(f"Read {warmed / 2**20:,.0f} MiB of shards into the page cache.")
-        self._say_what_differs()
+        self._say_what_surprises(shards)
 
     def _setup_validation(self, shards: ShardSet, crop: Crop) -> None:
         if not self.val_experiments:
@@ -274,14 +273,20 @@ class MultiExperimentDataModule(LightningDataModule):
         held_out = shards.plan_index(self.val_experiments, self.tau_range, self.include_wells, self.exclude_fovs)
         self.val_dataset = self._dataset(crop, plan_validation(held_out, self.sampling))
 
-    def _say_what_differs(self) -> None:
-        """Say once, when training starts, what a user of the reference implementation would not expect."""
+    def _say_what_surprises(self, shards: ShardSet) -> None:
+        """Say once, when training starts, what a user would not expect: dropout, channels that can't be divided."""
         widest = max(self.transforms)
         asked, known = self.channel_dropout_channels, list(self.transforms[widest].channel_dropout.channels)
         if len(known) < len(asked):
             rank_zero_info(f"Channel dropout: of {asked}, the {widest} channels hold {known}.")
-        if known and self.channel_dropout_prob > 0:
-            rank_zero_info(_CHANNEL_DROPOUT.format(channels=known, p=self.channel_dropout_prob))
+        if sentence := describe_channel_dropout(known, self.channel_dropout_prob):
+            rank_zero_info(sentence)
+        for module in self.normalizations:
+            if isinstance(module, NormalizeSampled):
+                statistics = {level: shards.arrays[f"stats_{level}"] for level in LEVELS}
+                names = {e.name: e.source_channel for e in shards.manifest.experiments}
+                if warning := module.describe_zero_divisors(statistics, shards.statistics_experiments, names):
+                    rank_zero_warn(warning)
 
     def train_dataloader(self) -> ThreadDataLoader:
         """Return batches as the sampler composes them."""
@@ -309,7 +314,7 @@ class MultiExperimentDataModule(LightningDataModule):
             done.completed = max(done.completed, steps)
 
     def val_dataloader(self) -> ThreadDataLoader | list[ThreadDataLoader]:
-        """Return every anchor of the validation experiments once, in stored order."""
+        """Return every anchor of the validation experiments once, in an order fixed by the seed."""
         return [] if self.val_dataset is None else self._sequential(self.val_dataset)
 
     def predict_dataloader(self) -> ThreadDataLoader:

@@ -18,7 +18,9 @@ from jaxtyping import Int64, Shaped
 from dynaclr_wds import contract
 from dynaclr_wds.contract import Manifest
 from dynaclr_wds.errors import ChecksumError, FormatError, StorageError
-from dynaclr_wds.plan.index import PlanColumns, PlanIndex, plan_index, read_strata
+from dynaclr_wds.index_checks import array_dtypes, check_arrays
+from dynaclr_wds.plan.columns import CodeBook, ExperimentClock, PlanColumns
+from dynaclr_wds.plan.index import PlanIndex, plan_index
 from dynaclr_wds.split import check_experiments, keep_fovs
 
 
@@ -56,7 +58,8 @@ class ShardSet:
         FileNotFoundError
             There is no manifest: nothing was built there, or the build did not end.
         FormatError
-            The manifest is of another format, or a file is missing, of another size or dtype.
+            The manifest is of another format, a file is missing, of another size or dtype, or the index arrays do
+            not fit each other.
         ChecksumError
             The manifest or an index file isn't what was written.
         """
@@ -73,8 +76,13 @@ class ShardSet:
         if verify:
             for file in manifest.files:
                 _check_content(root / file.path, file.xxh3)
-        kinds = contract.ARRAYS | {contract.label_array(r.name): contract.LABEL_DTYPE for r in manifest.labels}
+        kinds = array_dtypes(manifest)
         arrays = {name: _map_array(root / contract.array_path(name), dtype) for name, dtype in kinds.items()}
+        try:
+            check_arrays(manifest, arrays)
+        except FormatError as error:
+            error.add_note(f"in the shard set {root}")
+            raise
         return cls(root=root, manifest=manifest, arrays=arrays)
 
     @cached_property
@@ -109,16 +117,44 @@ class ShardSet:
             patch_obs=a["patch_obs"],
             patch_clip=a["patch_clip"],
             patch_t=a["patch_t"],
-            patch_is_anchor=a["patch_has_candidate"],
+            patch_is_sample=a["patch_is_sample"],
+            patch_has_candidate=a["patch_has_candidate"],
             clip_first=a["clip_first"],
             clip_lineage=a["clip_lineage"],
             clip_block=a["clip_block"],
             block_first=a["block_first"],
             block_bytes=a["block_end"] - a["block_begin"],
-            block_stratum=shard_partition[a["block_shard"]],
+            block_partition=shard_partition[a["block_shard"]],
             obs_track=a["obs_track"],
             obs_fov=a["obs_fov"],
+            fov_experiment=self.fov_experiment,
+            labels={record.name: a[contract.label_array(record.name)] for record in self.manifest.labels},
         )
+
+    @cached_property
+    def codes(self) -> CodeBook:
+        """What the codes in `columns` stand for."""
+        return CodeBook(
+            values={record.name: record.values for record in self.manifest.labels},
+            partitions=[partition.labels for partition in self.manifest.partitions],
+            experiments=[
+                ExperimentClock(
+                    name=record.name,
+                    interval_minutes=record.interval_minutes,
+                    start_hpi=record.start_hpi,
+                    tau_frames=record.tau_frames,
+                )
+                for record in self.manifest.experiments
+            ],
+        )
+
+    @property
+    def statistics_experiments(self) -> dict[str, list[str]]:
+        """Level → experiment of each row of `stats_<level>`."""
+        fovs = [fov.experiment for fov in self.manifest.fovs]
+        frames = np.diff(self.arrays["fov_first_frame"]).tolist()
+        timepoint = [name for name, count in zip(fovs, frames, strict=True) for _ in range(count)]
+        return {"timepoint": timepoint, "fov": fovs, "dataset": list(self.experiments)}
 
     def labels_of(self, observation: int) -> dict[str, str | None]:
         """Return the label values of an observation."""
@@ -174,17 +210,11 @@ class ShardSet:
             An unknown experiment, well or FOV, or a τ range the shards don't hold.
         """
         check_experiments(experiments, self.experiments, "experiments")
-        records = {e.name: e for e in self.manifest.experiments}
-        strata = read_strata(
-            [(str(p.labels["experiment"]), str(p.labels["condition"])) for p in self.manifest.partitions],
-            {name: (e.interval_minutes, e.start_hpi) for name, e in records.items()},
-            tau_range_hours,
-        )
         return plan_index(
             self.columns,
-            strata,
-            built_tau_frames=[records[s.experiment].tau_frames for s in strata],
-            keep_stratum=[s.experiment in experiments for s in strata],
+            self.codes,
+            tau_range_hours,
+            keep_experiment=[name in experiments for name in self.experiments],
             keep_fov=keep_fovs(self.manifest.fovs, include_wells, exclude_fovs),
         )
 

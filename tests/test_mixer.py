@@ -130,7 +130,7 @@ def test_a_window_that_is_too_small_says_what_limits_it_and_what_would_do():
     limit = (
         "distinct lineages of 2 groups in each of 1 streams. What limits it is e0/infected: a batch takes 16 of its "
     )
-    limit += "lineages, so a stream must hold 5 of its 38 blocks, 1,020,000 bytes. Give window=4,040,000, fewer"
+    limit += "lineages, so a stream must hold 5 of its 38 blocks, 1,020,000 bytes. Give window_bytes=4,040,000, fewer"
     with pytest.raises(ValueError, match=re.escape(limit)) as error:
         streamed(share=0.02)
     assert str(error.value).endswith("or give relax_lineages=True, which lets lineages repeat and counts it.")
@@ -139,7 +139,7 @@ def test_a_window_that_is_too_small_says_what_limits_it_and_what_would_do():
 
 
 def test_a_window_as_large_as_the_set_that_streams_cannot_share_is_better_left_out():
-    with pytest.raises(ValueError, match=r"the best choice is window=None \(exact mode\)\.$"):
+    with pytest.raises(ValueError, match=r"the best choice is window_bytes=None \(exact mode\)\.$"):
         streamed(SMALL, share=0.9, num_streams=16, batch_size=64)
 
 
@@ -165,7 +165,7 @@ def test_lineages_repeat_in_a_small_window_when_the_user_lets_them_and_are_count
 
 def test_a_window_for_less_than_a_few_blocks_is_refused_even_so():
     with pytest.raises(
-        ValueError, match=r"can't hold 4 blocks of each stratum of 2 groups.*Give window=1,824,000"
+        ValueError, match=r"can't hold 4 blocks of each stratum of 2 groups.*Give window_bytes=1,824,000"
     ) as e:
         streamed(FEW, share=0.05, batch_size=128, relax_lineages=True)
     s = FlexibleBatchSampler(

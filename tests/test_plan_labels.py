@@ -242,7 +242,9 @@ def test_draws_change_places_only_within_their_stratum_and_only_if_it_helps():
 def test_streaming_needs_blocks_of_one_stratum_and_names_the_label():
     with pytest.raises(ValueError, match=r"experiment='e0' and experiment='e2'.*Build the shards with 'experiment' in"):
         sampler(SHARED, 0.8)
-    with pytest.raises(ValueError, match=r"stage='early' and stage='late'.*'stage' in shard_by, or use window=None"):
+    with pytest.raises(
+        ValueError, match=r"stage='early' and stage='late'.*'stage' in shard_by, or use window_bytes=None"
+    ):
         sampler(STAGES, 0.8)
 
 

@@ -113,7 +113,7 @@ def test_cells_can_be_chosen(shards, capsys):
         (["--condition_ratio", "mock=1"], r"condition_ratio names \['mock'\].*Known: \['control', 'infected'\]"),
         (["--condition_balanced", "maybe"], "'maybe' is neither true nor false"),
         (["--window", "lots"], "window='lots' is no size"),
-        (["--window", "1K"], "window=1,024 bytes can't hold one batch"),
+        (["--window", "1K"], "window_bytes=1,024 bytes can't hold one batch"),
         (["--epochs", "0"], "epochs=0 must be >= 1"),
         (["-c", "gone.yaml"], "gone.yaml"),
     ],

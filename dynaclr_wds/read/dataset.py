@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from jaxtyping import Bool, Int64
 from torch.utils.data import Dataset
 
 from dynaclr_wds.plan.batch import BatchPlan, BlockReads
+from dynaclr_wds.plan.columns import PatchRow, SampleIndex
 from dynaclr_wds.plan.index import PlanIndex
 from dynaclr_wds.read.buffers import BufferPool
 from dynaclr_wds.read.files import FileStore
@@ -143,7 +144,7 @@ class MultiExperimentTripletDataset(Dataset[dict[str, Any]]):
         """Read the blocks that hold these anchors, front to back, as far as `most_bytes` go; return the bytes read."""
         total = 0
         size = self.shards.arrays["block_end"] - self.shards.arrays["block_begin"]
-        for block in np.unique(index.block(np.arange(len(index.row)))).tolist():
+        for block in np.unique(index.block(cast(SampleIndex, np.arange(len(index.row))))).tolist():
             if total + int(size[block]) > most_bytes:
                 break
             total += self._reader.load(block)
@@ -198,10 +199,10 @@ def keep_apart(kind: Int64[np.ndarray, " n"], batch_size: int) -> Int64[np.ndarr
 def _take(table: BatchPlan, numbers: Int64[np.ndarray, " n"]) -> BatchPlan:
     """Take samples of a table; −1 for a gap, which becomes row −1."""
 
-    def column(rows: Int64[np.ndarray, " t"]) -> Int64[np.ndarray, " n"]:
+    def column(rows: Int64[PatchRow, " t"]) -> Int64[PatchRow, " n"]:
         if not len(rows):
             return rows
-        return np.where(numbers < 0, -1, rows[numbers])
+        return cast(PatchRow, np.where(numbers < 0, -1, rows[numbers]))
 
     return BatchPlan(
         number=0,
@@ -214,4 +215,5 @@ def _take(table: BatchPlan, numbers: Int64[np.ndarray, " n"]) -> BatchPlan:
 def list_observations(shards: ShardSet, keep_fov: Bool[np.ndarray, " f"]) -> BatchPlan:
     """List every observation of some FOVs once, in the order of the index, for prediction."""
     wanted = np.flatnonzero(keep_fov[shards.arrays["obs_fov"]])
-    return BatchPlan(number=0, anchor=shards.arrays["obs_patch"][wanted].astype(np.int64), positive=None)
+    rows = cast(PatchRow, shards.arrays["obs_patch"][wanted].astype(np.int64))
+    return BatchPlan(number=0, anchor=rows, positive=None)

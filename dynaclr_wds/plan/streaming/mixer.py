@@ -96,9 +96,9 @@ class Mixer:
             budget *= _AIM / use if use > 1 else min(_AIM / use, 2.0) ** 0.5
         if best is None:
             raise ConfigError(
-                f"window={self.share_bytes * self.num_streams:,} bytes: the rounds of a stream need "
+                f"window_bytes={self.share_bytes * self.num_streams:,} bytes: the rounds of a stream need "
                 f"{peak:,} at a time, its share is {self.share_bytes:,}. "
-                f"Give window={peak * self.num_streams:,}, or fewer num_streams."
+                f"Give window_bytes={peak * self.num_streams:,}, or fewer num_streams."
             )
         return best
 

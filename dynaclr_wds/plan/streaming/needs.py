@@ -128,9 +128,9 @@ def plan_active(
     if max(few) * wanted > share_bytes:
         enough = int(np.ceil(max(few) * wanted)) * num_streams
         raise ConfigError(
-            f"window={share_bytes * num_streams:,} bytes can't hold {_FEW_BLOCKS} blocks of each stratum of {wanted} "
-            f"groups in each of {num_streams} streams, even with relax_lineages. "
-            f"Give window={enough:,}, fewer num_streams, or shards with a smaller block_bytes."
+            f"window_bytes={share_bytes * num_streams:,} bytes can't hold {_FEW_BLOCKS} blocks of each stratum of "
+            f"{wanted} groups in each of {num_streams} streams, even with relax_lineages. "
+            f"Give window_bytes={enough:,}, fewer num_streams, or shards with a smaller block_bytes."
         )
     return wanted
 
@@ -142,12 +142,12 @@ def _describe_limit(
     held = int(needs.least[s] * needs.block_bytes[s])
     better = ""
     if index.stored_bytes <= enough:
-        better = " As that is no less than all that would be read, the best choice is window=None (exact mode)."
+        better = " As that is no less than all that would be read, the best choice is window_bytes=None (exact mode)."
     return (
-        f"window={window_bytes:,} bytes can't hold one batch of distinct lineages of {wanted} "
+        f"window_bytes={window_bytes:,} bytes can't hold one batch of distinct lineages of {wanted} "
         f"group{'s' * (wanted > 1)} in each of {num_streams} streams. What limits it is {index.strata[s].name}: a "
         f"batch takes {needs.lineages[s]} of its lineages, so a stream must hold {needs.least[s]} of its "
-        f"{needs.blocks[s]} blocks, {held:,} bytes. Give window={enough:,}, fewer num_streams, a smaller batch_size, "
-        "or shards with a smaller block_bytes; or give relax_lineages=True, which lets lineages repeat and counts it."
+        f"{needs.blocks[s]} blocks, {held:,} bytes. Give window_bytes={enough:,}, fewer num_streams, a smaller "
+        "batch_size, or shards with a smaller block_bytes; or give relax_lineages=True, which lets lineages repeat and counts it."
         f"{better}"
     )

@@ -121,7 +121,7 @@ def check_blocks(index: PlanIndex) -> None:
             raise ConfigError(
                 f"window: block {int(blocks[mixed[0]])} holds samples with {label}={values[0]!r} and {label}="
                 f"{values[1]!r}, but streaming needs blocks whose samples agree in experiment, group and stratify "
-                f"labels. Build the shards with {label!r} in shard_by, or use window=None (exact mode)."
+                f"labels. Build the shards with {label!r} in shard_by, or use window_bytes=None (exact mode)."
             )
         owner[blocks] = s
 
