@@ -248,9 +248,32 @@ def test_plates_behind_a_url_have_fingerprints_too(collection: Path):
     config = parse_build_config(collection, {})
     experiment = dataclasses.replace(config.experiments[1], data_path=f"file://{config.experiments[1].data_path}")
     plate = open_plate(experiment.data_path, experiment.well_conditions)
-    first = {name: fingerprint_fov(experiment, fov) for name, fov in plate.fovs.items()}
+    first = {name: fingerprint_fov(experiment, fov, b"") for name, fov in plate.fovs.items()}
     change_pixels(collection, "experiment1", "A/1/0")
-    second = {name: fingerprint_fov(experiment, fov) for name, fov in plate.fovs.items()}
+    second = {name: fingerprint_fov(experiment, fov, b"") for name, fov in plate.fovs.items()}
     assert [name for name in first if first[name] != second[name]] == ["A/1/0"]
     assert first["A/1/0"].metadata == second["A/1/0"].metadata
     assert len({record.pixels for record in first.values()}) == 3
+
+
+def test_an_unchanged_experiment_keeps_what_its_pixels_ruled_out(collection: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    shutil.rmtree(collection.parent / "experiment0/plate.zarr/A/1/0/0/3/0")  # frame 3, one channel: blank
+    manifest, _ = build(collection, out)
+    assert manifest.dropped["experiment0"]["blank_channel"] > 0
+    drop_last_row(collection, "experiment1", "B/2/0")
+    build(collection, out)
+    build(collection, tmp_path / "fresh")
+    assert digests(out) == digests(tmp_path / "fresh")
+
+
+def test_a_partition_that_experiments_share_is_written_again_with_both(collection: Path, tmp_path: Path):
+    out, options = tmp_path / "out", {"shard_by": ["condition"], "shard_bytes": 1 << 20}
+    build(collection, out, options=options)
+    before = inodes(out)
+    drop_last_row(collection, "experiment1", "B/2/0")
+    build(collection, out, options=options)
+    after = inodes(out)
+    assert {path for path in after if after[path] != before[path]} == {"infected-000000.tar"}
+    build(collection, tmp_path / "fresh", options=options)
+    assert digests(out) == digests(tmp_path / "fresh")

@@ -17,7 +17,7 @@ from dynaclr_wds.contract import ARRAYS, Manifest, array_path, parse_manifest
 from etl.build_shards import build_shards
 from etl.source.experiments import parse_build_config
 from etl.verify import main, verify
-from tests.plates import make_collection
+from tests.plates import make_collection, random_tracks, write_experiments, write_plate, write_tracks
 from tests.test_build import digests
 
 LABELS = ("label_experiment", "label_condition", "label_well")
@@ -188,3 +188,37 @@ def test_missing_and_short_files_are_found_and_mended(
 def test_no_set_exits_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main([str(tmp_path)]) == 2
     assert "there is no manifest" in capsys.readouterr().err
+
+
+def test_a_set_of_several_channel_counts_dtypes_and_labels_is_well(tmp_path: Path):
+    """Experiments of 1, 2 and 3 channels, three labels, partitions that hold several experiments."""
+    entries = []
+    for number, dtype in enumerate(("uint8", "float32", "uint16"), 1):
+        name, channels = f"e{number}", ["a", "b", "c"][:number]
+        shape = (6, number, 1, 48, 48)
+        write_plate(
+            tmp_path / name / "plate", fovs=["A/1/0", "B/2/0"], shape=shape, dtype=dtype, channel_names=channels
+        )
+        for fov in ("A/1/0", "B/2/0"):
+            rows = random_tracks(np.random.default_rng([number, fov == "A/1/0"]), frames=6, height=48, width=48)
+            write_tracks(tmp_path / name / "tracks", fov, rows)
+        labels = {"marker": "TOMM20" if number < 3 else None, "microscope": f"scope {number}", "batch": "β"}
+        entries.append(
+            {
+                "name": name, "data_path": f"{name}/plate", "tracks_path": f"{name}/tracks", "channel_names": channels,
+                "source_channel": channels, "condition_wells": {"mock": ["A/1"], "infected": ["B/2"]}, "labels": labels,
+            }
+        )  # fmt: skip
+    options = {"yx_patch_size": [8, 8], "shard_by": ["marker", "condition"], "block_bytes": 4096}
+    path = write_experiments(tmp_path / "experiments.yaml", entries, tau_range_hours=[0.5, 1.0], **options)
+    manifest = build_shards(parse_build_config(path, {}), tmp_path / "shards")
+    assert [e.shape for e in manifest.experiments] == [(1, 1, 8, 8), (2, 1, 8, 8), (3, 1, 8, 8)]
+    assert [e.dtype for e in manifest.experiments] == ["|u1", "<f4", "<u2"]
+    assert sorted((str(p.labels["marker"]), p.labels["condition"]) for p in manifest.partitions) == [
+        ("None", "infected"),
+        ("None", "mock"),
+        ("TOMM20", "infected"),
+        ("TOMM20", "mock"),
+    ]
+    assert {shard.path for shard in manifest.shards} >= {"TOMM20/mock-000000.tar", "~/infected-000000.tar"}
+    assert verify(tmp_path / "shards") == []
