@@ -5,10 +5,12 @@ PYTHON ?= python3
 TORCH ?= torch
 VENV := .venv
 BIN := $(VENV)/bin
+# with compiled files kept: starting a process of the tests takes a third of the time, and they start many
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n 2 --dist worksteal
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint types pytest format bench clean
+.PHONY: help venv demo test quick lint types pytest format bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +30,9 @@ demo: $(STAMP)  ## simulate, build shards, train, embed and evaluate: 6 minutes 
 
 test: lint types pytest  ## all that .ci/run runs: format, lint, types, tests
 
+quick: lint types  ## the same without the tests that are marked slow
+	$(PYTEST) -m 'not slow'
+
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -36,7 +41,7 @@ types: $(STAMP)
 	$(BIN)/mypy
 
 pytest: $(STAMP)
-	$(BIN)/pytest
+	$(PYTEST)
 
 format: $(STAMP)  ## rewrite the sources in the house format
 	$(BIN)/ruff format .

@@ -80,8 +80,8 @@ def report(seconds: float) -> None:
     )
     command.datamodule.setup("fit")
     manifest = shards.manifest
-    total, trained = sum(s.observations for s in manifest.strata), len(manifest.experiments) - 1
-    conditions = sorted({s.condition for s in manifest.strata})
+    total, trained = sum(part.observations for part in manifest.partitions), len(manifest.experiments) - 1
+    conditions = sorted({str(part.labels["condition"]) for part in manifest.partitions})
     print(
         f"""
 Made in {seconds:.0f} s: {total:,} cells in {len(manifest.experiments)} experiments, \

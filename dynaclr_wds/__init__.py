@@ -1,4 +1,4 @@
-"""Shards to training: plan, read, transform, train. Imports no duckdb and no zarr.
+"""Takes shards to training: plan, read, transform, train. Imports no duckdb and no zarr.
 
 The names below are imported when they are first used, so `dynaclr_wds.contract` stays light.
 """
@@ -11,9 +11,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dynaclr_wds.datamodule import MultiExperimentDataModule
     from dynaclr_wds.plain.pipeline import triplet_pipeline
+    from dynaclr_wds.plan.config import SamplingConfig
+    from dynaclr_wds.plan.index import PlanIndex
     from dynaclr_wds.plan.sampler import FlexibleBatchSampler
     from dynaclr_wds.read.dataset import MultiExperimentTripletDataset
     from dynaclr_wds.read.loader import ThreadDataLoader
+    from dynaclr_wds.read.patches import Crop
+    from dynaclr_wds.shardset import ShardSet
     from dynaclr_wds.train.engine import ContrastiveModule
     from dynaclr_wds.train.loss import NTXentHCL
     from dynaclr_wds.transforms.channel_dropout import ChannelDropout
@@ -21,10 +25,14 @@ if TYPE_CHECKING:
 __all__ = [
     "ChannelDropout",
     "ContrastiveModule",
+    "Crop",
     "FlexibleBatchSampler",
     "MultiExperimentDataModule",
     "MultiExperimentTripletDataset",
     "NTXentHCL",
+    "PlanIndex",
+    "SamplingConfig",
+    "ShardSet",
     "ThreadDataLoader",
     "triplet_pipeline",
 ]
@@ -32,10 +40,14 @@ __all__ = [
 _MODULES = {
     "ChannelDropout": "dynaclr_wds.transforms.channel_dropout",
     "ContrastiveModule": "dynaclr_wds.train.engine",
+    "Crop": "dynaclr_wds.read.patches",
     "FlexibleBatchSampler": "dynaclr_wds.plan.sampler",
     "MultiExperimentDataModule": "dynaclr_wds.datamodule",
     "MultiExperimentTripletDataset": "dynaclr_wds.read.dataset",
     "NTXentHCL": "dynaclr_wds.train.loss",
+    "PlanIndex": "dynaclr_wds.plan.index",
+    "SamplingConfig": "dynaclr_wds.plan.config",
+    "ShardSet": "dynaclr_wds.shardset",
     "ThreadDataLoader": "dynaclr_wds.read.loader",
     "triplet_pipeline": "dynaclr_wds.plain.pipeline",
 }

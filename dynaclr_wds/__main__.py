@@ -60,4 +60,8 @@ def describe_commands() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:  # also while the heavy imports are under way
+        print("stopped.", file=sys.stderr)
+        sys.exit(130)

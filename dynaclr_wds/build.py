@@ -52,7 +52,7 @@ def build_from_yaml(experiments_yaml: str, shards: str, wanted: BuildOptions) ->
     found = _read_found(Path(shards))
     if found is not None:
         _check_same_experiments(found, document, experiments_yaml, shards)
-    command = [sys.executable, "-m", "etl.build_shards", str(path), "--out", shards, "--overwrite"]
+    command = [sys.executable, "-m", "etl.build_shards", str(path), "--out", shards, "--replace"]
     for option, values in _plan_options(wanted, document.get("shards") or {}, found).items():
         command += [f"--{option}", *(str(v) for v in values)]
     done = subprocess.run(command, check=False)

@@ -20,13 +20,9 @@ from dynaclr_wds.read.patches import Crop, check_one_shape, plan_crop
 from dynaclr_wds.shardset import ShardSet
 from dynaclr_wds.split import check_experiments, keep_fovs
 from dynaclr_wds.transforms.batch import BatchTransform
-from dynaclr_wds.transforms.channel_dropout import ChannelDropout
+from dynaclr_wds.transforms.channel_dropout import ChannelDropout, describe_channel_dropout
+from dynaclr_wds.transforms.normalize import NormalizeSampled
 from dynaclr_wds.world import World, detect_world
-
-_CHANNEL_DROPOUT = (
-    "Channel dropout is on: in training, channels {channels} of anchor and positive become 0 with probability {p:g} "
-    "each. The reference implementation drops none by default (0.0); set channel_dropout_prob: 0.0 for the same."
-)
 
 
 class MultiExperimentDataModule(LightningDataModule):
@@ -265,7 +261,7 @@ class MultiExperimentDataModule(LightningDataModule):
         if self.cache_pool_bytes:
             warmed = self.train_dataset.warm(index, self.cache_pool_bytes)
             rank_zero_info(f"Read {warmed / 2**20:,.0f} MiB of shards into the page cache.")
-        self._say_what_differs()
+        self._say_what_differs(shards)
 
     def _setup_validation(self, shards: ShardSet, crop: Crop) -> None:
         if not self.val_experiments:
@@ -274,14 +270,20 @@ class MultiExperimentDataModule(LightningDataModule):
         held_out = shards.plan_index(self.val_experiments, self.tau_range, self.include_wells, self.exclude_fovs)
         self.val_dataset = self._dataset(crop, plan_validation(held_out, self.sampling))
 
-    def _say_what_differs(self) -> None:
+    def _say_what_differs(self, shards: ShardSet) -> None:
         """Say once, when training starts, what a user of the reference implementation would not expect."""
+        channels = {e.name: e.source_channel for e in shards.manifest.experiments}
+        for module in self.normalizations:
+            if isinstance(module, NormalizeSampled):
+                found = module.describe_zero_divisors(shards.statistics, shards.statistics_experiments, channels)
+                if found:
+                    rank_zero_warn(found)
         widest = max(self.transforms)
         asked, known = self.channel_dropout_channels, list(self.transforms[widest].channel_dropout.channels)
         if len(known) < len(asked):
             rank_zero_info(f"Channel dropout: of {asked}, the {widest} channels hold {known}.")
-        if known and self.channel_dropout_prob > 0:
-            rank_zero_info(_CHANNEL_DROPOUT.format(channels=known, p=self.channel_dropout_prob))
+        if sentence := describe_channel_dropout(known, self.channel_dropout_prob):
+            rank_zero_info(sentence)
 
     def train_dataloader(self) -> ThreadDataLoader:
         """Return batches as the sampler composes them."""

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import xxhash
-from jaxtyping import Int64, Shaped
+from jaxtyping import Float32, Int64, Shaped
 
 from dynaclr_wds import contract
 from dynaclr_wds.contract import Manifest
 from dynaclr_wds.errors import ChecksumError, FormatError, StorageError
+from dynaclr_wds.index_checks import array_dtypes, check_arrays
 from dynaclr_wds.plan.index import PlanColumns, PlanIndex, plan_index, read_strata
 from dynaclr_wds.split import check_experiments, keep_fovs
 
@@ -56,7 +57,7 @@ class ShardSet:
         FileNotFoundError
             There is no manifest: nothing was built there, or the build did not end.
         FormatError
-            The manifest is of another format, or a file is missing, of another size or dtype.
+            The manifest is of another format, a file is missing or of another size, or arrays don't fit each other.
         ChecksumError
             The manifest or an index file isn't what was written.
         """
@@ -73,8 +74,10 @@ class ShardSet:
         if verify:
             for file in manifest.files:
                 _check_content(root / file.path, file.xxh3)
-        kinds = contract.ARRAYS | {contract.label_array(r.name): contract.LABEL_DTYPE for r in manifest.labels}
-        arrays = {name: _map_array(root / contract.array_path(name), dtype) for name, dtype in kinds.items()}
+        arrays = {
+            name: _map_array(root / contract.array_path(name), dtype) for name, dtype in array_dtypes(manifest).items()
+        }
+        check_arrays(manifest, arrays)
         return cls(root=root, manifest=manifest, arrays=arrays)
 
     @cached_property
@@ -99,6 +102,19 @@ class ShardSet:
         """Experiment of each clip, as its place in `experiments`."""
         a = self.arrays
         return self.fov_experiment[a["obs_fov"][a["patch_obs"][a["clip_first"][:-1]]]]
+
+    @property
+    def statistics(self) -> dict[str, Float32[np.ndarray, "rows c k"]]:
+        """Level → statistics of every frame, FOV or experiment, the last axis as `contract.STATISTICS`."""
+        return {level: self.arrays[f"stats_{level}"] for level in contract.LEVELS}
+
+    @property
+    def statistics_experiments(self) -> dict[str, list[str]]:
+        """Level → experiment of each row of its statistics."""
+        fovs = [fov.experiment for fov in self.manifest.fovs]
+        frames = np.diff(self.arrays["fov_first_frame"]).tolist()
+        timepoints = [name for name, count in zip(fovs, frames, strict=True) for _ in range(count)]
+        return {"timepoint": timepoints, "fov": fovs, "dataset": list(self.experiments)}
 
     @cached_property
     def columns(self) -> PlanColumns:

@@ -1,35 +1,35 @@
-"""Track tables to the index: which cells exist, whose descendants they are, which have candidates.
+"""Makes the index from track tables: which cells exist, whose descendants they are, which labels they have.
 
-The queries are in `etl/sql/`, one a file, and run in DuckDB on integer keys; names are joined on at
-the end, as dictionaries. Rows come out in one order whatever the number of threads. No pixel is
-read: what only the pixels can tell (a frame that is all zero) is taken out later by
-`drop_observations`.
+DuckDB works on integer keys (`etl.queries`); names and labels are added at the end, as dictionaries. The rows have
+one order, whatever the number of threads. No pixel is read: `drop_observations` later takes out what only the
+pixels can tell, such as a frame that is all zero.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any
 
 import duckdb
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from jaxtyping import Bool, Int32
 
-from dynaclr_wds.contract import NO_ID, OWN_LABELS, FovRecord, LabelRecord
+from dynaclr_wds.contract import FovRecord, LabelRecord
 from dynaclr_wds.errors import ConfigError
-from etl.source.experiments import BuildConfig
+from dynaclr_wds.tau import least_tau, reaches_a_frame
+from etl.labels import keep_present_values, list_labels, make_label_columns, name_labels, number_partitions
+from etl.queries import QueryResult, read_query, run_queries
+from etl.source.annotations import parse_annotations
+from etl.source.experiments import BuildConfig, check_shard_by
 from etl.source.plates import Plate
 from etl.source.preflight import check_plates, plan_fovs
-from etl.source.tracks import parse_track_files
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Index:
-    """All that is known of the cells before a pixel is read."""
+    """Holds all that is known of the cells before a pixel is read."""
 
     observations: pa.Table
     """One row per kept observation, sorted by (experiment, fov_name, track_id, t); `observation` is the row number.
@@ -51,10 +51,12 @@ class Index:
     """Label → value of `shard_by`, in order of `partition_index`."""
     dropped: Mapping[str, Mapping[str, int]]
     """Experiment → reason → observations left out."""
+    notes: tuple[str, ...] = ()
+    """What the user should be told: annotations that are about no observation."""
 
 
 def build_index(config: BuildConfig, plates: Mapping[str, Plate]) -> Index:
-    """Build the index from the track files.
+    """Build the index from the track files and annotation tables.
 
     Parameters
     ----------
@@ -66,54 +68,43 @@ def build_index(config: BuildConfig, plates: Mapping[str, Plate]) -> Index:
     Raises
     ------
     ConfigError
-        The config does not fit the plates, a track file is missing or wrong, tracks are their own
-        ancestors, or no observation is left.
+        The config does not fit the plates, a track file or annotation table is missing or wrong, tracks are
+        their own ancestors, a label of `shard_by` changes within a lineage, or no observation is left.
     """
     check_plates(config, plates)
     chosen = {e.name: plan_fovs(config, e, plates[e.name].fovs) for e in config.experiments}
-    height, width = config.yx_patch_size
-    with duckdb.connect(config={"threads": config.workers}) as con:
-        con.register("rows", parse_track_files(config, chosen))
-        con.register("fovs", _list_fovs(config, plates, chosen))
-        _make_table(con, "tracks")
-        _refuse_conflicts(con)
-        _make_table(con, "placed", patch_height=height, patch_width=width, max_shift=config.max_border_shift_px)
-        con.unregister("rows")  # half of the memory
-        dropped: dict[str, dict[str, int]] = {}
-        for experiment, reason, count in _read(con, "dropped").fetchall():
-            dropped.setdefault(experiment, {})[reason] = count
-        _make_table(con, "links")
-        _make_table(con, "descent")
-        _refuse_cycles(con)
-        _make_table(con, "kept_tracks")
-        _make_table(con, "kept_fovs")
-        tracks = con.table("kept_tracks").to_arrow_table()
-        fovs = con.table("kept_fovs").to_arrow_table().to_pylist()
-        observations = _read(con, "observations").to_arrow_table()
-    if not len(observations):
+    annotations = parse_annotations(config, chosen)
+    names = name_labels(config, annotations.names)
+    check_shard_by(config, names)
+    found = run_queries(config, plates, chosen, annotations.rows)
+    if not len(found.observations):
         raise ConfigError(
-            f"{config.where}: no observation is left; dropped were {dropped}. "
+            f"{config.where}: no observation is left; dropped were {found.dropped}. "
             "Compare tracks_path, condition_wells, include_wells and exclude_fovs."
         )
+    fovs = tuple(FovRecord(**{name: fov[name] for name in FovRecord.__slots__}) for fov in found.fovs)
+    labels = make_label_columns(config, fovs, found.track_labels, annotations, found.observations)
+    observations = _name_observations(found, labels)
+    records = list_labels(config, observations, names)
+    partition, partitions = number_partitions(config, records, observations)
+    observations = _set_column(observations, "partition_index", pa.array(partition))
     tau_frames = {experiment.name: config.tau_frames(experiment) for experiment in config.experiments}
-    named = mark_candidates(_name_observations(config, observations, tracks, fovs), tau_frames)
-    labels = list_labels(config, named)
-    named, partitions = number_partitions(config.shard_by, labels, named)
     return Index(
-        observations=named,
-        tracks=tracks.select(["track_index", "lineage_index", "parent_track_index"]),
-        fovs=tuple(FovRecord(**{name: fov[name] for name in FovRecord.__slots__}) for fov in fovs),
-        labels=labels,
+        observations=mark_candidates(observations, tau_frames),
+        tracks=found.tracks.select(["track_index", "lineage_index", "parent_track_index"]),
+        fovs=fovs,
+        labels=records,
         partitions=partitions,
-        dropped=dropped,
+        dropped=found.dropped,
+        notes=found.notes,
     )
 
 
 def mark_candidates(observations: pa.Table, tau_frames: Mapping[str, tuple[int, int]]) -> pa.Table:
     """Set `has_candidate` and `is_candidate` from the rows that are there.
 
-    An anchor has another observation of its lineage at t + τ for a τ of the range, τ ≠ 0; a candidate
-    has one at t - τ, so that it may be the positive of an anchor.
+    An observation has a candidate if its lineage was seen at t + τ for a τ of the range, τ ≠ 0. It is a candidate
+    if its lineage was seen at t - τ.
 
     Parameters
     ----------
@@ -121,9 +112,14 @@ def mark_candidates(observations: pa.Table, tau_frames: Mapping[str, tuple[int, 
         Rows of `Index.observations`, all or some; needs `experiment`, `experiment_index`, `lineage_index`, `t`.
     tau_frames
         Experiment → τ range in frames, both ends included.
+
+    Raises
+    ------
+    ValueError
+        A range without a frame, or an experiment without a range.
     """
     for name, (low, high) in tau_frames.items():
-        if low < 0 or high < max(low, 1):
+        if low < 0 or not reaches_a_frame((low, high)):
             raise ValueError(
                 f"tau_frames[{name!r}]={(low, high)} must be (shortest, longest), 0 ≤ shortest ≤ longest, "
                 "with at least one frame. Change tau_range_hours."
@@ -134,7 +130,7 @@ def mark_candidates(observations: pa.Table, tau_frames: Mapping[str, tuple[int, 
         raise ValueError(f"tau_frames has {sorted(tau_frames)}, but no {missing}. Give all experiments.")
     tau = {
         "experiment_index": pa.array(numbers),
-        "tau_min": pa.array([tau_frames[name][0] for name in names], pa.int32()),
+        "tau_min": pa.array([int(least_tau(tau_frames[name][0])) for name in names], pa.int32()),
         "tau_max": pa.array([tau_frames[name][1] for name in names], pa.int32()),
     }
     order = pa.array(np.arange(len(observations), dtype=np.int32))
@@ -142,7 +138,7 @@ def mark_candidates(observations: pa.Table, tau_frames: Mapping[str, tuple[int, 
     with duckdb.connect() as con:
         con.register("observations", cells)
         con.register("tau", pa.table(tau))
-        flags = _read(con, "candidates").to_arrow_table()
+        flags = read_query(con, "candidates").to_arrow_table()
     for name in ("has_candidate", "is_candidate"):
         observations = _set_column(observations, name, flags[name])
     return observations
@@ -151,9 +147,9 @@ def mark_candidates(observations: pa.Table, tau_frames: Mapping[str, tuple[int, 
 def drop_observations(
     index: Index, keep: Bool[np.ndarray, " observations"], reason: str, tau_frames: Mapping[str, tuple[int, int]]
 ) -> Index:
-    """Leave observations out: count them under `reason`, number all anew, mark anchors again.
+    """Leave observations out: count them under `reason`, renumber the others, and mark their candidates again.
 
-    Lineages stay what they were: a track whose observations all go still links its daughters to its parent.
+    Lineages stay as they were: a track whose observations all go still links its daughters to its parent.
 
     Parameters
     ----------
@@ -162,7 +158,7 @@ def drop_observations(
     keep
         False for the observations that go.
     reason
-        Under which they are counted in `dropped`.
+        The name under which `dropped` counts them.
     tau_frames
         Experiment → τ range in frames, both ends included.
 
@@ -173,11 +169,6 @@ def drop_observations(
     """
     if not keep.any():
         raise ConfigError(f"no observation is left: all {len(keep)} are dropped as {reason!r}. Look at the images.")
-    dropped = {experiment: dict(reasons) for experiment, reasons in index.dropped.items()}
-    gone = index.observations["experiment"].filter(pa.array(~keep)).value_counts()
-    for item in gone.to_pylist():
-        counts = dropped.setdefault(item["values"], {})
-        counts[reason] = counts.get(reason, 0) + item["counts"]
     observations = index.observations.filter(pa.array(keep))
     sizes = {
         "fov_index": len(index.fovs),
@@ -193,10 +184,21 @@ def drop_observations(
         observations=mark_candidates(observations, tau_frames),
         tracks=_renumber_tracks(index.tracks, new["track_index"], new["lineage_index"]),
         fovs=tuple(fov for fov, number in zip(index.fovs, new["fov_index"], strict=True) if number >= 0),
-        labels=index.labels,
+        labels=keep_present_values(index.labels, observations),
         partitions=tuple(p for p, number in zip(index.partitions, new["partition_index"], strict=True) if number >= 0),
-        dropped=dropped,
+        dropped=_count_dropped(index, keep, reason),
+        notes=index.notes,
     )
+
+
+def _count_dropped(index: Index, keep: Bool[np.ndarray, " observations"], reason: str) -> dict[str, dict[str, int]]:
+    """Add the observations that go to those that went before."""
+    dropped = {experiment: dict(reasons) for experiment, reasons in index.dropped.items()}
+    gone = index.observations["experiment"].filter(pa.array(~keep)).value_counts()
+    for item in gone.to_pylist():
+        counts = dropped.setdefault(item["values"], {})
+        counts[reason] = counts.get(reason, 0) + item["counts"]
+    return dropped
 
 
 def _renumber(used: Int32[np.ndarray, " rows"], size: int) -> Int32[np.ndarray, " size"]:
@@ -223,133 +225,20 @@ def _renumber_tracks(
     return pa.table(columns)
 
 
-def _list_fovs(config: BuildConfig, plates: Mapping[str, Plate], chosen: Mapping[str, Sequence[str]]) -> pa.Table:
-    """Table of the FOVs asked for; `fov` counts them as `parse_track_files` does."""
-    columns: dict[str, list[Any]] = {name: [] for name in _FOVS.names}
-    for number, experiment in enumerate(config.experiments):
-        for name in chosen[experiment.name]:
-            fov = plates[experiment.name].fovs[name]
-            condition = experiment.well_conditions[fov.well]
-            row = {
-                "fov": len(columns["fov"]),
-                "experiment_index": number,
-                "experiment": experiment.name,
-                "fov_name": name,
-                "well": fov.well,
-                "condition_index": experiment.conditions.index(condition),
-                "condition": condition,
-                "frames": fov.shape[0],
-                "height": fov.shape[3],
-                "width": fov.shape[4],
-                "start_hpi": experiment.start_hpi,
-                "interval_minutes": experiment.interval_minutes,
-            }
-            for key, value in row.items():
-                columns[key].append(value)
-    return pa.table(columns, schema=_FOVS)
-
-
-_FOVS = pa.schema(
-    [(name, pa.int32()) for name in ("fov", "experiment_index", "condition_index", "frames", "height", "width")]
-    + [(name, pa.string()) for name in ("experiment", "fov_name", "well", "condition")]
-    + [(name, pa.float64()) for name in ("start_hpi", "interval_minutes")]
-)
-
-
-def _name_observations(
-    config: BuildConfig, observations: pa.Table, tracks: pa.Table, fovs: Sequence[Mapping[str, Any]]
-) -> pa.Table:
+def _name_observations(found: QueryResult, labels: Mapping[str, pa.DictionaryArray]) -> pa.Table:
     """Add row numbers, names and labels; a value is one dictionary entry, however many rows have it."""
-    per_fov = {name: [fov[name] for fov in fovs] for name in ("experiment", "fov_name", "well", "condition")}
-    experiments = {experiment.name: experiment for experiment in config.experiments}
-    for name in dict.fromkeys(name for experiment in config.experiments for name in experiment.labels):
-        per_fov[name] = [experiments[fov["experiment"]].labels.get(name) for fov in fovs]
-    per_track = {name: tracks[name].combine_chunks() for name in ("global_track_id", "lineage_id")}
-    names = {name: ("fov_index", pa.array(values, pa.string())) for name, values in per_fov.items()}
+    fovs = {name: [fov[name] for fov in found.fovs] for name in ("experiment", "fov_name", "well", "condition")}
+    per_track = {name: found.tracks[name].combine_chunks() for name in ("global_track_id", "lineage_id")}
+    names = {name: ("fov_index", pa.array(values, pa.string())) for name, values in fovs.items()}
     names |= {name: ("track_index", values) for name, values in per_track.items()}
-    columns: dict[str, Any] = {"observation": pa.array(np.arange(len(observations), dtype=np.int32))}
+    columns: dict[str, Any] = {"observation": pa.array(np.arange(len(found.observations), dtype=np.int32))}
     for name, (number, values) in names.items():
-        columns[name] = values.dictionary_encode().take(observations[number].combine_chunks())
-    return pa.table(columns | {name: observations[name] for name in observations.column_names})
-
-
-def list_labels(config: BuildConfig, observations: pa.Table) -> tuple[LabelRecord, ...]:
-    """List the labels and their values: experiments and conditions in the order of the YAML, others sorted."""
-    conditions = [c for experiment in config.experiments for c in experiment.conditions]
-    order = {"experiment": [e.name for e in config.experiments], "condition": list(dict.fromkeys(conditions))}
-    names = dict.fromkeys((*OWN_LABELS, *(name for e in config.experiments for name in e.labels)))
-    records = []
-    for name in names:
-        present = {value for value in pc.unique(observations[name]).to_pylist() if value is not None}
-        ordered = order.get(name) or sorted(present)
-        records.append(LabelRecord(name=name, values=tuple(value for value in ordered if value in present)))
-    return tuple(records)
-
-
-def label_codes(observations: pa.Table, label: LabelRecord) -> Int32[np.ndarray, " observations"]:
-    """Number the values of a label as its record does; NO_ID for null."""
-    values = pa.array(label.values, pa.string())
-    codes = pc.index_in(observations[label.name].cast(pa.string()), value_set=values, skip_nulls=True)
-    return np.asarray(codes.fill_null(NO_ID).combine_chunks().to_numpy(zero_copy_only=False), np.int32)
-
-
-def number_partitions(
-    shard_by: Sequence[str], labels: Sequence[LabelRecord], observations: pa.Table
-) -> tuple[pa.Table, tuple[Mapping[str, str | None], ...]]:
-    """Add `partition_index`: numbers the values of the `shard_by` labels without gaps, in the order of the labels."""
-    records = {label.name: label for label in labels}
-    codes = np.stack([label_codes(observations, records[name]) for name in shard_by], axis=1)
-    found, number = np.unique(codes, axis=0, return_inverse=True)
-    partitions = tuple(
-        {
-            name: records[name].values[code] if code >= 0 else None
-            for name, code in zip(shard_by, row.tolist(), strict=True)
-        }
-        for row in found
-    )
-    return _set_column(observations, "partition_index", pa.array(number.reshape(-1).astype(np.int32))), partitions
+        columns[name] = values.dictionary_encode().take(found.observations[number].combine_chunks())
+    numbers = found.observations.drop_columns(["row", "annotation"])
+    return pa.table({**columns, **labels, **{name: numbers[name] for name in numbers.column_names}})
 
 
 def _set_column(table: pa.Table, name: str, values: Any) -> pa.Table:
     if name in table.column_names:
         return table.set_column(table.column_names.index(name), name, values)
     return table.append_column(name, values)
-
-
-def _refuse_conflicts(con: duckdb.DuckDBPyConnection) -> None:
-    rows = _read(con, "conflicts").limit(1).fetchall()
-    if rows:
-        experiment, fov, track, parent, other = rows[0]
-        raise ConfigError(
-            f"{experiment}/{fov}: track {track} has parents {parent} and {other} in different rows "
-            "(-1 is none). Give all rows of a track the same parent_track_id."
-        )
-
-
-def _refuse_cycles(con: duckdb.DuckDBPyConnection) -> None:
-    """Raise an error that names the tracks of the first cycle, if any."""
-    rows = _read(con, "unrooted").fetchall()
-    if not rows:
-        return
-    parents = {(experiment, fov, track): parent for experiment, fov, track, parent in rows}
-    experiment, fov, track, _ = rows[0]
-    path: list[int] = []
-    while track not in path:
-        path.append(track)
-        track = parents[experiment, fov, track]
-    cycle = " → ".join(map(str, [*path[path.index(track) :], track]))
-    raise ConfigError(
-        f"{experiment}/{fov}: tracks are their own ancestors, each the daughter of the next: {cycle}. "
-        "Correct parent_track_id; -1 is none."
-    )
-
-
-def _read(con: duckdb.DuckDBPyConnection, name: str, **params: Any) -> duckdb.DuckDBPyRelation:
-    """Run `etl/sql/<name>.sql`."""
-    query = resources.files("etl").joinpath("sql", f"{name}.sql").read_text(encoding="utf-8")
-    return con.sql(query, params=params) if params else con.sql(query)
-
-
-def _make_table(con: duckdb.DuckDBPyConnection, name: str, **params: Any) -> None:
-    """Keep the rows of `etl/sql/<name>.sql` as the table of that name."""
-    _read(con, name, **params).create(name)

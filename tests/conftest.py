@@ -1,4 +1,4 @@
-"""What tests of the online half share: one small collection, written by tensorstore, built to shards once."""
+"""Makes what tests of the online half share: small collections, written by tensorstore, each built to shards once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ import yaml
 from dynaclr_wds.shardset import ShardSet
 from etl.build_shards import build_shards
 from etl.source.experiments import parse_build_config
+from tests import first_calls
 from tests.plates import random_tracks, write_experiments, write_plate, write_tracks
+from tests.shared_build import make_once
 
 FOVS = ("A/1/0", "A/1/1", "B/2/0")
 SHAPE = (10, 2, 3, 48, 48)
@@ -72,16 +74,23 @@ def build(collection: Path, out: Path, **options: object) -> Path:
     return out
 
 
+@pytest.fixture(autouse=True)
+def _check_first_calls() -> None:
+    """Check shapes anew in every test."""
+    first_calls.start()
+
+
 @pytest.fixture(scope="session")
 def collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """experiments.yaml of four experiments; pixels of three are uint16, of `e1` float32."""
-    return write_collection(tmp_path_factory.mktemp("online"), ("uint16", "float32", "uint16", "uint16"))
+    dtypes = ("uint16", "float32", "uint16", "uint16")
+    return make_once(tmp_path_factory, "online", lambda root: write_collection(root, dtypes)) / "experiments.yaml"
 
 
 @pytest.fixture(scope="session")
 def shards(collection: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards of `collection`. Read only."""
-    return build(collection, tmp_path_factory.mktemp("online_shards") / "shards")
+    return make_once(tmp_path_factory, "online_shards", lambda root: build(collection, root / "shards")) / "shards"
 
 
 @pytest.fixture(scope="session")
@@ -94,8 +103,11 @@ def short_clips(collection: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 @pytest.fixture(scope="session")
 def single_channel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards of two experiments with one channel, uint16. Read only."""
-    root = tmp_path_factory.mktemp("single")
-    return build(write_collection(root, ("uint16", "uint16"), channels=1), root / "shards")
+
+    def make(root: Path) -> None:
+        build(write_collection(root, ("uint16", "uint16"), channels=1), root / "shards")
+
+    return make_once(tmp_path_factory, "single", make) / "shards"
 
 
 @pytest.fixture(scope="session")

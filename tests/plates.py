@@ -247,21 +247,27 @@ def make_collection(
     return write_experiments(root / "experiments.yaml", entries, **options)
 
 
-def make_fov(tmp_path: Path, rows: Rows, name: str = "tracks.csv", **options: Any) -> BuildConfig:
-    """One experiment `a` with one FOV A/1/0 of 10 frames of 32 x 32, patches 8 x 8, τ of 1 to 2 frames."""
+def make_fov(
+    tmp_path: Path, rows: Rows, name: str = "tracks.csv", *, experiment: Row | None = None, **options: Any
+) -> BuildConfig:
+    """One experiment `a` with one FOV A/1/0 of 10 frames of 32 x 32, patches 8 x 8, τ of 1 to 2 frames.
+
+    `experiment` adds fields to the experiment, `options` to the build.
+    """
     if not (tmp_path / "plate").exists():
         write_plate(tmp_path / "plate", shape=(10, 1, 1, 32, 32), dtype="uint8", channel_names=("Phase",))
     write_tracks(tmp_path / "tracks", "A/1/0", rows, name)
-    experiment = ExperimentConfig(
+    entry = ExperimentConfig(
         name="a",
         data_path=str(tmp_path / "plate"),
         tracks_path=str(tmp_path / "tracks"),
         channel_names=("Phase",),
         source_channel=("Phase",),
         condition_wells={"mock": ("A/1",)},
+        **(experiment or {}),
     )
     settings = {"yx_patch_size": (8, 8), "tau_range_hours": (0.5, 1.0)} | options
-    return BuildConfig(experiments=(experiment,), **settings)
+    return BuildConfig(experiments=(entry,), **settings)
 
 
 def table(header: str, *rows: tuple[Any, ...]) -> Rows:

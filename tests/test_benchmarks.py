@@ -1,11 +1,13 @@
 """The benchmarks run: what they print is for people to judge, not for a test."""
 
+import dataclasses
 import gc
 
 import pytest
 
 from benchmarks import loader, plan
 from dynaclr_wds.shardset import ShardSet
+from etl.simulate.__main__ import simulate_collection
 
 
 def test_plan_prints_every_setting(capsys):
@@ -36,8 +38,10 @@ def test_loader_measures_samples_in_the_same_way(shards, monkeypatch, capsys):
     assert "of WebDataset" in capsys.readouterr().out
 
 
-def test_simulated_shards_have_the_size_asked_for(tmp_path):
-    path = loader.make_shards(tmp_path, size=32, dtype="source", gib=0.001)
-    shards = ShardSet.open(path)
-    assert shards.manifest.patch_shape == (2, 1, 32, 32)
-    assert {e.dtype for e in shards.manifest.experiments} == {"<u2"}
+def test_simulated_shards_have_the_size_asked_for(tmp_path, monkeypatch):
+    def simulate_less(root, config):
+        return simulate_collection(root, dataclasses.replace(config, frames=5, size=96, cells=4))
+
+    monkeypatch.setattr(loader, "simulate_collection", simulate_less)
+    shards = ShardSet.open(loader.make_shards(tmp_path, size=32, dtype="source", gib=0.001))
+    assert {(e.shape, e.dtype) for e in shards.manifest.experiments} == {((2, 1, 32, 32), "<u2")}

@@ -6,6 +6,7 @@ import errno
 import gc
 import hashlib
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -15,6 +16,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +29,15 @@ import yaml
 import zarr.codecs
 from zarr.codecs._v2 import V2Codec
 
-import etl.build_shards
 import etl.cut.frames
 import etl.pack.tars
 import etl.run.output
+import etl.run.stages
 from dynaclr_wds.contract import STATISTICS, Manifest, parse_manifest
 from dynaclr_wds.errors import BuildError, ConfigError, PlateError
 from etl.build_shards import build_shards, main
 from etl.cut.frames import plan_runs
-from etl.run.output import Interrupted
+from etl.run.executors import Interrupted, report
 from etl.source.experiments import parse_build_config
 from tests.plates import make_collection, write_experiments, write_plate, write_tracks
 
@@ -168,7 +170,7 @@ def test_plain_webdataset_reads_every_sample(built: tuple[Path, Manifest]):
         for patch in record["patches"]:
             assert sample[patch["file"]].shape == (2, 1, 16, 16)
             assert sample[patch["file"]].dtype == np.uint16
-            assert bool(patch["candidates"]) == patch["is_anchor"]
+            assert patch["is_sample"] or not patch["candidates"]
             for candidate in patch["candidates"]:
                 tau = record["patches"][candidate]["t"] - patch["t"]
                 assert 1 <= tau <= 2
@@ -177,15 +179,15 @@ def test_plain_webdataset_reads_every_sample(built: tuple[Path, Manifest]):
 def test_the_manifest_counts_what_is_there(built: tuple[Path, Manifest]):
     out, manifest = built
     observations = pq.read_table(out / "index/observations.parquet").to_pylist()
-    for row, stratum in enumerate(manifest.strata):
-        mine = [o for o in observations if (o["experiment"], o["condition"]) == (stratum.experiment, stratum.condition)]
-        shards = [shard for shard in manifest.shards if shard.stratum == row]
-        assert stratum.observations == len(mine)
-        assert stratum.anchors == sum(o["is_anchor"] for o in mine)
-        assert stratum.lineages == len({o["lineage_id"] for o in mine})
-        assert stratum.shards == len(shards)
-        assert stratum.bytes == sum(shard.bytes for shard in shards)
-    assert sum(s.shards for s in manifest.strata) == len(manifest.shards) > len(manifest.strata)
+    for row, partition in enumerate(manifest.partitions):
+        mine = [o for o in observations if {n: o[n] for n in manifest.shard_by} == partition.labels]
+        shards = [shard for shard in manifest.shards if shard.partition == row]
+        assert partition.observations == len(mine)
+        assert partition.with_candidate == sum(o["has_candidate"] for o in mine)
+        assert partition.lineages == len({o["lineage_id"] for o in mine})
+        assert partition.shards == len(shards)
+        assert partition.bytes == sum(shard.bytes for shard in shards)
+    assert sum(s.shards for s in manifest.partitions) == len(manifest.shards) > len(manifest.partitions)
     assert max(shard.bytes for shard in manifest.shards if shard.clips > 1) <= SMALL["shard_bytes"]
 
 
@@ -314,35 +316,6 @@ def test_a_statistic_that_is_no_number_is_an_error(tmp_path: Path):
         build(path, tmp_path / "out")
 
 
-def test_zero_frames_are_dropped_with_their_observations_and_counted(tmp_path: Path):
-    pixels = np.random.default_rng(3).integers(1, 99, (8, 2, 1, 32, 32)).astype("u2")
-    pixels[2] = 0
-    pixels[3, 0] = 0  # one channel only: kept
-    pixels[6:] = 0
-    manifest = build(one_plate(tmp_path, pixels), tmp_path / "out")
-    assert manifest.dropped["one"]["zero_frame"] == 3
-    out = tmp_path / "out"
-    assert array(out, "obs_t").tolist() == [0, 1, 3, 4, 5]
-    observations = pq.read_table(out / "index/observations.parquet").to_pylist()
-    # two frames ahead at most: t=1 still reaches t=3; t=5 has lost its candidates
-    assert [o["is_anchor"] for o in observations] == [True, True, True, True, False]
-    nothing = np.isnan(array(out, "stats_timepoint")).all(axis=(1, 2))
-    assert nothing.tolist() == [False, False, True, False, False, False, True, True]
-    expected = reference(pixels[[0, 1, 3, 4, 5], 1])
-    np.testing.assert_allclose(array(out, "stats_fov")[0, 1], expected, rtol=1e-6)
-    with (out / manifest.shards[0].path).open("rb") as file:
-        for obs, offset in zip(array(out, "patch_obs"), array(out, "patch_offset"), strict=True):
-            file.seek(offset)
-            stored = np.frombuffer(file.read(2 * 64 * 2), "<u2").reshape(2, 8, 8)
-            np.testing.assert_array_equal(stored, pixels[[0, 1, 3, 4, 5][obs], :, 0, 12:20, 12:20])
-
-
-def test_a_plate_of_zeros_is_an_error(tmp_path: Path):
-    path = one_plate(tmp_path, np.zeros((3, 1, 1, 32, 32), "u2"))
-    with pytest.raises(ConfigError, match="no observation is left: all 3 are dropped as 'zero_frame'"):
-        build(path, tmp_path / "out")
-
-
 @leaves_files_open
 def test_dtype_converts_what_is_stored(tmp_path: Path):
     pixels = np.random.default_rng(4).integers(1, 2000, (3, 1, 1, 32, 32)).astype("u2")
@@ -423,21 +396,29 @@ def test_finished_work_is_kept_by_the_next_run(
     work = next(out.glob(".build-*"))
     before = {path.name: path.stat().st_mtime_ns for path in work.glob("*.patches")}
     assert len(before) == 6
-    written: list[str] = []
-    write = etl.pack.tars._write_shard
-    monkeypatch.setattr(etl.pack.tars, "_write_shard", lambda job, plan, *rest: (  # type: ignore[func-returns-value]
-        written.append(job.paths[plan.number]) if len(written) < 3 else (_ for _ in ()).throw(Killed),
-        write(job, plan, *rest),
-    ))  # fmt: skip
+    written: list[Path] = []
+    write = etl.pack.tars._write_members
+
+    def dying(job: Any, *rest: Any) -> None:
+        if len(written) == 3:
+            raise Killed
+        write(job, *rest)
+        written.append(job.staged)
+
+    monkeypatch.setattr(etl.pack.tars, "_write_members", dying)
     with pytest.raises(Killed):
         build(collection, out, workers=1)
     assert {path.name: path.stat().st_mtime_ns for path in work.glob("*.patches")} == before
-    kept = [out / path for path in written[:3]]
-    times = [path.stat().st_mtime_ns for path in kept]
-    kept[0].write_bytes(b"x" * kept[0].stat().st_size)  # damaged meanwhile: written again
-    monkeypatch.setattr(etl.pack.tars, "_write_shard", write)
+    inodes = [path.stat().st_ino for path in written]
+    damaged = written[0].read_bytes()
+    written[0].write_bytes(b"x" * len(damaged))  # damaged meanwhile: written again
+    written[1].with_name(written[1].name + ".record").write_bytes(b"\xff garbage")  # so is one of unknown content
+    monkeypatch.setattr(etl.pack.tars, "_write_members", write)
     build(collection, out)
-    assert [path.stat().st_mtime_ns for path in kept][1:] == times[1:]
+    found = [
+        (out / path.relative_to(work / "staged")).stat().st_ino == n for path, n in zip(written, inodes, strict=True)
+    ]
+    assert found == [False, False, True]
     assert digests(out) == digests(built[0])
 
 
@@ -483,22 +464,32 @@ def test_a_whole_set_is_up_to_date(collection: Path, tmp_path: Path, capsys: pyt
     assert capsys.readouterr() == ("", "")
 
 
-def test_another_config_needs_overwrite(collection: Path, built: tuple[Path, Manifest], tmp_path: Path):
+def test_another_config_needs_replace(collection: Path, built: tuple[Path, Manifest], tmp_path: Path):
     out = tmp_path / "out"
     build(collection, out, yx_patch_size=[8, 8], shard_bytes=30_000)
     many = set(digests(out))
-    with pytest.raises(BuildError, match=r"holds shards of another config .* Give --overwrite"):
+    with pytest.raises(BuildError, match=r"holds shards of another config .* Give --replace"):
         build(collection, out)
-    build_shards(parse_build_config(collection, {}), out, overwrite=True)
+    build_shards(parse_build_config(collection, {}), out, replace=True)
     assert digests(out) == digests(built[0])
     assert many != set(digests(out))
 
 
-def test_a_foreign_manifest_needs_overwrite(collection: Path, built: tuple[Path, Manifest], tmp_path: Path):
-    (tmp_path / "manifest.json").write_text("{}")
-    with pytest.raises(BuildError, match=r"is not the manifest of a dynaclr-wds shard set. Give --overwrite"):
-        build(collection, tmp_path)
-    build_shards(parse_build_config(collection, {}), tmp_path, overwrite=True)
+def test_overwrite_builds_anew_what_is_up_to_date(collection: Path, built: tuple[Path, Manifest], tmp_path: Path):
+    out = tmp_path / "out"
+    shutil.copytree(built[0], out)
+    before = {path.stat().st_ino for path in out.rglob("*.tar")}
+    build_shards(parse_build_config(collection, {}), out, overwrite=True)
+    assert not before & {path.stat().st_ino for path in out.rglob("*.tar")}
+    assert digests(out) == digests(built[0])
+
+
+def test_a_foreign_manifest_needs_replace(collection: Path, built: tuple[Path, Manifest], tmp_path: Path):
+    for foreign in (b"{}", b"\xff\xfe"):
+        (tmp_path / "manifest.json").write_bytes(foreign)
+        with pytest.raises(BuildError, match=r"(is not the manifest of|is not JSON) .* Give --replace"):
+            build(collection, tmp_path)
+    build_shards(parse_build_config(collection, {}), tmp_path, replace=True)
     assert digests(tmp_path) == digests(built[0])
 
 
@@ -507,12 +498,26 @@ def test_unfinished_work_of_another_config_is_discarded(
 ):
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr(etl.build_shards, "write_index", lambda *_: (_ for _ in ()).throw(Killed))
+        patch.setattr(etl.run.stages, "write_index", lambda *_: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
             build(collection, out, yx_patch_size=[8, 8], shard_bytes=30_000)
     assert list(out.rglob("*.tar"))
+    theirs = out / ".build-of-somebody"
+    theirs.mkdir()
+    (theirs / "precious").touch()
     build(collection, out)
+    assert (theirs / "precious").exists()
+    shutil.rmtree(theirs)
     assert digests(out) == digests(built[0])
+
+
+def test_a_foreign_work_folder_is_left_alone(collection: Path, tmp_path: Path):
+    work = tmp_path / f".build-{parse_build_config(collection, {}).token[:12]}"
+    work.mkdir()
+    (work / "precious").touch()
+    with pytest.raises(BuildError, match=r"was not made by a build. Move it away"):
+        build(collection, tmp_path)
+    assert (work / "precious").exists()
 
 
 def test_bad_input_exits_with_2_and_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -532,7 +537,7 @@ def test_bad_tracks_leave_a_set_that_is_there_alone(collection: Path, tmp_path: 
     before = digests(out)
     shutil.rmtree(root / "experiment1/tracks")
     with pytest.raises(ConfigError, match="tracks"):
-        build_shards(parse_build_config(root / "experiments.yaml", {"seed": 5}), out, overwrite=True)
+        build_shards(parse_build_config(root / "experiments.yaml", {"seed": 5}), out, replace=True)
     assert digests(out) == before
 
 
@@ -541,7 +546,7 @@ def test_options_have_the_names_of_the_yaml(collection: Path, tmp_path: Path):
     more = ["--exclude-fovs", "A/1/1", "--dtype", "float32", "--clip_anchors", "3", "--seed", "4"]
     assert main([str(collection), "--out", str(tmp_path / "out"), *options, *more]) == 0
     manifest = parse_manifest((tmp_path / "out/manifest.json").read_text())
-    assert manifest.patch_shape == (2, 1, 8, 12)
+    assert {e.shape for e in manifest.experiments} == {(2, 1, 8, 12)}
     assert {fov.fov_name for fov in manifest.fovs} == {"A/1/0"}
     assert manifest.config["clip_anchors"] == 3
     assert manifest.config["seed"] == 4
@@ -553,30 +558,39 @@ def test_ctrl_c_says_how_to_go_on(collection: Path, tmp_path: Path, capsys: pyte
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(etl.build_shards, "pack_shards", stop)
+        patch.setattr(etl.run.stages, "write_index", stop)
         assert main([str(collection), "--out", str(tmp_path / "out"), "--quiet"]) == 130
     assert "Give the same command again to go on" in capsys.readouterr().err
 
 
 def test_other_fovs_stop_when_one_fails(collection: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    cut, seen = etl.cut.frames._cut_frames, []
+    seen: list[str] = []
 
-    def failing(job: Any, file: Any, stop: Any, advance: Any) -> Any:
-        if job.number == 0:
+    def failing(job: Any, *_: Any) -> Any:
+        if job.source.experiment == "experiment0" and job.source.fov_name == "A/1/0":
             raise Killed
-        stop.wait(10)
         try:
-            return cut(job, file, stop, advance)
+            for _ in range(1000):
+                time.sleep(0.01)
+                report(0)
         except Interrupted:
-            seen.append(job.number)
+            seen.append(job.source.fov_name)
             raise
 
     monkeypatch.setattr(etl.cut.frames, "_cut_frames", failing)
     with pytest.raises(Killed):
         build(collection, tmp_path / "out", workers=2)
-    assert 1 in seen
-    assert len(seen) <= 2  # the thread that failed may have taken one more job before the others were called off
+    assert 1 <= len(seen) <= 2  # the thread that failed may have taken one more job before the others were called off
     assert not list((tmp_path / "out").rglob("*.partial"))
+
+
+def test_processes_run_the_same_units_to_the_same_bytes(collection: Path, built: tuple[Path, Manifest], tmp_path: Path):
+    def spawn(workers: int, _: Any) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+
+    config = parse_build_config(collection, {"workers": 1})
+    build_shards(config, tmp_path / "out", make_executor=spawn)
+    assert digests(tmp_path / "out") == digests(built[0])
 
 
 def test_a_second_build_waits_for_the_first(collection: Path, built: tuple[Path, Manifest], tmp_path: Path):

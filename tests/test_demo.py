@@ -20,7 +20,7 @@ from etl import build_shards
 from etl.simulate import __main__ as simulate
 
 SMALL = {
-    "etl.simulate": ["--fovs", "2", "--frames", "22", "--size", "112", "--cells", "5"],
+    "etl.simulate": ["--fovs", "2", "--frames", "22", "--size", "96", "--cells", "5"],
     "etl.build_shards": ["--quiet"],
     "fit": [
         *("--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1"),
@@ -75,6 +75,7 @@ def test_principal_components_keep_what_varies_most():
 
 # predict needs the network only, not the callbacks that were with the checkpoint
 @pytest.mark.filterwarnings("ignore:Be aware that when using .ckpt_path.:UserWarning")
+@pytest.mark.slow
 def test_demo_ends_with_a_number_and_a_picture(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -97,7 +98,7 @@ def test_demo_ends_with_a_number_and_a_picture(
 
     shards = ShardSet.open(tmp_path / "demo/shards")
     embedded = pq.read_table(tmp_path / "demo/embeddings.parquet")
-    assert len(embedded) == sum(s.observations for s in shards.manifest.strata)
+    assert len(embedded) == sum(part.observations for part in shards.manifest.partitions)
     of_held_out, pixels = read_pixels(shards, "sim_03", (40, 40))
     assert pixels.shape == (len(of_held_out.hpi), 2 * 40 * 40)
     rows = embedded.filter(np.array(embedded["experiment"]) == "sim_03")

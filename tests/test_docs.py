@@ -42,11 +42,12 @@ class Block(NamedTuple):
     text: str
 
 
-def parse_blocks(document: Path) -> list[Block]:
-    """List the blocks that are not followed by "(Not run…"."""
-    text = document.read_text()
-    found = re.finditer(r"^```(\w*)\n(.*?)^```\n\s*(\(Not run)?", text, re.DOTALL | re.MULTILINE)
-    return [Block(document, text.count("\n", 0, m.start()) + 1, m[1], m[2]) for m in found if not m[3]]
+def parse_blocks(document: Path, text: str) -> list[Block]:
+    """List the blocks that run: all but listings (`text`) and those below a comment `<!-- not run: reason -->`."""
+    found = re.finditer(r"^(<!-- not run: \S[^\n]*-->\n)?```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    return [
+        Block(document, text.count("\n", 0, m.start(2)) + 1, m[2], m[3]) for m in found if not m[1] and m[2] != "text"
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -85,18 +86,28 @@ def run_bash(text: str) -> None:
         words = shlex.split(line, comments=True)
         if not words:
             continue
-        assert words[:2] == ["python", "-m"], f"can't run {line!r} here; say why below the block: (Not run: …)"
+        assert words[:2] == ["python", "-m"], f"can't run {line!r} here; say why above the block: <!-- not run: … -->"
         small = {"fit": SMALL_FIT, "predict": SMALL_PREDICT}.get(words[3], [])
         assert COMMANDS[words[2]]([*words[3:], *small]) == 0
 
 
+def test_only_listings_and_blocks_with_a_reason_are_left_out() -> None:
+    text = "```text\na listing\n```\n<!-- not run: it downloads -->\n```bash\nmake\n```\n\n```python\nx = 1\n```\n"
+    text += "<!-- not run: -->\n```yaml\na: 1\n```\n"
+    assert [(b.line, b.language, b.text) for b in parse_blocks(ROOT / "a.md", text)] == [
+        (9, "python", "x = 1\n"),
+        (13, "yaml", "a: 1\n"),
+    ]
+
+
+@pytest.mark.slow
 # predict needs the network only, not the callbacks that were with the checkpoint
 @pytest.mark.filterwarnings("ignore:Be aware that when using .ckpt_path.:UserWarning")
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # webdataset leaves its files to the garbage collector
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_blocks_run(document: Path, tmp_path: Path) -> None:
     names: dict[str, Any] = {"__name__": "__doc__"}
-    for block in parse_blocks(document):
+    for block in parse_blocks(document, document.read_text()):
         where = f"{document.name}:{block.line}"
         if block.language == "python":
             exec(compile("\n" * block.line + block.text, str(document), "exec"), names)
@@ -109,7 +120,7 @@ def test_blocks_run(document: Path, tmp_path: Path) -> None:
         elif block.language == "yaml":
             assert yaml.safe_load(block.text) is not None
         else:
-            pytest.fail(f"{where}: a block of {block.language or 'no language'} can't run; say why: (Not run: …)")
+            pytest.fail(f"{where}: {block.language or 'no language'} can't run; say why above: <!-- not run: … -->")
     names.clear()
     gc.collect()
 

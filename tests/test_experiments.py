@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from dynaclr_wds.errors import ConfigError
+from dynaclr_wds.errors import ConfigError, PlateError, StorageError
 from etl.source.experiments import BuildConfig, parse_build_config
 from etl.source.preflight import check_plates, open_plates, plan_fovs
 from tests.plates import make_collection, write_experiments, write_plate
@@ -35,13 +36,13 @@ def test_defaults_are_those_of_the_documentation(tmp_path: Path) -> None:
     config = parse(tmp_path, ENTRY, workers=1)
     experiment = config.experiments[0]
     assert (experiment.interval_minutes, experiment.start_hpi) == (30.0, 0.0)
-    assert (experiment.organelle, experiment.date, experiment.moi) == ("", "", None)
+    assert experiment.labels == {}
     assert config == BuildConfig(experiments=(experiment,))
     assert config.z_range is None
     assert config.yx_patch_size == (256, 256)
     assert config.tau_range_hours == (0.5, 2.0)
     assert (config.shard_bytes, config.block_bytes) == (536_870_912, 8_388_608)
-    assert config.dtype == "source"
+    assert (config.dtype, config.on_blank, config.on_nan) == ("source", "drop", "error")
     assert config.where == str(tmp_path / "experiments.yaml")
 
 
@@ -51,7 +52,8 @@ def test_values_are_parsed_to_plain_types(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace("'2024-01-05'", "2024-01-05"))
     config = parse_build_config(path)
     experiment = config.experiments[0]
-    assert (experiment.date, experiment.moi, experiment.organelle, experiment.start_hpi) == ("2024-01-05", 5, "ER", 3)
+    assert experiment.labels == {"organelle": "ER", "date": "2024-01-05", "moi": "5"}
+    assert experiment.start_hpi == 3.0
     assert experiment.conditions == ("mock", "virus")
     assert experiment.well_conditions == {"A/1": "mock", "A/2": "virus", "B/2": "virus"}
     assert experiment.channel_indices == (1,)
@@ -59,8 +61,8 @@ def test_values_are_parsed_to_plain_types(tmp_path: Path) -> None:
     assert config.z_slices(9) == slice(1, 4)
     assert dataclasses.replace(config, z_range=None).z_slices(9) == slice(0, 9)
     assert config.tau_frames(experiment) == (2, 8)
-    assert config.clip_anchors_for(experiment) == 16
-    assert dataclasses.replace(config, tau_range_hours=(0.0, 0.5)).clip_anchors_for(experiment) == 8
+    assert config.clip_anchors_for(experiment) == 64
+    assert dataclasses.replace(config, tau_range_hours=(0.0, 0.5)).clip_anchors_for(experiment) == 16
     assert dataclasses.replace(config, clip_anchors=3).clip_anchors_for(experiment) == 3
     assert config.workers >= 1
 
@@ -80,6 +82,22 @@ def test_paths_are_relative_to_the_yaml_and_variables_expanded(tmp_path: Path, m
     assert second.tracks_path == "/scratch/tracks"
 
 
+def test_manifest_holds_paths_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCRATCH", "/scratch/me")
+    entry = ENTRY | {"data_path": "${SCRATCH}/../plate", "tracks_path": "./a/x/../tracks", "annotations": "a/x.csv"}
+    config = parse(tmp_path, entry)
+    assert config.experiments[0].data_path == "/scratch/plate"
+    assert config.experiments[0].tracks_path == str(tmp_path / "a/tracks")
+    assert config.experiments[0].annotations == str(tmp_path / "a/x.csv")
+    record = config.as_record()["experiments"][0]
+    paths = (record["data_path"], record["tracks_path"], record["annotations"])
+    assert paths == ("${SCRATCH}/../plate", "a/tracks", "a/x.csv")
+    assert not {"me", str(tmp_path)} & set(json.dumps(record).split("/"))
+    token = config.token
+    monkeypatch.setenv("SCRATCH", "/elsewhere")
+    assert parse(tmp_path, entry).token == token
+
+
 def test_token_follows_the_bytes_and_not_the_place(tmp_path: Path) -> None:
     config = parse(tmp_path / "here", ENTRY)
     assert re.fullmatch(r"[0-9a-f]{64}", config.token)
@@ -93,8 +111,15 @@ def test_token_follows_the_bytes_and_not_the_place(tmp_path: Path) -> None:
         parse(tmp_path, ENTRY | {"data_path": "b/plate.zarr"}).token,
         parse(tmp_path, ENTRY | {"condition_wells": conditions}).token,
         parse(tmp_path, ENTRY, exclude_fovs=["A/1/0"]).token,
+        parse(tmp_path, ENTRY | {"labels": {"marker": "x"}}).token,
+        parse(tmp_path, ENTRY | {"well_labels": {"marker": {"x": ["A/1"]}}}).token,
+        parse(tmp_path, ENTRY | {"label_columns": ["marker"]}).token,
+        parse(tmp_path, ENTRY | {"annotations": "a.csv"}).token,
+        parse(tmp_path, ENTRY, shard_by=["well"]).token,
+        parse(tmp_path, ENTRY, on_blank="keep").token,
+        parse(tmp_path, ENTRY, on_nan="zero").token,
     }
-    assert len(tokens) == 6
+    assert len(tokens) == 13
 
 
 BAD_EXPERIMENTS = [
@@ -111,10 +136,6 @@ BAD_EXPERIMENTS = [
     ({"name": 5}, r"experiments\[1\]\.name=5 must be a non-empty string\. Put it in quotes"),
     ({"name": None}, r"experiments\[1\]\.name is missing\. Every experiment needs name, data_path"),
     ({"source_channel": ["RFP"]}, r"source_channel='RFP' must be one of channel_names \['Phase', 'GFP'\]"),
-    (
-        {"source_channel": ["GFP", "Phase"]},
-        r"experiments\[1\]\.source_channel=.* must be 1 channels like experiments\[0\]",
-    ),
     ({"channel_names": ["GFP", "GFP"]}, r"channel_names\[1\]='GFP' must be listed once"),
     ({"condition_wells": {}}, r"condition_wells=\{\} must be a mapping of condition to wells"),
     ({"condition_wells": {"mock": []}}, r"condition_wells\.mock=\[\] must be a list of at least one string"),
@@ -128,12 +149,38 @@ BAD_EXPERIMENTS = [
         {"intervall_minutes": 5},
         r"experiments\[1\]: unknown key 'intervall_minutes'; .*Did you mean 'interval_minutes'\?",
     ),
-    ({"data_path_written": "x"}, r"unknown key 'data_path_written'"),
+    ({"written": {}}, r"unknown key 'written'"),
     (
         {"data_path": "${NOT_SET_ANYWHERE}/x"},
         r"data_path=.*\$\{NOT_SET_ANYWHERE\} is not set\. Set the environment variable",
     ),
     ({"organelle": ["ER"]}, r"organelle=\['ER'\] must be a text"),
+    ({"labels": ["x"]}, r"labels=\['x'\] must be a mapping of label to value\. Write \{marker: TOMM20\}"),
+    ({"labels": {"marker": ["x"]}}, r"labels\.marker=\['x'\] must be a text\. Put it in quotes"),
+    ({"labels": {"well": "x"}}, r"experiments\[1\]\.labels='well' must be none of the index's own columns \['observ"),
+    ({"label_columns": ["lineage_id"]}, r"label_columns='lineage_id' must be none of the index's own columns"),
+    ({"well_labels": {"condition": {"x": ["A/1"]}}}, r"well_labels='condition' must be none of the index's own"),
+    (
+        {"labels": {"marker": "x"}, "well_labels": {"marker": {"x": ["A/1"]}}},
+        r"experiments\[1\]\.well_labels='marker' must be given once, but labels has it too\. Remove one of the two",
+    ),
+    (
+        {"labels": {"marker": "x"}, "label_columns": ["marker"]},
+        r"label_columns='marker' must be given once, but labels has it too",
+    ),
+    (
+        {"organelle": "ER", "labels": {"organelle": "ER"}},
+        r"experiments\[1\]\.organelle='ER' must be given once, but it is a label elsewhere too\. Remove one",
+    ),
+    ({"well_labels": {"marker": ["A/1"]}}, r"well_labels\.marker=\['A/1'\] must be a mapping of value to wells"),
+    ({"well_labels": {"marker": {"x": ["A1"]}}}, r"well_labels\.marker\.x\[0\]='A1' must be of the form A/1"),
+    (
+        {"well_labels": {"marker": {"x": ["A/1"], "y": ["A/1"]}}},
+        r"well_labels\.marker\.y='A/1' must be in one value only, but 'x' has it too",
+    ),
+    ({"label_columns": "marker"}, r"label_columns='marker' must be a list of strings"),
+    ({"annotations": 3}, r"annotations=3 must be a non-empty string"),
+    ({"channel_markers": {"RFP": "x"}}, r"channel_markers key='RFP' must be one of source_channel \['GFP'\]"),
     ({"interval_minutes": 600}, r"tau_range_hours=\[0\.5, 2\.0\] must be at least one frame of b \(600\.0 min\)"),
 ]
 
@@ -146,14 +193,23 @@ def test_wrong_experiment_is_an_error_that_names_the_value(tmp_path: Path, chang
 
 BAD_OPTIONS = [
     ("z_range", [3, 3], r"z_range=\[3, 3\] must be \[first, one past the last\]"),
-    ("z_range", [-1, 3], r"z_range=-1 must be a whole number ≥ 0"),
+    ("z_range", [-1, 3], r"z_range\[0\]=-1 must be a whole number ≥ 0"),
+    ("z_range", [3], r"z_range=\[3\] must be a list of two numbers"),
     ("z_range", 3, r"z_range=3 must be a list of two numbers\. Write \[0, 5\]"),
-    ("yx_patch_size", [0, 96], r"yx_patch_size=0 must be a whole number ≥ 1"),
+    ("yx_patch_size", [0, 96], r"yx_patch_size\[0\]=0 must be a whole number ≥ 1"),
     ("tau_range_hours", [2.0, 0.5], r"tau_range_hours=\[2\.0, 0\.5\] must be \[shortest, longest\] in hours"),
-    ("tau_range_hours", [-1, 0.5], r"tau_range_hours=-1 must be a number ≥ 0"),
+    ("tau_range_hours", [-1, 0.5], r"tau_range_hours\[0\]=-1 must be a number ≥ 0"),
     ("clip_anchors", 0, r"clip_anchors=0 must be a whole number ≥ 1"),
     ("block_bytes", 2**30, r"block_bytes=1073741824 must be at most shard_bytes=536870912"),
     ("dtype", "int8", r"dtype='int8' must be one of \['source', 'float16', 'float32'\]"),
+    ("on_blank", "zero", r"on_blank='zero' must be one of \['drop', 'keep'\]"),
+    ("on_nan", True, r"on_nan=True must be one of \['error', 'drop', 'zero'\]"),
+    ("shard_by", [], r"shard_by=\[\] must be a list of at least one string"),
+    (
+        "shard_by",
+        ["well", "markr"],
+        r"shard_by\[1\]='markr' must be one of the labels \['experiment', 'condition', 'well'",
+    ),
     ("include_wells", ["C/9"], r"include_wells='C/9' must be one of the wells \['A/1', 'A/2', 'B/2'\]"),
     ("exclude_fovs", ["A/1"], r"exclude_fovs\[0\]='A/1' must be of the form A/1/0"),
     ("max_border_shift_px", -1, r"max_border_shift_px=-1 must be a number ≥ 0"),
@@ -184,6 +240,10 @@ def test_wrong_option_is_an_error_from_the_yaml_and_from_outside(
         ("experiments: [3]", r"experiments\[0\]=3 must be a mapping"),
         ("experiment: []", r"unknown key 'experiment'; allowed are \['experiments', 'shards'\]\. Did you mean"),
         ("a: [", r"is not YAML"),
+        ("experiments: *gone", r"is not YAML\. found undefined alias 'gone'"),
+        ("experiments: &a [*a]", r"a value contains itself \(line 1\)\. Remove the alias"),
+        ("experiments: " + "[" * 1000, r"is nested too deeply\. Write it flat"),
+        ("experiments: [{interval_minutes: 2024-13-01}]", r"is not YAML\. month must be in 1\.\.12"),
         ("a: 1\nb: {c: 1, c: 2}", r"key 'c' is written twice \(line 2\)\. Remove one"),
         ("a: !!python/object/apply:os.getcwd []", r"is not YAML\. could not determine a constructor"),
     ],
@@ -192,6 +252,61 @@ def test_wrong_document_is_an_error(tmp_path: Path, text: str, match: str) -> No
     path = tmp_path / "experiments.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=match):
+        parse_build_config(path)
+
+
+def test_aliases_that_expand_to_too_much_are_refused_at_once(tmp_path: Path) -> None:
+    # each line lists the one before nine times: 9^12 values
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)]
+    path = tmp_path / "experiments.yaml"
+    path.write_text("\n".join([*lines, "experiments: [*a11]"]))
+    with pytest.raises(
+        ConfigError, match=r"experiments\.yaml: \d+ values are written, but the aliases .* expand them to"
+    ):
+        parse_build_config(path)
+    merges = ["a0: &a0 {k: v}"] + [f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}" for n in range(1, 12)]
+    path.write_text("\n".join([*merges, "experiments: [*a11]"]))
+    with pytest.raises(ConfigError, match=r"allowed are 100000 more than are written\. Write the values out"):
+        parse_build_config(path)
+
+
+def test_aliases_and_merges_are_allowed(tmp_path: Path) -> None:
+    text = """
+    experiments:
+      - &first
+        name: a
+        data_path: a/plate
+        tracks_path: a/tracks
+        channel_names: &channels [Phase]
+        source_channel: *channels
+        condition_wells: {mock: [A/1]}
+        labels: {passage: 007}
+      - {<<: *first, name: b, data_path: b/plate}
+    """
+    (tmp_path / "experiments.yaml").write_text(text)
+    one, other = parse_build_config(tmp_path / "experiments.yaml").experiments
+    assert (other.name, other.source_channel) == ("b", ("Phase",))
+    assert one.labels == other.labels == {"passage": "007"}
+
+
+def test_yaml_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "experiments.yaml"
+    path.write_bytes(b"experiments: [\xff]")
+    with pytest.raises(
+        ConfigError, match=r"experiments\.yaml: is not UTF-8 text \(.*0xff in position 14.*Save it as UTF-8"
+    ):
+        parse_build_config(path)
+
+
+def test_a_failing_disk_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_experiments(tmp_path / "experiments.yaml", [ENTRY])
+
+    def fail(*_: object, **__: object) -> str:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(Path, "read_text", fail)
+    with pytest.raises(StorageError, match=r"experiments\.yaml: could not be read \(\[Errno 5\].* Look at the disk"):
         parse_build_config(path)
 
 
@@ -212,6 +327,10 @@ def add_well(entry: dict[str, Any]) -> None:
     entry["condition_wells"]["control"].append("Q/9")
 
 
+def label_a_well(entry: dict[str, Any]) -> None:
+    entry["well_labels"] = {"marker": {"TOMM20": ["A/1"], "SEC61B": ["Q/9"]}}
+
+
 def no_change(_: dict[str, Any]) -> None:
     pass
 
@@ -229,6 +348,11 @@ def no_change(_: dict[str, Any]) -> None:
             add_well,
             {},
             r"experiments\[1\]\.condition_wells\.control='Q/9' is not a well of .*which has \['A/1', 'B/2'\]",
+        ),
+        (
+            label_a_well,
+            {},
+            r"experiments\[1\]\.well_labels\.marker\.SEC61B='Q/9' is not a well of .*which has \['A/1', 'B/2'\]",
         ),
         (no_change, {"z_range": [0, 3]}, r"z_range=\[0, 3\] is outside the stack of .*A/1/0, which has 2 slices"),
         (
@@ -265,6 +389,16 @@ def test_a_broken_plate_is_named_by_its_yaml_path(tmp_path: Path) -> None:
     assert "experiments[0].data_path" in caught.value.__notes__[0]
 
 
+def test_a_damaged_plate_is_named(tmp_path: Path) -> None:
+    path = make_collection(tmp_path, experiments=1, shape=(2, 2, 1, 24, 24))
+    (tmp_path / "experiment0/plate.zarr/.zattrs").write_text("{")
+    with pytest.raises(PlateError, match=r"experiment0/plate\.zarr: its metadata is damaged \(Expecting property name"):
+        open_plates(parse_build_config(path))
+    (tmp_path / "experiment0/plate.zarr/.zattrs").write_bytes(b'{"a": "\xff"}')
+    with pytest.raises(PlateError, match=r"experiment0/plate\.zarr: its metadata is damaged \(.* 0xff"):
+        open_plates(parse_build_config(path))
+
+
 def write_pair(tmp_path: Path, **second: Any) -> BuildConfig:
     """Two FOVs of one plate; the second is written with other options."""
     path = tmp_path / "a/plate.zarr"
@@ -282,9 +416,22 @@ def test_fovs_of_one_experiment_share_a_dtype(tmp_path: Path) -> None:
         check_plates(config, open_plates(config))
 
 
+def test_experiments_may_differ_in_channels_depth_and_dtype(tmp_path: Path) -> None:
+    entries = []
+    for name, shape, dtype in (("a", (1, 1, 1, 16, 16), "uint8"), ("b", (1, 2, 3, 16, 16), "float32")):
+        channels = ["Phase", "GFP"][: shape[1]]
+        write_plate(tmp_path / name, shape=shape, dtype=dtype, channel_names=channels)
+        change = {"name": name, "data_path": name, "channel_names": channels, "source_channel": channels}
+        entries.append(ENTRY | change | {"condition_wells": {"mock": ["A/1"]}})
+    config = parse(tmp_path, *entries, yx_patch_size=8)
+    check_plates(config, open_plates(config))
+
+
 def test_whole_stacks_share_a_depth(tmp_path: Path) -> None:
     config = write_pair(tmp_path, shape=(1, 2, 3, 16, 16))
-    with pytest.raises(ConfigError, match=r"z_range=None takes whole stacks, but their depths differ: \{1: .*3: "):
+    with pytest.raises(
+        ConfigError, match=r"z_range=None takes whole stacks, but their depths differ in .*experiments\[0\]: \{1: .*3: "
+    ):
         check_plates(config, open_plates(config))
     check_plates(dataclasses.replace(config, z_range=(0, 1)), open_plates(config))
 

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from etl.index import _read
+from etl.queries import read_query
 from tests.plates import Rows, table
 
 
@@ -17,7 +17,7 @@ def query(name: str, inputs: dict[str, Rows], **params: Any) -> list[tuple[Any, 
     with duckdb.connect() as con:
         for key, rows in inputs.items():
             con.register(key, pa.Table.from_pylist(rows))
-        return _read(con, name, **params).fetchall()
+        return read_query(con, name, **params).fetchall()
 
 
 # FOV 0: 5 divides into 0 and 7; 7's parent is written in both rows. FOV 1: 5 again, a daughter of 9, which is nowhere.
@@ -52,16 +52,16 @@ def test_rows_that_disagree_on_the_parent_are_found() -> None:
 def test_centres_are_clamped_and_cells_without_a_patch_have_a_reason() -> None:
     # image 20 x 30 with 4 frames, patch 8 x 5: y_clamp in 4..16, x_clamp in 2..27 (2 before, 3 from the centre on)
     rows = table(
-        "fov track_id t y x z id parent_id",
-        (0, 0, 0, 10.9, 15.2, None, -1, -1),
-        (0, 1, 3, 0.0, 29.9, 1.5, -1, -1),
-        (0, 2, 0, 19.9, 0.0, None, -1, -1),
-        (0, 3, 0, -0.1, 15.0, None, -1, -1),
-        (0, 4, 0, 10.0, 30.0, None, -1, -1),
-        (0, 5, 4, 10.0, 15.0, None, -1, -1),
+        "row fov track_id t y x z id parent_id",
+        (0, 0, 0, 0, 10.9, 15.2, None, -1, -1),
+        (1, 0, 1, 3, 0.0, 29.9, 1.5, -1, -1),
+        (2, 0, 2, 0, 19.9, 0.0, None, -1, -1),
+        (3, 0, 3, 0, -0.1, 15.0, None, -1, -1),
+        (4, 0, 4, 0, 10.0, 30.0, None, -1, -1),
+        (5, 0, 5, 4, 10.0, 15.0, None, -1, -1),
     )
     inputs = {"rows": rows, "fovs": table("fov frames height width", (0, 4, 20, 30))}
-    placed = [(row[1], *row[-3:]) for row in query("placed", inputs, patch_height=8, patch_width=5, max_shift=None)]
+    placed = [(row[2], *row[-3:]) for row in query("placed", inputs, patch_height=8, patch_width=5, max_shift=None)]
     assert placed[:3] == [(0, 10, 15, None), (1, 4, 27, None), (2, 16, 2, None)]
     assert [(row[0], row[-1]) for row in placed[3:]] == [
         (3, "outside_image"),
@@ -78,14 +78,14 @@ def test_clamped_patch_lies_inside_the_image(size: int) -> None:
     fovs = table("fov frames height width", (0, 1, 20, 20))
     centres = np.arange(0, 20, 0.25)
     rows = [
-        {"fov": 0, "track_id": k, "t": 0, "y": v, "x": v, "z": None, "id": -1, "parent_id": -1}
+        {"row": k, "fov": 0, "track_id": k, "t": 0, "y": v, "x": v, "z": None, "id": -1, "parent_id": -1}
         for k, v in enumerate(centres.tolist())
     ]
     placed = query("placed", {"rows": rows, "fovs": fovs}, patch_height=size, patch_width=size, max_shift=None)
-    starts = np.array([row[8] for row in placed]) - size // 2
+    starts = np.array([row[9] for row in placed]) - size // 2
     assert starts.min() == 0
     assert starts.max() == 20 - size
-    assert all(row[8] == row[9] for row in placed)
+    assert all(row[9] == row[10] for row in placed)
 
 
 def test_dropped_are_counted_by_experiment_and_reason() -> None:
@@ -126,46 +126,69 @@ def test_kept_tracks_are_numbered_without_gaps() -> None:
     ]
 
 
-def test_kept_fovs_and_strata_are_numbered_without_gaps() -> None:
+def test_kept_fovs_are_numbered_without_gaps() -> None:
     header = "fov experiment_index experiment condition_index condition"
     fovs = table(header, (0, 0, "a", 1, "v"), (1, 0, "a", 0, "m"), (2, 0, "a", 2, "x"), (3, 1, "b", 0, "m"))
     kept = query("kept_fovs", {"fovs": fovs, "kept_tracks": table("fov", (3,), (0,), (1,), (1,))})
-    # strata: (a, m), (a, v), (b, m); (a, x) has nothing
-    assert [row[:3] for row in kept] == [(0, 1, 0), (1, 0, 1), (2, 2, 3)]
+    # FOV 2 has no kept track
+    assert [row[:2] for row in kept] == [(0, 0), (1, 1), (2, 3)]
 
 
 def test_observations_are_sorted_and_know_their_hours() -> None:
-    header = "fov track_id t z y x id parent_id y_clamp x_clamp reason"
+    header = "row fov track_id t z y x id parent_id y_clamp x_clamp reason"
     rows = [(0, 7, 3), (0, 7, 2), (1, 5, 0), (0, 0, 2), (0, 5, 0), (0, 5, 1)]
-    placed = table(header, *[(*row, None, 1.5, 2.5, -1, -1, 4, 4, None) for row in rows])
+    placed = table(header, *[(k, *row, None, 1.5, 2.5, -1, -1, 4, 4, None) for k, row in enumerate(rows)])
     placed[-1]["reason"] = placed[-2]["reason"] = "outside_image"
     tracks = table(
         "fov track_id parent_track_id track_index lineage_index", (0, 0, 5, 0, 0), (0, 7, 5, 1, 0), (1, 5, -1, 2, 1)
     )
     fovs = table(
-        "fov fov_index stratum_index experiment_index start_hpi interval_minutes",
-        (0, 0, 0, 0, 3.0, 20.0),
-        (1, 1, 1, 0, 3.0, 20.0),
+        "fov fov_index experiment_index start_hpi interval_minutes",
+        (0, 0, 0, 3.0, 20.0),
+        (1, 1, 0, 3.0, 20.0),
     )
-    found = query("observations", {"placed": placed, "kept_tracks": tracks, "kept_fovs": fovs})
+    annotated = table("row annotation", (2, 70), (0, 71))
+    found = query("observations", {"placed": placed, "kept_tracks": tracks, "kept_fovs": fovs, "annotated": annotated})
+    # row of the track files, annotation
+    assert [row[-2:] for row in found] == [(3, None), (1, None), (0, 71), (2, 70)]
     # track_id, t, hpi = 3 h + t * 20 min, fov, track, lineage
-    short = [(row[0], row[2], round(row[10], 4), row[12], row[14], row[15]) for row in found]
+    short = [(row[0], row[2], round(row[10], 4), row[12], row[13], row[14]) for row in found]
     assert short == [(0, 2, 3.6667, 0, 0, 0), (7, 2, 3.6667, 0, 1, 0), (7, 3, 4.0, 0, 1, 0), (5, 0, 3.0, 1, 2, 1)]
 
 
-def test_anchors_of_six_rows() -> None:
+def test_candidates_of_six_rows() -> None:
     # lineage 0: seen at 0, 1, 4 (twice), 9; lineage 1: at 1. τ of 2 to 4 frames: 0 → 4, 1 → 4; 4 → 9 is too far
     rows = ((0, 0), (0, 1), (0, 4), (0, 4), (0, 9), (1, 1))
     observations = [
         {"observation": k, "experiment_index": 0, "lineage_index": i, "t": t} for k, (i, t) in enumerate(rows)
     ]
     flags = query(
-        "anchors", {"observations": observations, "tau": table("experiment_index tau_min tau_max", (0, 2, 4))}
+        "candidates", {"observations": observations, "tau": table("experiment_index tau_min tau_max", (0, 2, 4))}
     )
-    assert [anchor for anchor, _ in flags] == [True, True, False, False, False, False]
-    assert [candidate for _, candidate in flags] == [False, False, True, True, False, False]
-    # τ from 0: two cells of one lineage in one frame are no pair
-    flags = query(
-        "anchors", {"observations": observations, "tau": table("experiment_index tau_min tau_max", (0, 0, 1))}
+    assert [has for has, _ in flags] == [True, True, False, False, False, False]
+    assert [is_one for _, is_one in flags] == [False, False, True, True, False, False]
+
+
+def test_an_annotation_is_of_one_frame_or_of_a_whole_track() -> None:
+    placed = table(
+        "row fov track_id t reason",
+        (0, 0, 5, 0, None),
+        (1, 0, 5, 1, None),
+        (2, 0, 7, 0, "outside_image"),
+        (3, 1, 5, 0, None),
+        (4, 1, 6, 0, None),
     )
-    assert flags == [(True, False), (False, True)] + [(False, False)] * 4
+    annotations = table(
+        "annotation experiment_index fov track_id t",
+        (0, 0, 0, 5, 1),
+        (1, 0, 0, 5, 9),
+        (2, 0, 0, 7, 0),
+        (3, 1, 1, 5, None),
+        (4, 1, None, 5, None),
+    )
+    found = sorted(query("annotated", {"placed": placed, "annotations": annotations}))
+    assert found == [(1, 0), (3, 3)]
+    # rows 1 and 2 of the first table: a frame that was not tracked, a cell that is dropped; row 1 of the second: no FOV
+    annotated = table("row annotation", *found)
+    unmatched = query("unmatched", {"annotations": annotations, "annotated": annotated})
+    assert unmatched == [(0, 2, 3, 1), (1, 1, 2, 1)]

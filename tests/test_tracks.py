@@ -5,13 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from dynaclr_wds.errors import ConfigError
+from dynaclr_wds.errors import ConfigError, StorageError
 from etl.index import Index, build_index
 from etl.source.experiments import BuildConfig
 from etl.source.preflight import open_plates
+from etl.source.track_formats import READERS, TableFile
 from tests.plates import Rows, cells, make_fov
 
 
@@ -79,3 +81,81 @@ def test_wrong_files_are_errors_that_name_them(tmp_path: Path) -> None:
     pq.write_table(table, folder / "tracks.parquet")
     with pytest.raises(ConfigError, match=r"tracks\.parquet: t must be a number, but is not in row 0 \(True\)"):
         index_of(config)
+
+
+def test_a_csv_that_is_cut_is_an_error(tmp_path: Path) -> None:
+    config = make_fov(tmp_path, cells((1, 0, -1), (1, 1, -1)))
+    path = tmp_path / "tracks/A/1/0/tracks.csv"
+    whole = path.read_bytes()
+    index_of(config)
+    # without its newline a table may be whole, or have lost digits of the last number: 12 of 127
+    for cut in (2, 4):
+        path.write_bytes(whole[:-cut])
+        with pytest.raises(
+            ConfigError, match=r"tracks\.csv: the last line \('.*'\) must end with a newline; the file may be cut short"
+        ):
+            index_of(config)
+    path.write_bytes(whole.replace(b"\r\n", b"\n"))
+    index_of(config)
+
+
+def test_a_csv_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    config = make_fov(tmp_path, cells((1, 0, -1)), experiment={"label_columns": ["kind"]})
+    path = tmp_path / "tracks/A/1/0/tracks.csv"
+    path.write_bytes(b"track_id,t,y,x,kind,\xff\n")
+    with pytest.raises(ConfigError, match=r"tracks\.csv: is not UTF-8 text .*Save it as UTF-8"):
+        index_of(config)
+    path.write_bytes(b"track_id,t,y,x,kind\n1,0,16,16,\xff\n")
+    with pytest.raises(ConfigError, match=r"tracks\.csv: is not a CSV table \(.*invalid UTF8.*Write it again"):
+        index_of(config)
+    path.write_bytes(b"track_id,t,y,x,kind\n1,0,\xff,16,a\n")
+    with pytest.raises(ConfigError, match=r"tracks\.csv: y must be a number, but is not in row 0"):
+        index_of(config)
+    # a column that nobody asked for is not read
+    path.write_bytes(b"track_id,t,y,x,kind,note\n1,0,16,16,a,\xff\n")
+    assert index_of(config).observations["kind"].to_pylist() == ["a"]
+
+
+def test_a_damaged_parquet_is_named(tmp_path: Path) -> None:
+    rows = cells(*[(k, t, -1) for k in range(20) for t in range(10)])
+    config = make_fov(tmp_path, rows, "tracks.parquet")
+    path = tmp_path / "tracks/A/1/0/tracks.parquet"
+    whole = path.read_bytes()
+    for damaged in (b"", whole[:100], whole[:-1], b"\0" * len(whole), whole[:4] + b"\xff" * 200 + whole[204:]):
+        path.write_bytes(damaged)
+        with pytest.raises(ConfigError, match=r"tracks\.parquet: is not a (whole )?PARQUET .*Write it again"):
+            index_of(config)
+
+
+@pytest.mark.parametrize("name", ["tracks.csv", "tracks.parquet"])
+def test_a_failing_disk_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    config = make_fov(tmp_path, cells((1, 0, -1)), name)
+
+    def fail(*_: object, **__: object) -> pa.Table:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(pa.csv, "read_csv", fail)
+    monkeypatch.setattr(pq, "read_table", fail)
+    with pytest.raises(StorageError, match=r"A/1/0/tracks\..*: could not be read \(\[Errno 5\].* Look at the disk"):
+        index_of(config)
+
+
+def test_a_new_format_is_one_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def open_tsv(path: Path) -> TableFile:
+        columns = path.read_text().splitlines()[0].split("\t")
+        options = pa.csv.ParseOptions(delimiter="\t")
+        return TableFile(
+            path=path,
+            columns=tuple(columns),
+            read=lambda names, _: pa.csv.read_csv(path, parse_options=options).select(list(names)),
+        )
+
+    config = make_fov(tmp_path, cells((1, 0, -1), (2, 1, 1)))
+    path = tmp_path / "tracks/A/1/0/tracks.csv"
+    path.with_suffix(".tsv").write_text(path.read_text().replace(",", "\t"))
+    expected = index_of(config).observations
+    path.unlink()
+    with pytest.raises(ConfigError, match=r"no track file for FOV 'A/1/0'\. Put exactly one \.csv or \.parquet"):
+        index_of(config)
+    monkeypatch.setitem(READERS, ".tsv", open_tsv)
+    assert index_of(config).observations.equals(expected)

@@ -1,6 +1,7 @@
 """Laws of the transforms: what is drawn for whom, what is left alone, and that nothing waits for the device."""
 
 import kornia.augmentation as K
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -17,6 +18,7 @@ from dynaclr_wds.transforms import (
     RandomNoise,
     RandomSimilarity3D,
     apply_center_crop,
+    describe_channel_dropout,
 )
 from dynaclr_wds.transforms.augment import UNBOUNDED, UNBOUNDED_WITHOUT_CLIP
 
@@ -114,6 +116,15 @@ def test_dropout_refuses_bad_settings(channels, p, message):
         ChannelDropout(channels, p)
 
 
+def test_channel_dropout_is_told_unless_it_does_nothing():
+    text = describe_channel_dropout([1], 0.5)
+    assert text is not None
+    assert "channels [1] of anchor and positive become 0 with probability 0.5" in text
+    assert "channel_dropout_prob: 0.0" in text
+    assert describe_channel_dropout([], 0.5) is None
+    assert describe_channel_dropout([1], 0.0) is None
+
+
 # normalize
 
 
@@ -142,6 +153,68 @@ def test_normalize_uses_each_samples_own_statistics():
 def test_normalize_keeps_a_constant_image_finite():
     result = NormalizeSampled("fov")(torch.full((B, C, 1, 1, 1), 0.0), {"fov": statistics(mean=0.0, std=0.0)})
     assert torch.equal(result, torch.zeros(B, C, 1, 1, 1))
+
+
+def sparse(count: int = B) -> torch.Tensor:
+    """Statistics of a sparse channel 0, whose IQR is 0, and of a constant channel 1, whose std is 0 too."""
+    names = ("mean", "std", "median", "iqr", "min", "max")
+    rows = [dict(zip(names, row, strict=True)) for row in ((20.0, 50.0, 10.0, 0.0, 10.0, 3000.0), (7.0,) * 6)]
+    rows[1] |= {"std": 0.0, "iqr": 0.0}
+    table = torch.tensor([[row.get(name, 0.0) for name in STATISTICS] for row in rows])
+    return table.expand(count, C, len(STATISTICS)).clone()
+
+
+def test_a_divisor_of_zero_is_replaced_by_std_and_a_constant_channel_becomes_0():
+    x = torch.full((B, C, Z, Y, X), 3010.0)
+    result = NormalizeSampled("fov", "median", "iqr")(x, {"fov": sparse()})
+    torch.testing.assert_close(result[:, 0], torch.full((B, Z, Y, X), 60.0))  # (3010 - 10) / 50
+    assert torch.equal(result[:, 1], torch.zeros(B, Z, Y, X))
+    by_std = NormalizeSampled("fov", "mean", "std")(x, {"fov": sparse()})
+    torch.testing.assert_close(by_std[:, 0], torch.full((B, Z, Y, X), 59.8))  # (3010 - 20) / 50
+    assert torch.equal(by_std[:, 1], torch.zeros(B, Z, Y, X))
+
+
+def test_rounding_errors_of_a_constant_channel_are_no_divisor():
+    norm = sparse()
+    norm[:, 0, STATISTICS.index("iqr")] = 1e-6  # of a channel that reaches 3000
+    result = NormalizeSampled("fov", "median", "iqr")(torch.full((B, C, 1, 1, 1), 3010.0), {"fov": norm})
+    torch.testing.assert_close(result[:, 0].flatten(), torch.full((B,), 60.0))
+
+
+def test_a_statistic_that_is_not_a_number_is_not_hidden_by_the_fallback():
+    norm = sparse()
+    norm[:, 0, STATISTICS.index("iqr")] = float("nan")
+    result = NormalizeSampled("fov", "median", "iqr")(torch.ones(B, C, 1, 1, 1), {"fov": norm})
+    assert result[:, 0].isnan().all()
+
+
+def test_divisors_of_zero_are_found_without_a_batch():
+    table = sparse(3).numpy()
+    table[1, 0, STATISTICS.index("iqr")] = 4.0
+    table[2] = np.nan  # a frame that was not read
+    assert NormalizeSampled("fov", "median", "iqr").find_zero_divisors({"fov": table}) == [
+        (0, 0, False),
+        (0, 1, True),
+        (1, 1, True),
+    ]
+    assert NormalizeSampled("fov", "median", "iqr", channels=[0]).find_zero_divisors({"fov": table}) == [(0, 0, False)]
+    assert NormalizeSampled("fov", channels=[0]).find_zero_divisors({"fov": table}) == []
+
+
+def test_divisors_of_zero_are_described_by_experiment_and_channel():
+    module = NormalizeSampled("fov", "median", "iqr")
+    statistics = {"fov": sparse(3).numpy()}
+    names = {"a": ["Phase", "GFP"], "b": ["BF", "RFP"]}
+    text = module.describe_zero_divisors(statistics, {"fov": ["a", "a", "b"]}, names)
+    assert text == (
+        "NormalizeSampled: divisor 'iqr' is 0 in channel 'Phase' of experiment 'a' (2 of level 'fov': divided by std); "
+        "channel 'GFP' of experiment 'a' (2 of level 'fov': becomes 0, as std is 0 too); "
+        "channel 'BF' of experiment 'b' (1 of level 'fov': divided by std); "
+        "channel 'RFP' of experiment 'b' (1 of level 'fov': becomes 0, as std is 0 too). "
+        "Choose divisor: std, or another level, to treat all alike."
+    )
+    module = NormalizeSampled("fov", channels=[0])
+    assert module.describe_zero_divisors(statistics, {"fov": ["a", "a", "b"]}, names) is None
 
 
 def test_normalize_errors_name_what_is_there():

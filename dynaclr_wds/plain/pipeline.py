@@ -1,23 +1,26 @@
-"""Shard URLs to triplet batches: a plain WebDataset pipeline, the simple road for people who only have URLs.
+"""Makes triplet batches from shard URLs alone: a plain WebDataset pipeline, for people who have no index.
 
-Needs no manifest and no index: shards are read front to back, triplets drawn from each clip's JSON and mixed in a
-shuffle buffer. It keeps few of the laws of `FlexibleBatchSampler`: a batch holds whatever the buffer holds, so nothing
+It needs no manifest: shards are read front to back, triplets are drawn from the JSON of each clip and mixed in a
+shuffle buffer. It keeps few of the laws of `FlexibleBatchSampler`. A batch holds whatever the buffer holds, so nothing
 is promised about experiments, conditions, focal windows, or how often a lineage stands in a batch; ranks may get
-unequal batch counts; there is no resume. Each anchor comes once in a pass; its positive depends on seed, pass and
-clip alone.
+unequal numbers of batches; a stopped run can't be resumed. Every observation that has a temporal candidate is an anchor
+once in a pass. Its positive depends on seed, pass and clip alone. Experiments whose patches differ in shape can't
+share a batch here: make one pipeline for each.
 """
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlparse
 
 import torch
 import webdataset as wds
 
 from dynaclr_wds.plain.clips import collate_triplets, sample_triplets
+from dynaclr_wds.plain.tars import read_clips
 from dynaclr_wds.plan.rng import Tag, make_generator
+from dynaclr_wds.tau import TauHours
 
 if TYPE_CHECKING:
     from webdataset import DataPipeline
@@ -25,7 +28,7 @@ else:
     DataPipeline = object  # checkers at run time trip over its old generic bases
 
 _MOST_WORKERS = 1024
-_SHELL = "pipe:"
+_SHELL = "pipe"
 _SHARDS, _BUFFER = 1, 2  # parts of the generators' keys; 0 is the clips'
 
 
@@ -33,7 +36,7 @@ def triplet_pipeline(
     urls: str | Sequence[str],
     *,
     batch_size: int,
-    tau_range_hours: tuple[float, float] | None = None,
+    tau_range_hours: TauHours | None = None,
     tau_decay_rate: float = 2.0,
     shuffle: int = 1000,
     seed: int = 0,
@@ -49,36 +52,40 @@ def triplet_pipeline(
     batch_size
         Triplets in a batch.
     tau_range_hours
-        (min, max) hours from anchor to positive, within the range the shards were built for; None = that range.
-        Anchors without a positive in it are left out.
+        Shortest and longest time from anchor to positive in hours, within the range that the shards were built for;
+        None = that range. An observation without a candidate in it is no anchor.
     tau_decay_rate
         Decay of P(τ) over the range; 0 draws τ uniformly.
     shuffle
         Triplets in the shuffle buffer, which holds two patches each; 0 keeps the order of the shards.
     seed
-        Of the order of shards, the draws and the buffer.
+        Decides the order of the shards, the draws, and the order in which the buffer gives triplets back.
     partial
         Also yield the last, smaller batch.
     nodesplitter
-        Which shards each rank reads: takes and gives an iterable of shards. Every rank must be given the same
+        Chooses the shards of a rank: a function from an iterable of shards to another. Give every rank the same
         `urls` and `seed`.
 
     Returns
     -------
     A `wds.DataPipeline`, to be iterated or given to `wds.WebLoader(pipeline, batch_size=None, num_workers=4)`. A batch
     is a dict like that of `MultiExperimentTripletDataset`: `anchor`, `positive` (B, C, Z, Y, X) in the stored dtype
-    (float32 if shards differ); `anchor_meta`, `positive_meta`: one dict per sample; `anchor_norm_meta`,
-    `positive_norm_meta`: level → float32 (B, C, 8), the last axis as `contract.STATISTICS`.
+    (float32 if shards differ); `anchor_meta`, `positive_meta`: one dict per sample, with every label;
+    `anchor_norm_meta`, `positive_norm_meta`: level → float32 (B, C, 8), the last axis as `contract.STATISTICS`.
 
     Raises
     ------
     ValueError
-        A value out of range, or a URL that runs a shell command.
+        A value out of range, or a URL that runs a shell command; while iterating, a τ range that the shards were not
+        built for.
+    FormatError
+        While iterating: a shard that is damaged, cut off or of another format, with the byte where that was noticed;
+        experiments with patches of different shapes.
 
     Notes
     -----
-    Shards are dealt to ranks and workers, so have at least as many as there are workers in all. Ranks see different
-    numbers of batches; in distributed training cut them off alike with `.with_epoch(nbatches=…)`.
+    Each worker of each rank reads its own shards, so have at least as many shards as workers in all. Ranks see
+    different numbers of batches; in distributed training end them alike with `.with_epoch(nbatches=…)`.
     """
     for name, value, least in (("batch_size", batch_size, 1), ("shuffle", shuffle, 0), ("seed", seed, 0)):
         if value < least:
@@ -88,7 +95,7 @@ def triplet_pipeline(
         _ShardOrder(_parse_urls(urls), seed, passes),
         nodesplitter,
         wds.split_by_worker,
-        _read_clips,
+        read_clips,
         _Draw(tau_range_hours, tau_decay_rate, seed, passes),
         _Buffer(shuffle, seed, passes),
         wds.batched(batch_size, collation_fn=collate_triplets, partial=partial),
@@ -96,7 +103,7 @@ def triplet_pipeline(
 
 
 def _parse_urls(urls: str | Sequence[str]) -> list[str]:
-    """Expand braces; refuse what would run a program.
+    """Expand braces and refuse a URL that would run a program.
 
     Raises
     ------
@@ -107,22 +114,15 @@ def _parse_urls(urls: str | Sequence[str]) -> list[str]:
     if not found or not all(found):
         raise ValueError(f"urls={urls!r} names no shard. Give paths or URLs of .tar files.")
     for url in found:
-        if url.startswith(_SHELL):
+        if urlparse(url).scheme == _SHELL:
             raise ValueError(f"urls: {url!r} runs a shell command, which is not done here. Give a path or a URL.")
     return found
 
 
-def _read_clips(shards: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Do what `wds.tarfile_to_samples` does, and close every shard when it is read."""
-    for shard in wds.tariterators.url_opener(shards):
-        with contextlib.closing(shard["stream"]):
-            yield from wds.tariterators.group_by_keys(wds.tariterators.tar_file_expander([shard]))
-
-
 class _Passes:
-    """Counts the passes over the data, in memory that worker processes share with the one that starts them.
+    """Counts the passes over the data, in memory that worker processes share with their parent.
 
-    A loader starts its workers anew for each pass unless they are persistent; their own counts would begin again.
+    A loader starts new workers for each pass unless they are persistent; counts of their own would start at 0 again.
     """
 
     def __init__(self) -> None:
@@ -131,7 +131,7 @@ class _Passes:
         self.now = 0
 
     def begin(self) -> int:
-        """Begin the next pass of this worker and return its number."""
+        """Start the next pass of this worker and return its number."""
         info = torch.utils.data.get_worker_info()
         worker = 0 if info is None else info.id
         self.now = int(self._begun[worker])
@@ -140,7 +140,7 @@ class _Passes:
 
 
 class _ShardOrder:
-    """Lists the shards, in another order each pass; the first stage."""
+    """Lists the shards in a new order each pass: the first stage."""
 
     def __init__(self, urls: list[str], seed: int, passes: _Passes) -> None:
         self._urls = urls
@@ -153,9 +153,9 @@ class _ShardOrder:
 
 
 class _Draw:
-    """Draws a triplet for every anchor of a clip."""
+    """Draws a triplet for every sample of a clip that has a candidate."""
 
-    def __init__(self, tau_range_hours: tuple[float, float] | None, decay: float, seed: int, passes: _Passes) -> None:
+    def __init__(self, tau_range_hours: TauHours | None, decay: float, seed: int, passes: _Passes) -> None:
         self._hours = tau_range_hours
         self._decay = decay
         self._seed = seed
@@ -168,7 +168,7 @@ class _Draw:
 
 
 class _Buffer:
-    """Holds `size` triplets; each new one takes the place of a random one, which goes on."""
+    """Mixes triplets: holds `size` of them, and each new one replaces a random one, which is yielded."""
 
     def __init__(self, size: int, seed: int, passes: _Passes) -> None:
         self._size = size

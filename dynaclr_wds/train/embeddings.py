@@ -1,4 +1,4 @@
-"""Predictions to Parquet: one row per observation, its identity beside its embedding."""
+"""Writes predictions to Parquet: one row per observation, with its identity and its embedding."""
 
 from __future__ import annotations
 
@@ -33,27 +33,26 @@ IDENTITY: dict[str, pa.DataType] = {
     "x": pa.float32(),
     "z": pa.float32(),
 }
-"""Columns that identify an observation, in this order; those that the index has are written. Its other columns are
-labels, which are text."""
+"""Columns that identify an observation, in this order. Those that a batch's index has are written; its other columns
+are labels, which are text."""
 
 
 class EmbeddingWriter(Callback):
     """Write what `ContrastiveModule.predict_step` returns, batch by batch, to a Parquet file.
 
-    Columns: those of `IDENTITY` that the index has, its other labels, then `features` and `projections` as fixed-size
-    lists of float32.
-    Rows come in the order of the batches. The file has its name only once it is whole; until then it is
-    `<path>.partial`, and a prediction that fails leaves nothing. With more than one rank each writes its own part,
-    `<stem>-rank<r>.parquet`; a reader takes the folder of parts as one table.
+    The columns are those of `IDENTITY` that the index has and its other labels, then `features` and `projections` as
+    fixed-size lists of float32. Rows come in the order of the batches. While it is written the file is called
+    `<path>.partial`; it gets its name when it is whole, and a prediction that fails leaves nothing. With more than one
+    rank each rank writes its own part, `<stem>-rank<r>.parquet`; a reader takes the folder of parts as one table.
 
-    A plain Callback: Lightning's `BasePredictionWriter` would have the loop gather the indices of every batch.
+    This is a plain Callback, because Lightning's `BasePredictionWriter` would gather the indices of every batch.
 
     Parameters
     ----------
     path
         The file to write, such as `embeddings.parquet`. Its folder is made.
     row_group_rows
-        Rows to gather before they are written: the most that is kept in memory.
+        Rows to gather before they are written. No more than these are kept in memory.
     """
 
     def __init__(self, path: str, row_group_rows: int = 65536) -> None:
@@ -103,7 +102,7 @@ class EmbeddingWriter(Callback):
         self._partial.replace(self._target)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave nothing of a prediction that failed."""
+        """Remove what a failed prediction has written."""
         del trainer, pl_module, exception
         self._discard()
 
@@ -132,7 +131,7 @@ class EmbeddingWriter(Callback):
 def make_rows(
     index: Iterable[Mapping[str, Any]], features: Float[Tensor, "b f"], projections: Float[Tensor, "b p"]
 ) -> pa.Table:
-    """Lay identities and embeddings side by side.
+    """Put identities and embeddings into one table.
 
     Parameters
     ----------
@@ -144,7 +143,7 @@ def make_rows(
     Raises
     ------
     ValueError
-        Another number of identities than of embeddings.
+        There are not as many identities as embeddings.
     """
     rows = list(index)
     if len(rows) != len(features):

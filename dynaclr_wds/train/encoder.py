@@ -1,6 +1,6 @@
-"""Patch to embedding: a backbone in 2D or 3D with a projection head.
+"""Turns patches into embeddings: a backbone in 2D or 3D with a projection head.
 
-Training compares projections; what is kept of a cell are the features before the head, which transfer better
+Training compares the projections. What is kept of a cell are the features before the head, which transfer better
 (Chen et al., "A simple framework for contrastive learning of visual representations", ICML 2020).
 """
 
@@ -31,7 +31,7 @@ class ProjectedEncoder(nn.Module):
     Raises
     ------
     ValueError
-        In `forward`: features of another length.
+        In `forward`: the backbone gives features of another length.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class ProjectedEncoder(nn.Module):
         self.backbone = backbone
         self.spatial_dims = spatial_dims
         self.embedding_dim = embedding_dim
-        # SimCLR's head, normalised after each layer as in mehta-lab/VisCy
+        # the head of SimCLR, with batch normalisation after each layer as in mehta-lab/VisCy
         self.projection = nn.Sequential(
             nn.Linear(embedding_dim, embedding_dim, bias=False),
             nn.BatchNorm1d(embedding_dim),
@@ -159,7 +159,7 @@ def _efficientnet(model_name: str) -> Callable[[int, int, int], nn.Module]:
 
 
 def _monai(name: str, **settings: object) -> nn.Module:
-    # here and not above: importing MONAI imports all of it, and what else is installed (seconds; zarr)
+    # imported here, because MONAI imports all of itself and every optional library it finds: seconds, and zarr
     network: nn.Module = getattr(import_module("monai.networks.nets"), name)(**settings)
     return network
 

@@ -1,4 +1,4 @@
-"""Batches to a trained encoder: the LightningModule, and in prediction batches to embeddings."""
+"""Trains an encoder on batches and embeds batches in prediction: the LightningModule."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ from dynaclr_wds.train.pair_image import apply_pair_image
 
 
 class ContrastiveModule(LightningModule):
-    """Contrastive learning of patches: a positive must be nearer to its anchor than the rest of the batch is.
+    """Learns from triplets: a positive must be nearer to its anchor than the rest of the batch is.
 
     Under DDP each rank compares within its own batch, as mehta-lab/VisCy does.
 
     Parameters
     ----------
     encoder
-        Maps patches (B, C, Z, Y, X) to (features, projections), or to features alone, which then are compared
-        themselves; None = `MonaiEncoder()`, which takes 2 channels of 1 plane.
+        Maps patches (B, C, Z, Y, X) to (features, projections), or to features alone, which are then compared in
+        place of projections; None = `MonaiEncoder()`, which takes 2 channels of 1 plane.
     loss
-        A loss of pytorch-metric-learning, called with the embeddings and their pairs; or one such as
-        `torch.nn.TripletMarginLoss`, called with (anchor, positive, negative), which needs data.return_negative;
+        A loss of pytorch-metric-learning, which is called with the embeddings and their pairs; or one such as
+        `torch.nn.TripletMarginLoss`, which is called with (anchor, positive, negative) and needs data.return_negative;
         None = `NTXentHCL(temperature, hcl_beta)`.
     temperature
         Temperature of the loss where `loss` is None.
     hcl_beta
         Hard-negative concentration of the loss where `loss` is None; 0 = NT-Xent.
     lr
-        Learning rate of AdamW, at its highest.
+        Highest learning rate of AdamW.
     weight_decay
         Weight decay of AdamW.
     schedule
-        "constant", or "cosine": down to 0 over the whole training.
+        "constant", or "cosine": the learning rate falls to 0 over the whole training.
     warmup_steps
-        Optimizer steps over which the learning rate first rises from 0 on a straight line.
+        Optimizer steps over which the learning rate rises linearly from 0 at the start.
     log_pairs
-        Pairs of patches to show in TensorBoard once an epoch, from the first batch; 0 = none.
+        Pairs of patches from the first batch of each epoch to show in TensorBoard; 0 = none.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class ContrastiveModule(LightningModule):
         self.schedule = schedule
         self.warmup_steps = warmup_steps
         self.log_pairs = log_pairs
-        self._pairs: dict[str, tuple[Tensor, Tensor]] = {}  # validation ends before its training epoch does
+        self._pairs: dict[str, tuple[Tensor, Tensor]] = {}  # by stage: validation runs inside a training epoch
 
     def forward(self, x: Float[Tensor, "b c z y x"]) -> tuple[Float[Tensor, "b f"], Float[Tensor, "b p"]]:
         """Return features and projections."""
@@ -87,7 +87,7 @@ class ContrastiveModule(LightningModule):
         return self._step(batch, batch_idx, "val")
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
-        """Return `features` and `projections` of the anchors, and `index` as it came."""
+        """Return `features` and `projections` of the anchors, and the batch's `index`."""
         del batch_idx
         features, projections = self(batch["anchor"])
         return {"features": features, "projections": projections, "index": batch["index"]}
@@ -125,7 +125,7 @@ class ContrastiveModule(LightningModule):
                 "Set data.return_negative: true, or use a loss of pytorch-metric-learning."
             )
         keys = ("anchor", "positive", "negative") if explicit else ("anchor", "positive")
-        # one pass, so that batch normalisation sees all of them together
+        # one pass, so that batch normalisation sees anchors, positives and negatives together
         _, projections = self(torch.cat([batch[key] for key in keys]))
         if explicit:
             loss = self.loss(*projections.chunk(3))
@@ -140,7 +140,7 @@ class ContrastiveModule(LightningModule):
     def _log_step(self, loss: Tensor, projections: tuple[Tensor, ...], stage: Literal["train", "val"]) -> None:
         count = len(projections[0])
         similarity = {f"similarity/{name}/{stage}": value for name, value in measure_similarity(*projections).items()}
-        # sync_dist: only the means of an epoch cross ranks
+        # sync_dist: ranks exchange nothing but the means of an epoch
         epoch: dict[str, Any] = {"on_step": False, "on_epoch": True, "sync_dist": True, "batch_size": count}
         self.log(f"loss/{stage}", loss.detach(), prog_bar=True, **epoch)
         self.log_dict(similarity, **epoch)
@@ -148,7 +148,7 @@ class ContrastiveModule(LightningModule):
             self.log("loss/train_step", loss.detach(), on_step=True, on_epoch=False, batch_size=count)
 
     def _tensorboard(self) -> TensorBoardLogger | None:
-        """Return the logger that pairs are shown in, on the one rank that writes."""
+        """Return the logger that shows the pairs; None on all ranks but the first."""
         trainer = self.trainer
         if self.log_pairs == 0 or trainer.sanity_checking or not trainer.is_global_zero:
             return None
@@ -169,13 +169,13 @@ def measure_similarity(
     Parameters
     ----------
     anchor, positive
-        Projections, row by row of one lineage.
+        Projections. Row i of both is one lineage.
     negative
-        Explicit negatives, row by row; None = the positives of all the other anchors.
+        Explicit negatives, one per anchor; None = the positives of all the other anchors.
 
     Returns
     -------
-    `positive`, and `negative` unless a single pair leaves none.
+    `positive` and `negative`; without `negative` where a single pair leaves none.
     """
     anchor, positive = normalize(anchor.float(), dim=1), normalize(positive.float(), dim=1)
     count = len(anchor)
@@ -190,7 +190,7 @@ def measure_similarity(
 
 
 def plan_lr_factor(step: int, warmup_steps: int, total_steps: float) -> float:
-    """Share of the highest learning rate at a step: a straight rise, then half a cosine down to 0.
+    """Return the share of the highest learning rate at a step: a linear rise, then half a cosine down to 0.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Epoch to ledger: logs what each training epoch covered and composed, and keeps it beside the checkpoints."""
+"""Logs what each training epoch covered and how it was composed, and keeps it beside the checkpoints."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from dynaclr_wds.plan.audit.ledger import Report
 
 
 class EpochLedger(Callback):
-    """Account for what every training epoch has shown, over all ranks.
+    """Report what every training epoch has shown, over all ranks.
 
-    The plan is a function of the epoch, so the first rank plans it once more and counts; nothing has to be
-    sent between ranks. That takes up to a millisecond per batch of 256.
+    The plan is a function of the epoch, so the first rank plans the epoch again and counts; ranks exchange
+    nothing. This takes up to a millisecond per batch of 256.
 
     Parameters
     ----------
     folder
-        Where `ledger-epoch=NNN.json` goes; None = beside the checkpoints, or in `default_root_dir` without any.
+        Folder for `ledger-epoch=NNN.json`; None = that of the checkpoints, or `default_root_dir` where there are none.
     enabled
         False does nothing.
     """

@@ -1,6 +1,6 @@
-"""Projections to a loss: NT-Xent whose hard negatives weigh more.
+"""Computes the loss of projections: NT-Xent in which hard negatives weigh more.
 
-Pairs are listed by arithmetic (`plan_pairs`), not found by comparing labels, so no step waits for the device.
+`plan_pairs` lists the pairs by arithmetic instead of comparing labels, so no step waits for the device.
 """
 
 from __future__ import annotations
@@ -16,20 +16,21 @@ from torch.amp import is_autocast_available
 from torch.nn.functional import softplus
 
 Pairs = tuple[Int[Tensor, " pos"], Int[Tensor, " pos"], Int[Tensor, " neg"], Int[Tensor, " neg"]]
-"""Rows of (anchor, positive) and of (anchor, negative), as pytorch-metric-learning takes them."""
+"""Rows of the (anchor, positive) pairs and of the (anchor, negative) pairs, as pytorch-metric-learning takes them."""
 
 
 def plan_pairs(batch_size: int, device: torch.device | str = "cpu") -> Pairs:
-    """List all pairs of 2·B embeddings of which row i and row i + B show the same lineage.
+    """List all pairs of 2·B embeddings, where rows i and i + B show the same lineage.
 
-    The same pairs as pytorch-metric-learning finds from the labels `arange(B)` twice, without waiting for the device.
+    These are the pairs that pytorch-metric-learning finds from the labels `arange(B)` twice, but this does not wait for
+    the device.
 
     Parameters
     ----------
     batch_size
         B: anchors are the rows 0 to B-1, their positives the rows B to 2·B-1.
     device
-        Where the embeddings are.
+        Device of the embeddings.
 
     Returns
     -------
@@ -37,7 +38,7 @@ def plan_pairs(batch_size: int, device: torch.device | str = "cpu") -> Pairs:
     """
     count = 2 * batch_size
     rows = torch.arange(count, device=device)
-    # distance from a row to its negatives, around the circle: not itself (0), not its partner (B)
+    # distance from a row to its negatives, counted in a circle: all but the row itself (0) and its partner (B)
     away = torch.cat([torch.arange(1, batch_size, device=device), torch.arange(batch_size + 1, count, device=device)])
     negatives = (rows[:, None] + away) % count
     return rows, (rows + batch_size) % count, rows[:, None].expand_as(negatives).flatten(), negatives.flatten()
@@ -50,13 +51,13 @@ class NTXentHCL(NTXentLoss):  # type: ignore[misc]
 
         loss = -log( e^(s_ij/T) / ( e^(s_ij/T) + Σ_k w_k e^(s_ik/T) ) ),   w_k = n · e^(β s_ik) / Σ_k' e^(β s_ik')
 
-    so the weights of the n negatives of an anchor add up to n. β = 0 is NT-Xent, computed by its own code. The
-    idea is Robinson et al., "Contrastive learning with hard negative samples", ICLR 2021, where the concentration
-    multiplies s/T and not s; the form here, gradients through the weights included, is that of `NTXentHCL` in
+    so the weights of the n negatives of an anchor add up to n. β = 0 is NT-Xent and runs the library's code. The idea
+    is that of Robinson et al., "Contrastive learning with hard negative samples", ICLR 2021, where the concentration
+    multiplies s/T instead of s. The form here, with gradients through the weights, is that of `NTXentHCL` in
     mehta-lab/VisCy.
 
-    Computed in float32 even under autocast, by log-sum-exp, in memory proportional to the number of pairs; β = 0
-    takes NT-Xent's (positive pairs) × (negative pairs).
+    The loss is computed in float32 even under autocast, by log-sum-exp, in memory proportional to the number of pairs.
+    β = 0 takes the memory of NT-Xent: (positive pairs) × (negative pairs).
 
     Parameters
     ----------
@@ -93,13 +94,13 @@ class NTXentHCL(NTXentLoss):  # type: ignore[misc]
         Parameters
         ----------
         embeddings
-            One row per patch; normalised here.
+            One row per patch; they are normalised here.
         labels
             Rows with the same label are positives of each other. May be left out with `indices_tuple`.
         indices_tuple
             The pairs, from `plan_pairs` or a miner.
         ref_emb, ref_labels
-            Where the positives and negatives are taken from, if not from `embeddings`.
+            Take positives and negatives from here; None = from `embeddings`.
         """
         kind = embeddings.device.type
         with torch.autocast(kind, enabled=False) if is_autocast_available(kind) else nullcontext():

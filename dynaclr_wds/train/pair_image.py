@@ -1,4 +1,4 @@
-"""Patches to one picture: a row per sample, each channel's anchor beside its positive, for a person to look at."""
+"""Draws patches as one picture for people: a row per sample, with anchor and positive of each channel side by side."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from torch import Tensor
 def apply_pair_image(
     anchor: Float[Tensor, "b c z y x"], positive: Float[Tensor, "b c z y x"], gap: int = 2
 ) -> Float[Tensor, "height width"]:
-    """Lay out anchors and positives as one grey picture.
+    """Draw anchors and positives as one grey picture.
 
-    From left to right: anchor and positive of channel 0, of channel 1, and so on; the middle plane of each. Anchor and
-    positive of a channel share one grey scale, from their common minimum to their common maximum.
+    A row shows the middle planes of one sample: anchor and positive of channel 0, then of channel 1, and so on. Anchor
+    and positive of a channel share one grey scale, from their common minimum to their common maximum.
 
     Parameters
     ----------
     anchor, positive
         Patches.
     gap
-        Pixels between the patches, white.
+        White pixels between the patches.
 
     Returns
     -------

@@ -1,13 +1,13 @@
-"""Patch to altered patch: Kornia made to fit (B, C, Z, Y, X), and what Kornia lacks for unbounded intensities.
+"""Augments patches: applies Kornia's modules, and our own, to (B, C, Z, Y, X).
 
-Geometry is drawn once per sample and applied alike to every channel and Z; intensity is drawn per sample and
-channel, alike over Z. All draws follow `torch.manual_seed`.
+Geometry is drawn once per sample and is the same for every channel and Z. Intensity is drawn per sample and channel
+and is the same over Z. All draws follow `torch.manual_seed`.
 
-Kornia draws its few numbers on the CPU and sends them over without waiting for the device. Were its modules moved
-to the device, they would draw there and fetch the numbers back, which waits; `Augment` therefore keeps them on the CPU.
-Three wait all the same (Kornia 0.9), as they invert or solve on the device: `RandomAffine3D`, `RandomRotation3D` and
-`RandomThinPlateSpline`; `RandomSimilarity3D` does what the first two do. Our own modules draw on the device itself,
-which for noise spares a copy as large as the batch.
+Kornia draws its few numbers on the CPU and sends them to the device without waiting for it. If its modules were moved
+to the device they would draw there and fetch the numbers back, which waits; so `Augment` keeps them on the CPU. Three
+wait anyway (Kornia 0.9), because they invert or solve on the device: `RandomAffine3D`, `RandomRotation3D` and
+`RandomThinPlateSpline`; `RandomSimilarity3D` does what the first two do. Our own modules draw on the device, because
+noise drawn on the CPU would be a copy as large as the batch.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ _KORNIA = (AugmentationBase2D, AugmentationBase3D)
 
 
 class Augment(nn.Module):
-    """One augmentation, applied to (B, C, Z, Y, X) the way its kind asks for.
+    """Applies one augmentation to (B, C, Z, Y, X), in the layout that its kind needs.
 
     - 2D geometry: on (B, C·Z, Y, X), one draw per sample.
     - 2D intensity: on (B·C, Z, Y, X), one draw per sample and channel.
     - 3D geometry: on (B, C, Z, Y, X), one draw per sample.
     - 3D intensity: on (B·C, 1, Z, Y, X), one draw per sample and channel.
-    - any other module: on (B, C, Z, Y, X) as it is.
+    - any other module: on (B, C, Z, Y, X).
 
     Parameters
     ----------
@@ -90,7 +90,7 @@ class Augment(nn.Module):
                 f"Augment: channels={list(self.channels)}, but the data have {count} "
                 f"(allowed: 0 to {count - 1}). Name only those, or leave `channels` out for all."
             )
-        # slices, no index list: that would be copied from the host
+        # slices, because an index list would be copied from the host
         altered = self._layout(self.module, torch.cat([x[:, c : c + 1] for c in self.channels], dim=1))
         result = x.clone()
         for i, c in enumerate(self.channels):
@@ -98,7 +98,7 @@ class Augment(nn.Module):
         return result
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Augment:
-        """Move the module, unless it is Kornia's: see the top of this file."""
+        """Move the module, unless it is one of Kornia's: the top of this file says why."""
         if self._layout is not _plain:
             return self
         moved: Augment = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -106,18 +106,18 @@ class Augment(nn.Module):
 
 
 def as_augmentation(module: nn.Module) -> nn.Module:
-    """Wrap a Kornia augmentation in `Augment`; pass on any other module."""
+    """Wrap a Kornia augmentation in `Augment`; return any other module as it is."""
     return Augment(module) if isinstance(module, _KORNIA) or _is_kornia(module) else module
 
 
 def _geometry_2d(module: nn.Module, x: Tensor) -> Tensor:
-    # (B, C, Z, Y, X) -> (B, C·Z, Y, X): Kornia draws per B and moves all its channels alike
+    # (B, C, Z, Y, X) -> (B, C·Z, Y, X): Kornia draws per B and moves all channels in the same way
     moved: Tensor = module(x.flatten(1, 2))
     return moved.reshape(*x.shape[:3], *moved.shape[2:])
 
 
 def _intensity_2d(module: nn.Module, x: Tensor) -> Tensor:
-    # (B, C, Z, Y, X) -> (B·C, Z, Y, X): Kornia draws per B·C and treats Z alike
+    # (B, C, Z, Y, X) -> (B·C, Z, Y, X): Kornia draws per B·C and treats every Z in the same way
     altered: Tensor = module(x.flatten(0, 1))
     return altered.reshape(*x.shape[:2], *altered.shape[1:])
 

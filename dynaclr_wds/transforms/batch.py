@@ -1,7 +1,7 @@
-"""Batch as read to batch as trained on: normalise, augment, crop, drop channels, all on the device.
+"""Turns a batch as it was read into a batch to train on: normalise, augment, crop, drop channels.
 
-`BatchTransform` is what `on_after_batch_transfer` calls. It never waits for the device: no value of a tensor
-decides anything on the host.
+`on_after_batch_transfer` calls `BatchTransform`, which runs on the device and never waits for it: no value of a tensor
+is needed on the host.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ DROPOUT_KEYS = ("anchor", "positive")
 
 
 class BatchTransform(nn.Module):
-    """Everything between the transfer of a batch and the network.
+    """Does everything between the transfer of a batch and the network.
 
-    Per image key: to float32; `normalizations`; in training `augmentations`, drawn anew for each key; centre crop.
-    `<key>_norm_meta` is used up. In training `channel_dropout` comes last, on anchor and positive only.
+    The patches of each key become float32, are normalised, augmented in training (with other draws for each key), and
+    cropped to their centre. `<key>_norm_meta` is taken out of the batch. In training `channel_dropout` comes last, on
+    anchor and positive only.
 
     Parameters
     ----------

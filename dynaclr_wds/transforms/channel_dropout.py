@@ -1,6 +1,6 @@
-"""Batch to batch with a channel missing: the network must not lean on one channel alone.
+"""Drops channels: zeroes whole channels of single samples, so that the network can't lean on one channel alone.
 
-Drawn per sample and channel on the tensor's own device, so no step waits for the device.
+Draws are made per sample and channel on the tensor's own device, so no step waits for the device.
 """
 
 from __future__ import annotations
@@ -11,12 +11,40 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+REFERENCE_P = 0.0
+"""`channel_dropout_prob` of `MultiExperimentDataModule` in mehta-lab/VisCy, unless it is given."""
+
+
+def describe_channel_dropout(channels: Sequence[int], p: float) -> str | None:
+    """Say in a sentence that channels will be dropped, since the reference implementation drops none by default.
+
+    Meant to be logged once, by rank 0, when a training starts.
+
+    Parameters
+    ----------
+    channels
+        Channels that may be dropped and that the data have.
+    p
+        Probability of dropping.
+
+    Returns
+    -------
+    None where nothing will be dropped.
+    """
+    if not channels or p == REFERENCE_P:
+        return None
+    return (
+        f"Channel dropout is on: in training, channels {list(channels)} of anchor and positive become 0 with "
+        f"probability {p:g} each. The reference implementation drops none by default; "
+        "set data.channel_dropout_prob: 0.0 for the same."
+    )
+
 
 class ChannelDropout(nn.Module):
     """Zero whole channels of single samples in training; do nothing in evaluation.
 
-    Each listed channel of each sample is dropped on its own with probability `p`. Where all channels
-    are listed, a sample may lose all of them.
+    Each listed channel of each sample is dropped independently with probability `p`. Where all channels are listed, a
+    sample may lose all of them.
 
     Parameters
     ----------

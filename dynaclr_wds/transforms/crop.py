@@ -1,4 +1,4 @@
-"""Patch to the size that the network sees: the centre, once rotations can no longer bring in its border."""
+"""Crops patches to the size that the network sees. The border that rotations bring in is cut off."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 def apply_center_crop(x: Float[Tensor, "b c z y x"], yx_size: tuple[int, int]) -> Float[Tensor, "b c z crop_y crop_x"]:
     """Cut the centre out of every plane.
 
-    The cell's centre is at `size // 2` of a patch, and stays at `yx_size // 2` of what is cut.
+    The cell's centre is at `size // 2` of a patch, and at `yx_size // 2` of the result.
 
     Parameters
     ----------

@@ -1,6 +1,6 @@
-"""Stack to turned stack: true 3D geometry, drawn per sample, alike for all channels.
+"""Turns, scales and shifts stacks in 3D, drawn per sample and the same for all channels.
 
-Kornia's 3D rotations invert a matrix on the device and wait for its status. Here the inverse is written down.
+Kornia's 3D rotations invert a matrix on the device and wait for its status. Here the inverse is written as a formula.
 """
 
 from __future__ import annotations
@@ -12,27 +12,27 @@ from torch.nn.functional import affine_grid, grid_sample
 
 
 class RandomSimilarity3D(nn.Module):
-    """Turn, scale and shift stacks about their centre, with linear interpolation; what comes from outside is 0.
+    """Turn, scale and shift stacks about their centre, with linear interpolation; outside of the stack all is 0.
 
     Parameters
     ----------
     degrees
         Range of the angle about Z.
     tilt
-        Range of the angles about Y and X, drawn apart.
+        Range of the angles about Y and X, which are drawn independently.
     scale
         Range of the magnification, > 0.
     translate
-        Largest shift along X and Y, as a fraction of the patch, either way.
+        Largest shift along X and Y in either direction, as a fraction of the patch.
     z_spacing
-        Distance of planes, in pixels, so that a tilt keeps its shape.
+        Distance of planes in pixels, which keeps shapes when a stack is tilted.
     p
         Probability of a change, per sample.
 
     Raises
     ------
     ValueError
-        A range or probability outside what is said above.
+        A range or probability that is not allowed.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class RandomSimilarity3D(nn.Module):
         return torch.where(gate, moved, x)
 
     def _sample_inverse(self, x: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b 3 4"]:
-        """Draw where each place of the result comes from, in the coordinates of `grid_sample` (x, y, z in [-1, 1])."""
+        """Draw the map from places of the result to places of the stack, for `grid_sample` (x, y, z in [-1, 1])."""
         draws = torch.rand((6, x.shape[0]), device=x.device, dtype=x.dtype)
         low, high = self.degrees
         about_z = torch.deg2rad(draws[0] * (high - low) + low)

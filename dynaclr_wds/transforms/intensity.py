@@ -1,6 +1,6 @@
-"""Patch to altered intensities, without bounds: for normalised data, which lie around 0.
+"""Alters intensities of normalised data, which lie around 0 and have no bounds.
 
-Each module draws per sample and channel, alike over Z, on the tensor's own device.
+Each module draws per sample and channel, the same over Z, on the tensor's own device.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _VOLUME = (2, 3, 4)
 
 
 class _RandomIntensity(nn.Module):
-    """What the modules here share: a probability, checked ranges, draws of shape (B, C, 1, 1, 1)."""
+    """Base of the modules here: a probability, checked ranges, draws of shape (B, C, 1, 1, 1)."""
 
     def __init__(self, p: float) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class _RandomIntensity(nn.Module):
 
 
 class RandomAdjustIntensity(_RandomIntensity):
-    """Gain and offset: `x * scale + shift`.
+    """Changes gain and offset: `x * scale + shift`.
 
     Parameters
     ----------
@@ -67,7 +67,7 @@ class RandomAdjustIntensity(_RandomIntensity):
 
 
 class RandomAdjustContrast(_RandomIntensity):
-    """Gamma within each sample's own range: `((x - min) / (max - min)) ** gamma * (max - min) + min`.
+    """Changes gamma within each sample's own range: `((x - min) / (max - min)) ** gamma * (max - min) + min`.
 
     The formula is that of MONAI's `AdjustContrast`; it keeps minimum and maximum.
 
@@ -94,7 +94,7 @@ class RandomAdjustContrast(_RandomIntensity):
 
 
 class RandomNoise(_RandomIntensity):
-    """Gaussian noise of drawn strength, independent in every voxel.
+    """Adds Gaussian noise of a drawn strength, independent in every voxel.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Stored intensities to comparable ones: each sample's own statistics make its channels alike.
+"""Makes intensities comparable: subtracts and divides by statistics of the frame, FOV or experiment of each sample.
 
 The statistics come with the batch (`<key>_norm_meta`), so nothing is looked up here.
 """
@@ -6,10 +6,11 @@ The statistics come with the batch (`<key>_norm_meta`), so nothing is looked up 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
 from dynaclr_wds.contract import STATISTICS
@@ -18,25 +19,38 @@ NormMeta = Mapping[str, Tensor]
 """Level (`timepoint`, `fov`, `dataset`) → statistics, float32 (B, C, len(STATISTICS))."""
 
 
+class ZeroDivisor(NamedTuple):
+    """A row of statistics whose divisor is zero in one channel."""
+
+    row: int
+    channel: int
+    constant: bool
+    """The standard deviation is zero too: the channel becomes 0. False: it is divided by the standard deviation."""
+
+
 class NormalizeSampled(nn.Module):
     """Normalise each sample and channel: `(x - subtrahend) / (divisor + eps)`.
 
-    The formula is that of `NormalizeSampled` in mehta-lab/VisCy. Statistics that are not a number cannot be seen
-    here without waiting for the device and would make the sample NaN; the dataset therefore refuses them before
-    they get here.
+    The formula is that of `NormalizeSampled` in mehta-lab/VisCy, except where the divisor is zero. The IQR of a sparse
+    fluorescence channel, most of whose pixels are alike, is zero and would give values of 10¹¹. There the standard
+    deviation is the divisor; where that is zero too (a constant channel) the result is 0. A divisor counts as zero up
+    to `eps` times the largest absolute value (of `min` and `max`). `find_zero_divisors` says beforehand where that is.
+
+    Statistics that are not a number make the sample NaN, which can't be noticed here without waiting for the device.
+    The dataset therefore refuses them earlier.
 
     Parameters
     ----------
     level
         Where the statistics are taken: one frame of a FOV, all frames of a FOV, or the experiment.
     subtrahend
-        What is subtracted.
+        The statistic that is subtracted.
     divisor
-        What is divided by.
+        The statistic that is divided by, unless it is zero.
     channels
         Channels to normalise, in stored order; None = all. The others keep their values.
     eps
-        Keeps a constant image from a division by zero.
+        Added to the divisor; also the share of the largest absolute value up to which a divisor counts as zero.
 
     Raises
     ------
@@ -63,7 +77,7 @@ class NormalizeSampled(nn.Module):
         """Return the normalised copy of `x`."""
         statistics = self._statistics(x, norm_meta)
         shift = statistics[:, :, STATISTICS.index(self.subtrahend)]
-        scale = statistics[:, :, STATISTICS.index(self.divisor)] + self.eps
+        scale = self._choose_divisor(statistics) + self.eps
         if self.channels is not None:
             shift, scale = shift.clone(), scale.clone()
             for c in range(x.shape[1]):  # one by one: an index list would be copied from the host
@@ -71,6 +85,75 @@ class NormalizeSampled(nn.Module):
                     shift[:, c] = 0.0
                     scale[:, c] = 1.0
         return torch.sub(x, shift[:, :, None, None, None]).div_(scale[:, :, None, None, None])
+
+    def find_zero_divisors(self, statistics: Mapping[str, Float[np.ndarray, "rows c k"]]) -> list[ZeroDivisor]:
+        """List the rows and channels where the divisor is zero, so that something else is divided by.
+
+        Parameters
+        ----------
+        statistics
+            Level → statistics, (rows, C, len(STATISTICS)): the arrays `stats_*` of a shard set. Rows and channels of
+            NaN, which hold nothing, are passed over.
+
+        Returns
+        -------
+        In order of row and channel; empty where all is well. Channels that are not normalised are left out.
+        """
+        rows = torch.from_numpy(np.array(statistics[self.level], np.float32))
+        divisor = rows[:, :, STATISTICS.index(self.divisor)]
+        chosen = self._choose_divisor(rows)
+        found = torch.nonzero((chosen != divisor) & ~divisor.isnan() | (chosen == torch.inf)).tolist()
+        return [
+            ZeroDivisor(row, channel, bool(chosen[row, channel] == torch.inf))
+            for row, channel in found
+            if self.channels is None or channel in self.channels
+        ]
+
+    def describe_zero_divisors(
+        self,
+        statistics: Mapping[str, Float[np.ndarray, "rows c k"]],
+        row_experiments: Mapping[str, Sequence[str]],
+        channel_names: Mapping[str, Sequence[str]],
+    ) -> str | None:
+        """Say in a sentence or two where the divisor is zero.
+
+        Parameters
+        ----------
+        statistics
+            As for `find_zero_divisors`.
+        row_experiments
+            Level → experiment of each row of `statistics[level]`.
+        channel_names
+            Experiment → names of its stored channels.
+
+        Returns
+        -------
+        None where no divisor is zero.
+        """
+        places: dict[tuple[str, int, bool], int] = {}
+        for row, channel, constant in self.find_zero_divisors(statistics):
+            key = (row_experiments[self.level][row], channel, constant)
+            places[key] = places.get(key, 0) + 1
+        if not places:
+            return None
+        parts = [
+            f"channel {channel_names[experiment][channel]!r} of experiment {experiment!r} ({count} of level "
+            f"{self.level!r}: {'becomes 0, as std is 0 too' if constant else 'divided by std'})"
+            for (experiment, channel, constant), count in places.items()
+        ]
+        return (
+            f"NormalizeSampled: divisor {self.divisor!r} is 0 in {'; '.join(parts)}. "
+            "Choose divisor: std, or another level, to treat all alike."
+        )
+
+    def _choose_divisor(self, statistics: Float32[Tensor, "*rows c k"]) -> Float32[Tensor, "*rows c"]:
+        """Return the divisor, the standard deviation where it is zero, infinity where that is zero too."""
+        low, high, std, divisor = (
+            statistics[..., STATISTICS.index(name)] for name in ("min", "max", "std", self.divisor)
+        )
+        zero = self.eps * torch.maximum(low.abs(), high.abs())
+        # `<=` and not `>`: a statistic that is not a number stays one
+        return torch.where(divisor <= zero, torch.where(std <= zero, torch.inf, std), divisor)
 
     def _statistics(self, x: Tensor, norm_meta: NormMeta) -> Tensor:
         count = x.shape[1]

@@ -1,29 +1,31 @@
 """Plates to patches: every source chunk is decoded once, and gives its patches and statistics.
 
-A FOV is read in runs of frames that end where its chunks (its shards, where it has them) end. Each
-observation's patch is appended to the FOV's spill file in time order; the same pixels give the
-statistics and tell which frames are entirely zero. FOVs are cut in parallel by threads: decoding
-and copying release the GIL. A finished FOV is kept by a run that goes on later.
+A FOV is read in runs of frames that end where its chunks (its shards, where it has them) end. Each observation's patch
+is appended to the FOV's spill file in time order; the same pixels give the statistics, and tell which patches are blank
+in a channel or hold NaN. A finished FOV is kept by a run that goes on later, if its source is still the same.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
-import threading
-from collections.abc import Callable, Iterator, Sequence
+import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import zarr
 from jaxtyping import Bool, Float, Int, Num
 
-from dynaclr_wds.contract import STATISTICS
+from dynaclr_wds.contract import STATISTICS, SourceRecord
 from dynaclr_wds.errors import ConfigError, PlateError
+from dynaclr_wds.files import write_whole
+from etl.cut.faults import BlankValues, count_nonfinite, is_blank, zero_nonfinite
 from etl.cut.statistics import Counts, Moments, Summary, empty_summary, summarize_frame
-from etl.run.output import Interrupted, disk_full_named, run_threads
+from etl.run.executors import Interrupted, report
+from etl.run.output import HashingFile, file_size, naming_file, writing
+from etl.source.config import OnBlank, OnNan
 from etl.source.plates import Fov
 
 RUN_BYTES = 1 << 30
@@ -32,13 +34,17 @@ RUN_BYTES = 1 << 30
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CutJob:
-    """What to take from one FOV."""
+    """What to take from one FOV, and where to put it."""
 
-    number: int
-    """Names the spill file."""
+    spill: Path
+    """File for the patches, without header, in the order of `t`."""
     fov: Fov
+    source: SourceRecord
+    """What the FOV was when the build began."""
+    channel_names: tuple[str, ...]
+    """Stored channels, in stored order."""
     channels: tuple[int, ...]
-    """Of the plate, in stored order."""
+    """Their places on the plate."""
     z: slice
     dtype: np.dtype[Any]
     """Of the stored patches."""
@@ -50,6 +56,8 @@ class CutJob:
     """First row of the patch."""
     x0: Int[np.ndarray, " obs"]
     """First column of the patch."""
+    on_blank: OnBlank
+    on_nan: OnNan
 
     @property
     def patch_bytes(self) -> int:
@@ -59,17 +67,14 @@ class CutJob:
 
     @property
     def digest(self) -> str:
-        """Hash of what decides the spill file, but for the pixels."""
-        array = self.fov.array
-        text = [self.fov.where, self.channels, self.z, self.dtype.str, self.yx, array.shape, array.dtype.str]
+        """Hash of all that decides the spill file."""
+        array, source = self.fov.array, self.source
+        text = [source.experiment, source.fov_name, source.metadata, source.pixels, self.channels, self.z, self.yx]
+        text += [self.dtype.str, array.shape, array.dtype.str, self.on_blank, self.on_nan]
         digest = hashlib.sha256(repr(text).encode())
         for column in (self.t, self.y0, self.x0):
             digest.update(np.ascontiguousarray(column, "<i8").tobytes())
         return digest.hexdigest()
-
-    def spill(self, work: Path) -> Path:
-        """Return the file with this FOV's patches, without header, in the order of `t`."""
-        return work / f"fov-{self.number:06d}.patches"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,83 +82,77 @@ class FovCut:
     """What the pass over the pixels of one FOV found."""
 
     timepoint: Float[np.ndarray, "frames channels 8"]
-    """NaN where the frame is entirely zero."""
-    zero: Bool[np.ndarray, " frames"]
-    """Frames in which every stored channel and slice is zero."""
+    """NaN where a channel of a frame is blank or has no finite pixel."""
     summaries: tuple[Summary, ...]
-    """One per channel, of the frames that are not zero."""
+    """One per channel, of the frames that are not blank in it."""
+    blank: Bool[np.ndarray, " obs"]
+    """Patches with a channel that is entirely fill value."""
+    nonfinite: Bool[np.ndarray, " obs"]
+    """Other patches with NaN or infinite pixels."""
 
 
-def cut_fovs(
-    jobs: Sequence[CutJob], work: Path, workers: int, advance: Callable[[int, int], None]
-) -> tuple[FovCut, ...]:
-    """Cut all FOVs.
+def cut_fov(job: CutJob) -> FovCut:
+    """Cut one FOV: write its spill file, or find that it is there.
 
-    Parameters
-    ----------
-    work
-        Folder for the spill.
-    advance
-        Called with (frames, bytes of pixels) after each run of frames, from any thread.
-
-    Returns
-    -------
-    tuple
-        In the order of `jobs`.
+    Raises
+    ------
+    PlateError
+        A chunk that does not decode; NaN or infinite pixels in a patch where `job.on_nan` is "error".
+    ConfigError
+        Values that the stored dtype can't hold.
+    BuildError
+        The disk is full, or failed.
     """
-    stop = threading.Event()
-    return run_threads(lambda job: _cut_fov(job, work, stop, advance), jobs, workers, stop)
-
-
-def _cut_fov(job: CutJob, work: Path, stop: threading.Event, advance: Callable[[int, int], None]) -> FovCut:
-    done = _read_done(job, work)
+    done = _read_done(job)
     if done is not None:
-        advance(job.fov.shape[0], 0)
+        report(job.fov.shape[0])
         return done
-    spill = job.spill(work)
-    partial = spill.with_suffix(".partial")
-    try:
-        with disk_full_named(partial), partial.open("wb") as file:
-            cut = _cut_frames(job, file, stop, advance)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(spill)
-        with disk_full_named(partial), partial.open("wb") as file:
-            np.savez(file, **_to_arrays(job, cut))  # type: ignore[arg-type] # of allow_pickle, says the stub
-        partial.replace(spill.with_suffix(".npz"))  # after the patches: it says that they are whole
-    finally:
-        partial.unlink(missing_ok=True)
+    with writing(job.spill) as file:
+        cut = _cut_frames(job, file)
+    table = job.spill.with_suffix(".npz")  # after the patches: it says that they are whole
+    with naming_file(table), write_whole(table) as raw:
+        np.savez(raw, **_to_arrays(job, cut))  # type: ignore[arg-type] # of allow_pickle, says the stub
     return cut
 
 
-def _cut_frames(job: CutJob, file: BinaryIO, stop: threading.Event, advance: Callable[[int, int], None]) -> FovCut:
+def _cut_frames(job: CutJob, file: HashingFile) -> FovCut:
     """Pass over the frames of a FOV once."""
     array = job.fov.array
     frames, channels = array.shape[0], len(job.channels)
     timepoint = np.full((frames, channels, len(STATISTICS)), np.nan)
-    zero = np.zeros(frames, bool)
     summaries = [empty_summary(array.dtype) for _ in job.channels]
+    blank, nonfinite = np.zeros(job.t.size, bool), np.zeros(job.t.size, bool)
+    values = BlankValues.of(array)
     first = np.searchsorted(job.t, np.arange(frames + 1))
     for begin, end in plan_runs(array, job.z):
-        try:
-            pixels = _read_frames(array, begin, end, job.channels, job.z)
-        except Exception as error:  # whatever a store or codec raises
-            raise PlateError(
-                f"{job.fov.where}: frames {begin} to {end - 1} can't be read ({error!r}). Every chunk must decode. "
-                "Restore the plate, or leave the field of view out with exclude_fovs."
-            ) from error
+        pixels = _read_run(job, begin, end)
         for t in range(begin, end):
-            if stop.is_set():
-                raise Interrupted
             frame = pixels[t - begin]
-            zero[t] = not frame.any()
-            for c in range(0 if zero[t] else channels):
-                timepoint[t, c], summary = summarize_frame(frame[c], (t, c))
-                summaries[c] = summaries[c].merged(summary)  # type: ignore[arg-type]
+            for c in range(channels):
+                if not is_blank(frame[c], values):
+                    timepoint[t, c], summary = summarize_frame(frame[c], (t, c))
+                    summaries[c] = summaries[c].merged(summary)  # type: ignore[arg-type]
             for row in range(first[t], first[t + 1]):
-                file.write(_cut_patch(job, frame, row).data)
-        advance(end - begin, pixels.nbytes)
-    return FovCut(timepoint=timepoint, zero=zero, summaries=tuple(summaries))
+                patch = _crop(job, frame, row)
+                blank[row] = any(is_blank(channel, values) for channel in patch)
+                if count_nonfinite(patch) and not (blank[row] and job.on_blank == "drop"):
+                    nonfinite[row] = not blank[row]
+                    patch = _mend(job, frame, patch, t)
+                file.write(_store(job, patch, t).data)
+            report(1, frame.nbytes)
+    return FovCut(timepoint=timepoint, summaries=tuple(summaries), blank=blank, nonfinite=nonfinite)
+
+
+def _read_run(job: CutJob, begin: int, end: int) -> Num[np.ndarray, "frames channels z y x"]:
+    try:
+        return _read_frames(job.fov.array, begin, end, job.channels, job.z)
+    except Interrupted:
+        raise
+    except Exception as error:  # whatever a store or codec raises
+        raise PlateError(
+            f"{job.fov.where}: frames {begin} to {end - 1} can't be read ({error!r}). Every chunk must decode. "
+            "Restore the plate, or leave the field of view out with exclude_fovs."
+        ) from error
 
 
 def plan_runs(array: zarr.Array[Any], z: slice) -> Iterator[tuple[int, int]]:
@@ -191,15 +190,37 @@ def _read_frames(
     return pixels
 
 
-def _cut_patch(job: CutJob, frame: Num[np.ndarray, "c z y x"], row: int) -> Num[np.ndarray, "c z h w"]:
+def _crop(job: CutJob, frame: Num[np.ndarray, "c z y x"], row: int) -> Num[np.ndarray, "c z h w"]:
     y, x = int(job.y0[row]), int(job.x0[row])
     patch = frame[:, :, y : y + job.yx[0], x : x + job.yx[1]]
     assert patch.shape[2:] == job.yx, "the index clamps centres"
+    return patch
+
+
+def _mend(
+    job: CutJob, frame: Num[np.ndarray, "c z y x"], patch: Num[np.ndarray, "c z h w"], t: int
+) -> Num[np.ndarray, "c z h w"]:
+    """Do with NaN and infinite pixels as the config says."""
+    if job.on_nan == "zero":
+        return zero_nonfinite(patch)
+    if job.on_nan == "error":
+        place = next(c for c in range(len(patch)) if count_nonfinite(patch[c]))
+        channel = job.channel_names[place]
+        raise PlateError(
+            f"{job.fov.where}: frame {t}, channel {channel!r}: {count_nonfinite(patch[place]):,} pixels of a cell's "
+            f"patch are NaN or infinite ({count_nonfinite(frame[place]):,} of the frame's). Allowed are finite "
+            "numbers. Mend the plate, or build with --on_nan drop (leaves such cells out) or --on_nan zero."
+        )
+    return patch
+
+
+def _store(job: CutJob, patch: Num[np.ndarray, "c z h w"], t: int) -> Num[np.ndarray, "c z h w"]:
+    """Convert a patch to what is stored."""
     with np.errstate(over="ignore"):
         stored = np.ascontiguousarray(patch, dtype=job.dtype)
-    if job.dtype != frame.dtype and np.isfinite(patch).sum() != np.isfinite(stored).sum():
+    if job.dtype != patch.dtype and count_nonfinite(patch) != count_nonfinite(stored):
         raise ConfigError(
-            f"shards.dtype={job.dtype.name!r} can't hold {job.fov.where}, t={int(job.t[row])}: values up to "
+            f"shards.dtype={job.dtype.name!r} can't hold {job.fov.where}, t={t}: values up to "
             f"{np.nanmax(patch)!r} become infinite. Use `source` or `float32`."
         )
     return stored
@@ -207,7 +228,8 @@ def _cut_patch(job: CutJob, frame: Num[np.ndarray, "c z y x"], row: int) -> Num[
 
 def _to_arrays(job: CutJob, cut: FovCut) -> dict[str, np.ndarray]:
     """Arrays of a finished FOV, to be kept."""
-    arrays = {"digest": np.array(job.digest), "timepoint": cut.timepoint, "zero": cut.zero}
+    arrays = {"digest": np.array(job.digest), "timepoint": cut.timepoint}
+    arrays |= {"blank": cut.blank, "nonfinite": cut.nonfinite}
     for c, summary in enumerate(cut.summaries):
         if isinstance(summary, Counts):
             arrays |= {f"counts_{c}": summary.counts, f"lowest_{c}": np.array(summary.lowest)}
@@ -216,19 +238,28 @@ def _to_arrays(job: CutJob, cut: FovCut) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _read_done(job: CutJob, work: Path) -> FovCut | None:
-    """Return what an earlier run found, if it finished this FOV and was asked the same."""
-    spill = job.spill(work)
-    table = spill.with_suffix(".npz")
-    if not table.is_file() or not spill.is_file() or spill.stat().st_size != job.t.size * job.patch_bytes:
+def _read_done(job: CutJob) -> FovCut | None:
+    """Return what an earlier run found, if it finished this FOV and was asked the same of the same source."""
+    table = job.spill.with_suffix(".npz")
+    if not table.is_file() or file_size(job.spill) != job.t.size * job.patch_bytes:
         return None
-    with np.load(table, allow_pickle=False) as arrays:
-        if str(arrays["digest"]) != job.digest:
-            return None
-        summaries: list[Summary] = []
-        for c in range(len(job.channels)):
-            if f"counts_{c}" in arrays:
-                summaries.append(Counts(counts=arrays[f"counts_{c}"], lowest=int(arrays[f"lowest_{c}"])))
-            else:
-                summaries.append(Moments(moments=arrays[f"moments_{c}"], samples=(arrays[f"sample_{c}"],)))
-        return FovCut(timepoint=arrays["timepoint"], zero=arrays["zero"], summaries=tuple(summaries))
+    try:
+        with np.load(table, allow_pickle=False) as arrays:
+            return _from_arrays(job, arrays) if str(arrays["digest"]) == job.digest else None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # damaged: the FOV is cut again
+        return None
+
+
+def _from_arrays(job: CutJob, arrays: Any) -> FovCut:
+    summaries: list[Summary] = []
+    for c in range(len(job.channels)):
+        if f"counts_{c}" in arrays:
+            summaries.append(Counts(counts=arrays[f"counts_{c}"], lowest=int(arrays[f"lowest_{c}"])))
+        else:
+            summaries.append(Moments(moments=arrays[f"moments_{c}"], samples=(arrays[f"sample_{c}"],)))
+    return FovCut(
+        timepoint=arrays["timepoint"],
+        summaries=tuple(summaries),
+        blank=arrays["blank"],
+        nonfinite=arrays["nonfinite"],
+    )

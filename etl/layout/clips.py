@@ -16,6 +16,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int, Shaped
@@ -37,6 +38,9 @@ _NOWHERE = np.iinfo(np.int64).max
 
 TAR_TAIL = 1024 + 10240
 """A tar ends with 1024 zeros and more, up to a multiple of 10240."""
+
+MEMBER_HEADER = 512
+"""Bytes of a tar member before its data."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +78,11 @@ class Shards:
     block_first: Int[np.ndarray, " blocks_and_one"]
     """CSR: first clip."""
     block_shard: Int[np.ndarray, " blocks"]
+
+
+def member_bytes(data_bytes: int | Int[np.ndarray, " n"]) -> Any:
+    """Size of a tar member: its header and its data, filled up to whole 512 bytes."""
+    return MEMBER_HEADER + (data_bytes + 511) // 512 * 512
 
 
 def plan_clips(observations: ObservationColumns) -> Clips:
@@ -182,7 +191,7 @@ def plan_key(seed: int, identity: Iterable[str | int]) -> str:
 
 
 def sort_clips(clips: Clips, keys: Shaped[np.ndarray, " clips"]) -> tuple[Clips, Shaped[np.ndarray, " clips"]]:
-    """Put clips in stored order: by stratum, then by key.
+    """Put clips in stored order: by partition, then by key.
 
     Raises
     ------
@@ -215,17 +224,17 @@ def plan_shards(
 ) -> Shards:
     """Cut the clips, in stored order, into shards and blocks.
 
-    A shard is filled up to `shard_bytes` (at least one clip, one stratum only); a block inside it is
+    A shard is filled up to `shard_bytes` (at least one clip, one partition only); a block inside it is
     closed as soon as it reaches `block_bytes`.
     """
     end = np.cumsum(clip_bytes)
-    strata = np.append(np.flatnonzero(np.diff(clip_partition, prepend=-1)), clip_partition.size)
+    edges = np.append(np.flatnonzero(np.diff(clip_partition, prepend=-1)), clip_partition.size)
     shards: list[int] = []
     blocks: list[int] = []
     block_shard: list[int] = []
     clip = 0
     while clip < clip_partition.size:
-        limit = int(strata[np.searchsorted(strata, clip, "right")])
+        limit = int(edges[np.searchsorted(edges, clip, "right")])
         room = end[clip] - clip_bytes[clip] + shard_bytes - TAR_TAIL
         stop = min(max(int(np.searchsorted(end, room, "right")), clip + 1), limit)
         while clip < stop:

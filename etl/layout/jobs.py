@@ -5,41 +5,43 @@ Pure but for the arrays' metadata: turns the index's columns into what `cut`, `l
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Bool, Int, Shaped
+from jaxtyping import Int, Shaped
 
-from dynaclr_wds.contract import ExperimentRecord
+from dynaclr_wds.contract import ExperimentRecord, SourceRecord, checksum, format_checksum
 from etl.cut.frames import CutJob
 from etl.index import Index
 from etl.layout.candidates import ObservationColumns
 from etl.layout.clips import Clips, plan_clips, plan_key, sort_clips
-from etl.source.experiments import BuildConfig
+from etl.source.experiments import BuildConfig, ExperimentConfig
 from etl.source.plates import Fov, Plate
+
+_TEXT_BYTES_PER_PATCH = 1500
+"""JSON, tar headers and index files."""
+
+Columns = Mapping[str, Shaped[np.ndarray, " obs"]]
+"""Numeric columns of the observations."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SpillPlan:
+class CutPlan:
     """Where each observation's patch is before it is packed."""
 
-    jobs: tuple[CutJob, ...]
-    """One per FOV of the index that was cut."""
-    names: tuple[tuple[str, str], ...]
-    """(experiment, fov_name) of each job."""
-    obs_job: Int[np.ndarray, " obs"]
+    jobs: Mapping[tuple[str, str], CutJob]
+    """(experiment, fov_name) → job, for every FOV of the index."""
     obs_slot: Int[np.ndarray, " obs"]
-    """Place in the job's spill file, in patches."""
-
-    def kept(self, keep: Bool[np.ndarray, " obs"]) -> SpillPlan:
-        """Return the same for some of the observations; the files stay as they are."""
-        return SpillPlan(jobs=self.jobs, names=self.names, obs_job=self.obs_job[keep], obs_slot=self.obs_slot[keep])
+    """Place in the spill file of the observation's FOV, in patches."""
+    order: Int[np.ndarray, " obs"]
+    """Observations by job, in the order of the spill files."""
 
 
-def read_columns(observations: pa.Table) -> dict[str, Shaped[np.ndarray, " obs"]]:
+def read_columns(observations: pa.Table) -> Columns:
     """Return the numeric columns of the observations; NaN where a float is missing."""
     columns = {}
     for name in observations.column_names:
@@ -81,39 +83,59 @@ def stored_dtype(config: BuildConfig, source: np.dtype[Any]) -> np.dtype[Any]:
     return np.dtype(source if config.dtype == "source" else config.dtype).newbyteorder("<")
 
 
-def plan_spill(config: BuildConfig, index: Index, fovs: Sequence[Fov]) -> SpillPlan:
+def plan_cuts(
+    config: BuildConfig,
+    index: Index,
+    columns: Columns,
+    plates: Mapping[str, Plate],
+    sources: Mapping[tuple[str, str], SourceRecord],
+    work: Path,
+) -> CutPlan:
     """Plan one cut per FOV, its patches in time order."""
-    columns = read_columns(index.observations)
     fov_index, t = columns["fov_index"], columns["t"]
     order = np.lexsort((t, fov_index))
-    first = np.searchsorted(fov_index[order], np.arange(len(fovs) + 1))
+    first = np.searchsorted(fov_index[order], np.arange(len(index.fovs) + 1))
     slot = np.empty(t.size, np.int64)
     slot[order] = np.arange(t.size) - first[fov_index[order]]
-    height, width = config.yx_patch_size
     experiments = {experiment.name: experiment for experiment in config.experiments}
-    jobs = []
-    for number, (record, fov) in enumerate(zip(index.fovs, fovs, strict=True)):
+    jobs = {}
+    for number, (record, fov) in enumerate(zip(index.fovs, index_fovs(index, plates), strict=True)):
+        key = record.experiment, record.fov_name
         rows = order[first[number] : first[number + 1]]
-        jobs.append(
-            CutJob(
-                number=number,
-                fov=fov,
-                channels=experiments[record.experiment].channel_indices,
-                z=config.z_slices(fov.shape[2]),
-                dtype=stored_dtype(config, fov.array.dtype),
-                yx=(height, width),
-                t=t[rows],
-                y0=columns["y_clamp"][rows] - height // 2,
-                x0=columns["x_clamp"][rows] - width // 2,
-            )
-        )
-    names = tuple((record.experiment, record.fov_name) for record in index.fovs)
-    return SpillPlan(jobs=tuple(jobs), names=names, obs_job=fov_index.astype(np.int32), obs_slot=slot)
+        jobs[key] = _plan_cut(config, experiments[record.experiment], fov, sources[key], columns, rows, work)
+    return CutPlan(jobs=jobs, obs_slot=slot, order=order)
 
 
-def plan_named_clips(config: BuildConfig, index: Index) -> tuple[Clips, Shaped[np.ndarray, " clips"]]:
+def _plan_cut(
+    config: BuildConfig,
+    experiment: ExperimentConfig,
+    fov: Fov,
+    source: SourceRecord,
+    columns: Columns,
+    rows: Int[np.ndarray, " rows"],
+    work: Path,
+) -> CutJob:
+    height, width = config.yx_patch_size
+    name = format_checksum(checksum(f"{experiment.name}/{fov.name}".encode()))
+    return CutJob(
+        spill=work / f"fov-{name}.patches",
+        fov=fov,
+        source=source,
+        channel_names=experiment.source_channel,
+        channels=experiment.channel_indices,
+        z=config.z_slices(fov.shape[2]),
+        dtype=stored_dtype(config, fov.array.dtype),
+        yx=(height, width),
+        t=columns["t"][rows],
+        y0=columns["y_clamp"][rows] - height // 2,
+        x0=columns["x_clamp"][rows] - width // 2,
+        on_blank=config.on_blank,
+        on_nan=config.on_nan,
+    )
+
+
+def plan_named_clips(config: BuildConfig, index: Index, columns: Columns) -> tuple[Clips, Shaped[np.ndarray, " clips"]]:
     """Put the index's observations into clips; return them in stored order, with their keys."""
-    columns = read_columns(index.observations)
     experiment = columns["experiment_index"]
     tau = np.array([config.tau_frames(e) for e in config.experiments], np.int64)
     longest = np.array([config.clip_anchors_for(e) for e in config.experiments], np.int64)
@@ -138,9 +160,24 @@ def plan_named_clips(config: BuildConfig, index: Index) -> tuple[Clips, Shaped[n
     return sort_clips(clips, np.array(keys))
 
 
-def lineage_ids(index: Index) -> list[str]:
+def lineage_ids(index: Index, columns: Columns) -> list[str]:
     """Return the lineage_id of each lineage_index."""
-    numbers, first = np.unique(index.observations["lineage_index"].to_numpy(), return_index=True)
+    numbers, first = np.unique(columns["lineage_index"], return_index=True)
     assert numbers.size == 0 or numbers[-1] == numbers.size - 1, "the index numbers lineages densely"
     ids: list[str] = index.observations["lineage_id"].take(first).to_pylist()
     return ids
+
+
+def estimate_bytes(config: BuildConfig, jobs: Mapping[tuple[str, str], CutJob]) -> int:
+    """Estimate what a build of some FOVs writes, from counts alone: patches as they are cut, and shards.
+
+    An observation is stored once as a sample and again in clips whose samples reach it by τ; lines that divide count
+    double. Index files are a few hundred bytes per observation.
+    """
+    experiments = {experiment.name: experiment for experiment in config.experiments}
+    total = 0
+    for (name, _), job in jobs.items():
+        experiment = experiments[name]
+        copies = 1 + 2 * config.tau_frames(experiment)[1] / config.clip_anchors_for(experiment)
+        total += int(job.t.size * (job.patch_bytes * (1 + copies) + copies * _TEXT_BYTES_PER_PATCH))
+    return total

@@ -1,30 +1,32 @@
 """Spill to tars: clips in stored order, each one sample of plain WebDataset.
 
-A sample is `<key>.<nnn>.npy` for every patch and then `<key>.json`, uncompressed. The JSON of a
-whole shard is made first, so every offset is known before a byte is written, and checked while
-writing. Owner, mode and time of the members are fixed: the same input gives the same bytes, and a
-shard that an earlier run finished is kept when its checksum is right and its content is what is
-asked for. Shards are written in parallel by threads, each shard by one.
+A sample is `<key>.<nnn>.npy` for every patch and then `<key>.json`, uncompressed. The JSON of a whole shard is made
+first, so every offset is known before a byte is written, and checked while writing. Owner, mode and time of the members
+are fixed: the same input gives the same bytes. Beside a finished shard lies a record of it, so a run that goes on later
+keeps the shard if its content is what is asked for and its checksum is right.
 """
 
 from __future__ import annotations
 
-import hashlib
+import json
 import os
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int, UInt64
 
-from dynaclr_wds.contract import STATISTICS, ShardRecord, npy_header
-from etl.layout.clips import TAR_TAIL, Clips
-from etl.pack.clip_json import PackJob, Table, make_clip_json, name_digits
-from etl.run.output import HashingFile, Interrupted, OutFolder, run_threads
+from dynaclr_wds.contract import ShardRecord, checksum, npy_header
+from dynaclr_wds.errors import BuildError
+from dynaclr_wds.files import write_whole
+from etl.layout.clips import MEMBER_HEADER, TAR_TAIL, member_bytes
+from etl.pack.clip_json import Table, make_clip_json, name_digits
+from etl.pack.shard_jobs import ShardJob
+from etl.run.executors import report
+from etl.run.output import HashingFile, checksum_file, file_size, naming_file, writing
 
-_MEMBER_HEADER = 512
 _OPEN_SPILLS = 64
 
 
@@ -40,107 +42,112 @@ class PackedShard:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ShardPlan:
-    """One shard before it is written."""
+class _Members:
+    """The members of a shard, before they are written."""
 
-    number: int
     texts: Sequence[bytes]
     """JSON of each clip."""
     patch_offset: Int[np.ndarray, " patches"]
     clip_begin: Int[np.ndarray, " clips_and_one"]
     """CSR, in bytes."""
 
-    @property
-    def content(self) -> str:
-        """Digest of what is in the shard; the JSON names every pixel."""
-        digest = hashlib.sha256()
-        for text in self.texts:
-            digest.update(text)
-        return digest.hexdigest()
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Written:
+    """What is known of a finished shard file."""
+
+    bytes: int
+    xxh3: str
+    pieces: Sequence[int]
+    """Checksums of its blocks."""
 
 
-def member_bytes(data_bytes: int | Int[np.ndarray, " n"]) -> Any:
-    """Size of a tar member: its header and its data, filled up to whole 512 bytes."""
-    return _MEMBER_HEADER + (data_bytes + 511) // 512 * 512
+def pack_shard(job: ShardJob) -> PackedShard:
+    """Write one shard, or find that it is there.
 
-
-def estimate_clip_bytes(
-    clips: Clips, array_bytes: Int[np.ndarray, " clips"], channels: Int[np.ndarray, " clips"]
-) -> Int[np.ndarray, " clips"]:
-    """Size of each clip in a tar, its JSON taken as long as it may get.
-
-    Parameters
-    ----------
-    array_bytes
-        Size of one patch's data, in each clip.
-    channels
-        Stored channels of each clip.
+    Raises
+    ------
+    BuildError
+        The disk is full, or failed.
     """
-    patches = np.diff(clips.clip_first)
-    links = np.add.reduceat(clips.patch_links, clips.clip_first[:-1])
-    digits = 1 + len(str(int(patches.max(initial=0))))
-    text = 2048 + patches * 500 + (patches + 2) * channels * len(STATISTICS) * 15 + links * digits
-    result: Int[np.ndarray, " clips"] = patches * member_bytes(128 + array_bytes) + member_bytes(text)
-    return result
+    content, members = job.content, _plan_members(job)
+    written = _find_staged(job, content) or _find_earlier(job, members)
+    if written is not None:
+        report(job.slot.size)
+        return _describe(job, content, members, written)
+    with writing(job.staged, members.clip_begin[job.block_first[1:]].tolist()) as file:
+        _write_members(job, members, file)
+    written = _Written(bytes=file.bytes, xxh3=file.xxh3, pieces=file.pieces)
+    with naming_file(_record_path(job)), write_whole(_record_path(job)) as raw:
+        raw.write(json.dumps([content, written.bytes, written.xxh3, list(written.pieces)]).encode())
+    return _describe(job, content, members, written)
 
 
-def pack_shards(
-    job: PackJob, folder: OutFolder, workers: int, advance: Callable[[int, int], None]
-) -> tuple[PackedShard, ...]:
-    """Write every shard that is not there yet.
-
-    Parameters
-    ----------
-    advance
-        Called with (patches, bytes) after each clip or shard, from any thread.
-    """
-    finished = folder.read_journal()
-    stop = threading.Event()
-
-    def pack(number: int) -> PackedShard:
-        plan = plan_shard(job, number)
-        entry = finished.get(job.paths[number])
-        if entry is not None and entry.content == plan.content and folder.is_whole(entry):
-            advance(plan.patch_offset.size, 0)
-            return _packed(job, plan, entry.bytes, entry.xxh3, entry.pieces)
-        with folder.writing(job.paths[number], plan.content) as file:
-            _write_shard(job, plan, file, stop, advance)
-        return _packed(job, plan, file.bytes, file.xxh3, file.pieces)
-
-    return run_threads(pack, range(len(job.paths)), workers, stop)
+def _record_path(job: ShardJob) -> Path:
+    return job.staged.with_name(job.staged.name + ".record")
 
 
-def plan_shard(job: PackJob, number: int) -> ShardPlan:
+def _find_staged(job: ShardJob, content: str) -> _Written | None:
+    """Return the shard that a stopped build finished, if it is whole and holds what is asked for."""
+    try:
+        found, size, xxh3, pieces = json.loads(_record_path(job).read_bytes())
+        if found != content or file_size(job.staged) != size or len(pieces) != job.block_first.size - 1:
+            return None
+        if checksum_file(job.staged) != xxh3:
+            return None
+    except (OSError, ValueError, TypeError):  # none, or cut off by a kill, or not ours: the shard is written anew
+        return None
+    return _Written(bytes=size, xxh3=xxh3, pieces=[int(piece) for piece in pieces])
+
+
+def _find_earlier(job: ShardJob, members: _Members) -> _Written | None:
+    """Take the checksums of the blocks of a shard that an earlier build wrote."""
+    if job.found is None:
+        return None
+    pieces = []
+    with naming_file(job.found), job.found.open("rb") as file:
+        for clip in range(job.block_first.size - 1):
+            begin, end = members.clip_begin[job.block_first[clip : clip + 2]].tolist()
+            pieces.append(checksum(file.read(end - begin)))
+            report(0, end - begin)
+    if checksum_file(job.found) != job.found_xxh3:
+        raise BuildError(f"{job.found}: changed while it was looked at. Let nothing else write there, and run again.")
+    return _Written(bytes=file_size(job.found), xxh3=job.found_xxh3, pieces=pieces)
+
+
+def _plan_members(job: ShardJob) -> _Members:
     """Make the JSON of a shard's clips and find where every member will be."""
-    first, stop = job.shards.shard_first[number : number + 2].tolist()
     statistics: dict[tuple[str, int], Table] = {}
-    texts = [make_clip_json(job, clip, statistics) for clip in range(first, stop)]
-    experiments = [job.clip_experiment(clip) for clip in range(first, stop)]
+    clips = range(len(job.keys))
+    texts = [make_clip_json(job, clip, statistics) for clip in clips]
+    experiments = [job.experiment_of(clip) for clip in clips]
     header = np.array([len(npy_header(e.dtype, e.shape)) for e in experiments])
     step = member_bytes(header + np.array([e.patch_bytes for e in experiments]))  # of each clip
-    patches = np.diff(job.clips.clip_first[first : stop + 1])
+    patches = np.diff(job.clip_first)
     clip_bytes = patches * step + member_bytes(np.array([len(text) for text in texts]))
     begin = np.concatenate([[0], np.cumsum(clip_bytes)])
-    place = np.arange(patches.sum()) - np.repeat(np.cumsum(patches) - patches, patches)
-    offset = np.repeat(begin[:-1] + _MEMBER_HEADER + header, patches) + place * np.repeat(step, patches)
-    return ShardPlan(number=number, texts=texts, patch_offset=offset, clip_begin=begin)
+    place = np.arange(patches.sum()) - np.repeat(job.clip_first[:-1], patches)
+    offset = np.repeat(begin[:-1] + MEMBER_HEADER + header, patches) + place * np.repeat(step, patches)
+    return _Members(texts=texts, patch_offset=offset, clip_begin=begin)
 
 
-class _Spill:
-    """Reads patches of one writer, with few files open."""
+class _Spills:
+    """Reads patches, with few files open."""
 
-    def __init__(self, job: PackJob) -> None:
+    def __init__(self, job: ShardJob) -> None:
         self._job = job
         self._open: dict[int, int] = {}
 
-    def read(self, obs: int, size: int) -> bytes:
-        number, slot = int(self._job.obs_spill[obs]), int(self._job.obs_slot[obs])
-        if number not in self._open:
-            if len(self._open) >= _OPEN_SPILLS:
-                os.close(self._open.pop(next(iter(self._open))))
-            self._open[number] = os.open(self._job.spill[number], os.O_RDONLY)
-        data = os.pread(self._open[number], size, slot * size)
-        assert len(data) == size, "a finished spill file is whole"
+    def read(self, fov: int, slot: int, size: int) -> bytes:
+        path = self._job.fovs[fov].spill
+        with naming_file(path):
+            if fov not in self._open:
+                if len(self._open) >= _OPEN_SPILLS:
+                    os.close(self._open.pop(next(iter(self._open))))
+                self._open[fov] = os.open(path, os.O_RDONLY)
+            data = os.pread(self._open[fov], size, slot * size)
+        if len(data) != size:
+            raise BuildError(f"{path}: was cut short while the build ran. Run the same command again.")
         return data
 
     def close(self) -> None:
@@ -148,54 +155,43 @@ class _Spill:
             os.close(descriptor)
 
 
-def _write_shard(
-    job: PackJob, plan: ShardPlan, file: HashingFile, stop: threading.Event, advance: Callable[[int, int], None]
-) -> None:
+def _write_members(job: ShardJob, members: _Members, file: HashingFile) -> None:
     from webdataset.writer import TarWriter  # here, because webdataset imports torch where it is installed
 
-    first_clip = int(job.shards.shard_first[plan.number])
-    block_ends = set(job.shards.block_first.tolist())
-    spill = _Spill(job)
+    spills = _Spills(job)
     try:
         with TarWriter(file, user="", group="", mode=0o444, mtime=0, encoder=False) as tar:
-            for place, text in enumerate(plan.texts):
-                if stop.is_set():
-                    raise Interrupted
-                first, last = job.clips.clip_first[first_clip + place : first_clip + place + 2].tolist()
-                width = name_digits(last - first)
-                experiment = job.clip_experiment(first_clip + place)
+            for clip, text in enumerate(members.texts):
+                first, last = job.clip_first[clip : clip + 2].tolist()
+                width, fov, experiment = name_digits(last - first), int(job.clip_fov[clip]), job.experiment_of(clip)
                 header, size = npy_header(experiment.dtype, experiment.shape), experiment.patch_bytes
-                sample: dict[str, Any] = {"__key__": str(job.keys[first_clip + place]), "json": text}
-                for number, obs in enumerate(job.clips.patch_obs[first:last].tolist()):
-                    sample[f"{number:0{width}d}.npy"] = header + spill.read(obs, size)
+                sample: dict[str, Any] = {"__key__": job.keys[clip], "json": text}
+                for number, slot in enumerate(job.slot[first:last].tolist()):
+                    sample[f"{number:0{width}d}.npy"] = header + spills.read(fov, slot, size)
                 tar.write(sample)
-                assert tar.tarstream.offset == plan.clip_begin[place + 1], "offsets are known before writing"
-                if first_clip + place + 1 in block_ends:
-                    file.end_piece(int(plan.clip_begin[place + 1]))
-                advance(last - first, int(plan.clip_begin[place + 1] - plan.clip_begin[place]))
+                assert tar.tarstream.offset == members.clip_begin[clip + 1], "offsets are known before writing"
+                report(last - first, int(members.clip_begin[clip + 1] - members.clip_begin[clip]))
     finally:
-        spill.close()
-    end = int(plan.clip_begin[-1])
+        spills.close()
+    end = int(members.clip_begin[-1])
     assert end + 1024 <= file.bytes <= end + TAR_TAIL, "a tar ends with two blocks of zeros, filled up"
 
 
-def _packed(job: PackJob, plan: ShardPlan, size: int, xxh3: str, pieces: Sequence[int]) -> PackedShard:
-    first_clip, last_clip = job.shards.shard_first[plan.number : plan.number + 2].tolist()
-    blocks = np.flatnonzero(job.shards.block_shard == plan.number)
-    edges = plan.clip_begin[job.shards.block_first[np.append(blocks, blocks[-1] + 1)] - first_clip]
+def _describe(job: ShardJob, content: str, members: _Members, written: _Written) -> PackedShard:
+    edges = members.clip_begin[job.block_first]
     record = ShardRecord(
-        path=job.paths[plan.number],
-        partition=int(job.shards.shard_partition[plan.number]),
-        bytes=size,
-        xxh3=xxh3,
-        content=plan.content,
-        clips=last_clip - first_clip,
-        blocks=blocks.size,
+        path=job.path,
+        partition=job.partition,
+        bytes=written.bytes,
+        xxh3=written.xxh3,
+        content=content,
+        clips=len(job.keys),
+        blocks=job.block_first.size - 1,
     )
     return PackedShard(
         record=record,
-        patch_offset=plan.patch_offset,
+        patch_offset=members.patch_offset,
         block_begin=edges[:-1],
         block_end=edges[1:],
-        block_xxh3=np.array(pieces, np.uint64),
+        block_xxh3=np.array(written.pieces, np.uint64),
     )

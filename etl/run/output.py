@@ -1,9 +1,7 @@
-"""Files that are whole or not there: partial names, checksums, renames, and a journal to resume from.
+"""Bytes to files that are whole or absent: checksums on the way, errors that name the file, and the build's folder.
 
-Threads write them side by side; when one fails, the others stop. All that a build leaves unfinished lives in
-`<out>/.build-<token>/`: the spill, partial files and the journal of finished shards. A file gets its name when its
-bytes are on disk. A run of the same config finds that folder and goes on; a run of another config discards it with
-the shards it lists.
+All that a build leaves unfinished lives in `<out>/.build-<token>/`: patches as they are cut, and new files of the set
+under `staged/`. The folder is removed when the set is whole. Only folders that bear our mark are ever removed.
 """
 
 from __future__ import annotations
@@ -14,90 +12,58 @@ import hashlib
 import json
 import os
 import shutil
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO
 
 import xxhash
 
-from dynaclr_wds.contract import MANIFEST, format_checksum, parse_manifest
-from dynaclr_wds.errors import BuildError, FormatError
+from dynaclr_wds.contract import FORMAT_NAME, format_checksum
+from dynaclr_wds.errors import BuildError
+from dynaclr_wds.files import write_whole
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_Job = TypeVar("_Job")
-_Result = TypeVar("_Result")
-
-
-class Interrupted(Exception):
-    """A thread was told to stop."""
-
-
-def run_threads(
-    work: Callable[[_Job], _Result], jobs: Iterable[_Job], workers: int, stop: threading.Event
-) -> tuple[_Result, ...]:
-    """Do every job, `workers` at a time; return what they return, in the order of jobs.
-
-    Parameters
-    ----------
-    work
-        Looks at `stop` now and then, and raises `Interrupted` when it is set.
-    stop
-        Set when a job fails or the caller is interrupted, before that is raised.
-    """
-    with ThreadPoolExecutor(workers) as pool:
-        futures = [pool.submit(work, job) for job in jobs]
-        try:
-            for future in as_completed(futures):
-                future.result()
-        except BaseException:
-            stop.set()
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-    return tuple(future.result() for future in futures)
+_MARK = "made-by-etl.build_shards"
 
 
 class HashingFile:
-    """A file being written: counts and hashes what passes."""
+    """A file being written: counts and hashes what passes.
 
-    def __init__(self, file: BinaryIO) -> None:
+    Parameters
+    ----------
+    file
+        The file.
+    edges
+        Where pieces with a checksum of their own end, ascending, in bytes. Writers may buffer, so the bytes are told
+        apart by their place and not by the call that brings them.
+    """
+
+    def __init__(self, file: BinaryIO, edges: Iterable[int] = ()) -> None:
         self._file = file
+        self._edges = deque(edges)
         self._whole = xxhash.xxh3_64()
         self._piece = xxhash.xxh3_64()
-        self._ends: deque[int] = deque()
         self.bytes = 0
         self.pieces: list[int] = []
-        """Checksums of the pieces that were ended."""
+        """Checksums of the pieces that are complete."""
 
     def write(self, data: bytes | memoryview) -> int:
         """Append."""
         self._file.write(data)
         self._whole.update(data)
-        rest = memoryview(data)
-        while self._ends and self.bytes + len(rest) >= self._ends[0]:
-            inside = self._ends.popleft() - self.bytes
-            self._piece.update(rest[:inside])
-            self._end_piece()
-            self.bytes, rest = self.bytes + inside, rest[inside:]
-        self._piece.update(rest)
-        self.bytes += len(rest)
+        begin, view = self.bytes, memoryview(data)
+        self.bytes += len(view)
+        while self._edges and self._edges[0] <= self.bytes:
+            cut = self._edges.popleft() - begin
+            self._piece.update(view[:cut])
+            self.pieces.append(self._piece.intdigest())
+            self._piece.reset()
+            begin, view = begin + cut, view[cut:]
+        self._piece.update(view)
         return len(data)
-
-    def end_piece(self, at: int) -> None:
-        """Note the checksum of a piece that ends at a byte of the file, which a buffering writer may write later."""
-        assert at >= self.bytes, "what follows a piece is written after its end is known"
-        if at == self.bytes:
-            self._end_piece()
-        else:
-            self._ends.append(at)
-
-    def _end_piece(self) -> None:
-        self.pieces.append(self._piece.intdigest())
-        self._piece.reset()
 
     @property
     def xxh3(self) -> str:
@@ -105,18 +71,41 @@ class HashingFile:
         return format_checksum(self._whole.intdigest())
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JournalEntry:
-    """One shard that was finished."""
+@contextmanager
+def writing(path: Path, edges: Iterable[int] = ()) -> Iterator[HashingFile]:
+    """Write a file that gets its name when the block ends; nothing is left when the block raises."""
+    with naming_file(path), write_whole(path) as raw:
+        yield HashingFile(raw, edges)
 
-    path: str
-    """Relative to the output folder."""
-    bytes: int
-    xxh3: str
-    content: str
-    """Digest of what was asked to be in it."""
-    pieces: tuple[int, ...]
-    """Checksums of its blocks."""
+
+@contextmanager
+def naming_file(path: Path) -> Iterator[None]:
+    """Turn an error of the disk into one that names the file and says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise BuildError(
+                f"{path}: the disk is full ({error.strerror}). No partial file was left under a final name. "
+                "Free space and run the same command again: it goes on where it stopped."
+            ) from error
+        if error.filename is None and error.errno is not None:
+            raise BuildError(
+                f"{path}: {error.strerror or error} (errno {error.errno}). The disk failed while the file was used. "
+                "Look at the disk, then run the same command again."
+            ) from error
+        raise
+
+
+def checksum_file(path: Path) -> str:
+    """Return the checksum of a file, in hex."""
+    with naming_file(path), path.open("rb", buffering=0) as file:
+        return hashlib.file_digest(file, xxhash.xxh3_64).hexdigest()
+
+
+def file_size(path: Path) -> int:
+    """Size of a file; -1 where there is none."""
+    return path.stat().st_size if path.is_file() else -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,12 +115,16 @@ class OutFolder:
     out: Path
     token: str
     """Of the config."""
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @property
     def work(self) -> Path:
         """Folder of all that is unfinished."""
         return self.out / f".build-{self.token[:12]}"
+
+    @property
+    def staged(self) -> Path:
+        """Folder of files that are whole and wait for the set to be."""
+        return self.work / "staged"
 
     @contextmanager
     def locked(self, waiting: Callable[[], None]) -> Iterator[None]:
@@ -148,91 +141,34 @@ class OutFolder:
         finally:
             os.close(descriptor)
 
-    @contextmanager
-    def writing(self, path: str, content: str | None = None) -> Iterator[HashingFile]:
-        """Write a file that gets its name when the block ends; nothing is left when the block raises.
+    def begin(self) -> None:
+        """Make the work folder, or take that of a build of the same config which was stopped.
 
-        Parameters
-        ----------
-        path
-            Relative to the output folder, `/` as separator.
-        content
-            Digest of what should be in it: put in the journal, so that another run can keep the file.
+        Raises
+        ------
+        BuildError
+            Something else has its name.
         """
-        final = self.out / path
-        partial = self.work / f"{path.replace('/', '__')}.partial"
-        try:
-            with disk_full_named(final), partial.open("wb") as raw:
-                file = HashingFile(raw)
-                yield file
-                raw.flush()
-                os.fsync(raw.fileno())
-                if content is not None:  # before the rename: a shard that is not in the journal has no name
-                    self._append(
-                        JournalEntry(
-                            path=path, bytes=file.bytes, xxh3=file.xxh3, content=content, pieces=tuple(file.pieces)
-                        )
-                    )
-                final.parent.mkdir(parents=True, exist_ok=True)
-                partial.replace(final)
-                _sync_folder(final.parent)
-        finally:
-            partial.unlink(missing_ok=True)
+        if self.work.exists() and not is_ours(self.work):
+            raise BuildError(
+                f"{self.work}: has the name of the build's work folder, but was not made by a build. Move it away."
+            )
+        self.work.mkdir(parents=True, exist_ok=True)
+        (self.work / _MARK).write_text(json.dumps([FORMAT_NAME, self.token]), encoding="utf-8")
+        self.staged.mkdir(exist_ok=True)
 
-    def _append(self, entry: JournalEntry) -> None:
-        line = json.dumps([entry.path, entry.bytes, entry.xxh3, entry.content, entry.pieces]) + "\n"
-        with self._lock, (self.work / "journal").open("a", encoding="utf-8") as file:
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
+    def work_folders(self) -> tuple[Path, ...]:
+        """Return the work folders of builds, this one's or others', that were stopped."""
+        return tuple(folder for folder in sorted(self.out.glob(".build-*")) if is_ours(folder))
 
-    def read_journal(self) -> dict[str, JournalEntry]:
-        """Return finished shards by path; the last entry of a path counts."""
-        return _read_journal(self.work)
-
-    def is_whole(self, entry: JournalEntry) -> bool:
-        """Check a finished shard against the disk: its size and its checksum."""
-        path = self.out / entry.path
-        if not path.is_file() or path.stat().st_size != entry.bytes:
-            return False
-        return checksum_file(path) == entry.xxh3
-
-    def discard_stale_work(self) -> None:
-        """Remove what builds of other configs left unfinished, their shards included."""
-        for folder in sorted(self.out.glob(".build-*")):
+    def discard_others(self) -> None:
+        """Remove what builds of other configs left unfinished."""
+        for folder in self.work_folders():
             if folder != self.work:
-                for path in _read_journal(folder):
-                    self._remove(path)
-                shutil.rmtree(folder)
-
-    def discard_set(self) -> None:
-        """Remove the shard set that is there, its manifest first."""
-        manifest = self.out / MANIFEST
-        try:
-            found = parse_manifest(manifest.read_text(encoding="utf-8"), str(manifest))
-            paths = [shard.path for shard in found.shards] + [file.path for file in found.files]
-        except FormatError:
-            paths = []  # damaged or foreign: the files that this build writes replace those of the same name
-        manifest.unlink()
-        for path in paths:
-            self._remove(path)
-
-    def _remove(self, path: str) -> None:
-        target = (self.out / path).resolve()
-        if self.out.resolve() not in target.parents:
-            raise BuildError(f"{self.out}: lists the file {path!r}, which is outside. Remove the folder by hand.")
-        target.unlink(missing_ok=True)
-        for folder in target.parents:
-            if folder == self.out.resolve() or not folder.is_dir() or any(folder.iterdir()):
-                break
-            folder.rmdir()
-
-    def finish(self) -> None:
-        """Remove the work folder."""
-        shutil.rmtree(self.work, ignore_errors=True)
+                discard_work(folder)
 
     def check_space(self, needed_bytes: int) -> None:
-        """Fail early when the disk can't hold what will be written.
+        """Fail early when the disk can't hold what will be written beside what is there.
 
         Raises
         ------
@@ -240,7 +176,6 @@ class OutFolder:
             Says how much is needed and how much is free.
         """
         there = sum(f.stat().st_size for f in self.work.rglob("*") if f.is_file())
-        there += sum(entry.bytes for entry in self.read_journal().values() if (self.out / entry.path).is_file())
         free = shutil.disk_usage(self.out).free
         if needed_bytes - there > free:
             raise BuildError(
@@ -249,41 +184,21 @@ class OutFolder:
             )
 
 
-def checksum_file(path: Path) -> str:
-    """Return the checksum of a file, in hex."""
-    with path.open("rb", buffering=0) as file:
-        return hashlib.file_digest(file, xxhash.xxh3_64).hexdigest()
+def is_ours(folder: Path) -> bool:
+    """Whether a build made this folder: it bears our mark, or a kill left it empty."""
+    if not folder.is_dir() or folder.is_symlink():
+        return False
+    names = {path.name for path in folder.iterdir()}
+    return _MARK in names or not names
 
 
-@contextmanager
-def disk_full_named(path: Path) -> Iterator[None]:
-    """Turn "no space left" into an error that says where and what to do."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _FULL:
-            raise
-        raise BuildError(
-            f"{path}: the disk is full ({error.strerror}). No partial file was left under a final name. "
-            "Free space and run the same command again: it goes on where it stopped."
-        ) from error
-
-
-def _read_journal(work: Path) -> dict[str, JournalEntry]:
-    journal = work / "journal"
-    entries = {}
-    for line in journal.read_text(encoding="utf-8").splitlines() if journal.is_file() else []:
-        try:
-            path, size, xxh3, content, pieces = json.loads(line)
-        except ValueError:  # cut off in the middle by a kill: that shard is written again
-            continue
-        entries[path] = JournalEntry(path=path, bytes=size, xxh3=xxh3, content=content, pieces=tuple(pieces))
-    return entries
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def discard_work(folder: Path) -> None:
+    """Remove a work folder, its mark last: what a kill leaves is still known as ours."""
+    if is_ours(folder):
+        for path in folder.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name != _MARK:
+                path.unlink()
+        (folder / _MARK).unlink(missing_ok=True)
+        folder.rmdir()

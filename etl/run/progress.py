@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -18,12 +18,10 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 from dynaclr_wds.contract import Manifest
+from etl.run.executors import Advance
 
 EVERY_SECONDS = 15.0
 """Between two lines where there is no terminal."""
-
-Advance = Callable[[int, int], None]
-"""Called with (things done, bytes done); any thread may call it."""
 
 
 class Progress:
@@ -151,15 +149,20 @@ _REASONS = {
     "outside_image": "cells whose centroid is outside the image",
     "border_shift": "cells whose patch would move further than max_border_shift_px",
     "outside_time": "cells at a time that is no frame of the movie",
-    "zero_frame": "cells in frames that are entirely zero",
+    "blank_channel": "cells whose patch has a channel that is entirely fill value",
+    "nan_pixels": "cells whose patch has NaN or infinite pixels",
     "candidates_dropped": "candidate pairs on other branches of split lineages (every cell keeps its own line)",
 }
 
 
 def summarize_dropped(manifest: Manifest) -> list[str]:
-    """Say what was left out, one line per experiment and reason."""
+    """Say what was left out, or kept in spite of a fault; one line per experiment and reason."""
+    kept = {"blank_channel_kept": "cells whose patch has a channel that is entirely fill value"}
+    if manifest.config.get("on_nan") == "zero":
+        kept["nan_pixels"] = "cells whose patch had NaN or infinite pixels, which are 0 now"
     lines = [
-        f"dropped from {experiment}: {count:,} {_REASONS.get(reason, reason)} ({reason})"
+        f"{'kept in' if reason in kept else 'dropped from'} {experiment}: {count:,} "
+        f"{kept.get(reason) or _REASONS.get(reason, reason)} ({reason})"
         for experiment, reasons in manifest.dropped.items()
         for reason, count in sorted(reasons.items())
         if count

@@ -1,8 +1,8 @@
-"""The command `python -m etl.simulate OUT`: options → plates, track tables and `experiments.yaml`.
+"""Simulates plates, track tables and `experiments.yaml`: the command `python -m etl.simulate OUT`.
 
-Cells of two conditions that move, divide, die and respond, for the demo, the tests and the benchmarks. A FOV depends on
-(seed, experiment, FOV) alone, so workers and the number of other FOVs change nothing in it. `experiments.yaml` is
-written last, and its first line holds the options: the same command run again finds its work done.
+Cells of two conditions move, divide, die and respond, for the demo, the tests and the benchmarks. A field of view (FOV)
+depends on (seed, experiment, FOV) alone: the number of workers or of other FOVs changes nothing in it.
+`experiments.yaml` is written last and its first line holds the options, so the same command run again does nothing.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _HEADER = "# etl.simulate "
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Fov:
-    """One FOV to simulate: all that a worker needs."""
+    """All that a worker needs to simulate one FOV."""
 
     config: SimulationConfig
     design: ExperimentDesign

@@ -1,13 +1,13 @@
-"""Cells that move, divide, die and respond: a design → the living cells of every frame.
+"""Simulates cells that move, divide, die and respond: gives the living cells of every frame.
 
-A cell is one record of `CELL`. Its lineage owns a style (size, brightness, shape, how organelles are arranged, when and
-how strongly it responds to infection) that daughters inherit almost unchanged; where each organelle lies is drawn anew
-for every cell and changes within hours. So what lasts along a lineage is texture, not pixels. Infection gathers the
-filaments in clumps, coarsens the cytoplasm, rounds the cell and slows it down; it changes neither how many cells there
-are, nor where they are, nor how bright they are on the whole.
+A cell is one record of `CELL`. Each lineage has a style: size, brightness, shape, how organelles are arranged, when and
+how strongly it responds to infection. Daughters inherit the style almost unchanged. Where each organelle lies is drawn
+for every cell and changes within hours, so texture lasts along a lineage and pixels do not. Infection gathers the
+filaments in clumps, coarsens the cytoplasm, rounds the cell and slows it down. It changes neither the number of cells,
+nor where they are, nor how bright they are as a whole.
 
-The world is a torus somewhat larger than the frame: cells enter and leave by the border, and one that comes round
-is another cell.
+The world is a torus somewhat larger than the frame: cells enter and leave across the border, and a cell that has gone
+around the torus counts as another cell.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What to simulate: options → the design of each experiment (plates, channels, optics).
+"""Plans what to simulate: the design of each experiment (plates, channels, optics), from the options.
 
 Every experiment has its own microscope: gain, background, noise, sharpness, frame interval, channel names and channel
-order are drawn from (seed, experiment), so raw intensities do not carry over from one experiment to the next. What
-carries over is the biology: how organelles are arranged, and what infection does to them.
+order are drawn from (seed, experiment), so raw intensities can't be compared between experiments. The biology can: how
+organelles are arranged, and what infection does to them, is the same in all.
 """
 
 from __future__ import annotations

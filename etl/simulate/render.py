@@ -1,7 +1,7 @@
-"""Cells → pixels: every cell of a frame is drawn at once on a stack of stamps, then stamped on the frame.
+"""Draws frames: all cells of a frame are drawn on a stack of stamps, which are then added to the frame.
 
-Organelles are Gaussians, which separate into y and x, so that all organelles of a cell are one matrix product; bodies
-are closed curves in polar coordinates. A frame of 256 × 256 with 20 cells takes a few milliseconds.
+Organelles are Gaussians, which separate into y and x, so all organelles of a cell are one matrix product. Bodies are
+closed curves in polar coordinates. A frame of 256 × 256 with 20 cells takes a few milliseconds.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ Stamps = Float32[np.ndarray, "n s s"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scenery:
-    """What does not change in the movie of one FOV."""
+    """Light and background of one FOV, which are the same in every frame."""
 
     light: Float32[np.ndarray, "y x"]
-    """Relative illumination; phase images are taken as corrected for it."""
+    """Relative illumination. Phase images are drawn without it, as if they were corrected."""
     ground: Float32[np.ndarray, "y x"]
     """Uneven background of the phase channel."""
     tile: Float32[np.ndarray, "t t"]

@@ -1,7 +1,7 @@
-"""Living cells → track tables, with what a real tracker does: jitter, gaps, lost and found.
+"""Tracks the simulated cells as a real tracker would: with jitter, gaps, and cells that are lost and found again.
 
-A cell that leaves the frame and comes back gets a new track without a parent, as nothing could tell that it is the
-same one. A daughter gets her mother's track as parent if the mother was tracked until then.
+A cell that leaves the frame and comes back gets a new track without a parent, because a tracker could not know that it
+is the same cell. A daughter gets her mother's track as parent if the mother was tracked until she divided.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Simulated movies → OME-Zarr 0.5 plates, track tables and `experiments.yaml`."""
+"""Writes simulated movies: OME-Zarr 0.5 plates, track tables and `experiments.yaml`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""OME-Zarr HCS plates to lazy frames: one zarr array per field of view, and its metadata.
+"""Opens OME-Zarr HCS plates: one lazy zarr array per field of view, and its metadata.
 
 Reads OME-Zarr 0.4 (Zarr v2) and 0.5 (Zarr v3, sharded or not) with zarr-python; metadata is checked
 with ome-zarr-models. Opening a plate reads the metadata of the plate and of the wells asked for; a
@@ -7,7 +7,8 @@ FOV is opened at first use and its pixels only when its array is sliced. Objects
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +23,7 @@ from ome_zarr_models.v05.plate import Plate as PlateV05
 from ome_zarr_models.v05.well_types import WellMeta as WellV05
 from pydantic import ValidationError
 
-from dynaclr_wds.errors import PlateError
+from dynaclr_wds.errors import PlateError, StorageError
 
 Normalization = Mapping[str, Mapping[str, Any]]
 """Channel → level (`fov_statistics`, `dataset_statistics`, `timepoint_statistics`) → statistics."""
@@ -44,7 +45,7 @@ class Fov:
     name: str
     """`row/col/fov`."""
     plate_normalization: Normalization | None = field(default=None, repr=False)
-    """VisCy-style statistics found on the plate."""
+    """Statistics as VisCy writes them, from the plate's attributes."""
 
     @property
     def where(self) -> str:
@@ -64,7 +65,8 @@ class Fov:
         if axes != ["t", "c", "z", "y", "x"]:
             raise PlateError(f"{self.where}: axes {axes} must be [t, c, z, y, x]. Write the plate with all five axes.")
         try:
-            array = zarr.open_array(self.plate_path, path=f"{self.name}/{path}", mode="r")
+            with _naming_plate(f"{self.where}/{path}"):
+                array = zarr.open_array(self.plate_path, path=f"{self.name}/{path}", mode="r")
         except FileNotFoundError as error:
             raise PlateError(f"{self.where}: level {path!r} is not there. Write the plate again.") from error
         if array.ndim != 5 or array.dtype.kind not in "iuf":
@@ -93,7 +95,7 @@ class Fov:
 
     @cached_property
     def normalization(self) -> Normalization | None:
-        """VisCy-style statistics of the FOV, added to those of its plate; None without any."""
+        """Statistics as VisCy writes them, the FOV's added to the plate's; None without any."""
         own = _parse_normalization(self._attributes.get("normalization"), self.where)
         if own is None or self.plate_normalization is None:
             return own or self.plate_normalization
@@ -111,7 +113,7 @@ class Fov:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plate:
-    """A plate, or the asked-for wells of it."""
+    """A plate, or those of its wells that were asked for."""
 
     path: str
     wells: tuple[str, ...]
@@ -138,7 +140,8 @@ def open_plate(path: str | Path, wells: Collection[str] | None = None) -> Plate:
         Not an HCS plate, or metadata that is missing or wrong.
     """
     path = str(path)
-    attributes = dict(zarr.open_group(path, mode="r", use_consolidated=False).attrs)
+    with _naming_plate(path):
+        attributes = dict(zarr.open_group(path, mode="r", use_consolidated=False).attrs)
     normalization = _parse_normalization(attributes.get("normalization"), path)
     present = tuple(well.path for well in _parse_model(attributes, "plate", path).wells)
     fovs: dict[str, Fov] = {}
@@ -150,15 +153,31 @@ def open_plate(path: str | Path, wells: Collection[str] | None = None) -> Plate:
     return Plate(path=path, wells=present, fovs=fovs)
 
 
+@contextmanager
+def _naming_plate(where: str) -> Iterator[None]:
+    """Turn what goes wrong while zarr reads metadata into an error that names the plate, well or FOV."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise  # the caller knows what is missing
+    except OSError as error:
+        raise StorageError(
+            f"{where}: could not be read ({error}). Look at the disk, the network and the permissions, then run again."
+        ) from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise PlateError(f"{where}: its metadata is damaged ({error}). Write the plate again.") from error
+
+
 def _read_attributes(plate_path: str, name: str) -> dict[str, Any]:
     try:
-        return dict(zarr.open_group(plate_path, path=name, mode="r", use_consolidated=False).attrs)
+        with _naming_plate(f"{plate_path}/{name}"):
+            return dict(zarr.open_group(plate_path, path=name, mode="r", use_consolidated=False).attrs)
     except FileNotFoundError as error:
         raise PlateError(f"{plate_path}: lists {name}, but has no such group. Write the plate again.") from error
 
 
 def _ome(attributes: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the OME metadata: under `ome` since 0.5, at the top before."""
+    """Return the OME metadata: OME-Zarr 0.5 has them under `ome`, 0.4 at the top."""
     ome = attributes.get("ome", attributes)
     return ome if isinstance(ome, Mapping) else {}
 
@@ -185,7 +204,7 @@ def _parse_model(attributes: Mapping[str, Any], key: str, where: str) -> Any:
 
 
 def _parse_normalization(raw: object, where: str) -> Normalization | None:
-    """Check VisCy's `normalization` attribute as deep as the levels."""
+    """Check VisCy's `normalization` attribute down to its levels; statistics are checked where they are used."""
     if raw is None:
         return None
     good = isinstance(raw, Mapping) and all(

@@ -1,4 +1,4 @@
-"""Config against plates: what can only be checked with the plates open, before any work is done.
+"""Checks a config against its plates before any work is done.
 
 Reads metadata, never pixels. Every error names the YAML path of the value that does not fit.
 """
@@ -20,6 +20,8 @@ def open_plates(config: BuildConfig) -> dict[str, Plate]:
     ConfigError
         A plate that is not there.
     PlateError
+        A plate that is not OME-Zarr, or is damaged.
+    StorageError
         A plate that cannot be read.
     """
     plates: dict[str, Plate] = {}
@@ -29,7 +31,7 @@ def open_plates(config: BuildConfig) -> dict[str, Plate]:
             plates[experiment.name] = open_plate(experiment.data_path, experiment.well_conditions)
         except FileNotFoundError as error:
             raise ConfigError(f"{where} has no plate. Give the folder of an OME-Zarr HCS plate.") from error
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             error.add_note(f"This plate is {where}.")
             raise
     return plates
@@ -50,20 +52,16 @@ def check_plates(config: BuildConfig, plates: Mapping[str, Plate]) -> None:
     Raises
     ------
     ConfigError
-        A well or FOV that the plate has not, channel names that differ, a `z_range` outside the stack,
-        a patch larger than the image, stacks or dtypes that differ where patches must be alike.
+        A well or FOV that the plate does not have, channel names that differ, a `z_range` outside the stack,
+        a patch larger than the image, or FOVs of one experiment that differ in depth or dtype.
     """
     _check_excluded(config, plates)
     for number, experiment in enumerate(config.experiments):
         where = f"{config.where}: experiments[{number}]"
         plate = plates[experiment.name]
-        for condition, wells in experiment.condition_wells.items():
-            for well in wells:
-                if well not in plate.wells:
-                    raise ConfigError(
-                        f"{where}.condition_wells.{condition}={well!r} is not a well of {plate.path}, which has "
-                        f"{list(plate.wells)}. Correct it."
-                    )
+        _check_wells(experiment.condition_wells, plate, f"{where}.condition_wells")
+        for label, groups in experiment.well_labels.items():
+            _check_wells(groups, plate, f"{where}.well_labels.{label}")
         dtypes: dict[str, str] = {}
         depths: dict[int, str] = {}
         for name in plan_fovs(config, experiment, plate.fovs):
@@ -79,6 +77,15 @@ def check_plates(config: BuildConfig, plates: Mapping[str, Plate]) -> None:
                 f"{config.where}: shards.z_range=None takes whole stacks, but their depths differ in {where}: "
                 f"{depths}. Give a z_range that all have."
             )
+
+
+def _check_wells(groups: Mapping[str, tuple[str, ...]], plate: Plate, where: str) -> None:
+    for name, wells in groups.items():
+        for well in wells:
+            if well not in plate.wells:
+                raise ConfigError(
+                    f"{where}.{name}={well!r} is not a well of {plate.path}, which has {list(plate.wells)}. Correct it."
+                )
 
 
 def _check_excluded(config: BuildConfig, plates: Mapping[str, Plate]) -> None:

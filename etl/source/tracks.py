@@ -1,30 +1,28 @@
-"""Track files to one table: every tracked cell of every FOV, as written, checked row by row.
+"""Reads track files to one table: every tracked cell of every FOV, as written, checked row by row.
 
-One CSV or Parquet file per FOV at `tracks_path/<row>/<col>/<fov>/`, under any name. All files are
-found and their columns checked before the first is read. A missing parent is empty, NaN or -1;
-0 is a valid track id. Columns that are not known are not read.
+One file per FOV at `tracks_path/<row>/<col>/<fov>/`, under any name, in any format of `etl.source.track_formats`.
+All files are found and their columns checked before the first is read. A missing parent is empty, NaN or -1;
+0 is a valid track id. Columns that are neither known nor `label_columns` are not read.
 """
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet
 from jaxtyping import Bool, Float, Int64
 
 from dynaclr_wds.contract import NO_ID
 from dynaclr_wds.errors import ConfigError
-from etl.source.experiments import BuildConfig
+from etl.source.config import BuildConfig
+from etl.source.track_formats import READERS, TableFile, open_table, read_table
 
 REQUIRED = ("track_id", "t", "y", "x")
 OPTIONAL = ("z", "id", "parent_track_id", "parent_id")
-SUFFIXES = (".csv", ".parquet")
 
 SCHEMA = pa.schema(
     [
@@ -42,7 +40,17 @@ SCHEMA = pa.schema(
 """One row per row of a track file. `fov` counts the FOVs asked for; absent ids are -1, an absent z is null."""
 
 
-def parse_track_files(config: BuildConfig, fovs: Mapping[str, Sequence[str]]) -> pa.Table:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrackRows:
+    """The rows of all track files, one file after the other."""
+
+    rows: pa.Table
+    """`SCHEMA`, and `row`, the number of the row."""
+    labels: pa.Table
+    """One dictionary-encoded column per label of `label_columns`, null where an experiment has it not."""
+
+
+def parse_track_files(config: BuildConfig, fovs: Mapping[str, Sequence[str]]) -> TrackRows:
     """Read the track files of all FOVs.
 
     Parameters
@@ -52,126 +60,132 @@ def parse_track_files(config: BuildConfig, fovs: Mapping[str, Sequence[str]]) ->
     fovs
         Experiment → FOV names (`row/col/fov`), in the order in which `fov` counts them.
 
-    Returns
-    -------
-    pa.Table
-        `SCHEMA`, files one after the other in the order of `fovs`.
-
     Raises
     ------
     ConfigError
         A missing or doubled track file, a missing column, a track id or frame that is not a whole
-        number, a centroid that is not finite, a (track_id, t) that occurs twice.
+        number, a centroid that is not finite, a (track_id, t) that occurs twice, a damaged or cut file.
+    StorageError
+        A file cannot be read.
     """
-    paths: list[Path] = []
+    files: list[tuple[TableFile, tuple[str, ...]]] = []
     for number, experiment in enumerate(config.experiments):
         where = f"{config.where}: experiments[{number}].tracks_path={experiment.tracks_path!r}"
         for name in fovs.get(experiment.name, ()):
-            path = _find_track_file(Path(experiment.tracks_path) / name, name, where)
-            _check_columns(path)
-            paths.append(path)
+            file = open_table(find_track_file(Path(experiment.tracks_path) / name, name, where))
+            labels = f"{config.where}: experiments[{number}].label_columns"
+            check_columns(file, (*REQUIRED, *experiment.label_columns), OPTIONAL, labels)
+            files.append((file, experiment.label_columns))
     with ThreadPoolExecutor(config.workers) as pool:
-        tables = list(pool.map(_parse_track_file, paths, range(len(paths))))
-    return pa.concat_tables([SCHEMA.empty_table(), *tables])
+        tables = list(pool.map(_parse_track_file, files, range(len(files))))
+    table = pa.concat_tables([SCHEMA.empty_table(), *tables], promote_options="default").unify_dictionaries()
+    row = pa.array(np.arange(len(table), dtype=np.int32))
+    return TrackRows(rows=table.select(SCHEMA.names).append_column("row", row), labels=table.drop_columns(SCHEMA.names))
 
 
-def _find_track_file(folder: Path, fov: str, where: str) -> Path:
+def find_track_file(folder: Path, fov: str, where: str) -> Path:
+    """Find the one track file in a FOV's folder; `where` is the YAML path, for errors.
+
+    Raises
+    ------
+    ConfigError
+        There is none, or more than one.
+    """
     files = sorted(folder.iterdir()) if folder.is_dir() else []
-    found = [file for file in files if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")]
+    found = [file for file in files if file.suffix.lower() in READERS and not file.name.startswith(".")]
     if len(found) != 1:
         what = f"{len(found)} track files ({[file.name for file in found]})" if found else "no track file"
         raise ConfigError(
-            f"{where} has {what} for FOV {fov!r}. Put exactly one .csv or .parquet into {folder}, "
+            f"{where} has {what} for FOV {fov!r}. Put exactly one {' or '.join(READERS)} into {folder}, "
             "or list the FOV in shards.exclude_fovs."
         )
     return found[0]
 
 
-def _check_columns(path: Path) -> None:
-    if path.suffix.lower() == ".parquet":
-        columns = list(pa.parquet.read_schema(path).names)
-    else:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            columns = next(csv.reader(file), [])
-    for column in REQUIRED:
+def check_columns(file: TableFile, required: Sequence[str], optional: Sequence[str], labels: str) -> None:
+    """Check the names of the columns; `labels` is the YAML path that asks for those that are not well known.
+
+    Raises
+    ------
+    ConfigError
+        One is missing, or is there twice.
+    """
+    columns = list(file.columns)
+    for column in required:
         if column not in columns:
+            asked = "" if column in REQUIRED else f" {labels} asks for it."
             raise ConfigError(
-                f"{path}: column {column!r} is missing; there are {columns}. "
-                f"Needed are {list(REQUIRED)}, known too are {list(OPTIONAL)}."
+                f"{file.path}: column {column!r} is missing; there are {columns}.{asked} "
+                f"Needed are {list(required)}, known too are {list(optional)}."
             )
-    for column in (*REQUIRED, *OPTIONAL):
+    for column in (*required, *optional):
         if columns.count(column) > 1:
-            raise ConfigError(f"{path}: column {column!r} is there twice. Remove one.")
+            raise ConfigError(f"{file.path}: column {column!r} is there twice. Remove one.")
 
 
-def _parse_track_file(path: Path, fov: int) -> pa.Table:
+def _parse_track_file(file: tuple[TableFile, tuple[str, ...]], fov: int) -> pa.Table:
     """Read one file and check its values."""
-    raw = _read_columns(path)
-    track_id = _integers(raw, "track_id", path)
-    t = _integers(raw, "t", path)
-    _refuse(path, "track_id", track_id < 0, track_id, "≥ 0")
-    order = np.lexsort((t, track_id))
-    twice = np.zeros(len(t), dtype=bool)
-    twice[order[1:]] = (np.diff(track_id[order]) == 0) & (np.diff(t[order]) == 0)
-    pairs = np.stack([track_id, t], axis=1)
-    _refuse(path, "(track_id, t)", twice, pairs, "in one row only")
+    table, labels = file
+    path = table.path
+    raw = read_table(table, [name for name in table.columns if name in (*REQUIRED, *OPTIONAL)], labels)
+    track_id = parse_integers(raw, "track_id", path)
+    t = parse_integers(raw, "t", path)
+    refuse_rows(path, "track_id", track_id < 0, track_id, "≥ 0")
+    refuse_repeats(path, "(track_id, t)", track_id, t)
     centre = {}
     for axis in ("y", "x"):
-        values = _floats(raw, axis, path)
-        _refuse(path, axis, ~np.isfinite(values), values, "a finite number of pixels")
+        values = _parse_floats(raw, axis, path)
+        refuse_rows(path, axis, ~np.isfinite(values), values, "a finite number of pixels")
         centre[axis] = values
-    z = _floats(raw, "z", path)
+    z = _parse_floats(raw, "z", path)
     columns = {
         "fov": np.full(len(t), fov, dtype=np.int32),
         "track_id": track_id,
         "t": t,
         **centre,
         "z": pa.array(z.astype(np.float32), mask=np.isnan(z)),
-        **{name: _integers(raw, name, path, optional=True) for name in ("id", "parent_track_id", "parent_id")},
+        **{name: parse_integers(raw, name, path, optional=True) for name in ("id", "parent_track_id", "parent_id")},
     }
-    return pa.table([columns[name] for name in SCHEMA.names], schema=SCHEMA)
+    rows = pa.table([columns[name] for name in SCHEMA.names], schema=SCHEMA)
+    for name in labels:
+        rows = rows.append_column(name, raw[name])
+    return rows
 
 
-def _read_columns(path: Path) -> dict[str, pa.ChunkedArray]:
-    """Read the columns we know, with the types that the file has; column → values."""
-    known = (*REQUIRED, *OPTIONAL)
-    if path.suffix.lower() == ".parquet":
-        names = [name for name in pa.parquet.read_schema(path).names if name in known]
-        table = pa.parquet.read_table(path, columns=names, partitioning=None)
-    else:
-        # one block, so that the type of a column is inferred from all of it
-        block = min(path.stat().st_size + 1, 2**31 - 1)
-        try:
-            table = pa.csv.read_csv(path, read_options=pa.csv.ReadOptions(block_size=block, use_threads=False))
-        except pa.ArrowInvalid as error:
-            raise ConfigError(f"{path}: is not a CSV table ({error}). Write it again.") from error
-    return {name: table[name] for name in table.column_names if name in known}
+def refuse_repeats(path: Path, name: str, *keys: Int64[np.ndarray, " rows"]) -> None:
+    """Refuse rows whose key was there in a row before."""
+    order = np.lexsort(keys[::-1])
+    same = np.ones(max(len(order) - 1, 0), dtype=bool)
+    for key in keys:
+        same &= np.diff(key[order]) == 0
+    twice = np.zeros(len(order), dtype=bool)
+    twice[order[1:]] = same
+    if twice.any():
+        refuse_rows(path, name, twice, np.stack(keys, axis=1), "in one row only")
 
 
-def _floats(raw: Mapping[str, pa.ChunkedArray], name: str, path: Path) -> Float[np.ndarray, " rows"]:
+def _parse_floats(raw: pa.Table, name: str, path: Path) -> Float[np.ndarray, " rows"]:
     """Return a column as float64, NaN where it is missing."""
-    if name not in raw:
-        return np.full(len(raw["t"]), np.nan)
+    if name not in raw.column_names:
+        return np.full(len(raw), np.nan)
     column = raw[name]
     kind = column.type
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind)):
         values = np.array([str(value) for value in column.to_pylist()], dtype=object)
-        _refuse(path, name, np.array([not _is_number(value) for value in values], dtype=bool), values, "a number")
+        refuse_rows(path, name, np.array([not _is_number(value) for value in values], dtype=bool), values, "a number")
         raise ConfigError(f"{path}: column {name!r} is of type {kind}, which is not a number. Write it as numbers.")
     return np.asarray(column.cast(pa.float64(), safe=False).fill_null(np.nan).to_numpy())
 
 
-def _integers(
-    raw: Mapping[str, pa.ChunkedArray], name: str, path: Path, *, optional: bool = False
-) -> Int64[np.ndarray, " rows"]:
+def parse_integers(raw: pa.Table, name: str, path: Path, *, optional: bool = False) -> Int64[np.ndarray, " rows"]:
     """Return a column as int64; `NO_ID` for what is missing where that may be."""
-    if name in raw and pa.types.is_signed_integer(raw[name].type) and not raw[name].null_count:
+    if name in raw.column_names and pa.types.is_signed_integer(raw[name].type) and not raw[name].null_count:
         return np.asarray(raw[name].cast(pa.int64()).to_numpy())
-    values = _floats(raw, name, path)
+    values = _parse_floats(raw, name, path)
     missing = np.isnan(values) & optional
     with np.errstate(invalid="ignore"):
         whole = (np.abs(values) <= 2**53) & (values == np.floor(values))
-    _refuse(path, name, ~(whole | missing), values, "a whole number")
+    refuse_rows(path, name, ~(whole | missing), values, "a whole number")
     return np.where(missing, NO_ID, values).astype(np.int64)
 
 
@@ -183,7 +197,7 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _refuse(path: Path, name: str, bad: Bool[np.ndarray, " rows"], values: np.ndarray, rule: str) -> None:
+def refuse_rows(path: Path, name: str, bad: Bool[np.ndarray, " rows"], values: np.ndarray, rule: str) -> None:
     """Raise an error that names the rows where `bad` holds, if any."""
     rows = np.flatnonzero(bad)
     if len(rows):

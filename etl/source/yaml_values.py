@@ -1,14 +1,10 @@
-"""YAML text to checked values: one small parser per kind, each error naming the YAML path.
+"""Reads a YAML file to plain values, safely: no tag is run, no key is lost, no alias fills the memory.
 
-`where` is always the path of the value as the error shows it, e.g.
-`experiments.yaml: experiments[2].interval_minutes`. Nothing here knows what a value is for.
+Nothing here knows what a value is for. What the values must be is said in `etl.source.fields`.
 """
 
 from __future__ import annotations
 
-import datetime
-import difflib
-import math
 import os
 import re
 from collections.abc import Collection, Hashable
@@ -18,109 +14,127 @@ from typing import Any
 import yaml
 
 from dynaclr_wds.errors import ConfigError
+from etl.source.reading import naming_file
 
+_MOST_VALUES = 100_000
+"""Aliases may expand to this many values beyond those that are written."""
 
-def value_error(where: str, value: object, rule: str, advice: str) -> ConfigError:
-    """Make the error for a value: where and what it is, what it must be, what to do."""
-    return ConfigError(f"{where}={value!r} must be {rule}. {advice}")
+_NOT_TEXT = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "bool", "timestamp"))
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a key written twice: YAML would keep the last and lose the first."""
+    """SafeLoader that refuses a key written twice, and keeps the scalars below some keys as they are written."""
+
+    as_text: Collection[str] = ()
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 continue
-            if key.value in seen:
+            if key.value in seen:  # YAML would keep the last and lose the first
                 line = key.start_mark.line + 1
                 raise ConfigError(f"{self.name}: key {key.value!r} is written twice (line {line}). Remove one.")
             seen.add(key.value)
+        self.flatten_mapping(node)
+        node.value = [(key, _keep_text(value) if key.value in self.as_text else value) for key, value in node.value]
         return super().construct_mapping(node, deep)
 
 
-def read_yaml(path: Path) -> object:
-    """Read a YAML file without running any tag."""
+def _keep_text(node: yaml.Node) -> yaml.Node:
+    """Copy a node so that numbers, booleans and dates in it stay the text that they are written as."""
+    if isinstance(node, yaml.MappingNode):
+        pairs = [(_keep_text(key), _keep_text(value)) for key, value in node.value]
+        return yaml.MappingNode(node.tag, pairs, node.start_mark, node.end_mark)
+    if isinstance(node, yaml.SequenceNode):
+        return yaml.SequenceNode(node.tag, [_keep_text(item) for item in node.value], node.start_mark, node.end_mark)
+    tag = "tag:yaml.org,2002:str" if node.tag in _NOT_TEXT else node.tag
+    return yaml.ScalarNode(tag, node.value, node.start_mark, node.end_mark)
+
+
+def read_yaml(path: Path, as_text: Collection[str] = ()) -> object:
+    """Read a YAML file.
+
+    Parameters
+    ----------
+    path
+        A UTF-8 file.
+    as_text
+        Keys below which `007`, `yes` and `2024-01-05` are text, as written.
+
+    Raises
+    ------
+    ConfigError
+        No such file, not YAML, a key written twice, or aliases that expand to too much.
+    StorageError
+        The file cannot be read.
+    """
+    if not path.exists():
+        raise ConfigError(f"{path}: no such file. Give the path of an experiments.yaml.")
+    with naming_file(path, "YAML"):
+        text = path.read_text(encoding="utf-8")
+    loader = None
     try:
-        with path.open(encoding="utf-8") as file:
-            return yaml.load(file, Loader=_StrictLoader)  # a SafeLoader
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path}: no such file. Give the path of an experiments.yaml.") from error
-    except yaml.YAMLError as error:
+        loader = _StrictLoader(text)
+        loader.name, loader.as_text = str(path), as_text
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _check_expansion(node, path)
+        return loader.construct_document(node)
+    except ConfigError:
+        raise
+    except RecursionError as error:
+        raise ConfigError(f"{path}: is nested too deeply. Write it flat.") from error
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{path}: is not YAML. {error}") from error
+    finally:
+        if loader is not None:
+            loader.dispose()
 
 
-def parse_table(raw: object, where: str, allowed: Collection[str]) -> dict[str, Any]:
-    """Parse a mapping whose keys are all in `allowed`."""
-    if not isinstance(raw, dict):
-        raise value_error(where, raw, f"a mapping with keys of {sorted(allowed)}", "Write `key: value` lines.")
-    for key in raw:
-        if key not in allowed:
-            close = difflib.get_close_matches(str(key), allowed, n=1)
-            advice = f"Did you mean {close[0]!r}?" if close else "Remove it."
-            raise ConfigError(f"{where}: unknown key {key!r}; allowed are {sorted(allowed)}. {advice}")
-    return raw
+def _check_expansion(root: yaml.Node, path: Path) -> None:
+    """Refuse aliases that expand to far more values than are written; counts them without expanding them."""
+    sizes: dict[int, int] = {}
+    open_nodes: set[int] = set()
+
+    def count(node: yaml.Node) -> int:
+        if id(node) in sizes:
+            return sizes[id(node)]
+        if id(node) in open_nodes:
+            line = node.start_mark.line + 1
+            raise ConfigError(f"{path}: a value contains itself (line {line}). Remove the alias.")
+        open_nodes.add(id(node))
+        children: list[yaml.Node] = []
+        if isinstance(node, yaml.MappingNode):
+            children = [child for pair in node.value for child in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            children = node.value
+        sizes[id(node)] = 1 + sum(count(child) for child in children)
+        open_nodes.remove(id(node))
+        return sizes[id(node)]
+
+    expanded = count(root)
+    if expanded > len(sizes) + _MOST_VALUES:
+        raise ConfigError(
+            f"{path}: {len(sizes)} values are written, but the aliases (*name) expand them to {expanded:.3g}; allowed "
+            f"are {_MOST_VALUES} more than are written. Write the values out, or use fewer aliases."
+        )
 
 
-def parse_text(raw: object, where: str) -> str:
-    """Parse a non-empty string."""
-    if not isinstance(raw, str) or not raw.strip():
-        raise value_error(where, raw, "a non-empty string", "Put it in quotes if it looks like something else.")
-    return raw
+def expand_variables(text: str, where: str) -> str:
+    """Replace `${VAR}` by the environment's value.
 
-
-def parse_texts(raw: object, where: str, pattern: str = r"[\s\S]+", example: str = "GFP") -> tuple[str, ...]:
-    """Parse a list of at least one string, none twice, each of the form `pattern`."""
-    if not isinstance(raw, (list, tuple)) or not raw:
-        raise value_error(where, raw, "a list of at least one string", f"Write [{example}].")
-    texts = tuple(parse_text(item, f"{where}[{number}]") for number, item in enumerate(raw))
-    for number, text in enumerate(texts):
-        if not re.fullmatch(pattern, text):
-            raise value_error(f"{where}[{number}]", text, f"of the form {example}", "Correct it.")
-        if text in texts[:number]:
-            raise value_error(f"{where}[{number}]", text, "listed once", "Remove the second.")
-    return texts
-
-
-def parse_label(raw: object, where: str) -> str:
-    """Parse a free text; absent is empty, a date or a number is taken as it is written."""
-    if raw is None:
-        return ""
-    if isinstance(raw, bool) or not isinstance(raw, (str, int, float, datetime.date)):
-        raise value_error(where, raw, "a text", "Put it in quotes.")
-    return str(raw)
-
-
-def parse_number(raw: object, where: str, *, low: float | None = None, advice: str = "Correct it.") -> float:
-    """Parse a finite number, at least `low` if given."""
-    number = isinstance(raw, (int, float)) and not isinstance(raw, bool)
-    if not number or not math.isfinite(raw) or (low is not None and raw < low):  # type: ignore[arg-type,operator]
-        raise value_error(where, raw, "a number" if low is None else f"a number ≥ {low:g}", advice)
-    return float(raw)  # type: ignore[arg-type]
-
-
-def parse_integer(raw: object, where: str, *, low: int) -> int:
-    """Parse a whole number, at least `low`."""
-    if not isinstance(raw, int) or isinstance(raw, bool) or raw < low:
-        raise value_error(where, raw, f"a whole number ≥ {low}", "Correct it.")
-    return raw
-
-
-def parse_pair(raw: object, where: str, example: str) -> tuple[Any, Any]:
-    """Parse a list of two values, which are not looked at."""
-    if not isinstance(raw, (list, tuple)) or len(raw) != 2:
-        raise value_error(where, raw, "a list of two numbers", f"Write {example}.")
-    return raw[0], raw[1]
-
-
-def parse_path(raw: object, where: str) -> str:
-    """Parse a path or URL, `${VAR}` expanded from the environment."""
+    Raises
+    ------
+    ConfigError
+        The variable is not set.
+    """
 
     def expand(match: re.Match[str]) -> str:
         name = match[1]
         if name not in os.environ:
-            raise ConfigError(f"{where}={raw!r}: ${{{name}}} is not set. Set the environment variable {name}.")
+            raise ConfigError(f"{where}={text!r}: ${{{name}}} is not set. Set the environment variable {name}.")
         return os.environ[name]
 
-    return re.sub(r"\$\{(\w+)\}", expand, parse_text(raw, where))
+    return re.sub(r"\$\{(\w+)\}", expand, text)

@@ -1,5 +1,5 @@
 -- Where the patch of each observation is centred, and which observations have none.
--- In:  rows (fov, track_id, t, y, x, z, id, parent_id): the track files
+-- In:  rows (row, fov, track_id, t, y, x, z, id, parent_id): the track files
 --      fovs (fov, frames, height, width)
 --      $patch_height, $patch_width: pixels; $max_shift: pixels or NULL for no limit
 -- Row: one observation of the track files.
@@ -19,6 +19,7 @@ WITH clipped AS (
     JOIN fovs USING (fov)
 )
 SELECT
+    row,
     fov,
     track_id,
     t,

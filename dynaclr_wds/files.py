@@ -1,0 +1,56 @@
+"""Bytes to a file that is whole or absent: the one home of temporary name, fsync and rename. Standard library only.
+
+A reader never sees half a file under its final name, whatever stops the writer: the bytes go to `<name>.partial`, are
+forced to disk, and only then get the name. A writer that raises leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+
+def partial_name(path: Path) -> Path:
+    """Return the name under which a file is written until it is whole."""
+    return path.with_name(path.name + ".partial")
+
+
+@contextmanager
+def write_whole(path: Path, partial: Path | None = None) -> Iterator[BinaryIO]:
+    """Write a file that gets its name when the block ends.
+
+    Parameters
+    ----------
+    path
+        Final name; replaced if it is there. Its folder is made.
+    partial
+        Name until then, on the same file system; None is `partial_name(path)`.
+
+    Yields
+    ------
+    The open file.
+    """
+    partial = partial_name(path) if partial is None else partial
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        rename_whole(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def rename_whole(partial: Path, path: Path) -> None:
+    """Give a file that is on disk its final name, and force the name to disk too."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial.replace(path)
+    descriptor = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,51 @@
+"""Pixels to verdicts: what is blank, because a chunk was never written, and what is no number.
+
+Zarr reads a missing chunk as fill value and says nothing; cameras and stitching leave zeros. A channel of a frame or a
+patch is blank when every pixel is the array's fill value, or every pixel is zero.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import zarr
+from jaxtyping import Num, Shaped
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlankValues:
+    """Values that a blank channel is full of."""
+
+    numbers: tuple[float | int, ...]
+    nan: bool
+    """Whether a channel full of NaN is blank: the fill value is NaN."""
+
+    @classmethod
+    def of(cls, array: zarr.Array[Any]) -> BlankValues:
+        """Take them from an array's metadata."""
+        fill = array.dtype.type(0 if array.fill_value is None else array.fill_value)
+        if np.isnan(fill):
+            return cls(numbers=(0,), nan=True)
+        return cls(numbers=tuple(dict.fromkeys((0, fill.item()))), nan=False)
+
+
+def is_blank(pixels: Num[np.ndarray, "z y x"], values: BlankValues) -> bool:
+    """Whether all pixels of a channel are one of the blank values; looks at one pixel before it looks at all."""
+    first = pixels[0, 0, 0]
+    if first in values.numbers:
+        return bool((pixels == first).all())
+    return values.nan and bool(np.isnan(first)) and bool(np.isnan(pixels).all())
+
+
+def count_nonfinite(pixels: Shaped[np.ndarray, "*shape"]) -> int:
+    """Count pixels that are NaN or infinite; integers have none, and cost nothing."""
+    if pixels.dtype.kind != "f":
+        return 0
+    return int(pixels.size - np.count_nonzero(np.isfinite(pixels)))
+
+
+def zero_nonfinite(pixels: Num[np.ndarray, "c z y x"]) -> Num[np.ndarray, "c z y x"]:
+    """Return a copy with zeros where pixels are NaN or infinite."""
+    return np.where(np.isfinite(pixels), pixels, pixels.dtype.type(0))

@@ -1,0 +1,267 @@
+"""Shards read back: every byte against its checksum, every member against the index."""
+
+from __future__ import annotations
+
+import json
+import math
+import tarfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import xxhash
+from jaxtyping import Float, Shaped
+
+from dynaclr_wds.contract import (
+    NO_ID,
+    STATISTICS,
+    ExperimentRecord,
+    FovRecord,
+    Manifest,
+    checksum,
+    format_checksum,
+    label_array,
+    npy_header,
+)
+from dynaclr_wds.tau import least_tau
+from etl.layout.clips import MEMBER_HEADER, member_bytes
+from etl.pack.clip_json import name_digits
+from etl.run.executors import report
+
+_MOST = 20
+"""Findings that are listed of one shard; the rest are counted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing that is not as it should be."""
+
+    path: str
+    """File, relative to the set."""
+    what: str
+    block: int | None = None
+    """Row of the blocks."""
+    clip: str | None = None
+    """Key of the clip."""
+    patch: int | None = None
+    """Number of the patch in its clip."""
+    row: int | None = None
+    """Row of the patches."""
+
+    def __str__(self) -> str:
+        places = {"block": self.block, "clip": self.clip, "patch": self.patch, "row": self.row}
+        place = ", ".join(f"{name} {value}" for name, value in places.items() if value is not None)
+        return f"{self.path}: {place}: {self.what}" if place else f"{self.path}: {self.what}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckJob:
+    """One shard to read back."""
+
+    root: Path
+    manifest: Manifest
+    number: int
+    """Row of the shards."""
+    arrays: Mapping[str, Shaped[np.ndarray, "*shape"]] | None
+    """Index arrays that fit each other; None checks the file as a whole only."""
+
+
+def check_shard(job: CheckJob) -> tuple[Finding, ...]:
+    """Read one shard and compare it with the manifest and the index."""
+    record = job.manifest.shards[job.number]
+    found: list[Finding] = []
+    try:
+        with (job.root / record.path).open("rb") as file:
+            for finding in _check_file(job, file):
+                found.append(finding)
+                if len(found) > _MOST:
+                    found[-1] = Finding(path=record.path, what="and more; the rest of this shard was not looked at")
+                    break
+    except OSError as error:
+        found.append(Finding(path=record.path, what=f"can't be read ({error.strerror or error})"))
+    return tuple(found)
+
+
+def _check_file(job: CheckJob, file: BinaryIO) -> Iterator[Finding]:
+    record = job.manifest.shards[job.number]
+    whole = xxhash.xxh3_64()
+    if job.arrays is not None:
+        first, last = np.searchsorted(job.arrays["block_shard"], [job.number, job.number + 1]).tolist()
+        for block in range(first, last):
+            begin, end = int(job.arrays["block_begin"][block]), int(job.arrays["block_end"][block])
+            data = file.read(end - begin)
+            whole.update(data)
+            yield from _check_block(job, job.arrays, block, data)
+            report(1, len(data))
+    tail = 0
+    while data := file.read(1 << 23):
+        tail += len(data)
+        whole.update(data)
+        report(0, len(data))
+        if job.arrays is not None and data.count(0) != len(data):
+            yield Finding(path=record.path, what="has something other than zeros behind its last clip")
+    if job.arrays is not None and tail < 2 * MEMBER_HEADER:
+        yield Finding(path=record.path, what="does not end with zeros, as a tar does")
+    if format_checksum(whole.intdigest()) != record.xxh3:
+        sums = f"checksum {format_checksum(whole.intdigest())}, the manifest says {record.xxh3}"
+        yield Finding(path=record.path, what=f"the bytes are not those that were written ({sums})")
+
+
+def _check_block(
+    job: CheckJob, arrays: Mapping[str, Shaped[np.ndarray, "*shape"]], block: int, data: bytes
+) -> Iterator[Finding]:
+    path = job.manifest.shards[job.number].path
+    first, last = arrays["block_first"][block : block + 2].tolist()
+    if checksum(data) != int(arrays["block_xxh3"][block]):
+        rows = arrays["clip_first"][[first, last]].tolist()
+        what = f"the bytes are not those that were written (patch rows {rows[0]} to {rows[1] - 1})"
+        yield Finding(path=path, block=block, what=what)
+    for clip in range(first, last):
+        yield from _ClipReader(job, arrays, block, clip, data).check()
+
+
+class _Wrong(Exception):
+    """A member that can't be read; the message says why."""
+
+
+class _ClipReader:
+    """Reads one clip out of a block's bytes."""
+
+    def __init__(
+        self, job: CheckJob, arrays: Mapping[str, Shaped[np.ndarray, "*shape"]], block: int, clip: int, data: bytes
+    ) -> None:
+        self._path = job.manifest.shards[job.number].path
+        self._manifest, self._arrays, self._block, self._data = job.manifest, arrays, block, data
+        self._begin = int(arrays["block_begin"][block])
+        self._first, self._last = arrays["clip_first"][clip : clip + 2].tolist()
+        self._key: str | None = None
+
+    def check(self) -> Iterator[Finding]:
+        """Compare the members of the clip with the index."""
+        fov, experiment = self._owner()
+        header = npy_header(experiment.dtype, experiment.shape)
+        width, size = name_digits(self._last - self._first), len(header) + experiment.patch_bytes
+        end = 0
+        for number, row in enumerate(range(self._first, self._last)):
+            at = int(self._arrays["patch_offset"][row]) - self._begin - len(header)
+            end = at - MEMBER_HEADER + member_bytes(size)
+            try:
+                self._check_patch(at, header, size, f"{number:0{width}d}.npy")
+            except _Wrong as error:
+                yield self._finding(str(error), number, row)
+        try:
+            yield from self._check_json(self._read_json(end), fov, experiment)
+        except _Wrong as error:
+            yield self._finding(str(error))
+        except (AttributeError, TypeError) as error:
+            yield self._finding(f"the JSON is not built as a clip's is ({error})")
+
+    def _owner(self) -> tuple[FovRecord, ExperimentRecord]:
+        fov = self._manifest.fovs[int(self._arrays["obs_fov"][self._arrays["patch_obs"][self._first]])]
+        return fov, next(e for e in self._manifest.experiments if e.name == fov.experiment)
+
+    def _finding(self, what: str, patch: int | None = None, row: int | None = None) -> Finding:
+        return Finding(path=self._path, block=self._block, clip=self._key, patch=patch, row=row, what=what)
+
+    def _member(self, at: int) -> tarfile.TarInfo:
+        """Read the tar header that ends at a byte of the block."""
+        try:
+            return tarfile.TarInfo.frombuf(self._data[at - MEMBER_HEADER : at], "utf-8", "strict")
+        except (tarfile.HeaderError, UnicodeDecodeError) as error:
+            raise _Wrong(f"no tar header where the index says ({error})") from error
+
+    def _check_patch(self, at: int, header: bytes, size: int, name: str) -> None:
+        info = self._member(at)
+        key, _, rest = info.name.partition(".")
+        self._key = self._key or key
+        if rest != name or key != self._key:
+            raise _Wrong(f"the member is named {info.name!r}, not {self._key}.{name}")
+        if info.size != size or not info.isreg():
+            raise _Wrong(f"the member has {info.size} bytes, not {size}")
+        if self._data[at : at + len(header)] != header:
+            raise _Wrong(f"the npy header is not that of the experiment's dtype and shape: {header[10:].strip()!r}")
+
+    def _read_json(self, end: int) -> dict[str, Any]:
+        info = self._member(end + MEMBER_HEADER)
+        if info.name != f"{self._key}.json":
+            raise _Wrong(f"the member behind the patches is {info.name!r}, not {self._key}.json")
+        try:
+            record = json.loads(self._data[end + MEMBER_HEADER : end + MEMBER_HEADER + info.size])
+        except ValueError as error:
+            raise _Wrong(f"the JSON can't be parsed ({error})") from error
+        if not isinstance(record, dict) or not isinstance(record.get("patches"), list):
+            raise _Wrong("the JSON has no patches")
+        return record
+
+    def _check_json(self, record: dict[str, Any], fov: FovRecord, experiment: ExperimentRecord) -> Iterator[Finding]:
+        expected = {
+            "key": self._key,
+            "experiment": experiment.name,
+            "fov_name": fov.fov_name,
+            "channel_names": list(experiment.source_channel),
+            "shape": list(experiment.shape),
+            "dtype": experiment.dtype,
+            "interval_minutes": experiment.interval_minutes,
+            "tau_frames": list(experiment.tau_frames),
+        }
+        for name, value in expected.items():
+            if record.get(name) != value:
+                yield self._finding(f"the JSON says {name}={record.get(name)!r}, the manifest {value!r}")
+        count = self._last - self._first
+        if len(record["patches"]) != count:
+            yield self._finding(f"the JSON has {len(record['patches'])} patches, the index {count}")
+            return
+        for number, (said, indexed) in enumerate(zip(record["patches"], self._indexed(experiment), strict=True)):
+            labels = {**record.get("labels", {}), **said.get("labels", {})}
+            found = {name: said.get(name) for name in indexed} | {"labels": labels}
+            for name, value in indexed.items():
+                if found[name] != value:
+                    what = f"the JSON says {name}={found[name]!r}, the index {value!r}"
+                    yield self._finding(what, number, self._first + number)
+        yield from self._check_statistics(record, experiment)
+
+    def _indexed(self, experiment: ExperimentRecord) -> Iterator[dict[str, Any]]:
+        """Yield what the index knows of each patch, as the JSON says it."""
+        rows = slice(self._first, self._last)
+        obs, t = self._arrays["patch_obs"][rows], self._arrays["patch_t"][rows]
+        is_sample = self._arrays["patch_is_sample"][rows].tolist()
+        has_candidate = self._arrays["patch_has_candidate"][rows].tolist()
+        low = np.searchsorted(t, t + int(least_tau(experiment.tau_frames[0]))).tolist()
+        high = np.searchsorted(t, t + experiment.tau_frames[1], "right").tolist()
+        names = ("track_id", "parent_track_id", "id", "t")
+        columns = {name: self._arrays[f"obs_{name}"][obs].tolist() for name in names}
+        codes = {label: self._arrays[label_array(label.name)][obs].tolist() for label in self._manifest.labels}
+        for n in range(len(obs)):
+            candidates = list(range(low[n], high[n])) if is_sample[n] else []
+            if bool(candidates) != has_candidate[n]:
+                yield {"has_candidate": has_candidate[n]}
+                continue
+            labels = {k.name: None if c[n] == NO_ID else k.values[c[n]] for k, c in codes.items()}
+            columns_n = {name: values[n] for name, values in columns.items()}
+            yield columns_n | {"is_sample": is_sample[n], "candidates": candidates, "labels": labels}
+
+    def _check_statistics(self, record: dict[str, Any], experiment: ExperimentRecord) -> Iterator[Finding]:
+        row = int(self._arrays["obs_fov"][self._arrays["patch_obs"][self._first]])
+        number = [e.name for e in self._manifest.experiments].index(experiment.name)
+        first, channels = int(self._arrays["fov_first_frame"][row]), experiment.shape[0]
+        said = record.get("statistics", {})
+        tables = [("dataset", said.get("dataset"), self._arrays["stats_dataset"][number])]
+        tables.append(("fov", said.get("fov"), self._arrays["stats_fov"][row]))
+        for t in sorted(set(self._arrays["patch_t"][self._first : self._last].tolist())):
+            timepoint = said.get("timepoint", {}).get(str(t))
+            tables.append((f"timepoint {t}", timepoint, self._arrays["stats_timepoint"][first + t]))
+        for name, table, indexed in tables:
+            if not _agrees(table, indexed[:channels]):
+                yield self._finding(f"the JSON's statistics ({name}) are not those of the index")
+
+
+def _agrees(said: Any, indexed: Float[np.ndarray, "channels 8"]) -> bool:
+    """Whether a table of the JSON, null for NaN, holds the numbers of the index."""
+    try:
+        flat = [math.nan if value is None else value for channel in said for value in channel]
+        table = np.array(flat, np.float32).reshape(-1, len(STATISTICS))
+    except (TypeError, ValueError):
+        return False
+    return np.array_equal(table, indexed, equal_nan=True)

@@ -1,0 +1,179 @@
+"""Runs the queries of `etl/sql/` on the track files: the part of the index that DuckDB makes.
+
+Keys are integers; texts stay outside, and row numbers lead to them. Tables that other queries need are kept in the
+connection under the name of their query.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from dynaclr_wds.errors import ConfigError
+from etl.source.config import BuildConfig
+from etl.source.plates import Plate
+from etl.source.tracks import parse_track_files
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueryResult:
+    """What the queries found."""
+
+    observations: pa.Table
+    """Output of `observations.sql`."""
+    tracks: pa.Table
+    """Output of `kept_tracks.sql`."""
+    fovs: list[dict[str, Any]]
+    """Rows of `kept_fovs.sql`."""
+    track_labels: pa.Table
+    """As `etl.source.tracks.TrackRows.labels`."""
+    dropped: dict[str, dict[str, int]]
+    """Experiment → reason → observations left out."""
+    notes: tuple[str, ...]
+    """As `etl.index.Index.notes`."""
+
+
+def run_queries(
+    config: BuildConfig, plates: Mapping[str, Plate], chosen: Mapping[str, Sequence[str]], annotations: pa.Table
+) -> QueryResult:
+    """Read the track files and run the queries.
+
+    Parameters
+    ----------
+    config
+        Experiments and build options.
+    plates
+        Experiment → plate.
+    chosen
+        Experiment → names of the FOVs that are built.
+    annotations
+        As `etl.source.annotations.AnnotationRows.rows`.
+
+    Raises
+    ------
+    ConfigError
+        A track file is wrong, or tracks are their own ancestors.
+    """
+    parsed = parse_track_files(config, chosen)
+    track_labels, rows = parsed.labels, parsed.rows
+    del parsed
+    with duckdb.connect(config={"threads": config.workers}) as con:
+        con.register("rows", rows)
+        del rows
+        con.register("fovs", _list_fovs(config, plates, chosen))
+        con.register("annotations", annotations)
+        _make_placed(con, config)
+        con.unregister("rows")  # nobody else holds them: half of the memory
+        for name in ("links", "descent"):
+            _make_table(con, name)
+        _refuse_cycles(con)
+        for name in ("kept_tracks", "kept_fovs", "annotated"):
+            _make_table(con, name)
+        dropped: dict[str, dict[str, int]] = {}
+        for experiment, reason, count in read_query(con, "dropped").fetchall():
+            dropped.setdefault(experiment, {})[reason] = count
+        return QueryResult(
+            observations=read_query(con, "observations").to_arrow_table(),
+            tracks=con.table("kept_tracks").to_arrow_table(),
+            fovs=con.table("kept_fovs").to_arrow_table().to_pylist(),
+            track_labels=track_labels,
+            dropped=dropped,
+            notes=_note_unmatched(con, config),
+        )
+
+
+def _make_placed(con: duckdb.DuckDBPyConnection, config: BuildConfig) -> None:
+    """Make the tables that need the rows of the track files."""
+    height, width = config.yx_patch_size
+    _make_table(con, "tracks")
+    _refuse_conflicts(con)
+    _make_table(con, "placed", patch_height=height, patch_width=width, max_shift=config.max_border_shift_px)
+
+
+def _note_unmatched(con: duckdb.DuckDBPyConnection, config: BuildConfig) -> tuple[str, ...]:
+    """Say how many annotations are about no observation."""
+    notes = []
+    for number, unmatched, count, first in read_query(con, "unmatched").fetchall():
+        experiment = config.experiments[number]
+        notes.append(
+            f"{experiment.annotations}: rows about no observation of {experiment.name} that is built: {unmatched} of "
+            f"{count}; the first is row {first} (the first below the header is row 0)."
+        )
+    return tuple(notes)
+
+
+def _list_fovs(config: BuildConfig, plates: Mapping[str, Plate], chosen: Mapping[str, Sequence[str]]) -> pa.Table:
+    """Table of the FOVs asked for; `fov` counts them as `parse_track_files` does."""
+    columns: dict[str, list[Any]] = {name: [] for name in _FOVS.names}
+    for number, experiment in enumerate(config.experiments):
+        for name in chosen[experiment.name]:
+            fov = plates[experiment.name].fovs[name]
+            condition = experiment.well_conditions[fov.well]
+            row = {
+                "fov": len(columns["fov"]),
+                "experiment_index": number,
+                "experiment": experiment.name,
+                "fov_name": name,
+                "well": fov.well,
+                "condition_index": experiment.conditions.index(condition),
+                "condition": condition,
+                "frames": fov.shape[0],
+                "height": fov.shape[3],
+                "width": fov.shape[4],
+                "start_hpi": experiment.start_hpi,
+                "interval_minutes": experiment.interval_minutes,
+            }
+            for key, value in row.items():
+                columns[key].append(value)
+    return pa.table(columns, schema=_FOVS)
+
+
+_FOVS = pa.schema(
+    [(name, pa.int32()) for name in ("fov", "experiment_index", "condition_index", "frames", "height", "width")]
+    + [(name, pa.string()) for name in ("experiment", "fov_name", "well", "condition")]
+    + [(name, pa.float64()) for name in ("start_hpi", "interval_minutes")]
+)
+
+
+def _refuse_conflicts(con: duckdb.DuckDBPyConnection) -> None:
+    rows = read_query(con, "conflicts").limit(1).fetchall()
+    if rows:
+        experiment, fov, track, parent, other = rows[0]
+        raise ConfigError(
+            f"{experiment}/{fov}: track {track} has parents {parent} and {other} in different rows "
+            "(-1 is none). Give all rows of a track the same parent_track_id."
+        )
+
+
+def _refuse_cycles(con: duckdb.DuckDBPyConnection) -> None:
+    """Raise an error that names the tracks of the first cycle, if any."""
+    rows = read_query(con, "unrooted").fetchall()
+    if not rows:
+        return
+    parents = {(experiment, fov, track): parent for experiment, fov, track, parent in rows}
+    experiment, fov, track, _ = rows[0]
+    path: list[int] = []
+    while track not in path:
+        path.append(track)
+        track = parents[experiment, fov, track]
+    cycle = " → ".join(map(str, [*path[path.index(track) :], track]))
+    raise ConfigError(
+        f"{experiment}/{fov}: tracks are their own ancestors, each the daughter of the next: {cycle}. "
+        "Correct parent_track_id; -1 is none."
+    )
+
+
+def read_query(con: duckdb.DuckDBPyConnection, name: str, **params: Any) -> duckdb.DuckDBPyRelation:
+    """Run `etl/sql/<name>.sql`."""
+    query = resources.files("etl").joinpath("sql", f"{name}.sql").read_text(encoding="utf-8")
+    return con.sql(query, params=params) if params else con.sql(query)
+
+
+def _make_table(con: duckdb.DuckDBPyConnection, name: str, **params: Any) -> None:
+    """Keep the rows of `etl/sql/<name>.sql` as the table of that name."""
+    read_query(con, name, **params).create(name)

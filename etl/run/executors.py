@@ -1,0 +1,123 @@
+"""Jobs to results: runs a build's units on anything that has the shape of `concurrent.futures.Executor`.
+
+A unit is a module-level function of one picklable job. It owns the files that it writes, takes no callback, and calls
+`report` now and then. Threads are the default; the same units run in processes or on a cluster, whose executor is
+passed to `build_shards`.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
+from typing import TypeVar
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+Advance = Callable[[int, int], None]
+"""Called with (things done, bytes done); any thread may call it."""
+
+MakeExecutor = Callable[[int, Advance], Executor]
+"""(workers, advance) → executor. One that runs units elsewhere has no use for `advance`."""
+
+_AHEAD = 4
+"""Jobs per worker that are made before the first of them ends: they hold arrays."""
+
+_ambient = threading.local()
+
+
+class Interrupted(Exception):
+    """A unit was told to stop: another one failed, or the build was stopped."""
+
+
+def report(done: int, size: int = 0) -> None:
+    """Say that a unit got on; every unit calls this often.
+
+    In a thread of `ThreadUnits` this moves the bar. In another process it does nothing.
+
+    Parameters
+    ----------
+    done
+        Frames or patches since the last call.
+    size
+        Their bytes.
+
+    Raises
+    ------
+    Interrupted
+        The build is stopping.
+    """
+    listener: Advance | None = getattr(_ambient, "listener", None)
+    if listener is not None:
+        listener(done, size)
+
+
+class ThreadUnits(ThreadPoolExecutor):
+    """Threads whose units report to `advance`, and stop at their next report when the pool is called off."""
+
+    def __init__(self, workers: int, advance: Advance) -> None:
+        self._stop = threading.Event()
+        self._advance = advance
+        super().__init__(workers, "unit", initializer=self._listen)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """End the pool; `cancel_futures` also stops the units that run."""
+        if cancel_futures:
+            self._stop.set()
+        super().shutdown(wait, cancel_futures=cancel_futures)
+
+    def _listen(self) -> None:
+        _ambient.listener = self._hear
+
+    def _hear(self, done: int, size: int) -> None:
+        if self._stop.is_set():
+            raise Interrupted
+        self._advance(done, size)
+
+
+def usable_cpus() -> int:
+    """Return how many CPUs this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def run_units(
+    executor: Executor, unit: Callable[[Job], Result], jobs: Iterable[Job], workers: int
+) -> tuple[Result, ...]:
+    """Do every job; return the results in the order of the jobs.
+
+    At the first failure, or when the caller is interrupted, the executor is shut down: jobs that have not begun are
+    dropped, and units that listen stop.
+
+    Parameters
+    ----------
+    unit
+        Module-level function of one picklable job.
+    jobs
+        Made as they are needed.
+    workers
+        Decides how many jobs are submitted at a time: a few for each.
+    """
+    results: dict[int, Result] = {}
+    running: dict[Future[Result], int] = {}
+    try:
+        for number, job in enumerate(jobs):
+            running[executor.submit(unit, job)] = number
+            if len(running) >= _AHEAD * workers:
+                _collect(running, results)
+        while running:
+            _collect(running, results)
+    except BaseException:
+        executor.shutdown(wait=True, cancel_futures=True)
+        raise
+    return tuple(results[number] for number in range(len(results)))
+
+
+def _collect(running: dict[Future[Result], int], results: dict[int, Result]) -> None:
+    """Wait for the next jobs to end; raises the error of one that failed."""
+    done, _ = wait(running, return_when=FIRST_COMPLETED)
+    for future in done:
+        results[running.pop(future)] = future.result()

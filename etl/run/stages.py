@@ -1,0 +1,306 @@
+"""Config to shard set: the stages of a build, one after the other.
+
+Sources are looked at; the index is read; what changed is cut; cells that the pixels rule out are dropped; what is left
+is laid out once; shards that are not there yet are packed; index and manifest follow; all is put in place together. One
+build at a time owns the output folder. A build that was stopped anywhere goes on when the same command is given again,
+and ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from dynaclr_wds.contract import MANIFEST, Manifest, SourceRecord, parse_manifest
+from dynaclr_wds.errors import BuildError, FormatError
+from etl.cut.frames import CutJob, FovCut, cut_fov
+from etl.cut.intensities import ExperimentStatistics, plan_experiment_statistics, plan_intensities
+from etl.index import Index, build_index, drop_observations
+from etl.labels import label_codes
+from etl.layout.clips import plan_shards
+from etl.layout.jobs import (
+    Columns,
+    CutPlan,
+    estimate_bytes,
+    index_fovs,
+    lineage_ids,
+    plan_cuts,
+    plan_experiments,
+    plan_named_clips,
+    read_columns,
+)
+from etl.pack.contents import SetContents, estimate_clip_bytes
+from etl.pack.manifest import make_manifest, write_index
+from etl.pack.previous import PreviousSet, load_arrays, read_previous
+from etl.pack.shard_jobs import plan_shard_job
+from etl.pack.tars import PackedShard, pack_shard
+from etl.run.commit import commit, finish_commits
+from etl.run.executors import MakeExecutor, ThreadUnits, run_units
+from etl.run.output import OutFolder, discard_work
+from etl.run.progress import Progress
+from etl.source.experiments import BuildConfig
+from etl.source.fingerprints import describe_changes, fingerprint_sources
+from etl.source.plates import Plate
+from etl.source.preflight import open_plates
+
+Sources = Mapping[tuple[str, str], SourceRecord]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildMode:
+    """What to do about a set that is there."""
+
+    replace: bool = False
+    """Replace a set of another config."""
+    overwrite: bool = False
+    """Build everything anew, even a set that is up to date."""
+    repair: bool = False
+    """Compare every file with its checksum, and build again what is bad."""
+    trust_sources: bool = False
+    """Believe that plates and tracks are as they were."""
+
+
+def build_set(
+    config: BuildConfig, out: Path, mode: BuildMode, progress: Progress, make_executor: MakeExecutor = ThreadUnits
+) -> Manifest:
+    """Build a shard set, bring it up to date, or find that it is; see `etl.build_shards.build_shards`."""
+    folder = OutFolder(out, config.token)
+    with folder.locked(lambda: progress.say(f"{out}: another build is running there; waiting for it to end.")):
+        finish_commits(folder)
+        previous = _find_previous(folder, mode)
+        trusted = previous.sources if previous is not None and mode.trust_sources else {}
+        if previous is not None and trusted and _is_up_to_date(previous, config, mode, previous.sources):
+            return _say_up_to_date(folder, previous, progress)
+        plates = open_plates(config)
+        sources = fingerprint_sources(config, plates, trusted)
+        if previous is not None:
+            for line in describe_changes(previous.sources, sources):
+                progress.say(f"changed since the set was built: {line}")
+            if _is_up_to_date(previous, config, mode, sources):
+                return _say_up_to_date(folder, previous, progress)
+        progress.say("index: reading tracks")
+        index = build_index(config, plates)
+        for note in index.notes:
+            progress.say(note)
+        if mode.overwrite:
+            discard_work(folder.work)
+        folder.begin()
+        folder.discard_others()
+        kept = load_arrays(previous) if previous is not None and not mode.overwrite else None
+        build = _Build(config, folder, plates, sources, kept, progress, make_executor)
+        manifest = build.run(index)
+        _refuse_moving_sources(config, sources, trusted)
+        commit(folder, manifest)
+        return manifest
+
+
+def _find_previous(folder: OutFolder, mode: BuildMode) -> PreviousSet | None:
+    """Return the set that is there; None without one, or when it is damaged and may be replaced."""
+    path = folder.out / MANIFEST
+    if not path.exists():
+        return None
+    try:
+        manifest = parse_manifest(path.read_bytes(), str(path))
+    except FormatError as error:
+        if mode.replace or mode.overwrite or mode.repair:
+            return None
+        raise BuildError(f"{error} Give --replace to build it anew, or another --out.") from error
+    if manifest.config_hash != folder.token and not mode.replace:
+        raise BuildError(
+            f"{path}: holds shards of another config (config_hash={manifest.config_hash[:12]}, "
+            f"asked for {folder.token[:12]}). Give --replace to replace them, or another --out."
+        )
+    return read_previous(folder.out, manifest, checked=mode.repair)
+
+
+def _is_up_to_date(previous: PreviousSet, config: BuildConfig, mode: BuildMode, sources: Sources) -> bool:
+    same = previous.manifest.config_hash == config.token and list(previous.sources.items()) == list(sources.items())
+    return same and previous.is_whole and not mode.overwrite
+
+
+def _say_up_to_date(folder: OutFolder, previous: PreviousSet, progress: Progress) -> Manifest:
+    discard_work(folder.work)
+    progress.say(f"{folder.out}: up to date, nothing to do.")
+    return previous.manifest
+
+
+def _refuse_moving_sources(config: BuildConfig, sources: Sources, trusted: Sources) -> None:
+    """Look at the sources again: what changed while it was read may be stored half old, half new."""
+    changes = describe_changes(sources, fingerprint_sources(config, open_plates(config), trusted))
+    if changes:
+        raise BuildError(
+            f"plates or tracks changed while they were read ({'; '.join(changes)}). Nothing was put in place. "
+            "Run the same command again when they are at rest."
+        )
+
+
+class _Build:
+    """One run of the stages: what all of them look at, and the work that they leave to executors."""
+
+    def __init__(
+        self,
+        config: BuildConfig,
+        folder: OutFolder,
+        plates: Mapping[str, Plate],
+        sources: Sources,
+        previous: PreviousSet | None,
+        progress: Progress,
+        make_executor: MakeExecutor,
+    ) -> None:
+        self._config, self._folder, self._plates, self._sources = config, folder, plates, sources
+        self._previous, self._progress, self._make_executor = previous, progress, make_executor
+        self._unchanged = previous.unchanged(config, sources) if previous is not None else frozenset()
+
+    def run(self, index: Index) -> Manifest:
+        """Cut, drop, lay out, pack; stage every new file; return the manifest, which is not written."""
+        columns = read_columns(index.observations)
+        cuts = plan_cuts(self._config, index, columns, self._plates, self._sources, self._folder.work)
+        changed = {key: job for key, job in cuts.jobs.items() if key[0] not in self._unchanged}
+        self._folder.check_space(estimate_bytes(self._config, changed))
+        found = self._cut(changed)
+        index, keep = self._drop(index, columns, cuts, found)
+        if not keep.all():
+            columns = read_columns(index.observations)
+        contents = self._lay_out(index, columns, cuts, cuts.obs_slot[keep], found)
+        packed = self._pack(contents, cuts, set(changed))
+        files = write_index(self._folder.staged, contents, packed, index)
+        return make_manifest(self._config, contents, packed, files, index.dropped)
+
+    def _cut(self, jobs: Mapping[tuple[str, str], CutJob]) -> dict[tuple[str, str], FovCut]:
+        if not jobs:
+            return {}
+        frames = sum(job.fov.shape[0] for job in jobs.values())
+        workers = self._config.workers
+        with self._progress.stage("cut", frames, "frames") as advance, self._make_executor(workers, advance) as pool:
+            return dict(zip(jobs, run_units(pool, cut_fov, jobs.values(), workers), strict=True))
+
+    def _drop(
+        self, index: Index, columns: Columns, cuts: CutPlan, found: Mapping[tuple[str, str], FovCut]
+    ) -> tuple[Index, Bool[np.ndarray, " obs"]]:
+        """Leave out what the pixels rule out, and count it; return what is left, and which observations that is."""
+        keep = np.ones(columns["t"].size, bool)
+        counts: dict[str, dict[str, int]] = {}
+        for key, rows in _rows_by_fov(cuts):
+            reasons = counts.setdefault(key[0], {})
+            if key in found:
+                keep[rows] = _judge(self._config, found[key], reasons)
+            else:
+                assert self._previous is not None, "only unchanged experiments are not cut"
+                keep[rows] = self._previous.was_kept(*key, columns["track_id"][rows], columns["t"][rows])
+        for name in self._unchanged:
+            assert self._previous is not None, "only a set that is there has unchanged experiments"
+            counts[name] = self._previous.pixel_reasons(name)
+        tau = {experiment.name: self._config.tau_frames(experiment) for experiment in self._config.experiments}
+        left = index if keep.all() else drop_observations(index, keep, "blank_channel", tau)
+        names = dict.fromkeys((*index.dropped, *(name for name in counts if counts[name])))
+        dropped = {name: {**index.dropped.get(name, {}), **counts.get(name, {})} for name in names}
+        return replace(left, dropped=dropped), keep
+
+    def _lay_out(
+        self,
+        index: Index,
+        columns: Columns,
+        cuts: CutPlan,
+        obs_slot: Int[np.ndarray, " obs"],
+        found: Mapping[tuple[str, str], FovCut],
+    ) -> SetContents:
+        """Put what is left into clips and shards, and gather all that they are made of."""
+        config = self._config
+        experiments = plan_experiments(config, self._plates)
+        clips, keys = plan_named_clips(config, index, columns)
+        sizes = np.array([(e.patch_bytes, e.shape[0]) for e in experiments], np.int64)
+        head = sizes[columns["experiment_index"][clips.clip_head]]
+        clip_bytes = estimate_clip_bytes(clips, head[:, 0], head[:, 1])
+        return SetContents(
+            clips=clips,
+            keys=keys,
+            shards=plan_shards(clips.clip_partition, clip_bytes, config.shard_bytes, config.block_bytes),
+            labels=index.labels,
+            label_codes={label.name: label_codes(index.observations, label) for label in index.labels},
+            shard_by=config.shard_by,
+            partitions=index.partitions,
+            fovs=index.fovs,
+            experiments=experiments,
+            columns=columns,
+            lineage_ids=lineage_ids(index, columns),
+            intensities=plan_intensities(
+                index.fovs, experiments, [self._statistics(index, e.name, found) for e in experiments]
+            ),
+            sources=self._sources,
+            spill=[cuts.jobs[fov.experiment, fov.fov_name].spill for fov in index.fovs],
+            obs_slot=obs_slot,
+        )
+
+    def _statistics(
+        self, index: Index, name: str, found: Mapping[tuple[str, str], FovCut]
+    ) -> ExperimentStatistics | None:
+        """Merge the statistics of an experiment, or take them from the set that is there."""
+        if name in self._unchanged:
+            assert self._previous is not None, "only a set that is there has unchanged experiments"
+            return self._previous.statistics(name)
+        pairs = zip(index.fovs, index_fovs(index, self._plates), strict=True)
+        fovs = [fov for record, fov in pairs if record.experiment == name]
+        if not fovs:
+            return None
+        channels = next(e.source_channel for e in self._config.experiments if e.name == name)
+        cuts = [found[name, fov.name] for fov in fovs]
+        return plan_experiment_statistics(fovs, cuts, channels, fill_blank=self._config.on_blank == "keep")
+
+    def _pack(self, contents: SetContents, cuts: CutPlan, is_cut: set[tuple[str, str]]) -> tuple[PackedShard, ...]:
+        """Write the shards that are not there; cut what they need and was not cut yet."""
+        packed: dict[int, PackedShard] = {}
+        todo: dict[int, int] = {}
+        needed: set[tuple[str, str]] = set()
+        earlier: dict[int, tuple[Path, str]] = {}
+        for number in range(len(contents.paths)):
+            job = plan_shard_job(contents, number, self._folder.staged)
+            record = self._previous.find_shard(job.path, job.content) if self._previous is not None else None
+            if record is not None and self._previous is not None:
+                located = self._previous.locate(record, job.partition)
+                if located is not None:
+                    packed[number] = located
+                    continue
+                earlier[number] = (self._folder.out / record.path, record.xxh3)
+            else:
+                needed |= {(fov.fov.experiment, fov.fov.fov_name) for fov in job.fovs}
+            todo[number] = job.slot.size
+        self._cut({key: cuts.jobs[key] for key in cuts.jobs if key in needed - is_cut})
+        if packed and todo:
+            self._progress.say(f"pack: {len(packed)} shards are kept, {len(todo)} are written")
+        packed |= self._write(contents, todo, earlier)
+        return tuple(packed[number] for number in range(len(contents.paths)))
+
+    def _write(
+        self, contents: SetContents, todo: Mapping[int, int], earlier: Mapping[int, tuple[Path, str]]
+    ) -> dict[int, PackedShard]:
+        workers = self._config.workers
+        jobs = (plan_shard_job(contents, n, self._folder.staged, *earlier.get(n, (None, ""))) for n in todo)
+        with (
+            self._progress.stage("pack", sum(todo.values()), "patches") as advance,
+            self._make_executor(workers, advance) as pool,
+        ):
+            return dict(zip(todo, run_units(pool, pack_shard, jobs, workers), strict=True))
+
+
+def _rows_by_fov(cuts: CutPlan) -> Sequence[tuple[tuple[str, str], Int[np.ndarray, " rows"]]]:
+    """Return the observations of each FOV, in the order of its spill file."""
+    edges = np.cumsum([0, *(job.t.size for job in cuts.jobs.values())])
+    return [(key, cuts.order[edges[n] : edges[n + 1]]) for n, key in enumerate(cuts.jobs)]
+
+
+def _judge(config: BuildConfig, cut: FovCut, reasons: dict[str, int]) -> Bool[np.ndarray, " obs"]:
+    """Say which observations of a FOV stay, and count the others."""
+    keep = np.ones(cut.blank.size, bool)
+    blank, nonfinite = int(cut.blank.sum()), int(cut.nonfinite.sum())
+    if blank:
+        reason = "blank_channel" if config.on_blank == "drop" else "blank_channel_kept"
+        reasons[reason] = reasons.get(reason, 0) + blank
+        keep &= ~cut.blank | (config.on_blank == "keep")
+    if nonfinite:
+        reasons["nan_pixels"] = reasons.get("nan_pixels", 0) + nonfinite
+        keep &= ~cut.nonfinite | (config.on_nan == "zero")
+    return keep

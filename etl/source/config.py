@@ -1,0 +1,222 @@
+"""Holds the checked values of experiments.yaml: which plates, which tracks, which labels, cut how.
+
+Frozen, and checked by pydantic when made; nothing is opened. `etl.source.experiments` makes them from the YAML.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import field
+from typing import Annotated, Any, Literal
+
+from pydantic import model_validator
+from pydantic.dataclasses import dataclass
+
+from dynaclr_wds.contract import FORMAT_VERSION, SHARD_BY
+from dynaclr_wds.tau import tau_range_frames
+from etl.source.fields import (
+    FOV,
+    WELL,
+    As,
+    ClipLength,
+    Hours,
+    Label,
+    Labels,
+    Lengths,
+    Minutes,
+    NotNegative,
+    Number,
+    Slices,
+    Text,
+    WellLabels,
+    choice,
+    refuse,
+    texts,
+    well_groups,
+    whole,
+)
+
+Dtype = Literal["source", "float16", "float32"]
+OnBlank = Literal["drop", "keep"]
+OnNan = Literal["error", "drop", "zero"]
+
+INDEX_COLUMNS = (
+    *("observation", "experiment", "fov_name", "well", "condition", "global_track_id", "lineage_id"),
+    *("track_id", "t", "z", "y", "x", "id", "parent_track_id", "parent_id", "y_clamp", "x_clamp", "hpi"),
+    *("experiment_index", "fov_index", "partition_index", "track_index", "lineage_index"),
+    *("has_candidate", "is_candidate"),
+)
+"""Columns of the index that are no labels of the user's; a label may not have such a name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExperimentConfig:
+    """One entry of `experiments:`."""
+
+    name: Text
+    data_path: Text
+    """Plate: an absolute path, or a URL as written."""
+    tracks_path: Text
+    """Folder with one track file per FOV at `<row>/<col>/<fov>/`; absolute, or a URL as written."""
+    channel_names: Annotated[tuple[str, ...], As(texts())]
+    """All channels of the plate, in the plate's order."""
+    source_channel: Annotated[tuple[str, ...], As(texts())]
+    """Channels to store, in the order of the C axis of a patch."""
+    condition_wells: Annotated[Mapping[str, tuple[str, ...]], As(well_groups("condition", "infected"))]
+    """Condition → wells (`row/col`), in YAML order."""
+    interval_minutes: Minutes = 30.0
+    """Minutes between frames."""
+    start_hpi: Number = 0.0
+    """Hours post infection at t = 0."""
+    labels: Labels = field(default_factory=dict)
+    """Label → value of all observations; holds `organelle`, `date` and `moi` (multiplicity of infection) too."""
+    well_labels: Annotated[Mapping[str, Mapping[str, tuple[str, ...]]], As(WellLabels)] = field(default_factory=dict)
+    """Label → value → wells (`row/col`); wells that are not listed have no value."""
+    label_columns: Annotated[tuple[str, ...], As(texts(example="cell_type", least=0))] = ()
+    """Columns of the track files that are labels."""
+    annotations: Text | None = None
+    """Table of labels, keyed by fov_name, track_id and, if it is there, t: an absolute path."""
+    channel_markers: Mapping[str, Text] = field(default_factory=dict)
+    """Channel → what it shows; a channel that is not named shows itself."""
+    written: Mapping[str, str] = field(default_factory=dict)
+    """Key → path as written, `${VAR}` not expanded: what the manifest and the config's hash hold."""
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """Condition names, in YAML order."""
+        return tuple(self.condition_wells)
+
+    @property
+    def well_conditions(self) -> dict[str, str]:
+        """Well → condition."""
+        return {well: condition for condition, wells in self.condition_wells.items() for well in wells}
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Labels that the YAML names; the columns of `annotations` come on top."""
+        return (*self.labels, *self.well_labels, *self.label_columns)
+
+    @property
+    def channel_indices(self) -> tuple[int, ...]:
+        """Position of each source channel on the plate's C axis."""
+        return tuple(self.channel_names.index(name) for name in self.source_channel)
+
+    @model_validator(mode="after")
+    def _check_channels(self) -> ExperimentConfig:
+        for channel in self.source_channel:
+            if channel not in self.channel_names:
+                rule = f"one of channel_names {list(self.channel_names)}"
+                raise refuse(channel, rule, "Correct either list.", "source_channel")
+        for channel in self.channel_markers:
+            if channel not in self.source_channel:
+                rule = f"one of source_channel {list(self.source_channel)}"
+                raise refuse(channel, rule, "Correct it.", "channel_markers", channel, "[key]")
+        return self
+
+    @model_validator(mode="after")
+    def _check_labels(self) -> ExperimentConfig:
+        """Check that no label has the name of a column of the index, and that each has one source."""
+        seen: dict[str, str] = {}
+        for source in ("labels", "well_labels", "label_columns"):
+            for name in getattr(self, source):
+                if name in INDEX_COLUMNS:
+                    raise refuse(name, f"none of the index's own columns {list(INDEX_COLUMNS)}", "Rename it.", source)
+                if name in seen:
+                    raise refuse(name, f"given once, but {seen[name]} has it too", "Remove one of the two.", source)
+                seen[name] = source
+        return self
+
+    def as_record(self) -> dict[str, Any]:
+        """What the stored bytes depend on, as JSON types; paths as written."""
+        record = dataclasses.asdict(self)
+        record |= record.pop("written")
+        # a list of pairs, because the order of conditions matters and JSON objects are sorted
+        record["condition_wells"] = [[name, list(wells)] for name, wells in self.condition_wells.items()]
+        return record
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildOptions:
+    """The options under `shards:`."""
+
+    z_range: Annotated[tuple[int, int] | None, As(Slices | None)] = None
+    """First slice and one past the last; None is the whole stack."""
+    yx_patch_size: Annotated[tuple[int, int], As(Lengths)] = (256, 256)
+    """Height and width of a patch in pixels."""
+    tau_range_hours: Annotated[tuple[float, float], As(Hours)] = (0.5, 2.0)
+    """Hours between anchor and positive, both ends included."""
+    clip_anchors: Annotated[int | None, As(ClipLength)] = None
+    """Anchors per clip; None is eight times τ_max in frames, at least 8."""
+    shard_by: Annotated[tuple[str, ...], As(texts(example="experiment, condition"))] = SHARD_BY
+    """Labels that shards are partitioned by: constant in a lineage."""
+    shard_bytes: Annotated[int, As(whole(1))] = 512 * 2**20
+    """Most bytes of a shard."""
+    block_bytes: Annotated[int, As(whole(1))] = 8 * 2**20
+    """About the bytes of a block, the unit of streaming."""
+    dtype: Annotated[Dtype, As(choice(Dtype, "Use `source` to keep the plate's."))] = "source"
+    """Of the stored patches; `source` keeps the plate's."""
+    include_wells: Annotated[tuple[str, ...] | None, As(texts(*WELL) | None)] = None
+    """Only these wells (`row/col`) of any experiment; None is all in `condition_wells`."""
+    exclude_fovs: Annotated[tuple[str, ...], As(texts(*FOV, least=0))] = ()
+    """Leave these FOVs (`row/col/fov`) out of every experiment."""
+    max_border_shift_px: NotNegative | None = None
+    """Drop cells whose patch centre would move further than this along an axis; None keeps all."""
+    on_blank: Annotated[OnBlank, As(choice(OnBlank, "Leave it out to drop blank patches."))] = "drop"
+    """What becomes of an observation whose patch has a channel that is entirely fill value: it goes, or stays."""
+    on_nan: Annotated[OnNan, As(choice(OnNan, "Leave it out to stop at NaN."))] = "error"
+    """What becomes of NaN and infinite pixels: the build stops, the observation goes, or they become zero."""
+    workers: Annotated[int, As(whole(1))] = 1
+    """Parallel workers; changes no byte."""
+    seed: Annotated[int, As(whole(0))] = 0
+    """Changes the order of the clips."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildConfig(BuildOptions):
+    """Experiments and build options: all that a build depends on."""
+
+    experiments: tuple[ExperimentConfig, ...]
+    where: str = field(default="experiments.yaml", compare=False)
+    """The YAML, as errors name it."""
+
+    @property
+    def token(self) -> str:
+        """Hash (sha256, hex) of everything that changes the bytes of a build, and the format version."""
+        text = json.dumps([FORMAT_VERSION, self.as_record()], sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def as_record(self) -> dict[str, Any]:
+        """What the stored bytes depend on, as JSON types: for the manifest and the hash."""
+        record = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("workers", "where")}
+        record["experiments"] = [experiment.as_record() for experiment in self.experiments]
+        parsed: dict[str, Any] = json.loads(json.dumps(record))
+        return parsed
+
+    def tau_frames(self, experiment: ExperimentConfig) -> tuple[int, int]:
+        """τ range in frames of an experiment, both ends included."""
+        return tau_range_frames(self.tau_range_hours, experiment.interval_minutes)
+
+    def clip_anchors_for(self, experiment: ExperimentConfig) -> int:
+        """Anchors per clip for an experiment."""
+        return self.clip_anchors or max(8, 8 * self.tau_frames(experiment)[1])
+
+    def z_slices(self, depth: int) -> slice:
+        """Slices of a stack of `depth` that are stored."""
+        return slice(0, depth) if self.z_range is None else slice(*self.z_range)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shorthands:
+    """Labels that are keys of an experiment themselves."""
+
+    organelle: Label = None
+    date: Label = None
+    moi: NotNegative | None = None
+
+    def as_labels(self) -> dict[str, str]:
+        """Label → value of those that are given."""
+        values = {"organelle": self.organelle, "date": self.date, "moi": None if self.moi is None else f"{self.moi:g}"}
+        return {name: value for name, value in values.items() if value is not None}
