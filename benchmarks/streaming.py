@@ -41,16 +41,19 @@ def drop_files(shards: ShardSet) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def make_epoch(shards: ShardSet, batch_size: int, threads: int, share: float) -> Callable[[], tuple[float, float]]:
+def make_epoch(
+    shards: ShardSet, batch_size: int, threads: int, share: float, verify_reads: bool = False
+) -> Callable[[], tuple[float, float]]:
     """Prepare streaming epochs, every anchor once; each call runs one and gives bytes/s and samples/s."""
-    window = int(share * sum(shard.bytes for shard in shards.manifest.shards))
+    window_bytes = int(share * sum(shard.bytes for shard in shards.manifest.shards))
     data = MultiExperimentDataModule(
         shards=str(shards.root),
         batch_size=batch_size,
         num_workers=threads,
         tau_range=shards.manifest.tau_range_hours,
         condition_balanced=False,
-        window_bytes=window,
+        window_bytes=window_bytes,
+        verify_reads=verify_reads,
         num_streams=1,
     )
     with warnings.catch_warnings():
@@ -67,9 +70,9 @@ def make_epoch(shards: ShardSet, batch_size: int, threads: int, share: float) ->
         begin = time.perf_counter()
         samples = sum(len(batch["anchor"]) for batch in loader)
         took = time.perf_counter() - begin
-        blocks = sampler.blocks(0)
-        assert blocks is not None
-        return int(blocks.bytes.sum()) / took, samples / took
+        reads = sampler.block_reads()
+        assert reads is not None
+        return int(reads.bytes.sum()) / took, samples / took
 
     return epoch
 
@@ -94,6 +97,10 @@ def report_streaming(
         round_["readinto, memory"] = read_files(shards, large)
         round_["streaming, warm"], samples = epoch()
         round_["its patches, warm"] = samples * sample_bytes
+        for name, verify_reads in (("first epoch, warm", False), ("…, verified", True)):
+            round_[name], _ = make_epoch(shards, batch_size, threads, share, verify_reads)()
+        drop_files(shards)
+        round_["first, cold, verified"], _ = make_epoch(shards, batch_size, threads, share, verify_reads=True)()
         if number:
             for name, value in round_.items():
                 rows.setdefault(name, []).append(value)

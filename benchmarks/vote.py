@@ -70,7 +70,7 @@ def read_pixels(
     fovs = [shards.manifest.fovs[i] for i in shards.arrays["obs_fov"][observation]]
     record = next(e for e in shards.manifest.experiments if e.name == experiment)
     columns = {
-        "condition": np.array([shards.labels_of(o)["condition"] for o in observation.tolist()]),
+        "condition": np.array([str(shards.labels_of(n)["condition"]) for n in observation.tolist()]),
         "fov_name": np.array([fov.fov_name for fov in fovs]),
         "hpi": record.start_hpi + shards.arrays["obs_t"][observation] * record.interval_minutes / 60,
     }

@@ -11,7 +11,6 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from dynaclr_wds.build import build_from_yaml
-from dynaclr_wds.contract import LEVELS
 from dynaclr_wds.plan.batch import BatchPlan
 from dynaclr_wds.plan.config import SamplingConfig
 from dynaclr_wds.plan.sampler import FlexibleBatchSampler
@@ -264,7 +263,7 @@ class MultiExperimentDataModule(LightningDataModule):
         if self.cache_pool_bytes:
             warmed = self.train_dataset.warm(index, self.cache_pool_bytes)
             rank_zero_info(f"Read {warmed / 2**20:,.0f} MiB of shards into the page cache.")
-        self._say_what_surprises(shards)
+        self._say_what_differs(shards)
 
     def _setup_validation(self, shards: ShardSet, crop: Crop) -> None:
         if not self.val_experiments:
@@ -273,20 +272,20 @@ class MultiExperimentDataModule(LightningDataModule):
         held_out = shards.plan_index(self.val_experiments, self.tau_range, self.include_wells, self.exclude_fovs)
         self.val_dataset = self._dataset(crop, plan_validation(held_out, self.sampling))
 
-    def _say_what_surprises(self, shards: ShardSet) -> None:
-        """Say once, when training starts, what a user would not expect: dropout, channels that can't be divided."""
+    def _say_what_differs(self, shards: ShardSet) -> None:
+        """Say once, when training starts, what a user of the reference implementation would not expect."""
+        channels = {e.name: e.source_channel for e in shards.manifest.experiments}
+        for module in self.normalizations:
+            if isinstance(module, NormalizeSampled):
+                found = module.describe_zero_divisors(shards.statistics, shards.statistics_experiments, channels)
+                if found:
+                    rank_zero_warn(found)
         widest = max(self.transforms)
         asked, known = self.channel_dropout_channels, list(self.transforms[widest].channel_dropout.channels)
         if len(known) < len(asked):
             rank_zero_info(f"Channel dropout: of {asked}, the {widest} channels hold {known}.")
         if sentence := describe_channel_dropout(known, self.channel_dropout_prob):
             rank_zero_info(sentence)
-        for module in self.normalizations:
-            if isinstance(module, NormalizeSampled):
-                statistics = {level: shards.arrays[f"stats_{level}"] for level in LEVELS}
-                names = {e.name: e.source_channel for e in shards.manifest.experiments}
-                if warning := module.describe_zero_divisors(statistics, shards.statistics_experiments, names):
-                    rank_zero_warn(warning)
 
     def train_dataloader(self) -> ThreadDataLoader:
         """Return batches as the sampler composes them."""

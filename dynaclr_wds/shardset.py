@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import xxhash
-from jaxtyping import Int64, Shaped
+from jaxtyping import Float32, Int64, Shaped
 
 from dynaclr_wds import contract
 from dynaclr_wds.contract import Manifest
@@ -108,6 +108,19 @@ class ShardSet:
         a = self.arrays
         return self.fov_experiment[a["obs_fov"][a["patch_obs"][a["clip_first"][:-1]]]]
 
+    @property
+    def statistics(self) -> dict[str, Float32[np.ndarray, "rows c k"]]:
+        """Level → statistics of every frame, FOV or experiment, the last axis as `contract.STATISTICS`."""
+        return {level: self.arrays[f"stats_{level}"] for level in contract.LEVELS}
+
+    @property
+    def statistics_experiments(self) -> dict[str, list[str]]:
+        """Level → experiment of each row of its statistics."""
+        fovs = [fov.experiment for fov in self.manifest.fovs]
+        frames = np.diff(self.arrays["fov_first_frame"]).tolist()
+        timepoints = [name for name, count in zip(fovs, frames, strict=True) for _ in range(count)]
+        return {"timepoint": timepoints, "fov": fovs, "dataset": list(self.experiments)}
+
     @cached_property
     def columns(self) -> PlanColumns:
         """What the plan reads."""
@@ -147,14 +160,6 @@ class ShardSet:
                 for record in self.manifest.experiments
             ],
         )
-
-    @property
-    def statistics_experiments(self) -> dict[str, list[str]]:
-        """Level → experiment of each row of `stats_<level>`."""
-        fovs = [fov.experiment for fov in self.manifest.fovs]
-        frames = np.diff(self.arrays["fov_first_frame"]).tolist()
-        timepoint = [name for name, count in zip(fovs, frames, strict=True) for _ in range(count)]
-        return {"timepoint": timepoint, "fov": fovs, "dataset": list(self.experiments)}
 
     def labels_of(self, observation: int) -> dict[str, str | None]:
         """Return the label values of an observation."""

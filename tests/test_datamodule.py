@@ -1,6 +1,7 @@
 """Laws of the DataModule: what each split holds, what a Trainer sees, and that a restart goes on exactly."""
 
 import inspect
+import shutil
 import subprocess
 from collections import Counter
 from pathlib import Path
@@ -371,7 +372,7 @@ def test_channel_dropout_is_announced_once_when_training_starts(shards, single_c
     said = [r.message for r in caplog.records if "Channel dropout is on" in r.message]
     assert said == [
         "Channel dropout is on: in training, channels [1] of anchor and positive become 0 with probability 0.5 each. "
-        "The reference implementation drops none by default (0.0); set channel_dropout_prob: 0.0 for the same."
+        "The reference implementation drops none by default; set data.channel_dropout_prob: 0.0 for the same."
     ]
     caplog.clear()
     with caplog.at_level("INFO"):
@@ -379,6 +380,17 @@ def test_channel_dropout_is_announced_once_when_training_starts(shards, single_c
         ready(shards, "validate")
         ready(single_channel, val_experiments=["e1"])
     assert not [r for r in caplog.records if "Channel dropout is on" in r.message]
+
+
+def test_a_divisor_of_zero_is_announced_when_training_starts(shards, tmp_path):
+    copied = shutil.copytree(shards, tmp_path / "shards")
+    path = copied / "index/arrays/stats_fov.npy"
+    statistics = np.load(path)
+    statistics[0, 1, 3] = 0.0  # IQR of channel GFP in the first FOV
+    np.save(path, statistics)
+    options = {"normalizations": [NormalizeSampled(level="fov", divisor="iqr")], "verify_reads": False}
+    with pytest.warns(UserWarning, match="channel 'GFP' of experiment 'e0'"):
+        ready(copied, **options)
 
 
 def test_loaders_before_setup_say_so(shards):

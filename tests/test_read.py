@@ -332,9 +332,8 @@ def test_a_patch_outside_its_shard_is_refused_before_it_is_touched(copied):
     offsets = np.load(path)
     for bad in (-1, 1 << 40):
         np.save(path, np.where(np.arange(len(offsets)) == 2, bad, offsets))
-        with pytest.raises(FormatError, match=r"says that a patch is in bytes .* outside its shard of") as error:
-            dataset(open_unverified(copied)).__getitems__(pairs(1, 2))
-        assert error.value.__notes__[0].endswith(f"clip 0, patch 002, byte {bad}")
+        with pytest.raises(FormatError, match=r"patch_offset.npy: row [23] is"):
+            open_unverified(copied)
 
 
 def test_a_set_says_what_it_is_in_a_line(shard_set):

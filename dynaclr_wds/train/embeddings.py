@@ -33,18 +33,17 @@ IDENTITY: dict[str, pa.DataType] = {
     "x": pa.float32(),
     "z": pa.float32(),
 }
-"""Columns that identify an observation, in this order; those that the index has are written. Its other columns are
-labels, which are text."""
+"""Columns that identify an observation, in this order. Those that a batch's index has are written; its other columns
+are labels, which are text."""
 
 
 class EmbeddingWriter(Callback):
     """Write what `ContrastiveModule.predict_step` returns, batch by batch, to a Parquet file.
 
-    Columns: those of `IDENTITY` that the index has, its other labels, then `features` and `projections` as fixed-size
-    lists of float32.
-    Rows come in the order of the batches. The file has its name only once it is whole; until then it is
-    `<path>.partial`, and a prediction that fails leaves nothing. With more than one rank each writes its own part,
-    `<stem>-rank<r>.parquet`; a reader takes the folder of parts as one table.
+    The columns are those of `IDENTITY` that the index has and its other labels, then `features` and `projections` as
+    fixed-size lists of float32. Rows come in the order of the batches. While it is written the file is called
+    `<path>.partial`; it gets its name when it is whole, and a prediction that fails leaves nothing. With more than one
+    rank each rank writes its own part, `<stem>-rank<r>.parquet`; a reader takes the folder of parts as one table.
 
     This is a plain Callback, because Lightning's `BasePredictionWriter` would gather the indices of every batch.
 
