@@ -1,4 +1,4 @@
-"""experiments.yaml to shards: the command that runs index, cut and pack.
+"""Builds shards from experiments.yaml: the command that runs index, cut and pack.
 
 What it imports at the top is light, so that the command answers at once, also to Ctrl-C; the stages of a build are in
 `etl.run.stages`.

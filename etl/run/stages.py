@@ -1,4 +1,4 @@
-"""Config to shard set: the stages of a build, one after the other.
+"""Runs the stages of a build, one after the other, from the config to the shard set.
 
 Sources are looked at; the index is read; what changed is cut; cells that the pixels rule out are dropped; what is left
 is laid out once; shards that are not there yet are packed; index and manifest follow; all is put in place together. One
