@@ -148,6 +148,7 @@ def _describe_limit(
         f"group{'s' * (wanted > 1)} in each of {num_streams} streams. What limits it is {index.strata[s].name}: a "
         f"batch takes {needs.lineages[s]} of its lineages, so a stream must hold {needs.least[s]} of its "
         f"{needs.blocks[s]} blocks, {held:,} bytes. Give window_bytes={enough:,}, fewer num_streams, a smaller "
-        "batch_size, or shards with a smaller block_bytes; or give relax_lineages=True, which lets lineages repeat and counts it."
+        "batch_size, or shards with a smaller block_bytes; or give relax_lineages=True, which lets lineages repeat "
+        "and counts it."
         f"{better}"
     )
