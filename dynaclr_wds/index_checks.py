@@ -194,7 +194,7 @@ def _check_offsets(
     offset = arrays["patch_offset"][begin : rows.stop]
     gap = np.diff(offset) - size.take(arrays["patch_clip"][begin : rows.stop - 1])
     wrong = np.flatnonzero(gap <= _MEMBER_HEADER) + begin + 1
-    wrong = wrong[~np.isin(wrong, edges)]  # a block may begin a new shard
+    wrong = wrong[edges[np.searchsorted(edges, wrong)] != wrong]  # a block may begin a new shard
     if wrong.size:
         row = int(wrong[0])
         raise _error("patch_offset", f"row {row} is {offset[row - begin]}; it must lie behind the patch before it")
