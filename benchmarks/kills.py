@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import etl.run.stages  # noqa: F401 - before the forks, which then start at once
+import etl.run.update  # noqa: F401 - before the forks, which then start at once
 from etl.build_shards import build_shards
 from etl.source.experiments import parse_build_config
 from tests.plates import make_collection

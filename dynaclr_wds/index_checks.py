@@ -163,20 +163,21 @@ def _check_chunk(
     at, obs, clip = rows.start, arrays["patch_obs"][rows], arrays["patch_clip"][rows]
     count = len(arrays["obs_patch"])
     _check_range("patch_obs", obs, 0, count - 1, "an observation", at)
+    row_of = obs.astype(np.intp)  # once, or every take would convert it
     first = arrays["clip_first"]
     low, high = np.searchsorted(first, np.array([rows.start, rows.stop - 1], first.dtype), "right") - 1
     patches = np.minimum(first[low + 1 : high + 2], rows.stop) - np.maximum(first[low : high + 1], rows.start)
     expected = np.repeat(np.arange(low, high + 1, dtype=np.int32), patches)
     _require("patch_clip", clip == expected, clip, "must be the clip of clip_first", at)
     t, is_sample = arrays["patch_t"][rows], arrays["patch_is_sample"][rows]
-    _require("patch_t", t == arrays["obs_t"].take(obs), t, "must be the frame of the observation", at)
+    _require("patch_t", t == arrays["obs_t"].take(row_of), t, "must be the frame of the observation", at)
     good = t[1:] >= t[:-1]
     good |= clip[1:] != clip[:-1]
     _require("patch_t", good, t[1:], "must ascend in a clip", at + 1)
     lineage = np.repeat(arrays["clip_lineage"][low : high + 1], patches)
-    good = lineage == arrays["obs_lineage"].take(obs)
+    good = lineage == arrays["obs_lineage"].take(row_of)
     _require("clip_lineage", good, lineage, "must be the lineage of the clip's observations", at, "patch row")
-    home = arrays["obs_patch"].take(obs)
+    home = arrays["obs_patch"].take(row_of)
     good = (home == np.arange(rows.start, rows.stop)) == is_sample
     _require("obs_patch", good, home, "must be the one row where its observation is a sample", at, "patch row")
     good = is_sample >= arrays["patch_has_candidate"][rows]
@@ -193,7 +194,7 @@ def _check_offsets(
     offset = arrays["patch_offset"][begin : rows.stop]
     gap = np.diff(offset) - size.take(arrays["patch_clip"][begin : rows.stop - 1])
     wrong = np.flatnonzero(gap <= _MEMBER_HEADER) + begin + 1
-    wrong = wrong[~np.isin(wrong, edges)]  # a block may begin a new shard
+    wrong = wrong[edges[np.searchsorted(edges, wrong)] != wrong]  # a block may begin a new shard
     if wrong.size:
         row = int(wrong[0])
         raise _error("patch_offset", f"row {row} is {offset[row - begin]}; it must lie behind the patch before it")

@@ -1,7 +1,7 @@
-"""experiments.yaml to shards: the command that runs index, cut and pack.
+"""Builds shards from experiments.yaml: the command that runs index, cut and pack.
 
 What it imports at the top is light, so that the command answers at once, also to Ctrl-C; the stages of a build are in
-`etl.run.stages`.
+`etl.run.update`.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def build_shards(
     """
     from etl.run.executors import ThreadUnits
     from etl.run.progress import Progress
-    from etl.run.stages import BuildMode, build_set
+    from etl.run.update import BuildMode, build_set
 
     mode = BuildMode(replace=replace or overwrite, overwrite=overwrite, repair=repair, trust_sources=trust_sources)
     return build_set(config, Path(out), mode, progress or Progress(), make_executor or ThreadUnits)

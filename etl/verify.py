@@ -1,4 +1,4 @@
-"""A shard set to a verdict: the command that checks every file, block and member against what was written.
+"""Checks a shard set: the command that compares every file, block and member with what was written.
 
     python -m etl.verify SHARDS [--quick] [--json]
 

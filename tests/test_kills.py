@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-import etl.run.stages
+import etl.run.update
 from dynaclr_wds.contract import MANIFEST, Manifest
 from etl.build_shards import build_shards
 from etl.run.commit import commit, finish_commits
@@ -39,7 +39,7 @@ def staged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, OutFolder, M
         patch.setattr(os, "fsync", lambda _: None)
         build(collection, root / "out")
         manifest = build_shards(config, root / "expected")
-        patch.setattr(etl.run.stages, "commit", lambda *_: (_ for _ in ()).throw(Killed))
+        patch.setattr(etl.run.update, "commit", lambda *_: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
             build_shards(config, root / "out", replace=True)
     return root / "out", OutFolder(root / "out", config.token), manifest, digests(root / "expected")

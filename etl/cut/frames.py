@@ -1,4 +1,4 @@
-"""Plates to patches: every source chunk is decoded once, and gives its patches and statistics.
+"""Cuts plates into patches: every source chunk is decoded once, and gives its patches and statistics.
 
 A FOV is read in runs of frames that end where its chunks (its shards, where it has them) end. Each observation's patch
 is appended to the FOV's spill file in time order; the same pixels give the statistics, and tell which patches are blank

@@ -1,4 +1,4 @@
-"""FOV statistics to stored statistics: per frame, FOV and experiment, with what the plates carry.
+"""Merges FOV statistics into stored ones: per frame, FOV and experiment, with what the plates carry.
 
 Statistics found in a plate's VisCy-style `normalization` attributes take the place of computed ones, one by one: a
 plate that carries mean and std only keeps those, and the rest is computed.

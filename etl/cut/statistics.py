@@ -1,4 +1,4 @@
-"""Frames to intensity statistics: of a frame, merged upward to its FOV and its experiment.
+"""Takes intensity statistics of frames, and merges them upward to FOVs and experiments.
 
 Integers of 8 and 16 bits are counted value by value, so every statistic at every level is exact.
 Other dtypes: a frame's statistics are exact; of a FOV or an experiment, mean, std, min and max are
@@ -108,7 +108,7 @@ def summarize_frame(frame: Frame, key: tuple[int, int]) -> tuple[Statistics, Sum
     frame
         Pixels of the stored slices.
     key
-        (t, channel): makes the sample of a frame its own, whoever takes it.
+        (t, channel): seeds the sample, so that it is the same in any order of frames.
 
     Returns
     -------

@@ -1,8 +1,8 @@
-"""ObservationColumns to candidates: who may be whose positive, counted and found without listing pairs.
+"""Finds candidates: counts and finds who may be whose positive, without listing pairs.
 
-A candidate of an anchor is an observation of its lineage at t+τ, τ in the experiment's range and not
-0. All it takes is sorting by (lineage, t), and depth-first numbers for "on its own line of descent".
-Pure numpy; memory grows with what is returned.
+A candidate of an observation is another one of its lineage at t+τ, τ in the experiment's range and not 0. Sorting by
+(lineage, t) finds them; depth-first numbers tell which are on its own line of descent. Pure numpy; memory grows with
+what is returned.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class ObservationColumns:
     tau: Int[np.ndarray, "obs 2"]
     """τ range in frames, both ends included."""
     clip_anchors: Int[np.ndarray, " obs"]
-    """Most anchors in a clip."""
+    """Most observations with candidates in a clip."""
     track_parent: Int[np.ndarray, " tracks"]
     """Nearest kept ancestor, -1 without one."""
     track_lineage: Int[np.ndarray, " tracks"]

@@ -1,4 +1,4 @@
-"""Index rows to shards: which clip, block and shard each patch goes to, in what order.
+"""Lays out the index: decides which clip, block and shard each patch goes to, and in what order.
 
 A clip is a run of one lineage's observations, its samples, with the later patches that their positives need, so that
 any triplet of those samples can be drawn from one member group of a tar. Guaranteed: every observation is a sample of

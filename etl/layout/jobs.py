@@ -1,4 +1,4 @@
-"""Index to jobs: what is cut from which FOV, and which clips it goes to.
+"""Turns the index into jobs: what is cut from which FOV, and which clips it goes to.
 
 Pure but for the arrays' metadata: turns the index's columns into what `cut`, `layout` and `pack` ask for.
 """

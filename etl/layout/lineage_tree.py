@@ -1,4 +1,4 @@
-"""Track trees to depth-first numbers: who descends from whom, answered by comparing integers.
+"""Numbers track trees depth first, so that comparing integers tells who descends from whom.
 
 A lineage is a tree of tracks (a forest where a root was dropped). Numbered depth first, a track's
 descendants are one range of numbers, so "on its own line of descent" needs no walking. Pure numpy;

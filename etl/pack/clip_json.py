@@ -1,4 +1,4 @@
-"""Clips to JSON: who is on each patch, what may be drawn from the clip, how bright its frames are.
+"""Writes clips as JSON: who is on each patch, what may be drawn from the clip, how bright its frames are.
 
 The text of a clip is a pure function of its shard's job. It names the cell, frame and position of every patch.
 """

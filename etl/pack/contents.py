@@ -1,4 +1,4 @@
-"""Index, layout and statistics, gathered: all that the shards and the index files of a set are made of."""
+"""Gathers index, layout and statistics: all that the shards and the index files of a set are made of."""
 
 from __future__ import annotations
 

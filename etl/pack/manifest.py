@@ -1,4 +1,4 @@
-"""Contents and packed shards to index files: arrays, parquet tables, and the manifest that comes last.
+"""Writes the index files, arrays and parquet tables, and makes the manifest that comes last.
 
 Every array of `contract.ARRAYS` is a plain `.npy` that readers memory-map; the parquet tables say the
 same with names, for people and other tools. All are pure functions of the contents and the packed shards, and written

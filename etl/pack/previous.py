@@ -1,8 +1,8 @@
-"""The set that is there, as far as a new build may keep it: whole files, and what was found in the pixels.
+"""Looks at the set that is there, and says what a new build may keep of it.
 
 The experiment is the unit of change, because the statistics of an experiment stand in each of its clips. An experiment
 whose config, options and fingerprints are those of the set keeps its statistics and what was dropped for its pixels; a
-shard is kept whose content and path are the same. Nothing is believed of a file that is not whole.
+shard is kept whose content and path are the same. A file that is not whole is never used.
 """
 
 from __future__ import annotations

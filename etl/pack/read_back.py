@@ -1,4 +1,4 @@
-"""Shards read back: every byte against its checksum, every member against the index."""
+"""Reads shards back: compares every byte with its checksum and every member with the index."""
 
 from __future__ import annotations
 

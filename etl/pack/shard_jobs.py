@@ -1,4 +1,4 @@
-"""Contents of a set to jobs: each shard's own slices, and no more, so that any machine can pack it."""
+"""Divides a set's contents into jobs: each shard's own slices, and no more, so that any machine can pack it."""
 
 from __future__ import annotations
 

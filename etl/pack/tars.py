@@ -1,9 +1,9 @@
-"""Spill to tars: clips in stored order, each one sample of plain WebDataset.
+"""Packs patches into tars: clips in stored order, each one sample of plain WebDataset.
 
 A sample is `<key>.<nnn>.npy` for every patch and then `<key>.json`, uncompressed. The JSON of a whole shard is made
 first, so every offset is known before a byte is written, and checked while writing. Owner, mode and time of the members
-are fixed: the same input gives the same bytes. Beside a finished shard lies a record of it, so a run that goes on later
-keeps the shard if its content is what is asked for and its checksum is right.
+are fixed: the same input gives the same bytes. A record lies beside every finished shard, so a later run can keep
+the shard if its content is still what is asked for and its checksum is right.
 """
 
 from __future__ import annotations

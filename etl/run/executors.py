@@ -1,4 +1,4 @@
-"""Jobs to results: runs a build's units on anything that has the shape of `concurrent.futures.Executor`.
+"""Runs a build's units on anything that has the shape of `concurrent.futures.Executor`.
 
 A unit is a module-level function of one picklable job. It owns the files that it writes, takes no callback, and calls
 `report` now and then. Threads are the default; the same units run in processes or on a cluster, whose executor is

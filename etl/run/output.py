@@ -1,4 +1,4 @@
-"""Bytes to files that are whole or absent: checksums on the way, errors that name the file, and the build's folder.
+"""Writes files that are whole or absent, with checksums on the way, and owns the build's folder.
 
 All that a build leaves unfinished lives in `<out>/.build-<token>/`: patches as they are cut, and new files of the set
 under `staged/`. The folder is removed when the set is whole. Only folders that bear our mark are ever removed.

@@ -1,4 +1,4 @@
-"""A build as people see it: bars with rates while it runs, a table of what was made and dropped after it.
+"""Shows a build to people: bars with rates while it runs, a table of what was made and dropped after it.
 
 On a terminal there are bars; elsewhere a line now and then, so that a log stays short. Progress goes to
 stderr, the closing table to stdout.

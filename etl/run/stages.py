@@ -1,25 +1,22 @@
-"""Config to shard set: the stages of a build, one after the other.
+"""Runs the stages of a build, one after the other, from the index to the manifest.
 
-Sources are looked at; the index is read; what changed is cut; cells that the pixels rule out are dropped; what is left
-is laid out once; shards that are not there yet are packed; index and manifest follow; all is put in place together. One
-build at a time owns the output folder. A build that was stopped anywhere goes on when the same command is given again,
-and ends with the same bytes.
+What changed is cut; cells that the pixels rule out are dropped; what is left is laid out once; shards that are not
+there yet are packed; the index follows. Every new file is staged; nothing that is there is touched.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Int
 
-from dynaclr_wds.contract import MANIFEST, Manifest, SourceRecord, parse_manifest
-from dynaclr_wds.errors import BuildError, FormatError
+from dynaclr_wds.contract import Manifest, SourceRecord
 from etl.cut.frames import CutJob, FovCut, cut_fov
 from etl.cut.intensities import ExperimentStatistics, plan_experiment_statistics, plan_intensities
-from etl.index import Index, build_index, drop_observations
+from etl.index import Index, drop_observations
 from etl.labels import label_codes
 from etl.layout.clips import plan_shards
 from etl.layout.jobs import (
@@ -35,110 +32,20 @@ from etl.layout.jobs import (
 )
 from etl.pack.contents import SetContents, estimate_clip_bytes
 from etl.pack.manifest import make_manifest, write_index
-from etl.pack.previous import PreviousSet, load_arrays, read_previous
+from etl.pack.previous import PreviousSet
 from etl.pack.shard_jobs import ShardJob, estimate_shard_bytes, plan_shard_job
 from etl.pack.tars import PackedShard, pack_shard
-from etl.run.commit import commit, finish_commits
-from etl.run.executors import MakeExecutor, ThreadUnits, run_units
-from etl.run.output import OutFolder, discard_work
+from etl.run.executors import MakeExecutor, run_units
+from etl.run.output import OutFolder
 from etl.run.progress import Progress
 from etl.source.experiments import BuildConfig
-from etl.source.fingerprints import describe_changes, fingerprint_sources
 from etl.source.plates import Plate
-from etl.source.preflight import open_plates
 
 Sources = Mapping[tuple[str, str], SourceRecord]
+"""(experiment, fov_name) → fingerprint."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BuildMode:
-    """What to do about a set that is there."""
-
-    replace: bool = False
-    """Replace a set of another config."""
-    overwrite: bool = False
-    """Build everything anew, even a set that is up to date."""
-    repair: bool = False
-    """Compare every file with its checksum, and build again what is bad."""
-    trust_sources: bool = False
-    """Believe that plates and tracks are as they were."""
-
-
-def build_set(
-    config: BuildConfig, out: Path, mode: BuildMode, progress: Progress, make_executor: MakeExecutor = ThreadUnits
-) -> Manifest:
-    """Build a shard set, bring it up to date, or find that it is; see `etl.build_shards.build_shards`."""
-    folder = OutFolder(out, config.token)
-    with folder.locked(lambda: progress.say(f"{out}: another build is running there; waiting for it to end.")):
-        finish_commits(folder)
-        previous = _find_previous(folder, mode)
-        trusted = previous.sources if previous is not None and mode.trust_sources else {}
-        if previous is not None and trusted and _is_up_to_date(previous, config, mode, previous.sources):
-            return _say_up_to_date(folder, previous, progress)
-        plates = open_plates(config)
-        sources = fingerprint_sources(config, plates, trusted)
-        if previous is not None:
-            for line in describe_changes(previous.sources, sources):
-                progress.say(f"changed since the set was built: {line}")
-            if _is_up_to_date(previous, config, mode, sources):
-                return _say_up_to_date(folder, previous, progress)
-        progress.say("index: reading tracks")
-        index = build_index(config, plates)
-        for note in index.notes:
-            progress.say(note)
-        if mode.overwrite:
-            discard_work(folder.work)
-        folder.begin()
-        folder.discard_others()
-        kept = load_arrays(previous) if previous is not None and not mode.overwrite else None
-        build = _Build(config, folder, plates, sources, kept, progress, make_executor)
-        manifest = build.run(index)
-        _refuse_moving_sources(config, sources, trusted)
-        commit(folder, manifest)
-        return manifest
-
-
-def _find_previous(folder: OutFolder, mode: BuildMode) -> PreviousSet | None:
-    """Return the set that is there; None without one, or when it is damaged and may be replaced."""
-    path = folder.out / MANIFEST
-    if not path.exists():
-        return None
-    try:
-        manifest = parse_manifest(path.read_bytes(), str(path))
-    except FormatError as error:
-        if mode.replace or mode.overwrite or mode.repair:
-            return None
-        raise BuildError(f"{error} Give --replace to build it anew, or another --out.") from error
-    if manifest.config_hash != folder.token and not mode.replace:
-        raise BuildError(
-            f"{path}: holds shards of another config (config_hash={manifest.config_hash[:12]}, "
-            f"asked for {folder.token[:12]}). Give --replace to replace them, or another --out."
-        )
-    return read_previous(folder.out, manifest, checked=mode.repair)
-
-
-def _is_up_to_date(previous: PreviousSet, config: BuildConfig, mode: BuildMode, sources: Sources) -> bool:
-    same = previous.manifest.config_hash == config.token and list(previous.sources.items()) == list(sources.items())
-    return same and previous.is_whole and not mode.overwrite
-
-
-def _say_up_to_date(folder: OutFolder, previous: PreviousSet, progress: Progress) -> Manifest:
-    discard_work(folder.work)
-    progress.say(f"{folder.out}: up to date, nothing to do.")
-    return previous.manifest
-
-
-def _refuse_moving_sources(config: BuildConfig, sources: Sources, trusted: Sources) -> None:
-    """Look at the sources again: what changed while it was read may be stored half old, half new."""
-    changes = describe_changes(sources, fingerprint_sources(config, open_plates(config), trusted))
-    if changes:
-        raise BuildError(
-            f"plates or tracks changed while they were read ({'; '.join(changes)}). Nothing was put in place. "
-            "Run the same command again when they are at rest."
-        )
-
-
-class _Build:
+class Build:
     """One run of the stages: what all of them look at, and the work that they leave to executors."""
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Manifest, index and shards, checked one after the other; shards side by side."""
+"""Checks the manifest, the index and the shards of a set; shards side by side."""
 
 from __future__ import annotations
 

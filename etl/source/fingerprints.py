@@ -1,4 +1,4 @@
-"""Track files and plates to fingerprints: what a shard set was made of, and whether that changed since.
+"""Takes fingerprints of track files and plates: what a set was made of, and whether that changed since.
 
 No pixel is read. A plate's pixels are known by the names, sizes and times of their chunk files (in object storage by
 their ETags), its metadata and the tracks by their bytes.
