@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -72,6 +73,15 @@ def build(collection: Path, out: Path, **options: object) -> Path:
         patch.setattr(os, "fsync", lambda _: None)  # most of a tiny build's time, and only for power cuts
         build_shards(parse_build_config(collection, options), out)
     return out
+
+
+@pytest.fixture(autouse=True)
+def _same_log_level_for_every_test():
+    """Tests that silence Lightning would otherwise silence those that come after them in the same process."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    yield
+    logger.setLevel(level)
 
 
 @pytest.fixture(autouse=True)

@@ -106,7 +106,7 @@ def test_cells_can_be_chosen(shards, capsys):
     [
         (["--leaky", "2"], r"leaky=2.0 must be in \[0, 1\)"),
         (["--leaky", "x"], "argument --leaky: invalid float value: 'x'. Give --help"),
-        (["--experiments", "nobody"], r"names \['nobody'\].*It holds \['experiment0', 'experiment1'\]"),
+        (["--experiments", "nobody"], r"names \['nobody'\].*They hold \['experiment0', 'experiment1'\]"),
         (["--include_wells", "Z/9"], r"include_wells names \['Z/9'\]"),
         (["--tau_range", "0.5", "9"], "its shards hold positives at 1…2 frames"),
         (["--condition_ratio", "mock"], "'mock' must be NAME=NUMBER"),
