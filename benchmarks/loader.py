@@ -97,6 +97,7 @@ def measure_loader(setting: Setting, **sampling: Any) -> Measure:
         batch_size=setting.batch_size,
         num_workers=setting.threads,
         tau_range=setting.shards.manifest.tau_range_hours,
+        channel_dropout_channels=(),
         **sampling,
     )
     with warnings.catch_warnings():
@@ -130,6 +131,7 @@ def measure_first_epoch(setting: Setting, verify_reads: bool) -> Measure:
             batch_size=setting.batch_size,
             num_workers=setting.threads,
             tau_range=setting.shards.manifest.tau_range_hours,
+            channel_dropout_channels=(),
             verify_reads=verify_reads,
         )
         with warnings.catch_warnings():

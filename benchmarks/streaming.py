@@ -52,6 +52,7 @@ def make_epoch(
         num_workers=threads,
         tau_range=shards.manifest.tau_range_hours,
         condition_balanced=False,
+        channel_dropout_channels=(),
         window_bytes=window_bytes,
         verify_reads=verify_reads,
         num_streams=1,
