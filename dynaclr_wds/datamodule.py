@@ -191,6 +191,9 @@ class MultiExperimentDataModule(LightningDataModule):
             f"{len(self.val_experiments)} experiments for validation)"
         )
 
+    def __str__(self) -> str:  # Lightning's own lists loaders in four lines
+        return repr(self)
+
     @property
     def sampling(self) -> SamplingConfig:
         """What is asked of a batch, as the plan takes it."""
