@@ -20,8 +20,9 @@ from sklearn.metrics import balanced_accuracy_score
 from sklearn.neighbors import KNeighborsClassifier
 
 from dynaclr_wds.contract import STATISTICS
+from dynaclr_wds.read.crop import plan_crop
 from dynaclr_wds.read.dataset import list_observations, open_store
-from dynaclr_wds.read.patches import PatchReader, level_statistics, plan_crop
+from dynaclr_wds.read.patches import PatchReader, level_statistics
 from dynaclr_wds.shardset import ShardSet
 from dynaclr_wds.split import keep_experiments
 
@@ -29,7 +30,7 @@ NEIGHBOURS = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cells:
+class LabelledCells:
     """Observations of one experiment, row by row with their features."""
 
     condition: Shaped[np.ndarray, " n"]
@@ -38,7 +39,7 @@ class Cells:
     hpi: Shaped[np.ndarray, " n"]
 
 
-def read_embeddings(path: Path, experiment: str) -> tuple[Cells, Float32[np.ndarray, "n d"]]:
+def read_embeddings(path: Path, experiment: str) -> tuple[LabelledCells, Float32[np.ndarray, "n d"]]:
     """Read the cells of one experiment and their features from the file that `predict` wrote."""
     table = pq.read_table(path, filters=pc.field("experiment") == experiment)
     features = np.stack(table["features"].to_numpy())
@@ -47,7 +48,7 @@ def read_embeddings(path: Path, experiment: str) -> tuple[Cells, Float32[np.ndar
 
 def read_pixels(
     shards: ShardSet, experiment: str, yx: tuple[int, int] | None = None
-) -> tuple[Cells, Float32[np.ndarray, "n d"]]:
+) -> tuple[LabelledCells, Float32[np.ndarray, "n d"]]:
     """Read the cells of one experiment and their pixels, normalised per FOV and channel as for the network.
 
     Parameters
@@ -77,16 +78,16 @@ def read_pixels(
     return _cells(columns), pixels.reshape(len(rows), -1)
 
 
-def _cells(columns: Mapping[str, Shaped[np.ndarray, " n"]]) -> Cells:
+def _cells(columns: Mapping[str, Shaped[np.ndarray, " n"]]) -> LabelledCells:
     """Number the FOVs of each condition; equal numbers make a fold."""
     fold = np.zeros(len(columns["hpi"]), np.int64)
     for condition in np.unique(columns["condition"]):
         of_condition = columns["condition"] == condition
         fold[of_condition] = np.unique(columns["fov_name"][of_condition], return_inverse=True)[1]
-    return Cells(condition=columns["condition"], fold=fold, hpi=columns["hpi"])
+    return LabelledCells(condition=columns["condition"], fold=fold, hpi=columns["hpi"])
 
 
-def score_vote(cells: Cells, features: Float32[np.ndarray, "n d"], keep: Bool[np.ndarray, " n"]) -> float:
+def score_vote(cells: LabelledCells, features: Float32[np.ndarray, "n d"], keep: Bool[np.ndarray, " n"]) -> float:
     """Balanced accuracy of the vote on the condition, among the cells to keep; 1 / conditions is chance.
 
     Neighbours are the nearest by Euclidean distance; give features of unit length for cosine.

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from dynaclr_wds.plan.config import SamplingConfig
     from dynaclr_wds.plan.index import PlanIndex
     from dynaclr_wds.plan.sampler import FlexibleBatchSampler
+    from dynaclr_wds.read.crop import Crop
     from dynaclr_wds.read.dataset import MultiExperimentTripletDataset
     from dynaclr_wds.read.loader import ThreadDataLoader
-    from dynaclr_wds.read.patches import Crop
     from dynaclr_wds.shardset import ShardSet
     from dynaclr_wds.train.engine import ContrastiveModule
     from dynaclr_wds.train.loss import NTXentHCL
@@ -40,7 +40,7 @@ __all__ = [
 _MODULES = {
     "ChannelDropout": "dynaclr_wds.transforms.channel_dropout",
     "ContrastiveModule": "dynaclr_wds.train.engine",
-    "Crop": "dynaclr_wds.read.patches",
+    "Crop": "dynaclr_wds.read.crop",
     "FlexibleBatchSampler": "dynaclr_wds.plan.sampler",
     "MultiExperimentDataModule": "dynaclr_wds.datamodule",
     "MultiExperimentTripletDataset": "dynaclr_wds.read.dataset",

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from dynaclr_wds.build import build_from_yaml
 from dynaclr_wds.plan.batch import BatchPlan
 from dynaclr_wds.plan.config import SamplingConfig
+from dynaclr_wds.plan.index import PlanIndex
 from dynaclr_wds.plan.sampler import FlexibleBatchSampler
 from dynaclr_wds.plan.validation import plan_validation
+from dynaclr_wds.read.crop import Crop, check_one_shape, plan_crop
 from dynaclr_wds.read.dataset import MultiExperimentTripletDataset, list_observations
 from dynaclr_wds.read.loader import ThreadDataLoader
-from dynaclr_wds.read.patches import Crop, check_one_shape, plan_crop
 from dynaclr_wds.shardset import ShardSet
 from dynaclr_wds.split import check_experiments, keep_fovs
 from dynaclr_wds.transforms.batch import BatchTransform
@@ -99,6 +100,11 @@ class MultiExperimentDataModule(LightningDataModule):
         process, and every index file when the set is opened. None = index files always, blocks in streaming only. Later
         epochs cost nothing; the first one takes 1 to 10 % longer in streaming, where blocks are read whole anyway, and
         a third to three times longer in exact mode, which otherwise reads patches only.
+    batch_group_by
+        Labels that make a group, of which one makes the main part of a batch; where other parameters say "experiment",
+        they mean the group. In streaming, every block of the shards must be of one group.
+    stratify_by
+        Labels to balance in a batch; where other parameters say "condition", they mean a value of these.
 
     Raises
     ------
@@ -140,6 +146,8 @@ class MultiExperimentDataModule(LightningDataModule):
         num_streams: int | None = None,
         relax_lineages: bool = False,
         verify_reads: bool | None = None,
+        batch_group_by: Sequence[str] = ("experiment",),
+        stratify_by: Sequence[str] = ("condition",),
     ) -> None:
         super().__init__()
         self.shards = shards
@@ -174,6 +182,8 @@ class MultiExperimentDataModule(LightningDataModule):
         self.num_streams = num_streams
         self.relax_lineages = relax_lineages
         self.verify_reads = verify_reads
+        self.batch_group_by = list(batch_group_by)
+        self.stratify_by = list(stratify_by)
         self.shard_set: ShardSet | None = None
         self.train_dataset: MultiExperimentTripletDataset | None = None
         self.val_dataset: MultiExperimentTripletDataset | None = None
@@ -250,10 +260,8 @@ class MultiExperimentDataModule(LightningDataModule):
                 f"val_experiments={self.val_experiments} holds out every experiment of {self.shards}; none is left "
                 "to train on. Name fewer."
             )
-        if not self.experiment_aware or self.leaky > 0:
-            check_one_shape(shards, crop, train)
-        config, world = self.sampling, self._world()
-        index = shards.plan_index(train, self.tau_range, self.include_wells, self.exclude_fovs)
+        config, world, index = self.sampling, self._world(), self._index(shards, train)
+        check_one_shape(shards, crop, index, groups_meet=not self.experiment_aware or self.leaky > 0)
         self.train_sampler = FlexibleBatchSampler(
             index,
             config,
@@ -272,8 +280,18 @@ class MultiExperimentDataModule(LightningDataModule):
         if not self.val_experiments:
             rank_zero_warn("val_experiments is empty: nothing is held out, so there is no validation.")
             return
-        held_out = shards.plan_index(self.val_experiments, self.tau_range, self.include_wells, self.exclude_fovs)
+        held_out = self._index(shards, self.val_experiments)
         self.val_dataset = self._dataset(crop, plan_validation(held_out, self.sampling))
+
+    def _index(self, shards: ShardSet, experiments: Sequence[str]) -> PlanIndex:
+        return shards.plan_index(
+            experiments,
+            self.tau_range,
+            self.include_wells,
+            self.exclude_fovs,
+            batch_group_by=self.batch_group_by,
+            stratify_by=self.stratify_by,
+        )
 
     def _say_what_differs(self, shards: ShardSet) -> None:
         """Say once, when training starts, what a user of the reference implementation would not expect."""

@@ -195,6 +195,8 @@ class ShardSet:
         tau_range_hours: tuple[float, float],
         include_wells: Sequence[str] | None = None,
         exclude_fovs: Sequence[str] | None = None,
+        batch_group_by: Sequence[str] = ("experiment",),
+        stratify_by: Sequence[str] = ("condition",),
     ) -> PlanIndex:
         """List the anchors of some experiments.
 
@@ -208,17 +210,21 @@ class ShardSet:
             `row/col`; all wells when None.
         exclude_fovs
             `row/col/fov`.
+        batch_group_by, stratify_by
+            Labels that make groups and stratify values; see `dynaclr_wds.plan`.
 
         Raises
         ------
         ValueError
-            An unknown experiment, well or FOV, or a τ range the shards don't hold.
+            An unknown experiment, well, FOV or label, or a τ range the shards don't hold.
         """
         check_experiments(experiments, self.experiments, "experiments")
         return plan_index(
             self.columns,
             self.codes,
             tau_range_hours,
+            batch_group_by=tuple(batch_group_by),
+            stratify_by=tuple(stratify_by),
             keep_experiment=[name in experiments for name in self.experiments],
             keep_fov=keep_fovs(self.manifest.fovs, include_wells, exclude_fovs),
         )

@@ -138,6 +138,8 @@ def test_init_exposes_all_hyperparameters():
         "num_streams": 4,
         "relax_lineages": True,
         "verify_reads": False,
+        "batch_group_by": ["condition"],
+        "stratify_by": ["well", "experiment"],
     }
     assert set(inspect.signature(MultiExperimentDataModule).parameters) == set(wanted)
     data = MultiExperimentDataModule(**wanted)
@@ -341,6 +343,30 @@ def test_batches_that_would_mix_shapes_are_refused(mixed_channels, options):
     with pytest.raises(ValueError, match=message):
         ready(mixed_channels, val_experiments=["e2"], **options)
     ready(mixed_channels, val_experiments=["e1", "e2"], **options)
+
+
+def test_batches_of_a_group_that_would_mix_shapes_are_refused(mixed_channels):
+    with pytest.raises(ValueError, match=r"mix patches of different shapes .*batch_group_by=\['experiment'\]"):
+        ready(mixed_channels, val_experiments=["e2"], batch_group_by=["condition"])
+
+
+@pytest.mark.parametrize("window_bytes", [None, 1 << 27])
+def test_groups_and_strata_are_of_any_labels(shards, window_bytes):
+    options = {"batch_group_by": ["condition"], "stratify_by": ["experiment"], "val_experiments": ["e2", "e3"]}
+    data = ready(shards, **options, window_bytes=window_bytes, num_streams=None if window_bytes is None else 1)
+    seen = set()
+    for loader in (data.train_dataloader(), [next(iter(data.val_dataloader()))]):
+        for batch in loader:
+            labels = Counter((m["condition"], m["experiment"]) for m in batch["anchor_meta"])
+            assert len({condition for condition, _ in labels}) == 1
+            assert list(labels.values()) == [4, 4]  # half of the batch from each experiment
+            seen |= set(labels)
+    assert seen >= {(c, e) for c in ("control", "infected") for e in ("e0", "e1")}
+
+
+def test_a_label_that_is_not_there_is_named(shards):
+    with pytest.raises(ValueError, match=r"name \['stain'\], .*Its labels are \['condition', 'experiment', 'well'\]"):
+        ready(shards, stratify_by=["stain"])
 
 
 def test_experiments_of_other_shapes_are_transformed(mixed_channels):

@@ -14,7 +14,7 @@ import pytest
 
 import dynaclr_wds.__main__ as training
 from benchmarks import demo
-from benchmarks.vote import Cells, principal_components, read_pixels, score_vote, unit_length
+from benchmarks.vote import LabelledCells, principal_components, read_pixels, score_vote, unit_length
 from dynaclr_wds.shardset import ShardSet
 from etl import build_shards
 from etl.simulate import __main__ as simulate
@@ -31,9 +31,9 @@ SMALL = {
 MAINS = {"etl.simulate": simulate.main, "etl.build_shards": build_shards.main, "dynaclr_wds": training.main}
 
 
-def cells(folds: int, per_fov: int) -> Cells:
+def cells(folds: int, per_fov: int) -> LabelledCells:
     n = folds * 2 * per_fov
-    return Cells(
+    return LabelledCells(
         condition=np.repeat(["infected", "uninfected"], n // 2),
         fold=np.tile(np.repeat(np.arange(folds), per_fov), 2),
         hpi=np.zeros(n),

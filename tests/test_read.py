@@ -17,11 +17,12 @@ from dynaclr_wds.datamodule import MultiExperimentDataModule
 from dynaclr_wds.errors import ChecksumError, FormatError
 from dynaclr_wds.plan.batch import BatchPlan
 from dynaclr_wds.read.buffers import BufferPool
+from dynaclr_wds.read.crop import Crop, plan_crop
 from dynaclr_wds.read.dataset import MultiExperimentTripletDataset, list_observations, open_store
 from dynaclr_wds.read.files import FileStore
 from dynaclr_wds.read.mapped import copy_runs, load_copy
 from dynaclr_wds.read.metadata import RowDicts
-from dynaclr_wds.read.patches import Crop, PatchReader, plan_crop
+from dynaclr_wds.read.patches import PatchReader
 from dynaclr_wds.shardset import ShardSet
 from dynaclr_wds.split import keep_experiments
 

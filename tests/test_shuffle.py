@@ -56,17 +56,17 @@ def test_tables_show_exact_beside_ideal(shards, capsys):
 
 
 def test_json_is_complete_and_strict(shards, capsys):
-    options = ["--batch_size", "4", "--window", "80%", "--num_streams", "1", "--epochs", "2", "--json"]
+    options = ["--batch_size", "4", "--window_bytes", "80%", "--num_streams", "1", "--epochs", "2", "--json"]
     status, out, _ = run(capsys, shards, *options)
     assert status == 0
     found = json.loads(out, parse_constant=pytest.fail)
     assert list(found["modes"]) == ["streaming", "exact", "ideal"]
-    assert found["window"] == int(0.8 * found["bytes_stored"])
+    assert found["window_bytes"] == int(0.8 * found["bytes_stored"])
     for mode in found["modes"].values():
         assert set(mode["quality"]["collisions"]) == {"value", "fov", "lineage", "block"}
         assert mode["report"]["batches"] == mode["quality"]["batches"]
     traffic = found["modes"]["streaming"]["report"]["streaming"]
-    assert 0 < traffic["planned_peak_bytes"] <= found["window"]
+    assert 0 < traffic["planned_peak_bytes"] <= found["window_bytes"]
     assert found["modes"]["exact"]["report"]["streaming"] == {}
 
 
@@ -84,13 +84,18 @@ def test_a_config_gives_the_options_and_the_command_line_wins(shards, capsys, tm
     config = tmp_path / "fit.yaml"
     config.write_text(
         f"model: {{}}\ndata: {{shards: {shards}, batch_size: 8, leaky: 0, val_experiments: [experiment1],"
-        " condition_ratio: {control: 3, infected: 1}, num_workers: 2, window: null}\n"
+        " condition_ratio: {A/1: 3, B/2: 1}, num_workers: 2, window_bytes: 100000000,"
+        " num_streams: 1, batch_group_by: [condition], stratify_by: [well]}\n"
     )
     _, out, _ = run(capsys, "-c", str(config), "--batch_size", "4", "--json")
     found = json.loads(out)
     assert found["strata"] == 2
     assert found["sampling"]["batch_size"] == 4
-    assert found["sampling"]["condition_ratio"] == {"control": 3.0, "infected": 1.0}
+    assert found["sampling"]["condition_ratio"] == {"A/1": 3.0, "B/2": 1.0}
+    assert (found["window_bytes"], found["num_streams"]) == (100_000_000, 1)
+    assert list(found["modes"]) == ["streaming", "exact", "ideal"]
+    report = found["modes"]["exact"]["report"]
+    assert (report["group_label"], report["value_label"]) == ("condition", "well")
 
 
 def test_cells_can_be_chosen(shards, capsys):
@@ -112,8 +117,8 @@ def test_cells_can_be_chosen(shards, capsys):
         (["--condition_ratio", "mock"], "'mock' must be NAME=NUMBER"),
         (["--condition_ratio", "mock=1"], r"condition_ratio names \['mock'\].*Known: \['control', 'infected'\]"),
         (["--condition_balanced", "maybe"], "'maybe' is neither true nor false"),
-        (["--window", "lots"], "window='lots' is no size"),
-        (["--window", "1K"], "window_bytes=1,024 bytes can't hold one batch"),
+        (["--window_bytes", "lots"], "window_bytes='lots' is no size"),
+        (["--window_bytes", "1K"], "window_bytes=1,024 bytes can't hold one batch"),
         (["--epochs", "0"], "epochs=0 must be >= 1"),
         (["-c", "gone.yaml"], "gone.yaml"),
     ],

@@ -17,10 +17,10 @@ from dynaclr_wds.contract import ShardRecord
 from dynaclr_wds.datamodule import MultiExperimentDataModule
 from dynaclr_wds.errors import ChecksumError, FormatError, StorageError
 from dynaclr_wds.plan.batch import BatchPlan
+from dynaclr_wds.read.crop import plan_crop
 from dynaclr_wds.read.dataset import MultiExperimentTripletDataset
 from dynaclr_wds.read.files import FileStore
 from dynaclr_wds.read.mapped import MappedStore
-from dynaclr_wds.read.patches import plan_crop
 from dynaclr_wds.shardset import ShardSet
 from dynaclr_wds.store import BlockStore, RowFailure
 

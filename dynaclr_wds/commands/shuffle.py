@@ -31,13 +31,17 @@ from dynaclr_wds.shardset import ShardSet
 from dynaclr_wds.split import check_experiments
 
 _SAMPLING = tuple(f.name for f in fields(SamplingConfig))
-_OURS = ("shards", "tau_range", "val_experiments", "include_wells", "exclude_fovs", "window", "num_streams")
+_LABELS = ("batch_group_by", "stratify_by")
+_OURS = (
+    *("shards", "tau_range", "val_experiments", "include_wells", "exclude_fovs", "window_bytes", "num_streams"),
+    *_LABELS,
+)
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 _EPILOG = """examples:
   python -m dynaclr_wds shuffle shards                              # exact mode, the DataModule's defaults
   python -m dynaclr_wds shuffle -c configs/fit.yaml                 # what this config would train on
-  python -m dynaclr_wds shuffle shards --window 10% --num_streams 4 # would streaming mix as well?
+  python -m dynaclr_wds shuffle shards --window_bytes 10% --num_streams 4 # would streaming mix as well?
   python -m dynaclr_wds shuffle shards --leaky 0.2 --temporal_enrichment --json | jq .modes.exact.quality
 
 Reads the manifest and the index, no shard. docs/SAMPLING.md defines every number.
@@ -107,14 +111,16 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("what a batch holds").add_argument
     add("--batch_size", type=int, help=f"samples per step per rank (default: {default.batch_size})")
     for name, text in (
-        ("experiment_aware", "each batch from one experiment"),
-        ("condition_balanced", "conditions in equal parts, or those of --condition_ratio"),
+        ("experiment_aware", "each batch from one group"),
+        ("condition_balanced", "stratify values in equal parts, or those of --condition_ratio"),
         ("temporal_enrichment", "most of a batch near one focal HPI"),
         ("relax_lineages", "streaming: accept a window too small for distinct lineages"),
     ):
         shown = str(getattr(default, name)).lower()
         add(f"--{name}", nargs="?", const=True, type=_flag, metavar="true|false", help=f"{text} (default: {shown})")
-    add("--leaky", type=float, help="fraction of a batch from other experiments (default: 0)")
+    add("--batch_group_by", nargs="+", metavar="LABEL", help="labels that make a group (default: experiment)")
+    add("--stratify_by", nargs="+", metavar="LABEL", help="labels to balance in a batch (default: condition)")
+    add("--leaky", type=float, help="fraction of a batch from other groups (default: 0)")
     add(
         "--experiment_weights",
         nargs="+",
@@ -124,11 +130,11 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add("--condition_ratio", nargs="+", type=_share, metavar="NAME=SHARE", help="share of samples (default: equal)")
     add("--temporal_window_hours", type=float, help="half-width of the focal window (default: 2)")
-    add("--temporal_global_fraction", type=float, help="fraction from outside the window (default: 0.3)")
+    add("--temporal_global_fraction", type=float, help="fraction from outside the focal window (default: 0.3)")
     add("--tau_decay_rate", type=float, help="decay of P(τ) (default: 2)")
     add("--seed", type=int, help="of the order and all draws (default: 0)")
     add = parser.add_argument_group("how it is read").add_argument
-    add("--window", metavar="BYTES", help="streaming: bytes resident at a time: 4G, 512M, or 10%% of what is used")
+    add("--window_bytes", metavar="BYTES", help="streaming: resident at a time, as 4G, 512M, or 10%% of what is used")
     add("--num_streams", type=int, help="streaming: logical streams (default: 8)")
     add = parser.add_argument_group("output").add_argument
     add("--epochs", type=int, default=1, help="epochs to plan, taken together (default: 1)")
@@ -153,7 +159,8 @@ def parse_request(values: Mapping[str, Any]) -> Request:
     check_experiments(held_out, shards.experiments, "val_experiments")
     chosen = values.get("experiments") or [e for e in shards.experiments if e not in held_out]
     low, high = values.get("tau_range") or shards.manifest.tau_range_hours
-    index = shards.plan_index(chosen, (low, high), values.get("include_wells"), values.get("exclude_fovs"))
+    labels = {name: tuple(values[name]) for name in _LABELS if name in values}
+    index = shards.plan_index(chosen, (low, high), values.get("include_wells"), values.get("exclude_fovs"), **labels)
     given = {name: values[name] for name in _SAMPLING if name in values}
     for name in ("experiment_weights", "condition_ratio"):
         if name in given:  # pairs from the command line, a mapping from a config
@@ -161,7 +168,7 @@ def parse_request(values: Mapping[str, Any]) -> Request:
     for name in ("leaky", "temporal_window_hours", "temporal_global_fraction", "tau_decay_rate"):
         if name in given:
             given[name] = float(given[name])
-    window = values.get("window")
+    window = values.get("window_bytes")
     return Request(
         index=index,
         config=SamplingConfig(**given),
@@ -185,7 +192,9 @@ def parse_window(text: str, used: int) -> int:
         scale = used / 100 if unit == "%" else _UNITS[unit.upper().removesuffix("B").removesuffix("I")]
         return int(float(number) * scale)
     except (KeyError, ValueError) as error:
-        raise ValueError(f"window={text!r} is no size. Give bytes (4000000, 512M, 1.5GiB) or a share (10%).") from error
+        raise ValueError(
+            f"window_bytes={text!r} is no size. Give bytes (4000000, 512M, 1.5GiB) or a share (10%)."
+        ) from error
 
 
 def measure_modes(asked: Request) -> list[Mode]:
@@ -237,7 +246,7 @@ def describe(asked: Request, modes: Sequence[Mode]) -> dict[str, Any]:
         "anchors": len(asked.index.row),
         "strata": len(asked.index.strata),
         "bytes_stored": asked.index.stored_bytes,
-        "window": asked.window_bytes,
+        "window_bytes": asked.window_bytes,
         "num_streams": asked.num_streams,
         "epochs": asked.epochs,
         "sampling": {name: getattr(asked.config, name) for name in _SAMPLING},

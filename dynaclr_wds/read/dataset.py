@@ -15,10 +15,11 @@ from dynaclr_wds.plan.batch import BatchPlan, BlockReads
 from dynaclr_wds.plan.columns import PatchRow, SampleIndex
 from dynaclr_wds.plan.index import PlanIndex
 from dynaclr_wds.read.buffers import BufferPool
+from dynaclr_wds.read.crop import Crop
 from dynaclr_wds.read.files import FileStore
 from dynaclr_wds.read.mapped import MappedStore, load_copy
 from dynaclr_wds.read.metadata import RowDicts
-from dynaclr_wds.read.patches import Crop, PatchReader, level_statistics
+from dynaclr_wds.read.patches import PatchReader, level_statistics
 from dynaclr_wds.read.prefetch import BlockWindow
 from dynaclr_wds.shardset import ShardSet
 from dynaclr_wds.store import BlockStore

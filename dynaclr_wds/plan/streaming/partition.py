@@ -119,7 +119,7 @@ def check_blocks(index: PlanIndex) -> None:
         if len(mixed):
             label, values = _find_difference(index, int(owner[blocks[mixed[0]]]), s)
             raise ConfigError(
-                f"window: block {int(blocks[mixed[0]])} holds samples with {label}={values[0]!r} and {label}="
+                f"window_bytes: block {int(blocks[mixed[0]])} holds samples with {label}={values[0]!r} and {label}="
                 f"{values[1]!r}, but streaming needs blocks whose samples agree in experiment, group and stratify "
                 f"labels. Build the shards with {label!r} in shard_by, or use window_bytes=None (exact mode)."
             )
