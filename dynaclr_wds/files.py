@@ -1,4 +1,4 @@
-"""Bytes to a file that is whole or absent: the one home of temporary name, fsync and rename. Standard library only.
+"""Writes files that are whole or absent: the one home of temporary name, fsync and rename. Standard library only.
 
 A reader never sees half a file under its final name, whatever stops the writer: the bytes go to `<name>.partial`, are
 forced to disk, and only then get the name. A writer that raises leaves nothing behind.
@@ -38,16 +38,19 @@ def write_whole(path: Path, partial: Path | None = None) -> Iterator[BinaryIO]:
     try:
         with partial.open("wb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
         rename_whole(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 
 
 def rename_whole(partial: Path, path: Path) -> None:
-    """Give a file that is on disk its final name, and force the name to disk too."""
+    """Give a finished file its final name; force its bytes to disk before, and the name after."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(partial, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
     partial.replace(path)
     descriptor = os.open(path.parent, os.O_RDONLY)
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,8 @@ from jaxtyping import Float
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
+
+from dynaclr_wds.files import partial_name, rename_whole
 
 IDENTITY: dict[str, pa.DataType] = {
     "experiment": pa.string(),
@@ -97,9 +98,7 @@ class EmbeddingWriter(Callback):
             return
         self._writer.close()
         self._writer = None
-        with self._partial.open("rb") as file:
-            os.fsync(file.fileno())
-        self._partial.replace(self._target)
+        rename_whole(self._partial, self._target)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Remove what a failed prediction has written."""
@@ -108,7 +107,7 @@ class EmbeddingWriter(Callback):
 
     @property
     def _partial(self) -> Path:
-        return self._target.with_name(self._target.name + ".partial")
+        return partial_name(self._target)
 
     def _flush(self) -> None:
         if not self._waiting:

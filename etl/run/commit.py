@@ -62,10 +62,12 @@ def _carry_out(out: Path, work: Path, manifest: Manifest) -> None:
     for path in listed:
         staged = work / "staged" / path
         if staged.is_file():
-            rename_whole(staged, out / path)
+            with naming_file(out / path):
+                rename_whole(staged, out / path)
     for path in set(_list_old(work / _OLD)) - set(listed):
         _remove(out, path)
-    rename_whole(work / _NEXT, current)
+    with naming_file(current):
+        rename_whole(work / _NEXT, current)
     discard_work(work)
 
 

@@ -24,6 +24,7 @@ import yaml
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from dynaclr_wds.files import write_whole
 from etl.simulate.colony import sample_frames
 from etl.simulate.design import CONDITIONS, ExperimentDesign, SimulationConfig, plan_experiment
 from etl.simulate.render import render_frame, sample_scenery
@@ -104,9 +105,10 @@ def simulate_collection(out: Path, config: SimulationConfig, console: Console | 
         for _ in progress.track(_simulate_all(fovs, config.workers), total=len(fovs)):
             pass
     document = {"experiments": [describe_experiment(d) for d in designs], "shards": describe_shards(config)}
-    partial = target.with_name(target.name + ".partial")
-    partial.write_text(header + yaml.safe_dump(document, sort_keys=False, default_flow_style=None, width=120))
-    return partial.rename(target)
+    with write_whole(target) as file:
+        text = yaml.safe_dump(document, sort_keys=False, default_flow_style=None, width=120)
+        file.write((header + text).encode())
+    return target
 
 
 def _header(config: SimulationConfig) -> str:

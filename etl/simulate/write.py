@@ -119,11 +119,11 @@ def describe_experiment(design: ExperimentDesign) -> dict[str, Any]:
 
 
 def describe_shards(config: SimulationConfig) -> dict[str, Any]:
-    """Return the `shards:` section: patches that hold a cell, and some shards and blocks in every stratum."""
+    """Return the `shards:` section: patches that hold a cell, and some shards and blocks in every partition."""
     patch = config.patch_size
     per_well = config.fovs * config.frames * config.cells * patch * patch * config.z * 2 * 2
-    stratum = per_well * config.wells // 2
-    shard_bytes = min(max(stratum // 4, 1 << 20), 512 << 20)
+    partition = per_well * config.wells // 2
+    shard_bytes = min(max(partition // 4, 1 << 20), 512 << 20)
     return {
         "yx_patch_size": [patch, patch],
         "tau_range_hours": [0.5, 2.0],

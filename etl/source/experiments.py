@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from dynaclr_wds.contract import OWN_LABELS
 from dynaclr_wds.errors import ConfigError
 from dynaclr_wds.tau import reaches_a_frame
+from etl.run.executors import usable_cpus
 from etl.source.config import BuildConfig, BuildOptions, ExperimentConfig, Shorthands
 from etl.source.fields import explain, parse_table, value_error
 from etl.source.yaml_values import expand_variables, read_yaml
@@ -57,19 +58,13 @@ def parse_build_config(path: str | Path, overrides: Mapping[str, Any] | None = N
     experiments = tuple(
         _parse_experiment(entry, f"{where}: experiments[{number}]", root) for number, entry in enumerate(entries)
     )
-    options: dict[str, Any] = {"workers": _usable_cpus()}
+    options: dict[str, Any] = {"workers": usable_cpus()}
     options |= _parse_options({} if raw.get("shards") is None else raw["shards"], f"{where}: shards")
     given = {name: value for name, value in (overrides or {}).items() if value is not None}
     options |= _parse_options(given, "build options")
     config = BuildConfig(experiments=experiments, where=where, **options)
     _check_together(config)
     return config
-
-
-def _usable_cpus() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _check_together(config: BuildConfig) -> None:

@@ -17,6 +17,7 @@ from typing import Any, SupportsFloat, cast
 import numpy as np
 from jaxtyping import Int64, UInt32
 
+from dynaclr_wds.files import write_whole
 from dynaclr_wds.plan.audit.targets import Targets
 from dynaclr_wds.plan.batch import BatchPlan
 from dynaclr_wds.plan.columns import SampleIndex
@@ -107,8 +108,9 @@ class Report:
         return dataclasses.asdict(self)
 
     def write(self, path: Path) -> None:
-        """Write as JSON."""
-        path.write_text(json.dumps(self.to_dict(), indent=1) + "\n")
+        """Write as JSON; the file is whole or absent."""
+        with write_whole(path) as file:
+            file.write((json.dumps(self.to_dict(), indent=1) + "\n").encode())
 
 
 @dataclass(slots=True)
