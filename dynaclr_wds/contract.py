@@ -1,4 +1,4 @@
-"""The on-disk contract: what the ETL writes and the loader reads, and nothing else.
+"""Defines the on-disk contract: what the ETL writes and the loader reads, and nothing else.
 
 Both halves share this module, so it imports numpy, xxhash and the standard library only. It names the files, the
 arrays that are memory-mapped and their checks, and the manifest; it opens nothing. `docs/FORMAT.md` says the same for
@@ -87,7 +87,7 @@ ARRAYS: dict[str, str] = {
 """Name → dtype of every `index/arrays/<name>.npy` but the labels."""
 
 LABEL_DTYPE = "<i4"
-"""Of `index/arrays/label_<name>.npy`, one row per observation: place in the label's values, NO_ID for null."""
+"""Dtype of `index/arrays/label_<name>.npy`; a row is an observation's place in the label's values, NO_ID for null."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,11 +96,11 @@ class ExperimentRecord:
 
     name: str
     dtype: str
-    """Of the stored patches, e.g. `<u2`."""
+    """Numpy code of the stored patches, e.g. `<u2`."""
     shape: tuple[int, int, int, int]
     """(C, Z, Y, X) of the stored patches."""
     channel_names: tuple[str, ...]
-    """Of the plate."""
+    """All channels of the plate."""
     source_channel: tuple[str, ...]
     """Stored channels, in stored order: the C axis of a patch."""
     markers: tuple[str, ...]
@@ -189,11 +189,11 @@ class SourceRecord:
     experiment: str
     fov_name: str
     tracks: str
-    """Of the bytes of the track file, and of the annotation table where there is one."""
+    """Checksum of the track file's bytes, and of the annotation table's where there is one."""
     metadata: str
-    """Of the array's and the image's metadata."""
+    """Checksum of the array's and the image's metadata."""
     pixels: str
-    """Of the names, sizes and times of the chunk files, or their ETags."""
+    """Checksum of the names, sizes and times of the chunk files, or of their ETags."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -83,7 +83,7 @@ class MultiExperimentDataModule(LightningDataModule):
     cache_pool_bytes
         Bytes of shards to read into the page cache before training, at most; 0 = leave it to the first epoch.
     seed
-        Of order and draws.
+        Seed of the order and of all draws.
     include_wells
         `row/col` to use; None = all.
     exclude_fovs

@@ -1,4 +1,4 @@
-"""Check index arrays: whether they fit each other and the manifest.
+"""Checks index arrays: whether they fit each other and the manifest.
 
 `ShardSet.open` and `etl.verify` both ask here. The checks are structural: dtypes, lengths, order, ranges, and rows that
 refer to each other. What they let pass can't send a reader to a row, block or byte that isn't there. They read every
@@ -34,7 +34,7 @@ def check_arrays(manifest: Manifest, arrays: Arrays) -> None:
     Parameters
     ----------
     manifest
-        Of the set.
+        Manifest of the set.
     arrays
         Memory-mapped or loaded.
 
@@ -142,7 +142,7 @@ def _check_observations(manifest: Manifest, arrays: Arrays) -> None:
 def _check_patches(manifest: Manifest, arrays: Arrays) -> None:
     """Check the columns of patches; every observation must be a sample in one row, the one that it points to."""
     size = _patch_bytes(manifest, arrays)
-    edges = arrays["clip_first"][arrays["block_first"]]  # of the blocks, in patches
+    edges = arrays["clip_first"][arrays["block_first"]]  # edges of the blocks, in patches
     chunks = list(_chunks(len(arrays["patch_obs"])))
     with ThreadPoolExecutor(2) as pool:
         samples = sum(pool.map(lambda rows: _check_chunk(arrays, rows, size, edges), chunks))

@@ -1,6 +1,6 @@
 """Hours to frames to weights: every rule about τ, the time from an anchor to its temporal positive.
 
-The ETL, the plan and the plain pipeline all take these rules from here. Imports numpy only.
+The ETL, the plan and the plain pipeline all take these rules from here. Imports numpy and jaxtyping only.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int64, Integer
 
 TauHours = tuple[float, float]
 """Shortest and longest τ in hours, both ends included."""
@@ -36,6 +37,19 @@ def reaches_a_frame(tau_frames: TauFrames) -> bool:
     return tau_frames[1] >= max(tau_frames[0], 1)
 
 
+def candidate_span(
+    t: Integer[np.ndarray, " n"], tau_frames: TauFrames
+) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
+    """Find the candidates of each patch of a clip: they are the places `first` to `stop` of the clip.
+
+    Parameters
+    ----------
+    t
+        Frames of one lineage's patches, ascending.
+    """
+    return np.searchsorted(t, t + least_tau(tau_frames[0])), np.searchsorted(t, t + tau_frames[1], "right")
+
+
 def tau_weights(tau: Any, low: Any, high: Any, decay_rate: float) -> Any:
     """Weigh τ: exp(−decay · (τ − τ_min) / (τ_max − τ_min)), not normalised.
 
@@ -62,7 +76,7 @@ def check_tau_range(
     Parameters
     ----------
     name
-        Of the parameter, for the error.
+        Name of the parameter, for the error.
     experiment
         For the error.
     asked, built

@@ -11,7 +11,7 @@ from lightning.pytorch import Trainer
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """Which of how many processes this is."""
+    """Number of this process (`rank`), and how many there are (`size`)."""
 
     rank: int
     size: int

@@ -47,7 +47,7 @@ def build_shards(
     trust_sources
         Don't look whether plates and tracks changed since the set was built.
     progress
-        Told what happens; None tells nobody.
+        Shows what happens; None shows nothing.
     make_executor
         (workers, advance) → executor that runs the units; None runs threads.
 

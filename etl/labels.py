@@ -151,7 +151,7 @@ def number_partitions(
     for record in records:
         codes = label_codes(observations, record)
         _refuse_change(config, record, codes, observations)
-        # mixed radix, made dense again at once so that it can't overflow
+        # one number per combination of values, made dense at every step so that it can't overflow
         number = np.unique(number * (len(record.values) + 1) + codes + 1, return_inverse=True)[1].reshape(-1)
     first = np.unique(number, return_index=True)[1]
     rows = observations.select(list(config.shard_by)).take(first)

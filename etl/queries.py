@@ -68,7 +68,7 @@ def run_queries(
         con.register("fovs", _list_fovs(config, plates, chosen))
         con.register("annotations", annotations)
         _make_placed(con, config)
-        con.unregister("rows")  # nobody else holds them: half of the memory
+        con.unregister("rows")  # nothing else holds them, and they are half of the memory
         for name in ("links", "descent"):
             _make_table(con, name)
         _refuse_cycles(con)

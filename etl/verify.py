@@ -34,7 +34,7 @@ def verify(
     workers
         Threads; None is all CPUs.
     progress
-        Told how far it is; None tells nobody.
+        Shows how far the check is; None shows nothing.
 
     Returns
     -------

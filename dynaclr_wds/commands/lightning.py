@@ -107,6 +107,6 @@ def run_lightning(argv: Sequence[str] | None, *, description: str = "") -> DynaC
 
 
 def leave_processes() -> None:
-    """Take leave of the other processes of a distributed run; who just exits may abort (pytorch/pytorch#190489)."""
+    """Leave the process group of a distributed run; exiting without it may abort (pytorch/pytorch#190489)."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

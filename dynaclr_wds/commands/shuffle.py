@@ -184,7 +184,7 @@ def parse_window(text: str, used: int) -> int:
     Raises
     ------
     ValueError
-        It is none of these.
+        The text is none of these.
     """
     number = text.rstrip("%BbiKMGTkmgt")
     unit = text[len(number) :]

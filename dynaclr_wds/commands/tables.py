@@ -17,7 +17,7 @@ WIDTH = 110
 _CLUMPED, _FINE = 1.3, 1.1
 """C of FOVs: above the first, batches hold clumps; below the second, none that matter."""
 _OFTEN = 0.02
-"""Of the samples may share a lineage with another one before that is called bad."""
+"""Fraction of samples that may share a lineage with another one before that is called bad."""
 _SHOWN = 8
 """Missed quotas and strata that are listed one by one."""
 
@@ -31,7 +31,7 @@ class Mode:
     report: Report
     quality: Quality
     ms_per_batch: float
-    """To plan it; without the measuring."""
+    """Milliseconds to plan a batch, without the measuring."""
 
 
 def format_report(report: Report) -> str:

@@ -43,7 +43,7 @@ class Member(NamedTuple):
     offset: int
     """Byte in the shard where its header begins."""
     key: str
-    """Of its clip."""
+    """Key of its clip."""
     file: str
     """`json` or `<number>.npy`."""
     data: bytes

@@ -1,4 +1,4 @@
-"""Describes what the plan gets of a shard set: columns in stored order, and what the codes in them stand for."""
+"""Describes the columns that the plan reads from a shard set, and what the codes in them stand for."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jaxtyping import Bool, Integer
 if TYPE_CHECKING:
     PatchRow = NewType("PatchRow", np.ndarray)
     SampleIndex = NewType("SampleIndex", np.ndarray)
-else:  # jaxtyping checks shapes against a class; whoever makes such an array says so with `typing.cast`
+else:  # jaxtyping checks shapes against a class; code that makes such an array says so with `typing.cast`
     PatchRow = SampleIndex = np.ndarray
 """Row spaces, as types of arrays: `PatchRow` counts patches of the index, `SampleIndex` places in `PlanIndex.row`."""
 
@@ -59,5 +59,5 @@ class CodeBook:
     values: Mapping[str, Sequence[str]]
     """Label → its values; code k stands for the k-th."""
     partitions: Sequence[Mapping[str, str | None]]
-    """Of each partition, the value of every `shard_by` label."""
+    """Value of every `shard_by` label, for each partition."""
     experiments: Sequence[ExperimentClock]

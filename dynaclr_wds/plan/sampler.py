@@ -34,7 +34,7 @@ class FlexibleBatchSampler:
     config
         What is asked of a batch.
     rank, world_size
-        Which of how many processes this is. The global sequence of batches does not depend on them: at
+        Number of this process, and how many there are. The global sequence of batches does not depend on them: at
         each step, the ranks take the next `world_size` batches of it.
     window_bytes
         None: exact mode, everything is within reach. Else streaming: most bytes of blocks that are within reach at
@@ -220,8 +220,8 @@ class FlexibleBatchSampler:
         Parameters
         ----------
         batches
-            Of the global sequence, from its beginning; None = all that the ranks share out. What streaming reads and
-            holds is of the whole epoch in any case.
+            How many batches of the global sequence to count, from its beginning; None = all that the ranks share out.
+            What streaming reads and holds is always counted for the whole epoch.
         held_peak_bytes
             Most bytes of blocks that were held at a time, as the loader measured; reported beside the planned peak.
         """

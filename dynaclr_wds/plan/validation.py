@@ -1,4 +1,4 @@
-"""Index to the table that validation reads: every anchor once, in an order in which each batch is a fair one.
+"""Index to validation table: lists every anchor once, ordered so that each batch is composed like a training batch.
 
 The table is read from front to back without a batch sampler, `batch_size` samples at a time. Every such run is of one
 group, its stratify values are balanced as far as their samples last, and lineages are distinct as far as possible, so
@@ -28,7 +28,7 @@ from dynaclr_wds.plan.index import PlanIndex
 from dynaclr_wds.plan.rng import Tag, make_generator
 
 _BATCHES_PER_ROUND = 32
-_LEAST_BATCHES = 4  # of a round: in fewer, lineages can hardly be kept distinct
+_LEAST_BATCHES = 4  # least batches of a round: in fewer, lineages can hardly be kept distinct
 _CHUNK = 1 << 16
 
 
@@ -136,8 +136,8 @@ def plan_lasting_quotas(
     left
         Samples of each value.
     share
-        Of each value in a batch, any scale; values with share 0 come when all others are used up, in proportion to
-        their samples.
+        Share of each value in a batch, on any scale. Values with share 0 come when all others are used up, in
+        proportion to their samples.
     """
     left, parts = left.copy(), [np.zeros((0, len(left)), np.int64)]
     while left.sum() >= batch_size:

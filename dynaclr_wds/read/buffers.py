@@ -1,7 +1,7 @@
-"""Memory for batches, used again and again.
+"""Keeps memory for batches, and uses it again and again.
 
 Fresh memory costs a page fault every 4 KiB, which is most of the time of a copy. A buffer goes back to the pool when
-the last tensor that looks at it is gone, so nobody has to say when he is done with a batch.
+the last tensor that looks at it is gone, so callers never have to give it back.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class BufferPool:
         Take page-locked memory from torch's caching host allocator instead, which itself uses memory again
         and knows when a transfer to the GPU has ended.
     keep
-        Buffers of each size that are kept when nobody uses them.
+        Buffers of each size that are kept while they are not in use.
     """
 
     def __init__(self, *, pinned: bool = False, keep: int = 16) -> None:

@@ -1,4 +1,4 @@
-"""Local shards to bytes by plain reads: the store where the compiled copy is absent, and what both local stores share.
+"""Local shards to bytes by plain reads: the store that needs no compiled copy, and what both local stores share.
 
 Without `copy.c` nothing stands between a failing disk and SIGBUS, so nothing is mapped: every patch is read with
 `preadv`, and a short read is an error. Slower than mapping; equal in every byte.

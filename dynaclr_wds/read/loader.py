@@ -1,4 +1,4 @@
-"""Plans to batches in time: threads read ahead and keep the order.
+"""Plans to batches: threads read ahead, and batches keep the order of the plans.
 
 Threads, not processes: copying pixels releases the GIL, and nothing has to be sent from one process to another. The
 loader knows no sampler. A batch sampler that keeps a position (`PlannedBatches`) is told what was delivered.
@@ -69,7 +69,7 @@ class ThreadDataLoader(DataLoader[dict[str, Any]]):
         if prefetch_factor < 1:
             raise ValueError(f"prefetch_factor={prefetch_factor} must be >= 1.")
         super().__init__(dataset, num_workers=0, collate_fn=collate_fn, **kwargs)
-        # as given, under the names of the arguments: Lightning makes loaders anew from them
+        # kept under the names of the arguments, because Lightning makes new loaders from them
         self.num_workers = num_workers
         self.prefetch_factor = prefetch_factor
         self.ahead = num_workers * prefetch_factor

@@ -1,4 +1,4 @@
-"""Local shards to addresses: the store that maps files into memory and copies out of them once.
+"""Local shards to bytes: the store that maps files into memory and copies out of them once.
 
 A mapped shard holds no file descriptor, so a set may have any number of shards. Mapping and `madvise` go through
 ctypes, which releases the GIL and, unlike the standard library's `mmap`, keeps no descriptor of its own. Every read of
@@ -27,9 +27,9 @@ from dynaclr_wds.read.files import check_inside, explain_failure, open_shard
 from dynaclr_wds.store import RowFailure
 
 _LEAST_READAHEAD_KB = 128  # what Linux has unless told otherwise
-_FAULT_AROUND = 1 << 16  # bytes that it maps at most around one that is touched
-_ASK_BYTES = 1 << 16  # first touches are remembered for each piece of so many bytes
-_SCRATCH_BYTES = 1 << 18  # what is hashed at a time: stays in the processor's cache
+_FAULT_AROUND = 1 << 16  # bytes that Linux maps at most around one that is touched
+_ASK_BYTES = 1 << 16  # a piece of so many bytes is asked for once
+_SCRATCH_BYTES = 1 << 18  # bytes that are hashed at a time: they stay in the processor's cache
 
 
 @functools.cache
@@ -203,7 +203,7 @@ class MappedStore:
         if found := int(self._address[shard]):
             return found
         with self._lock:
-            if not self._address[shard]:  # mapped twice, the first map would never be unmapped
+            if not self._address[shard]:  # a shard that is mapped twice would be unmapped only once
                 path, size = self._root / self._shards[shard].path, int(self._bytes[shard])
                 with open_shard(path, size) as file:
                     address = _load_libc().mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, file.fileno(), 0)
@@ -221,7 +221,7 @@ class MappedStore:
     def _check_whole(self, shard: int) -> None:
         """Check that the mapped file has all its bytes: beyond the end, the rest of the last page reads as zeros.
 
-        A file that took its name meanwhile is another one, and none of our business.
+        If another file has taken its name meanwhile, nothing is checked: what is mapped is still the old file.
         """
         path, size = self._root / self._shards[shard].path, int(self._bytes[shard])
         try:

@@ -15,7 +15,7 @@ from dynaclr_wds.read.crop import Crop, Shape
 from dynaclr_wds.shardset import ShardSet
 from dynaclr_wds.store import BlockStore, RowFailure
 
-_CAST_BYTES = 1 << 19  # of patches that are read at a time to be cast: stays in the processor's cache
+_CAST_BYTES = 1 << 19  # bytes of patches that are cast at a time: they stay in the processor's cache
 
 
 class PatchReader:

@@ -127,7 +127,7 @@ class BlockWindow:
                 waiting.append(place)
             while waiting:
                 self._settle(waiting.popleft())
-        except BaseException as error:  # raised again by `wait`, in the thread of whoever needs the block
+        except BaseException as error:  # raised again by `wait`, in the thread that needs the block
             with self._changed:
                 self._error = error
                 self._changed.notify_all()

@@ -1,4 +1,4 @@
-"""Judges pixels: what is blank, because a chunk was never written, and what is no number.
+"""Finds bad pixels: channels that are blank, because a chunk was never written, and values that are no number.
 
 Zarr reads a missing chunk as fill value and says nothing; cameras and stitching leave zeros. A channel of a frame or a
 patch is blank when every pixel is the array's fill value, or every pixel is zero.

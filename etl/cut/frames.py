@@ -47,7 +47,7 @@ class CutJob:
     """Their places on the plate."""
     z: slice
     dtype: np.dtype[Any]
-    """Of the stored patches."""
+    """Dtype of the stored patches."""
     yx: tuple[int, int]
     """Height and width of a patch."""
     t: Int[np.ndarray, " obs"]
@@ -111,7 +111,7 @@ def cut_fov(job: CutJob) -> FovCut:
         cut = _cut_frames(job, file)
     table = job.spill.with_suffix(".npz")  # after the patches: it says that they are whole
     with naming_file(table), write_whole(table) as raw:
-        np.savez(raw, **_to_arrays(job, cut))  # type: ignore[arg-type] # of allow_pickle, says the stub
+        np.savez(raw, **_to_arrays(job, cut))  # type: ignore[arg-type] # the stub takes them for allow_pickle
     return cut
 
 

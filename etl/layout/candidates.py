@@ -1,4 +1,4 @@
-"""Finds candidates: counts and finds who may be whose positive, without listing pairs.
+"""Finds which observations may be whose positive, without listing pairs.
 
 A candidate of an observation is another one of its lineage at t+τ, τ in the experiment's range and not 0. Sorting by
 (lineage, t) finds them; depth-first numbers tell which are on its own line of descent. Pure numpy; memory grows with
@@ -47,7 +47,7 @@ def count_candidates(observations: ObservationColumns) -> Ints:
 
 
 def time_step(observations: ObservationColumns) -> int:
-    """So large that (group * step + t) never runs into the next group, at any t + τ."""
+    """Return a step so large that (group * step + t + τ) never reaches the next group."""
     return int(observations.t.max(initial=0)) + max(int(observations.tau.max(initial=0)), 0) + 2
 
 
@@ -59,10 +59,10 @@ def tau_bounds(observations: ObservationColumns) -> tuple[Ints, Ints]:
 def plan_own_line(
     observations: ObservationColumns, descent: Descent, home: Int[np.ndarray, " obs"], is_long: Bool[np.ndarray, " obs"]
 ) -> tuple[Ints, Ints]:
-    """Clips and members that the anchors of long lineages need: on their own line, then from relatives.
+    """Find the (clip, member) pairs that long lineages need: candidates on the own line, then from relatives.
 
-    Climbs from every candidate: in each track above it, the anchors in reach are one run of rows,
-    and their clips one run of clips.
+    Climbs the tree from every candidate. In each track above it, the anchors that reach it by τ are one run of rows,
+    and their clips are one run of clips.
     """
     step, (low, high), n = time_step(observations), tau_bounds(observations), observations.track.size
     row_key = observations.track.astype(np.int64) * step + observations.t
@@ -94,7 +94,7 @@ def plan_own_line(
 def _nearest_relatives(
     observations: ObservationColumns, descent: Descent, alone: Ints
 ) -> tuple[Int[np.ndarray, " m"], Int[np.ndarray, " m"]]:
-    """One candidate per (anchor, τ): that of the closest common ancestor, then of the first track."""
+    """Choose one candidate per (anchor, τ): that with the closest common ancestor, then that of the first track."""
     low, high = tau_bounds(observations)
     width = np.maximum(high[alone] - low[alone] + 1, 0)
     anchor, tau = np.repeat(alone, width), concatenate_ranges(low[alone], low[alone] + width)

@@ -97,7 +97,7 @@ def plan_clips(observations: ObservationColumns) -> Clips:
     Returns
     -------
     Clips
-        In the order of lineages, those that nobody needs last.
+        In the order of lineages; clips of observations that no other clip needs come last.
     """
     tree = plan_descent(observations.track_parent, observations.track_lineage)
     full = count_candidates(observations)
@@ -141,7 +141,7 @@ def _runs(
 
 
 def _unique_members(clips: list[np.ndarray], obs: list[np.ndarray]) -> tuple[Ints, Ints]:
-    """Each (clip, observation) once."""
+    """List each (clip, observation) once."""
     clip, row = np.concatenate(clips).astype(np.int64), np.concatenate(obs).astype(np.int64)
     step = int(row.max(initial=0)) + 1
     key = np.unique(clip * step + row)
@@ -155,7 +155,7 @@ def _assemble(
     home: Int[np.ndarray, " obs"],
     full: Int[np.ndarray, " obs"],
 ) -> Clips:
-    """Order the patches, count the candidates that each anchor has in its clip."""
+    """Order the patches, and count the candidates that each anchor has in its clip."""
     order = np.lexsort((obs, observations.t[obs], clip))  # rows are ordered by track
     clip, obs = clip[order], obs[order]
     t, is_sample = observations.t[obs].astype(np.int64), home[obs] == clip

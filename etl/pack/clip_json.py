@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from dynaclr_wds.contract import STATISTICS
-from dynaclr_wds.tau import least_tau
+from dynaclr_wds.tau import candidate_span
 from etl.pack.shard_jobs import COLUMNS, ShardFov, ShardJob
 
 Table = list[list[float | None]]
@@ -70,8 +70,7 @@ def _patches_json(
     """Say who is on each patch of a clip, and which patches are a sample's candidates."""
     t, experiment = job.columns["t"][first:stop], fov.experiment
     is_sample = job.is_sample[first:stop].tolist()
-    low = np.searchsorted(t, t + int(least_tau(experiment.tau_frames[0]))).tolist()
-    high = np.searchsorted(t, t + experiment.tau_frames[1], "right").tolist()
+    low, high = (places.tolist() for places in candidate_span(t, experiment.tau_frames))
     rows = [job.columns[name][first:stop] for name in COLUMNS]
     columns = [[_number(v) if v.dtype.kind == "f" else int(v) for v in values] for values in rows]
     width = name_digits(stop - first)

@@ -20,7 +20,7 @@ class SetContents:
     """What a set will hold; read by the index files, and cut into one job per shard."""
 
     clips: Clips
-    """In stored order."""
+    """The clips, in stored order."""
     keys: Shaped[np.ndarray, " clips"]
     shards: Shards
     labels: tuple[LabelRecord, ...]
@@ -70,7 +70,7 @@ class SetContents:
 def estimate_clip_bytes(
     clips: Clips, array_bytes: Int[np.ndarray, " clips"], channels: Int[np.ndarray, " clips"]
 ) -> Int[np.ndarray, " clips"]:
-    """Size of each clip in a tar, its JSON taken as long as it may get.
+    """Estimate the size of each clip in a tar, with the longest JSON that it may have.
 
     Parameters
     ----------

@@ -25,6 +25,8 @@ from etl.run.commit import list_files
 from etl.run.output import checksum_file, file_size
 from etl.source.experiments import BuildConfig
 
+Arrays = Mapping[str, Shaped[np.ndarray, "*shape"]]
+
 PIXEL_REASONS = ("blank_channel", "blank_channel_kept", "nan_pixels")
 """Reasons in `Manifest.dropped` that only the pixels can tell."""
 
@@ -37,7 +39,7 @@ class PreviousSet:
     manifest: Manifest
     whole: frozenset[str]
     """Paths of the listed files that are there and whole."""
-    arrays: Mapping[str, Shaped[np.ndarray, "*shape"]] | None
+    arrays: Arrays | None
     """Index arrays; None when they were not opened, or one of them is not whole."""
 
     @property
@@ -99,26 +101,32 @@ class PreviousSet:
         counted = self.manifest.dropped.get(experiment, {})
         return {reason: counted[reason] for reason in PIXEL_REASONS if reason in counted}
 
-    def find_shard(self, path: str, content: str) -> ShardRecord | None:
-        """Return the record of a whole shard of this path and content."""
-        record = self._shards.get(path)
-        return record if record is not None and record.content == content and path in self.whole else None
+    def find_shard(self, path: str, content: str, partition: int) -> PackedShard | ShardRecord | None:
+        """Find a whole shard of this path and content, with its places where the index arrays tell them.
 
-    def locate(self, record: ShardRecord, partition: int) -> PackedShard | None:
-        """Say where things are in a shard that is kept; None when the index arrays are not whole."""
-        if self.arrays is None:
+        Parameters
+        ----------
+        partition
+            Row of the new set's partitions.
+        """
+        record = self._shards.get(path)
+        if record is None or record.content != content or path not in self.whole:
             return None
+        return record if self.arrays is None else self._locate(record, partition, self.arrays)
+
+    def _locate(self, record: ShardRecord, partition: int, arrays: Arrays) -> PackedShard:
+        """Take the places in a shard from the index arrays."""
         number = self._shard_rows[record.path]
-        blocks = np.searchsorted(self.arrays["block_shard"], [number, number + 1])
-        patches = self.arrays["clip_first"][self.arrays["block_first"][blocks]]
+        blocks = np.searchsorted(arrays["block_shard"], [number, number + 1])
+        patches = arrays["clip_first"][arrays["block_first"][blocks]]
         block, patch = slice(*blocks.tolist()), slice(*patches.tolist())
         fields: dict[str, Any] = {name: getattr(record, name) for name in ("path", "bytes", "xxh3", "content")}
         return PackedShard(
             record=ShardRecord(partition=partition, clips=record.clips, blocks=record.blocks, **fields),
-            patch_offset=self.arrays["patch_offset"][patch],
-            block_begin=self.arrays["block_begin"][block],
-            block_end=self.arrays["block_end"][block],
-            block_xxh3=self.arrays["block_xxh3"][block],
+            patch_offset=arrays["patch_offset"][patch],
+            block_begin=arrays["block_begin"][block],
+            block_end=arrays["block_end"][block],
+            block_xxh3=arrays["block_xxh3"][block],
         )
 
     @cached_property

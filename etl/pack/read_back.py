@@ -25,7 +25,7 @@ from dynaclr_wds.contract import (
     label_array,
     npy_header,
 )
-from dynaclr_wds.tau import least_tau
+from dynaclr_wds.tau import candidate_span
 from etl.layout.clips import MEMBER_HEADER, member_bytes
 from etl.pack.clip_json import name_digits
 from etl.run.executors import report
@@ -228,8 +228,7 @@ class _ClipReader:
         obs, t = self._arrays["patch_obs"][rows], self._arrays["patch_t"][rows]
         is_sample = self._arrays["patch_is_sample"][rows].tolist()
         has_candidate = self._arrays["patch_has_candidate"][rows].tolist()
-        low = np.searchsorted(t, t + int(least_tau(experiment.tau_frames[0]))).tolist()
-        high = np.searchsorted(t, t + experiment.tau_frames[1], "right").tolist()
+        low, high = (places.tolist() for places in candidate_span(t, experiment.tau_frames))
         names = ("track_id", "parent_track_id", "id", "t")
         columns = {name: self._arrays[f"obs_{name}"][obs].tolist() for name in names}
         codes = {label: self._arrays[label_array(label.name)][obs].tolist() for label in self._manifest.labels}

@@ -1,4 +1,4 @@
-"""Divides a set's contents into jobs: each shard's own slices, and no more, so that any machine can pack it."""
+"""Divides a set's contents into jobs: a job holds all that one shard needs and no more, so any machine can pack it."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def plan_shard_job(
     Parameters
     ----------
     number
-        Of the shard.
+        Number of the shard.
     staged
         Folder for new files of the set.
     found, found_xxh3

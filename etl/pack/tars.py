@@ -122,7 +122,9 @@ def _plan_members(job: ShardJob) -> _Members:
     texts = [make_clip_json(job, clip, statistics) for clip in clips]
     experiments = [job.experiment_of(clip) for clip in clips]
     header = np.array([len(npy_header(e.dtype, e.shape)) for e in experiments])
-    step = member_bytes(header + np.array([e.patch_bytes for e in experiments]))  # of each clip
+    step = member_bytes(
+        header + np.array([e.patch_bytes for e in experiments])
+    )  # bytes from patch to patch, in each clip
     patches = np.diff(job.clip_first)
     clip_bytes = patches * step + member_bytes(np.array([len(text) for text in texts]))
     begin = np.concatenate([[0], np.cumsum(clip_bytes)])

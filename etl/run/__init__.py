@@ -1,1 +1,1 @@
-"""How a build runs: files that are whole or absent, executors, progress."""
+"""Runs a build: stages, executors, files that are whole or absent, progress."""

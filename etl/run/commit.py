@@ -1,4 +1,4 @@
-"""Puts staged files in place: the moment when what was there makes way for what is new.
+"""Puts staged files in place: replaces the set that is there by the new one.
 
 The new manifest is first written into the work folder. From then on the set is whole, only its files lie in two places,
 and this run or a later one brings them together: the old manifest goes, every staged file gets its place, files that

@@ -114,7 +114,7 @@ class OutFolder:
 
     out: Path
     token: str
-    """Of the config."""
+    """Hash of the config."""
 
     @property
     def work(self) -> Path:

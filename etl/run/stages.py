@@ -33,7 +33,7 @@ from etl.layout.jobs import (
 from etl.pack.contents import SetContents, estimate_clip_bytes
 from etl.pack.manifest import make_manifest, write_index
 from etl.pack.previous import PreviousSet
-from etl.pack.shard_jobs import ShardJob, estimate_shard_bytes, plan_shard_job
+from etl.pack.shard_jobs import estimate_shard_bytes, plan_shard_job
 from etl.pack.tars import PackedShard, pack_shard
 from etl.run.executors import MakeExecutor, run_units
 from etl.run.output import OutFolder
@@ -165,11 +165,11 @@ class Build:
         new_bytes = 0
         for number in range(len(contents.paths)) if self._previous is not None else ():
             job = plan_shard_job(contents, number, self._folder.staged)
-            kept = self._find_kept(job)
+            kept = self._previous.find_shard(job.path, job.content, job.partition) if self._previous else None
             if isinstance(kept, PackedShard):
                 packed[number] = kept
             elif kept is not None:
-                earlier[number] = kept
+                earlier[number] = self._folder.out / kept.path, kept.xxh3
             else:
                 needed |= {(fov.fov.experiment, fov.fov.fov_name) for fov in job.fovs}
                 new_bytes += estimate_shard_bytes(job)
@@ -181,13 +181,6 @@ class Build:
             self._progress.say(f"pack: {len(packed)} shards are kept, {len(todo)} are written")
         packed |= self._write(contents, todo, earlier)
         return tuple(packed[number] for number in range(len(contents.paths)))
-
-    def _find_kept(self, job: ShardJob) -> PackedShard | tuple[Path, str] | None:
-        """Find a shard in the set that is there: as it stands in the index, or as a file and its checksum."""
-        record = self._previous.find_shard(job.path, job.content) if self._previous is not None else None
-        if record is None or self._previous is None:
-            return None
-        return self._previous.locate(record, job.partition) or (self._folder.out / record.path, record.xxh3)
 
     def _write(
         self, contents: SetContents, todo: Sequence[int], earlier: Mapping[int, tuple[Path, str]]

@@ -1,4 +1,4 @@
-"""Checks the manifest, the index and the shards of a set; shards side by side."""
+"""Checks the manifest and the index of a set, and its shards in parallel."""
 
 from __future__ import annotations
 

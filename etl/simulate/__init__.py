@@ -1,1 +1,1 @@
-"""Parts of the simulator: design, cells, rendering, tracking, writing (arrow: options → plates and tracks)."""
+"""Options to simulated plates and tracks: designs experiments, moves cells, draws, tracks and writes them."""

@@ -53,7 +53,7 @@ class _Fov:
     config: SimulationConfig
     design: ExperimentDesign
     directory: Path
-    """Of the experiment."""
+    """Folder of the experiment."""
     name: str
     """`row/col/fov`."""
     number: int

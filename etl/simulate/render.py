@@ -40,7 +40,7 @@ class Bodies:
     """First row of the stamp in the frame; may be negative."""
     left: Int[np.ndarray, " n"]
     offset_y: Float32[np.ndarray, " n"]
-    """Of the centre from the middle of the stamp, in pixels."""
+    """Distance of the centre from the middle of the stamp, in pixels."""
     offset_x: Float32[np.ndarray, " n"]
     radius: Float32[np.ndarray, " n"]
     """In pixels."""

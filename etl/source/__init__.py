@@ -1,1 +1,1 @@
-"""What a build reads: experiments.yaml, plates and track tables, checked before any work."""
+"""Reads and checks what a build is given: experiments.yaml, plates and track tables."""

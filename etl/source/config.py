@@ -1,4 +1,4 @@
-"""Holds the checked values of experiments.yaml: which plates, which tracks, which labels, cut how.
+"""Holds the checked values of experiments.yaml: plates, tracks, labels, and how to cut.
 
 Frozen, and checked by pydantic when made; nothing is opened. `etl.source.experiments` makes them from the YAML.
 """
@@ -157,7 +157,7 @@ class BuildOptions:
     block_bytes: Annotated[int, As(whole(1))] = 8 * 2**20
     """About the bytes of a block, the unit of streaming."""
     dtype: Annotated[Dtype, As(choice(Dtype, "Use `source` to keep the plate's."))] = "source"
-    """Of the stored patches; `source` keeps the plate's."""
+    """Dtype of the stored patches; `source` keeps the plate's."""
     include_wells: Annotated[tuple[str, ...] | None, As(texts(*WELL) | None)] = None
     """Only these wells (`row/col`) of any experiment; None is all in `condition_wells`."""
     exclude_fovs: Annotated[tuple[str, ...], As(texts(*FOV, least=0))] = ()
@@ -165,13 +165,13 @@ class BuildOptions:
     max_border_shift_px: NotNegative | None = None
     """Drop cells whose patch centre would move further than this along an axis; None keeps all."""
     on_blank: Annotated[OnBlank, As(choice(OnBlank, "Leave it out to drop blank patches."))] = "drop"
-    """What becomes of an observation whose patch has a channel that is entirely fill value: it goes, or stays."""
+    """What becomes of an observation with a channel that is entirely fill value: it is left out, or it stays."""
     on_nan: Annotated[OnNan, As(choice(OnNan, "Leave it out to stop at NaN."))] = "error"
-    """What becomes of NaN and infinite pixels: the build stops, the observation goes, or they become zero."""
+    """What becomes of NaN and infinite pixels: the build stops, the observation is left out, or they become zero."""
     workers: Annotated[int, As(whole(1))] = 1
     """Parallel workers; changes no byte."""
     seed: Annotated[int, As(whole(0))] = 0
-    """Changes the order of the clips."""
+    """Another seed gives another order of the clips."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -41,7 +41,7 @@ class Fov:
     """One field of view of a plate, opened at first use."""
 
     plate_path: str
-    """Of the plate: a path, or a URL that zarr understands."""
+    """Where the plate is: a path, or a URL that zarr understands."""
     name: str
     """`row/col/fov`."""
     plate_normalization: Normalization | None = field(default=None, repr=False)

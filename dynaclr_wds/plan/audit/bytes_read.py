@@ -17,9 +17,9 @@ def account_bytes(index: PlanIndex, schedules: Sequence[BlockSchedule], batches:
     Parameters
     ----------
     schedules
-        Of each stream.
+        Block schedule of each stream.
     batches
-        Of each stream.
+        Number of batches of each stream.
 
     Returns
     -------

@@ -25,7 +25,7 @@ from dynaclr_wds.plan.compose.focal_window import in_focal_window
 from dynaclr_wds.plan.config import SamplingConfig
 from dynaclr_wds.plan.index import PlanIndex, Stratum
 
-_ROUNDING = 1e-6  # of floats, when a whole sample is the limit
+_ROUNDING = 1e-6  # rounding error of floats that still counts as one whole sample
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +55,7 @@ class Composition:
     asked: float
     mean: float
     worst: float
-    """Of the batch that is furthest off."""
+    """Fraction in the batch that is furthest off."""
     batches: int
     """Batches that the quota applies to."""
     missed: int
@@ -86,7 +86,7 @@ class Report:
     groups: tuple[BatchShare, ...]
     """Empty unless batches are drawn from one group each."""
     composition: tuple[Composition, ...]
-    """Of each batch: `leak`, `<value label> <value> in <group>`, `focal window`, as far as they were asked for."""
+    """Quotas of a batch: `leak`, `<value label> <value> in <group>`, `focal window`, as far as they were asked for."""
     relaxed: Mapping[str, int]
     """Anchors of a batch that share their lineage, track or observation with an earlier one of it."""
     tau_frames: Mapping[int, int]
@@ -94,7 +94,7 @@ class Report:
     tau_hours: Mapping[float, int]
     """τ in hours → positives: what can be compared between experiments of different frame intervals."""
     bytes_used: int
-    """Of the patches that were drawn as anchor, positive or negative, each counted once."""
+    """Bytes of the patches that were drawn as anchor, positive or negative, each counted once."""
     streaming: Mapping[str, float] = field(default_factory=dict)
     """Bytes stored and read, peak resident bytes, … (`bytes_read.account_bytes`); empty in exact mode."""
 
@@ -288,8 +288,8 @@ def find_anchors(index: PlanIndex, plan: BatchPlan) -> Int64[SampleIndex, " b"]:
     anchor = index.find(plan.anchor)
     if (anchor < 0).any():
         raise ValueError(
-            f"Batch {plan.number} has patch row {int(plan.anchor[anchor.argmin()])} as an anchor, which is none of the "
-            f"{len(index.row):,} anchors of this index. Count batches with the index that they were planned from."
+            f"Batch {plan.number} has patch row {int(plan.anchor[anchor.argmin()])} as an anchor, which is not among "
+            f"the {len(index.row):,} anchors of this index. Count batches with the index that they were planned from."
         )
     return cast(SampleIndex, anchor)
 

@@ -55,7 +55,7 @@ class Quality:
     value_label: str
     """Labels that make a stratify value."""
     collisions: Mapping[str, Collisions]
-    """By kind: value, fov, lineage, block."""
+    """Kind (value, fov, lineage, block) → its collisions."""
     repeat_median: float | None
     """Batches between two uses of a lineage, median; None when none is used twice."""
     repeat_tenth: float | None

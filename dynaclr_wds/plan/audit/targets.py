@@ -23,7 +23,7 @@ class GroupTargets:
     values: tuple[int, ...]
     """Stratify values that the group has, as numbers."""
     share: tuple[float, ...]
-    """Of each of them; adds up to 1."""
+    """Share of each of these values; they add up to 1."""
 
 
 class Targets:

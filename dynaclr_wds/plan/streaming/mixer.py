@@ -26,10 +26,10 @@ from dynaclr_wds.plan.streaming.planner import StreamEpoch, batches_per_round
 from dynaclr_wds.plan.streaming.residency import ResidentPool, plan_blocks, plan_queue, plan_stays
 from dynaclr_wds.plan.streaming.rotation import Lanes, plan_lanes
 
-_ROUND_SHARE = 0.25  # of the resident blocks, at most, that one round draws
+_ROUND_SHARE = 0.25  # a round draws at most this share of the resident blocks
 _AHEAD = 2  # rounds that may be reading ahead at a time
-_AIM = 0.97  # of the window
-_FULL = 0.9  # of the window used is enough
+_AIM = 0.97  # share of the window that a layout aims to use
+_FULL = 0.9  # share of the window used at which no better layout is looked for
 _NEXT_START = 0.99  # other streams start at this share of the first stream's budget
 _TRIES = 6
 
@@ -90,13 +90,13 @@ class Mixer:
             if use <= 1 and peak > most:
                 best, most = opened, peak
                 self._budget = budget if first else self._budget
-            if self._all_fits or (use <= 1 and (use >= _FULL or peak == before)):  # what changes nothing is enough
+            if self._all_fits or (use <= 1 and (use >= _FULL or peak == before)):  # good enough, or no change
                 break
             before = peak
             budget *= _AIM / use if use > 1 else min(_AIM / use, 2.0) ** 0.5
         if best is None:
             raise ConfigError(
-                f"window_bytes={self.share_bytes * self.num_streams:,} bytes: the rounds of a stream need "
+                f"window_bytes={self.share_bytes * self.num_streams:,} bytes: the rounds of one stream need "
                 f"{peak:,} at a time, its share is {self.share_bytes:,}. "
                 f"Give window_bytes={peak * self.num_streams:,}, or fewer num_streams."
             )
@@ -129,7 +129,7 @@ class Mixer:
         parts = deal_pieces(pieces, own, schedule.draws)
         queues, stays = [], []
         for s, part in enumerate(parts):
-            # a round reaches ahead, and so do rounds of other groups that take a leak
+            # a round keeps blocks for all of its batches, and so do rounds of other groups that leak from here
             blocks = int(resident[s]) if whole[s] else max(int(resident[s] - _AHEAD * per_round * drawn[s] - 2), 1)
             rng = make_generator(Tag.BLOCKS, config.seed, *key, s)
             queues.append(plan_queue(rng, self.index, part, int(schedule.draws[s]), blocks))
@@ -189,7 +189,7 @@ def deal_pieces(pieces: Pieces, own: list[Part], draws: Int64[np.ndarray, " s"])
             want = np.maximum(largest_remainder(size, want), 1)
         edge = np.minimum(np.concatenate([[0], np.cumsum(want)]), size)
         for place, piece in enumerate(at):
-            # a piece that nothing is left for shares the last anchors; one alone has them all
+            # a piece for which nothing is left shares the last anchors; a piece alone has all of them
             low, high = (0, size) if len(at) == 1 else (min(edge[place], size - 1), max(edge[place + 1], 1))
             out[piece] = own[s].cut(int(low), int(high))
     return [p for p in out if p is not None]

@@ -1,4 +1,4 @@
-"""Strata to needs: counts the blocks that hold a batch of distinct lineages, and the groups that so fit the window."""
+"""Strata to needs: counts the blocks that hold a batch of distinct lineages, and the groups that fit the window."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dynaclr_wds.plan.streaming.partition import make_part
 _SAMPLE = 1 << 20  # anchors of a stratum to count lineages in; blocks are random samples, so the first will do
 _SPARE_LINEAGES = 1.25  # lineages within reach, over those that a batch takes of a stratum
 _SPARE_BLOCKS = 3  # beside those: one that comes, one that goes, one that a round reaches into
-_FEW_BLOCKS = 4  # of a stratum that are held when lineages may repeat
+_FEW_BLOCKS = 4  # least blocks of a stratum that are held when lineages may repeat
 _COMFORT = 2.0  # groups share the window only as long as each has this times the least it needs
 
 
@@ -30,7 +30,7 @@ class Needs:
     block_bytes: Float64[np.ndarray, " s"]
     block_anchors: Float64[np.ndarray, " s"]
     blocks: Int64[np.ndarray, " s"]
-    """In all, per stream."""
+    """All blocks of the stratum that a stream owns."""
     lineages: Int64[np.ndarray, " s"]
     """Lineages that a batch takes."""
     least: Int64[np.ndarray, " s"]

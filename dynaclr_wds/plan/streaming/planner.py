@@ -46,7 +46,7 @@ class StreamEpoch:
     pool: Pool
     schedule: Schedule
     blocks: BlockSchedule | None = None
-    """Which blocks must be at hand when; None when all are."""
+    """When each block must be at hand; None when all always are."""
 
 
 @runtime_checkable

@@ -52,7 +52,7 @@ def plan_queue(rng: np.random.Generator, index: PlanIndex, part: Part, draws: in
     part
         Blocks and anchors to draw from.
     draws
-        Of the epoch; passes through the part are repeated until there are enough, the last one as far as needed.
+        Number of draws in the epoch. The part is passed through again and again until there are enough.
     resident_blocks
         Blocks within reach at a time.
     """
@@ -67,7 +67,7 @@ def plan_queue(rng: np.random.Generator, index: PlanIndex, part: Part, draws: in
     visited = part.take(np.concatenate(visits) if visits else np.zeros(0, np.int64))
     count = np.diff(visited.first)
     begin, length = _stay(len(count), resident_blocks)
-    # key of an anchor: when its visit begins + where in the stay it is placed
+    # an anchor is sorted by the time at which its visit begins, plus its random place in the stay
     visit = np.repeat(np.arange(len(count)), count)
     clip = index.clip(visited.anchors).astype(np.int64) + (visit.astype(np.int64) << 32)
     begin, length = begin / (begin + length).max(initial=0), length / (begin + length).max(initial=0)
@@ -78,9 +78,10 @@ def plan_queue(rng: np.random.Generator, index: PlanIndex, part: Part, draws: in
 def _stay(visits: int, resident: int) -> tuple[Float64[np.ndarray, " v"], Float64[np.ndarray, " v"]]:
     """Say when each of a row of visits begins and how long it stays, never more than `resident` at a time.
 
-    One comes as one goes, per unit of time, and stays for w = `resident` units. The first w are there from the
-    beginning and the last w until the end; for μ = w / (e − 1) units none of them goes, which makes draws as dense
-    there as in between (the density is Σ 1/stay ≈ ln((μ + w)/μ) = 1) and no stay much shorter than the others.
+    In every unit of time one visit begins and one ends, so a visit stays for w = `resident` units. The first w visits
+    begin together and the last w end together. Both ends are longer by μ = w / (e − 1) units, in which none of these
+    visits ends or begins: so draws are as dense at the ends as in between (the density is Σ 1/stay ≈ ln((μ + w)/μ)
+    = 1), and no stay is much shorter than the others.
     """
     if visits <= resident:
         return np.zeros(visits), np.ones(visits)
@@ -156,7 +157,7 @@ def plan_blocks(index: PlanIndex, queues: list[Queue], stays: list[Stays], batch
     block, admit, retire = _merge(block, admit, retire)
     size = np.asarray(index.columns.block_bytes[block], np.int64)
     rate = max(_RATE * size.sum() / max(batches, 1), 1.0)
-    # each is read by the batch before it is needed, and in time to read those that come after it at that rate
+    # a block is read at the latest one batch before it is needed, and so early that later blocks keep to that rate
     done = np.cumsum(size) / rate
     due = np.minimum.accumulate((admit - 1 - done)[::-1])[::-1] + done
     fetch = np.clip(np.floor(due + 1e-6).astype(np.int64), -1, admit - 1)
@@ -170,7 +171,7 @@ def plan_blocks(index: PlanIndex, queues: list[Queue], stays: list[Stays], batch
 def _merge(
     block: Int64[np.ndarray, " v"], admit: Int64[np.ndarray, " v"], retire: Int64[np.ndarray, " v"]
 ) -> tuple[Int64[np.ndarray, " w"], Int64[np.ndarray, " w"], Int64[np.ndarray, " w"]]:
-    """Make one visit of visits to the same block that touch; order all by when they are needed."""
+    """Join visits to the same block that touch in time, and order all visits by when they are needed."""
     order = np.lexsort((admit, block))
     order = order[admit[order] >= 0]
     block, admit, retire = block[order], admit[order], retire[order]

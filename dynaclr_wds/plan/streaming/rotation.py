@@ -35,7 +35,7 @@ def plan_lanes(rng: np.random.Generator, batches: Int64[np.ndarray, " g"], activ
     Parameters
     ----------
     batches
-        Of each group; a group without any is left out.
+        Number of batches of each group; a group without any is left out.
     active
         Groups within reach at a time; when it is all of them, there is one segment each and no lanes are needed.
     """
