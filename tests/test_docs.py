@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 import dynaclr_wds.__main__ as training
-from etl import build_shards
+from etl import build_shards, verify
 from etl.simulate import __main__ as simulate
 from etl.simulate.__main__ import SimulationConfig, simulate_collection
 from etl.source.experiments import parse_build_config
@@ -76,6 +76,7 @@ def _reader(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "etl.build_shards": build_shards.main,
     "etl.simulate": simulate.main,
+    "etl.verify": verify.main,
     "dynaclr_wds": training.main,
 }
 
