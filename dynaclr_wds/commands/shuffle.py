@@ -97,7 +97,6 @@ def make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
     )
-    default = SamplingConfig()
     parser.add_argument("shards", nargs="?", help="folder that `python -m etl.build_shards` wrote")
     parser.add_argument("-c", "--config", help="config of a training; its `data:` section gives the options below")
     add = parser.add_argument_group("which cells").add_argument
@@ -108,6 +107,18 @@ def make_parser() -> argparse.ArgumentParser:
     add(
         "--tau_range", nargs=2, type=float, metavar="H", help="least and most hours to the positive (default: as built)"
     )
+    _add_batch_options(parser)
+    add = parser.add_argument_group("how it is read").add_argument
+    add("--window_bytes", metavar="BYTES", help="streaming: resident at a time, as 4G, 512M, or 10%% of what is used")
+    add("--num_streams", type=int, help="streaming: logical streams (default: 8)")
+    add = parser.add_argument_group("output").add_argument
+    add("--epochs", type=int, default=1, help="epochs to plan, taken together (default: 1)")
+    add("--json", action="store_true", default=False, help="print JSON instead of tables")
+    return parser
+
+
+def _add_batch_options(parser: argparse.ArgumentParser) -> None:
+    default = SamplingConfig()
     add = parser.add_argument_group("what a batch holds").add_argument
     add("--batch_size", type=int, help=f"samples per step per rank (default: {default.batch_size})")
     for name, text in (
@@ -132,14 +143,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--temporal_window_hours", type=float, help="half-width of the focal window (default: 2)")
     add("--temporal_global_fraction", type=float, help="fraction from outside the focal window (default: 0.3)")
     add("--tau_decay_rate", type=float, help="decay of P(τ) (default: 2)")
-    add("--seed", type=int, help="of the order and all draws (default: 0)")
-    add = parser.add_argument_group("how it is read").add_argument
-    add("--window_bytes", metavar="BYTES", help="streaming: resident at a time, as 4G, 512M, or 10%% of what is used")
-    add("--num_streams", type=int, help="streaming: logical streams (default: 8)")
-    add = parser.add_argument_group("output").add_argument
-    add("--epochs", type=int, default=1, help="epochs to plan, taken together (default: 1)")
-    add("--json", action="store_true", default=False, help="print JSON instead of tables")
-    return parser
+    add("--seed", type=int, help="seed of the order and of all draws (default: 0)")
 
 
 def parse_request(values: Mapping[str, Any]) -> Request:

@@ -68,17 +68,17 @@ class SetContents:
 
 
 def estimate_clip_bytes(
-    clips: Clips, array_bytes: Int[np.ndarray, " clips"], channels: Int[np.ndarray, " clips"]
+    clips: Clips, experiments: Sequence[ExperimentRecord], clip_experiment: Int[np.ndarray, " clips"]
 ) -> Int[np.ndarray, " clips"]:
     """Estimate the size of each clip in a tar, with the longest JSON that it may have.
 
     Parameters
     ----------
-    array_bytes
-        Size of one patch's data, in each clip.
-    channels
-        Stored channels of each clip.
+    clip_experiment
+        Row of `experiments` of each clip.
     """
+    array_bytes = np.array([e.patch_bytes for e in experiments], np.int64)[clip_experiment]
+    channels = np.array([e.shape[0] for e in experiments], np.int64)[clip_experiment]
     patches = np.diff(clips.clip_first)
     links = np.add.reduceat(clips.patch_links, clips.clip_first[:-1])
     digits = 1 + len(str(int(patches.max(initial=0))))

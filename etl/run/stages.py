@@ -119,9 +119,7 @@ class Build:
         config = self._config
         experiments = plan_experiments(config, self._plates)
         clips, keys = plan_named_clips(config, index, columns)
-        sizes = np.array([(e.patch_bytes, e.shape[0]) for e in experiments], np.int64)
-        head = sizes[columns["experiment_index"][clips.clip_head]]
-        clip_bytes = estimate_clip_bytes(clips, head[:, 0], head[:, 1])
+        clip_bytes = estimate_clip_bytes(clips, experiments, columns["experiment_index"][clips.clip_head])
         return SetContents(
             clips=clips,
             keys=keys,
