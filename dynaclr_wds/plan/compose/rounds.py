@@ -14,7 +14,8 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from dynaclr_wds.plan.columns import PatchRow, SampleIndex
-from dynaclr_wds.plan.compose.focal_window import Draws, assemble_focused, focal_quota, sample_focal_hpi
+from dynaclr_wds.plan.compose.draws import Draws
+from dynaclr_wds.plan.compose.focal_window import assemble_focused, focal_quota, sample_focal_hpi
 from dynaclr_wds.plan.compose.lineages import deal, separate
 from dynaclr_wds.plan.compose.negatives import Offer, make_offer, sample_negatives
 from dynaclr_wds.plan.compose.pool import Pool
