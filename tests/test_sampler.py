@@ -297,7 +297,7 @@ def test_same_seed_same_order_other_seed_or_epoch_another():
 def test_the_pinned_golden_order():
     # Published runs depend on this order. If a change must alter it, say so in CHANGELOG.md.
     assert fingerprint(sampler()) == "1ab3ca29717a54f5"
-    assert fingerprint(sampler(SMALL, **FEATURES)) == "30ebdf6aac574a2c"
+    assert fingerprint(sampler(SMALL, **FEATURES)) == "aaccbb279e629ce6"
 
 
 @given(st.lists(st.floats(0, 1, width=16), max_size=300))

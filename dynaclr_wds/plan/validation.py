@@ -185,5 +185,6 @@ def _sample_negatives(
         before = np.concatenate([[0], total[:-1]])
         return make_offer(index, cast(SampleIndex, first[part] + place - before[part]))
 
-    found = [sample_negatives(rng, index, chunk, float("nan"), 0.0, draw) for chunk in chunks]
+    no_window = np.full(1, np.nan)
+    found = [sample_negatives(rng, index, cast(SampleIndex, c[None]), no_window, 0.0, draw)[0] for c in chunks]
     return cast(SampleIndex, np.concatenate(found) if found else np.zeros(0, np.int64))

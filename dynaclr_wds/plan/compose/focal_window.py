@@ -10,20 +10,21 @@ together the windows use up the draws.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 from dynaclr_wds.plan.columns import SampleIndex
+from dynaclr_wds.plan.compose.draws import Draws
 from dynaclr_wds.plan.compose.quotas import largest_remainder
 from dynaclr_wds.plan.config import SamplingConfig
-from dynaclr_wds.plan.index import PlanIndex
 
 _EDGE_HOURS = 1e-6  # frames at the window's very edge belong to it
 _TRIES = 3
-_MOST_EXTRA = 1 << 14
+_EXTRA_DRAWS = (1 << 9, 1 << 14)
+_LEAST_SHARE = 0.02
 
 DrawMore = Callable[[int, int], Int64[SampleIndex, " n"]]
 """(quota group, count) → up to so many anchors of its strata within reach, with replacement, in random order."""
@@ -45,75 +46,6 @@ def in_focal_window(
         return np.ones(hpi.shape, bool)
     low, high = focal_edges(focal_hpi, half_width_hours)
     return (hpi >= low) & (hpi <= high)
-
-
-@dataclass(slots=True)
-class BatchSlots:
-    """What one batch holds, with the three things that should not repeat.
-
-    Where no lineage is in two strata, each quota group of a batch has slots of its own, which are quicker to compare.
-    """
-
-    anchors: list[Int64[SampleIndex, " _"]] = field(default_factory=list)
-    keys: tuple[list[Int64[np.ndarray, " _"]], ...] = field(default_factory=lambda: ([], [], []))
-
-    def take(self, draws: Draws, at: Int64[np.ndarray, " k"]) -> None:
-        """Add the draws at these places."""
-        self.anchors.append(cast(SampleIndex, draws.anchor[at]))
-        for held, key in zip(self.keys, (draws.lineage, draws.track, draws.anchor), strict=True):
-            held.append(key[at])
-
-
-@dataclass(slots=True, kw_only=True)
-class Draws:
-    """Draws of one quota group."""
-
-    anchor: Int64[SampleIndex, " n"]
-    lineage: Int64[np.ndarray, " n"]
-    track: Int64[np.ndarray, " n"]
-    hpi: Float64[np.ndarray, " n"]
-    used: Bool[np.ndarray, " n"]
-
-    def choose(self, slots: BatchSlots, allowed: Int64[np.ndarray, " k"], need: int, level: int) -> int:
-        """Move up to `need` allowed draws, in their order, to a batch; return how many were moved.
-
-        Level 0 keeps lineages distinct, 1 tracks, 2 observations, 3 nothing.
-        """
-        at = allowed[~self.used[allowed]]
-        if level < 3:
-            held = slots.keys[level]
-            before = sum(len(h) for h in held)
-            first = _first_of_each(np.concatenate([*held, (self.lineage, self.track, self.anchor)[level][at]]))
-            at = at[first[first >= before] - before]
-        at = at[:need]
-        self.used[at] = True
-        slots.take(self, at)
-        return len(at)
-
-
-def _first_of_each(key: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " k"]:
-    """Find the first place of each value, in the order of places."""
-    order = np.argsort(key, kind="stable")
-    ordered = key[order]
-    new = np.ones(len(key), bool)
-    np.not_equal(ordered[1:], ordered[:-1], out=new[1:])
-    return np.sort(order[new])
-
-
-def make_sorted_draws(index: PlanIndex, anchor: Int64[SampleIndex, " n"]) -> Draws:
-    """Look up lineage, track and HPI of each draw, and sort them by HPI; those of equal HPI stay in order."""
-    return make_draws(index, cast(SampleIndex, anchor[np.argsort(index.hpi(anchor), kind="stable")]))
-
-
-def make_draws(index: PlanIndex, anchor: Int64[SampleIndex, " n"]) -> Draws:
-    """Look up lineage, track and HPI of each draw."""
-    return Draws(
-        anchor=anchor,
-        lineage=index.lineage(anchor).astype(np.int64),
-        track=index.track(anchor).astype(np.int64),
-        hpi=index.hpi(anchor),
-        used=np.zeros(len(anchor), bool),
-    )
 
 
 def sample_focal_hpi(
@@ -163,12 +95,11 @@ def focal_quota(
 
 def assemble_focused(
     rng: np.random.Generator,
-    draws: dict[int, Draws],
+    draws: Draws,
     draw_more: DrawMore,
     quota: Int64[np.ndarray, "r q"],
     focal: Int64[np.ndarray, "r q"],
     focal_hpi: Float64[np.ndarray, " r"],
-    index: PlanIndex,
     half_width_hours: float,
 ) -> Int64[SampleIndex, "r b"]:
     """Share out the draws of a round.
@@ -176,7 +107,7 @@ def assemble_focused(
     Parameters
     ----------
     draws
-        By quota group, the round's draws, sorted by HPI and in random order where it is the same.
+        The round's draws.
     draw_more
         Draws more for a quota group.
     quota, focal
@@ -185,92 +116,92 @@ def assemble_focused(
         Of each batch, in hours.
     """
     batches = rng.permutation(len(quota))
-    slots = [{g: BatchSlots() for g in draws} for _ in quota]
-    if index.lineages_meet:
-        slots = [dict.fromkeys(draws, BatchSlots()) for _ in quota]
-    short = np.zeros_like(quota)
-    # (quota group, batch) → begin and end of the window among the draws, which are sorted by HPI
-    edge = {g: np.searchsorted(d.hpi, np.stack(focal_edges(focal_hpi, half_width_hours))).T for g, d in draws.items()}
-    waiting = {g: _least_covered_first(rng, d, focal_hpi, half_width_hours) for g, d in draws.items()}
-    for b, g in ((b, g) for b in batches for g in draws if focal[b, g]):
-        begin, end = edge[g][b]
-        near = begin + np.flatnonzero(~draws[g].used[begin:end])
-        share = max((end - begin) / max(len(draws[g].anchor), 1), 0.02)
-        extra = _Extra(draw_more, index, g, _window(focal_hpi[b], half_width_hours, inside=True), share)
-        short[b, g] = _fill(draws[g], rng.permutation(near), extra, slots[b][g], int(focal[b, g]), levels=(0, 1, 2))
-    rest = quota - focal + short
-    for b, g in ((b, g) for b in rng.permutation(batches) for g in draws if rest[b, g]):
-        begin, end = edge[g][b]
-        waiting[g] = waiting[g][~draws[g].used[waiting[g]]]
-        far = waiting[g][(waiting[g] < begin) | (waiting[g] >= end)]
-        extra = _Extra(draw_more, index, g, _window(focal_hpi[b], half_width_hours, inside=False), 0.5)
-        left = _fill(draws[g], far, extra, slots[b][g], int(rest[b, g]), levels=(0,))
-        if left:
-            anywhere = _Extra(draw_more, index, g, _everything, 1.0)
-            _fill(draws[g], waiting[g], anywhere, slots[b][g], left, levels=(0, 1, 2, 3))
-    held = [list({id(own): own for own in of.values()}.values()) for of in slots]
-    return cast(SampleIndex, np.stack([np.concatenate([a for own in of for a in own.anchors]) for of in held]))
+    taken: list[list[Int64[np.ndarray, " _"]]] = [[] for _ in quota]
+    rest = quota - focal
+    begin, end = np.searchsorted(draws.hpi, np.stack(focal_edges(focal_hpi, half_width_hours)))
+    waiting = _least_covered_first(rng, draws.hpi, focal_hpi, half_width_hours)
+    for b in batches:
+        near = begin[b] + np.flatnonzero(~draws.used[begin[b] : end[b]])
+        extra = _Extra(draw_more, focal_hpi[b], half_width_hours, inside=True)
+        rest[b] += _fill(draws, rng.permutation(near), extra, taken[b], focal[b], levels=(0, 1, 2))
+    for b in rng.permutation(batches):
+        waiting = waiting[~draws.used[waiting]]
+        far = waiting[(waiting < begin[b]) | (waiting >= end[b])]
+        extra = _Extra(draw_more, focal_hpi[b], half_width_hours, inside=False)
+        left = _fill(draws, far, extra, taken[b], rest[b], levels=(0,))
+        if left.any():
+            anywhere = _Extra(draw_more, np.nan, half_width_hours, inside=True)
+            _fill(draws, waiting, anywhere, taken[b], left, levels=(0, 1, 2, 3))
+    return cast(SampleIndex, draws.anchor[np.stack([np.concatenate(own) for own in taken])])
 
 
 def _least_covered_first(
-    rng: np.random.Generator, draws: Draws, focal_hpi: Float64[np.ndarray, " r"], half_width_hours: float
+    rng: np.random.Generator,
+    hpi: Float64[np.ndarray, " n"],
+    focal_hpi: Float64[np.ndarray, " r"],
+    half_width_hours: float,
 ) -> Int64[np.ndarray, " n"]:
     """Order draws by how many windows reach them: the first can best be spared for the part without a window."""
     centres = np.sort(focal_hpi)
-    low, high = focal_edges(draws.hpi, half_width_hours)
+    low, high = focal_edges(hpi, half_width_hours)
     cover = np.searchsorted(centres, high, "right") - np.searchsorted(centres, low, "left")
     return np.lexsort((rng.random(len(cover)), cover))
 
 
-def _window(focal_hpi: float, half_width_hours: float, *, inside: bool) -> Callable[[Draws], Bool[np.ndarray, " n"]]:
-    return lambda draws: in_focal_window(draws.hpi, focal_hpi, half_width_hours) == inside
-
-
-def _everything(draws: Draws) -> Bool[np.ndarray, " n"]:
-    return np.ones(len(draws.anchor), bool)
-
-
 @dataclass(frozen=True, slots=True)
 class _Extra:
-    """More draws for a quota group, of the kind that is wanted."""
+    """Draws that are not due in the round, of the kind that a batch wants."""
 
     draw_more: DrawMore
-    index: PlanIndex
-    quota_group: int
-    wanted: Callable[[Draws], Bool[np.ndarray, " n"]]
-    share: float
-    """Of the draws, about, that are of that kind."""
+    focal_hpi: float
+    half_width_hours: float
+    inside: bool
+    """Whether they are to be inside the focal window, or outside."""
 
-    def draws(self, need: int) -> tuple[Draws, Int64[np.ndarray, " k"]]:
-        """Draw more, and say which of them are wanted."""
-        count = min(int(4 * need / self.share) + 16, _MOST_EXTRA)
-        draws = make_draws(self.index, self.draw_more(self.quota_group, count))
-        return draws, np.flatnonzero(self.wanted(draws))
+    def spare(self, draws: Draws, begin: int) -> Int64[np.ndarray, " k"]:
+        """Find those from place `begin` on that are not used."""
+        spare = begin + np.flatnonzero(~draws.used[begin:])
+        return spare[self._of_kind(draws.hpi[spare])]
+
+    def draw(self, draws: Draws, need: Int64[np.ndarray, " q"]) -> Int64[np.ndarray, " k"]:
+        """Draw more of each quota group that needs some, unless none of many draws before was of that kind."""
+        begin, group = len(draws.anchor), draws.quota_group
+        seen = np.bincount(group, minlength=len(need))
+        of_kind = np.bincount(group[self._of_kind(draws.hpi)], minlength=len(need))
+        share = np.maximum(of_kind / np.maximum(seen, 1), _LEAST_SHARE)
+        count = np.clip(4 * need / share, *_EXTRA_DRAWS).astype(np.int64)
+        wanted = np.flatnonzero((need > 0) & ((of_kind > 0) | (seen < _EXTRA_DRAWS[0])))
+        if len(wanted):
+            draws.add([self.draw_more(g, int(count[g])) for g in wanted.tolist()], wanted)
+        return self.spare(draws, begin)
+
+    def _of_kind(self, hpi: Float64[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
+        return in_focal_window(hpi, self.focal_hpi, self.half_width_hours) == self.inside
 
 
 def _fill(
     draws: Draws,
     allowed: Int64[np.ndarray, " k"],
     extra: _Extra,
-    slots: BatchSlots,
-    need: int,
+    taken: list[Int64[np.ndarray, " _"]],
+    need: Int64[np.ndarray, " q"],
     levels: tuple[int, ...],
-) -> int:
+) -> Int64[np.ndarray, " q"]:
     """Fill a batch from the draws that are due, else from what is within reach, relaxing as far as `levels` says.
 
-    Returns what is still missing.
+    Returns what is still missing of each quota group.
     """
     for level in levels:
-        few = 3 * need + 32  # mostly enough, and cheaper to look through
-        need -= draws.choose(slots, allowed[:few], need, level)
-        if need and len(allowed) > few:
-            need -= draws.choose(slots, allowed[few:], need, level)
+        few = 3 * int(need.sum()) + 64  # mostly enough, and cheaper to look through
+        need = draws.choose(allowed[:few], taken, need, level)
+        if need.any() and len(allowed) > few:
+            need = draws.choose(allowed[few:], taken, need, level)
+        if need.any():
+            need = draws.choose(extra.spare(draws, draws.due), taken, need, level)
         for _ in range(_TRIES):
-            if not need:
-                return 0
-            more, wanted = extra.draws(need)
-            found = more.choose(slots, wanted, need, level)
-            need -= found
-            if not found:
+            if not need.any():
+                return need
+            missing, need = need, draws.choose(extra.draw(draws, need), taken, need, level)
+            if (need == missing).all():
                 break
     return need

@@ -6,7 +6,6 @@ lineages can be kept distinct and focal windows filled without remembering earli
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
@@ -15,7 +14,8 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from dynaclr_wds.plan.columns import PatchRow, SampleIndex
-from dynaclr_wds.plan.compose.focal_window import assemble_focused, focal_quota, make_sorted_draws, sample_focal_hpi
+from dynaclr_wds.plan.compose.draws import Draws
+from dynaclr_wds.plan.compose.focal_window import assemble_focused, focal_quota, sample_focal_hpi
 from dynaclr_wds.plan.compose.lineages import deal, separate
 from dynaclr_wds.plan.compose.negatives import Offer, make_offer, sample_negatives
 from dynaclr_wds.plan.compose.pool import Pool
@@ -119,16 +119,14 @@ def _assemble_focused(
     round_id, first_occurrence = at
     members = [int(s) for s in group.strata if int(s) in due]
     quota_groups = _quota_groups(pool, members, list(due))
-    draws = {
-        g: make_sorted_draws(pool.index, cast(SampleIndex, rng.permutation(np.concatenate([due[s] for s in strata]))))
-        for g, strata in enumerate(quota_groups)
-    }
+    draws = Draws(pool.index, [cast(SampleIndex, np.concatenate([due[s] for s in g])) for g in quota_groups], rng)
     by_group = np.stack([quota[:, strata].sum(1) for strata in quota_groups], axis=1)
     draw_more = _drawer(rng, pool, round_id, [{s: int(quota[:, s].sum()) for s in strata} for strata in quota_groups])
     half_width = config.temporal_window_hours
-    focal_hpi = sample_focal_hpi(rng, [draws[g].hpi for g in range(len(members))], half_width, len(quota))
+    hpi = [draws.hpi[draws.quota_group == g] for g in range(len(members))]
+    focal_hpi = sample_focal_hpi(rng, hpi, half_width, len(quota))
     focal = focal_quota(by_group, first_occurrence, config)
-    anchor = assemble_focused(rng, draws, draw_more, by_group, focal, focal_hpi, pool.index, half_width)
+    anchor = assemble_focused(rng, draws, draw_more, by_group, focal, focal_hpi, half_width)
     return anchor, focal_hpi
 
 
@@ -182,7 +180,6 @@ def _plan_negatives(
     reach = {s: pool.reach(round_id, s) for s in drawn}
     number = dict(zip((s.group_name for s in pool.index.strata), pool.index.group_of.tolist(), strict=True))
 
-    @functools.cache  # the batches of a round choose from the same offer
     def draw(group: int, count: int) -> Offer:
         own = [s for s in drawn if number[pool.strata[s].group_name] == group and reach[s]]
         share = np.array([reach[s] for s in own], np.float64)
@@ -190,9 +187,4 @@ def _plan_negatives(
         parts = [pool.draw(rng, round_id, s, int(n)) for s, n in zip(own, counts, strict=True)]
         return make_offer(pool.index, cast(SampleIndex, np.concatenate(parts)))
 
-    half_width = config.temporal_window_hours
-    rows = [
-        sample_negatives(rng, pool.index, cast(SampleIndex, a), float(f), half_width, draw)
-        for a, f in zip(anchor, focal_hpi, strict=True)
-    ]
-    return cast(SampleIndex, np.stack(rows))
+    return sample_negatives(rng, pool.index, anchor, focal_hpi, config.temporal_window_hours, draw)
