@@ -32,7 +32,7 @@ class Draws:
         self.used = np.zeros(len(anchor), bool)
         self.due = len(anchor)
         """Draws that are due in the round; those behind are extra."""
-        self._numbers = tuple(_Numbers() for _ in range(_REPLACEMENT))
+        self._firsts = (_Firsts(), _Firsts(), _Firsts())
 
     def add(self, anchors: Sequence[Int64[SampleIndex, " _"]], quota_groups: Int64[np.ndarray, " _"]) -> None:
         """Add extra draws of some quota groups."""
@@ -61,8 +61,7 @@ class Draws:
         """
         at = allowed[~self.used[allowed] & (need > 0)[self.quota_group[allowed]]]
         if level < _REPLACEMENT:
-            code, count = self._number(level)
-            at = at[_first_of_each(code[at], [code[t] for t in taken], count)]
+            at = at[self._look_up(level).find(at, taken)]
         at = at[_first_of_group(self.quota_group[at], need)]
         if not len(at):
             return need
@@ -72,30 +71,39 @@ class Draws:
         # where lineages meet, a draw that was passed over may have kept another quota group from its lineage
         return self.choose(allowed, taken, need, level) if self._index.lineages_meet and need.any() else need
 
-    def _number(self, level: int) -> tuple[Int64[np.ndarray, " n"], int]:
-        """Number the lineages, tracks or observations of all draws; with the count of numbers."""
-        numbers = self._numbers[level]
-        new = cast(SampleIndex, self.anchor[len(numbers.code) :])
+    def _look_up(self, level: int) -> _Firsts:
+        """Return the lineages, tracks or observations of all draws, those that were added last looked up now."""
+        firsts = self._firsts[level]
+        new = cast(SampleIndex, self.anchor[len(firsts.value) :])
         if len(new):
-            numbers.add(new if level == 2 else (self._index.lineage, self._index.track)[level](new))
-        return numbers.code, len(numbers.value)
+            firsts.add(new if level == 2 else (self._index.lineage, self._index.track)[level](new))
+        return firsts
 
 
-class _Numbers:
-    """Numbers 0, 1, … for values, so that a table over all of them is small; a value keeps its number."""
+class _Firsts:
+    """Finds which draws are the first of their value, without a sort.
+
+    The table has a place for every value there may be, and is never filled: each look writes the places that it reads.
+    """
 
     def __init__(self) -> None:
-        self.code = np.zeros(0, np.int64)
         self.value = np.zeros(0, np.int64)
-        self._number = np.zeros(0, np.int64)
+        self._table = np.empty(0, np.int64)
 
     def add(self, value: Integer[np.ndarray, " n"]) -> None:
-        """Number more values, behind those in `code`."""
-        new = np.setdiff1d(value, self.value)
-        place = self.value.searchsorted(new)
-        self._number = np.insert(self._number, place, np.arange(len(self.value), len(self.value) + len(new)))
-        self.value = np.insert(self.value, place, new)
-        self.code = np.concatenate([self.code, self._number[self.value.searchsorted(value)]])
+        """Append the values of more draws."""
+        self.value = np.concatenate([self.value, value])
+        size = int(value.max()) + 1
+        if size > len(self._table):
+            self._table = np.empty(2 * size, np.int64)
+
+    def find(self, at: Int64[np.ndarray, " k"], taken: list[Int64[np.ndarray, " _"]]) -> Bool[np.ndarray, " k"]:
+        """Say which of the draws `at` are the first of their value, and not of a value that is taken."""
+        value, place = self.value[at], np.arange(len(at))
+        self._table[value[::-1]] = place[::-1]  # of equal values the last assignment stays: the first place
+        for held in taken:
+            self._table[self.value[held]] = -1
+        return self._table[value] == place
 
 
 def _join(anchors: Sequence[Int64[SampleIndex, " _"]]) -> tuple[Int64[SampleIndex, " n"], Integer[np.ndarray, " n"]]:
@@ -104,18 +112,6 @@ def _join(anchors: Sequence[Int64[SampleIndex, " _"]]) -> tuple[Int64[SampleInde
     return cast(SampleIndex, np.concatenate(anchors)), np.repeat(
         np.arange(len(anchors), dtype=kind), [len(a) for a in anchors]
     )
-
-
-def _first_of_each(
-    code: Int64[np.ndarray, " k"], held: list[Int64[np.ndarray, " _"]], count: int
-) -> Bool[np.ndarray, " k"]:
-    """Say which numbers, of `count`, are the first of their value and not held."""
-    place = np.arange(len(code))
-    first = np.full(count, len(code))
-    np.minimum.at(first, code, place)
-    for other in held:
-        first[other] = -1
-    return first[code] == place
 
 
 def _first_of_group(quota_group: Integer[np.ndarray, " k"], need: Int64[np.ndarray, " q"]) -> Int64[np.ndarray, " m"]:
