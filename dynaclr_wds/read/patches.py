@@ -41,6 +41,9 @@ class PatchReader:
         self._dtypes = [np.dtype(e.dtype) for e in self._experiments]
         self._shapes = [crop.shape(e.shape) for e in self._experiments]
         self._runs = [crop.runs(e.shape, e.dtype) for e in self._experiments]
+        stored = [(e.shape, self._dtypes[n]) for n, e in enumerate(self._experiments)]
+        self._alike = np.array([stored.index(s) for s in stored], np.int64)
+        """Of each experiment, the first one whose patches are stored alike: they are copied together."""
         self._verified = np.zeros(len(shards.arrays["block_shard"]), bool)
         self._scratch = threading.local()
 
@@ -85,7 +88,7 @@ class PatchReader:
         """
         if self.verify:
             self.verify_blocks(self._shards.arrays["clip_block"][self._shards.arrays["patch_clip"][rows]])
-        experiment = self._experiment(rows)
+        experiment = self._alike[self._experiment(rows)]
         for e in np.unique(experiment).tolist():
             places = np.flatnonzero(experiment == e)
             if self._dtypes[e] == out.dtype and len(places) == len(rows):
@@ -143,7 +146,7 @@ class PatchReader:
         return self._shards.clip_experiment[self._shards.arrays["patch_clip"][rows]]
 
     def _copy(self, rows: Int64[np.ndarray, " b"], experiment: int, out: Shaped[np.ndarray, "b ..."]) -> None:
-        """Copy patches of one experiment as they are stored, cropped."""
+        """Copy patches that are stored as those of an experiment are, cropped."""
         assert out.flags.c_contiguous
         a = self._shards.arrays
         shard = a["block_shard"][a["clip_block"][a["patch_clip"][rows]]].astype(np.int64)
