@@ -10,9 +10,10 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -22,6 +23,7 @@ import xxhash
 from numpy.typing import DTypeLike
 
 from dynaclr_wds.errors import ChecksumError, FormatError
+from dynaclr_wds.tau import tau_range_frames
 
 FORMAT_NAME = "dynaclr-wds"
 FORMAT_VERSION = 2
@@ -302,8 +304,14 @@ def _parse_value(hint: Any, raw: Any, where: str) -> Any:
         return {key: _parse_value(args[1], value, f"{where}.{key}") for key, value in raw.items()}
     wanted: tuple[type, ...] = (float, int) if hint is float else (hint,) if isinstance(hint, type) else ()
     if not isinstance(raw, wanted) or isinstance(raw, bool) != (hint is bool):
-        raise FormatError(f"{where}={raw!r} is not of type {getattr(hint, '__name__', hint)}.")
+        raise FormatError(f"{where}={raw!r:.100} is not of type {getattr(hint, '__name__', hint)}.")
+    if isinstance(raw, int | float) and not abs(raw) < _ABOVE_ALL:  # NaN isn't below anything
+        raise FormatError(f"{where}={raw!r:.100} must be a number below 2**63. Build the shards again.")
     return raw
+
+
+_ABOVE_ALL = 1 << 63
+"""Above every number of a manifest: all fit into 64 bits."""
 
 
 def _check_manifest(manifest: Manifest, where: str) -> None:
@@ -314,31 +322,83 @@ def _check_manifest(manifest: Manifest, where: str) -> None:
         if size < 0:
             raise FormatError(f"{where}: bytes={size} of {path!r} must be >= 0. Build the shards again.")
     names = {experiment.name for experiment in manifest.experiments}
+    named: dict[str, Sequence[Any]] = {
+        "experiments": [experiment.name for experiment in manifest.experiments],
+        "FOVs": [(fov.experiment, fov.fov_name) for fov in manifest.fovs],
+        "labels": [label.name for label in manifest.labels],
+        "partitions": [tuple(sorted(partition.labels.items())) for partition in manifest.partitions],
+        "files": [path for path, _ in sizes],
+        **{f"values of {label.name!r}": label.values for label in manifest.labels},
+    }
+    for what, values in named.items():
+        _check_distinct(values, what, where)
     for experiment in manifest.experiments:
         _check_experiment(experiment, where)
+        if experiment.tau_frames != tau_range_frames(manifest.tau_range_hours, experiment.interval_minutes):
+            raise FormatError(
+                f"{where}: tau_frames={experiment.tau_frames} of {experiment.name!r} are not the frames of "
+                f"tau_range_hours={manifest.tau_range_hours}. Build the shards again."
+            )
     if stray := sorted({fov.experiment for fov in manifest.fovs} - names):
         raise FormatError(f"{where}: FOVs of {stray}, which are none of the experiments {sorted(names)}.")
+    _check_partitions(manifest, where)
+    missing = {array_path(name) for name in array_dtypes(manifest)} - {file.path for file in manifest.files}
+    if missing:
+        raise FormatError(f"{where}: lists no {sorted(missing)[0]}. Build the shards again.")
+    z_range = manifest.config.get("z_range")
+    if z_range is not None and not (isinstance(z_range, list) and [type(z) for z in z_range] == [int, int]):
+        raise FormatError(f"{where}: config.z_range={z_range!r:.100} must be null or two integers.")
+
+
+def _check_partitions(manifest: Manifest, where: str) -> None:
+    """Check that labels and partitions are there, and each shard is of a partition."""
+    values = {label.name: set(label.values) for label in manifest.labels}
+    if not set(OWN_LABELS) | set(manifest.shard_by) <= set(values):
+        raise FormatError(f"{where}: labels {sorted(values)} must hold {sorted({*OWN_LABELS, *manifest.shard_by})}.")
+    for partition in manifest.partitions:
+        if set(partition.labels) != set(manifest.shard_by) or any(
+            value is not None and value not in values[name] for name, value in partition.labels.items()
+        ):
+            raise FormatError(
+                f"{where}: the partition {dict(partition.labels)} must give a value that is there to each of "
+                f"{sorted(manifest.shard_by)}. Build the shards again."
+            )
     if stray := [shard.path for shard in manifest.shards if not 0 <= shard.partition < len(manifest.partitions)]:
         raise FormatError(f"{where}: {stray[0]} is of a partition that is not there.")
-    labels = [label.name for label in manifest.labels]
-    if len(set(labels)) < len(labels) or not set(OWN_LABELS) | set(manifest.shard_by) <= set(labels):
-        raise FormatError(f"{where}: labels {labels} must differ, with {sorted({*OWN_LABELS, *manifest.shard_by})}.")
+
+
+def _check_distinct(values: Sequence[Any], what: str, where: str) -> None:
+    seen: set[Any] = set()
+    for value in values:
+        if value in seen:
+            raise FormatError(
+                f"{where}: {what} must differ, but {value!r:.200} is there twice. Build the shards again."
+            )
+        seen.add(value)
 
 
 def _check_experiment(experiment: ExperimentRecord, where: str) -> None:
     try:
         kind = np.dtype(experiment.dtype)
-    except TypeError as error:
+    except (TypeError, ValueError, SyntaxError) as error:  # numpy parses it as Python
         raise FormatError(f"{where}: dtype={experiment.dtype!r} of {experiment.name!r} is no dtype.") from error
-    if kind.kind not in "iuf" or kind.itemsize > 8 or min(experiment.shape) < 1:
+    plain = kind.kind in "iuf" and kind.itemsize <= 8
+    if not plain or kind.newbyteorder("<").str != experiment.dtype or min(experiment.shape) < 1:
         raise FormatError(
             f"{where}: {experiment.name!r} has patches of dtype {experiment.dtype!r} and shape {experiment.shape}; "
-            "allowed are plain numbers and lengths above 0."
+            "allowed are little-endian numbers and lengths above 0."
+        )
+    if math.prod(experiment.shape) >= _MOST_PIXELS:
+        raise FormatError(
+            f"{where}: {experiment.name!r} has patches of shape {experiment.shape}; a tar member holds less than 8 GiB."
         )
     if len(experiment.source_channel) != experiment.shape[0] or len(experiment.markers) != experiment.shape[0]:
         raise FormatError(f"{where}: {experiment.name!r} names other channels than its patches have.")
-    if not (np.isfinite(experiment.interval_minutes) and experiment.interval_minutes > 0):
+    if not experiment.interval_minutes > 0:
         raise FormatError(f"{where}: interval_minutes={experiment.interval_minutes!r} of {experiment.name!r}.")
+
+
+_MOST_PIXELS = 1 << 33
 
 
 def check_relative_path(path: str, where: str) -> None:
@@ -350,8 +410,11 @@ def check_relative_path(path: str, where: str) -> None:
         It is absolute, climbs out, or is no plain path.
     """
     parts = path.split("/")
-    if not path or "\\" in path or "\0" in path or ":" in parts[0] or any(part in ("", ".", "..") for part in parts):
-        raise FormatError(f"{where}: the path {path!r} leaves the folder or is no plain path. Do not trust this set.")
+    plain = path.isascii() and path.isprintable() and len(path) < 1024 and max(map(len, parts)) < 256
+    if not plain or "\\" in path or ":" in parts[0] or any(part in ("", ".", "..") for part in parts):
+        raise FormatError(
+            f"{where}: the path {path!r:.300} leaves the folder or is no plain path. Do not trust this set."
+        )
 
 
 def checksum(data: Any) -> int:
@@ -370,6 +433,11 @@ def npy_header(dtype: DTypeLike, shape: tuple[int, ...]) -> bytes:
     descr = np.lib.format.dtype_to_descr(np.dtype(dtype))
     np.lib.format.write_array_header_1_0(buffer, {"descr": descr, "fortran_order": False, "shape": shape})
     return buffer.getvalue()
+
+
+def array_dtypes(manifest: Manifest) -> dict[str, str]:
+    """Return name → dtype of every array that a set must have."""
+    return ARRAYS | {label_array(label.name): LABEL_DTYPE for label in manifest.labels}
 
 
 def array_path(name: str) -> str:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 from jaxtyping import Bool, Int, Shaped
 
-from dynaclr_wds.contract import ARRAYS, LABEL_DTYPE, NO_ID, STATISTICS, Manifest, label_array
+from dynaclr_wds.contract import NO_ID, STATISTICS, Manifest, array_dtypes, label_array, npy_header
 from dynaclr_wds.errors import FormatError
 
 Arrays = Mapping[str, Shaped[np.ndarray, "*shape"]]
@@ -21,11 +23,26 @@ Arrays = Mapping[str, Shaped[np.ndarray, "*shape"]]
 
 _CHUNK = 1 << 18
 _MEMBER_HEADER = 512
+_LEAST_MEMBER = 1024
+"""Bytes of the smallest tar member that isn't empty: what lies between two clips of a block."""
 
 
-def array_dtypes(manifest: Manifest) -> dict[str, str]:
-    """Return name → dtype of every array that a set must have."""
-    return ARRAYS | {label_array(label.name): LABEL_DTYPE for label in manifest.labels}
+def map_array(path: Path) -> Shaped[np.ndarray, "*shape"]:
+    """Map a `.npy` file.
+
+    Raises
+    ------
+    FormatError
+        It is no such file, or its header says another size than it has.
+    """
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, OverflowError, SyntaxError, MemoryError, RecursionError, TokenError) as error:
+        # numpy parses the header as Python, and lets the parser's errors through
+        raise FormatError(f"{path}: can't be mapped ({error}). Build the shards again.") from error
+    if path.stat().st_size != array.offset + array.nbytes:
+        raise FormatError(f"{path}: its header says {array.nbytes:,} bytes of data. Build the shards again.")
+    return array.view(np.ndarray)
 
 
 def check_arrays(manifest: Manifest, arrays: Arrays) -> None:
@@ -141,23 +158,29 @@ def _check_observations(manifest: Manifest, arrays: Arrays) -> None:
 
 def _check_patches(manifest: Manifest, arrays: Arrays) -> None:
     """Check the columns of patches; every observation must be a sample in one row, the one that it points to."""
+<<<<<<< HEAD
     size = _patch_bytes(manifest, arrays)
     edges = arrays["clip_first"][arrays["block_first"]]  # edges of the blocks, in patches
+=======
+    header, size = _patch_bytes(manifest, arrays)
+    member = _MEMBER_HEADER + -(-(header + size) // _MEMBER_HEADER) * _MEMBER_HEADER
+    edges = arrays["clip_first"][arrays["block_first"]]  # of the blocks, in patches
+>>>>>>> attack
     chunks = list(_chunks(len(arrays["patch_obs"])))
     with ThreadPoolExecutor(2) as pool:
-        samples = sum(pool.map(lambda rows: _check_chunk(arrays, rows, size, edges), chunks))
+        samples = sum(pool.map(lambda rows: _check_chunk(arrays, rows, member, edges), chunks))
     if samples != len(arrays["obs_patch"]):
         raise _error("patch_is_sample", f"marks {samples} rows, but there are {len(arrays['obs_patch'])} observations")
-    heads = edges[:-1]
-    good = arrays["patch_offset"][heads] > arrays["block_begin"] + _MEMBER_HEADER
-    _require("patch_offset", good, arrays["patch_offset"][heads], "must lie in its block", 0, "first row of block")
+    found = arrays["patch_offset"][edges[:-1]]
+    good = found == arrays["block_begin"] + _MEMBER_HEADER + header[arrays["block_first"][:-1]]
+    _require("patch_offset", good, found, "must be behind the headers at block_begin", 0, "first row of block")
     last = edges[1:] - 1
     end = arrays["patch_offset"][last] + size[arrays["patch_clip"][last]]
     _require("patch_offset", end <= arrays["block_end"], end, "must end in its block", 0, "last row of block")
 
 
 def _check_chunk(
-    arrays: Arrays, rows: slice, size: Int[np.ndarray, " clips"], edges: Int[np.ndarray, " blocks_and_one"]
+    arrays: Arrays, rows: slice, member: Int[np.ndarray, " clips"], edges: Int[np.ndarray, " blocks_and_one"]
 ) -> int:
     """Check some rows of patches; return how many are samples."""
     at, obs, clip = rows.start, arrays["patch_obs"][rows], arrays["patch_clip"][rows]
@@ -182,18 +205,18 @@ def _check_chunk(
     _require("obs_patch", good, home, "must be the one row where its observation is a sample", at, "patch row")
     good = is_sample >= arrays["patch_has_candidate"][rows]
     _require("patch_has_candidate", good, ~good, "must be False where patch_is_sample is", at)
-    _check_offsets(arrays, rows, size, edges)
+    _check_offsets(arrays, rows, member, edges)
     return int(np.count_nonzero(is_sample))
 
 
 def _check_offsets(
-    arrays: Arrays, rows: slice, size: Int[np.ndarray, " clips"], edges: Int[np.ndarray, " blocks_and_one"]
+    arrays: Arrays, rows: slice, member: Int[np.ndarray, " clips"], edges: Int[np.ndarray, " blocks_and_one"]
 ) -> None:
-    """Check that the patches of a block follow each other without overlap."""
+    """Check that the patches of a clip lie side by side, and clips of a block behind each other."""
     begin = max(rows.start - 1, 0)
-    offset = arrays["patch_offset"][begin : rows.stop]
-    gap = np.diff(offset) - size.take(arrays["patch_clip"][begin : rows.stop - 1])
-    wrong = np.flatnonzero(gap <= _MEMBER_HEADER) + begin + 1
+    offset, clip = arrays["patch_offset"][begin : rows.stop], arrays["patch_clip"][begin : rows.stop]
+    gap = np.diff(offset) - member.take(clip[:-1])
+    wrong = np.flatnonzero(np.where(clip[1:] == clip[:-1], gap != 0, gap < _LEAST_MEMBER)) + begin + 1
     wrong = wrong[edges[np.searchsorted(edges, wrong)] != wrong]  # a block may begin a new shard
     if wrong.size:
         row = int(wrong[0])
@@ -215,17 +238,17 @@ def _check_steps(name: str, values: Int[np.ndarray, " n"], rows: slice, most: in
         _require(name, good, values[begin + 1 : rows.stop], f"must ascend by {most} at most", begin + 1)
 
 
-def _patch_bytes(manifest: Manifest, arrays: Arrays) -> Int[np.ndarray, " clips"]:
-    """Bytes of a patch of each clip."""
-    sizes = {experiment.name: experiment.patch_bytes for experiment in manifest.experiments}
-    per_fov = np.array([sizes[fov.experiment] for fov in manifest.fovs], np.int64)
+def _patch_bytes(manifest: Manifest, arrays: Arrays) -> tuple[Int[np.ndarray, " clips"], Int[np.ndarray, " clips"]]:
+    """Bytes of the npy header and of the data of each patch of each clip."""
+    sizes = {e.name: (len(npy_header(e.dtype, e.shape)), e.patch_bytes) for e in manifest.experiments}
+    per_fov = np.array([sizes[fov.experiment] for fov in manifest.fovs], np.int64).reshape(-1, 2)
     heads = arrays["patch_obs"][arrays["clip_first"][:-1]]
     count = len(arrays["obs_fov"])
     bad = np.flatnonzero((heads < 0) | (heads >= count))
     if bad.size:
         raise _error("patch_obs", f"is {heads[bad[0]]} at the head of clip {bad[0]}; there are {count} observations")
-    size: Int[np.ndarray, " clips"] = per_fov[arrays["obs_fov"][heads]]
-    return size
+    header, size = per_fov[arrays["obs_fov"][heads]].T
+    return header, size
 
 
 def _check_partitions(manifest: Manifest, arrays: Arrays) -> None:

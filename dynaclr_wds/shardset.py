@@ -18,7 +18,7 @@ from jaxtyping import Float32, Int64, Shaped
 from dynaclr_wds import contract
 from dynaclr_wds.contract import Manifest
 from dynaclr_wds.errors import ChecksumError, FormatError, StorageError
-from dynaclr_wds.index_checks import array_dtypes, check_arrays
+from dynaclr_wds.index_checks import check_arrays, map_array
 from dynaclr_wds.plan.columns import CodeBook, ExperimentClock, PlanColumns
 from dynaclr_wds.plan.index import PlanIndex, plan_index
 from dynaclr_wds.split import check_experiments, keep_fovs
@@ -76,8 +76,7 @@ class ShardSet:
         if verify:
             for file in manifest.files:
                 _check_content(root / file.path, file.xxh3)
-        kinds = array_dtypes(manifest)
-        arrays = {name: _map_array(root / contract.array_path(name), dtype) for name, dtype in kinds.items()}
+        arrays = {name: map_array(root / contract.array_path(name)) for name in contract.array_dtypes(manifest)}
         try:
             check_arrays(manifest, arrays)
         except FormatError as error:
@@ -254,15 +253,3 @@ def _check_content(path: Path, expected: str) -> None:
             f"{path}: was changed after it was written, or is damaged: its checksum is {found}, the manifest says "
             f"{expected}. Copy it again, or build the shards again."
         )
-
-
-def _map_array(path: Path, dtype: str) -> Shaped[np.ndarray, "*shape"]:
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise FormatError(f"{path}: can't be mapped ({error}). Build the shards again.") from error
-    if array.dtype != np.dtype(dtype):
-        raise FormatError(f"{path}: has dtype {array.dtype}, the format says {dtype}. Build the shards again.")
-    if path.stat().st_size != array.offset + array.nbytes:
-        raise FormatError(f"{path}: its header says {array.nbytes:,} bytes of data. Build the shards again.")
-    return array.view(np.ndarray)

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dynaclr_wds.contract import ARRAYS, Manifest, array_path, parse_manifest
+from dynaclr_wds.contract import ARRAYS, Manifest, array_dtypes, array_path, parse_manifest
 from dynaclr_wds.errors import FormatError
-from dynaclr_wds.index_checks import array_dtypes, check_arrays
+from dynaclr_wds.index_checks import check_arrays
 
 FREE = {"obs_track_id", "obs_parent_track_id", "obs_id", "obs_parent_id", "obs_z", "obs_y", "obs_x", "block_xxh3"}
 FREE |= {"patch_has_candidate"}

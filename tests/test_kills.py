@@ -20,6 +20,8 @@ from etl.source.experiments import parse_build_config
 from tests.plates import make_collection
 from tests.test_build import Killed, build, digests
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.slow
 def test_builds_that_are_killed_at_random_end_with_the_same_bytes():

@@ -24,6 +24,8 @@ from etl.source.plates import open_plate
 from tests.plates import make_collection
 from tests.test_build import Killed, digests
 
+pytestmark = pytest.mark.slow
+
 
 class Told(Progress):
     """Keeps what a build says."""

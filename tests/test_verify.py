@@ -8,12 +8,16 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import xxhash
 
 from dynaclr_wds.contract import ARRAYS, Manifest, array_path, parse_manifest
+from dynaclr_wds.errors import FormatError
+from dynaclr_wds.shardset import ShardSet
 from etl.build_shards import build_shards
 from etl.source.experiments import parse_build_config
 from etl.verify import main, verify
@@ -130,8 +134,127 @@ def test_an_array_that_was_altered_with_its_checksum_is_found(shards: Path):
     sums = {array_path("patch_has_candidate"): _sum(shards / array_path("patch_has_candidate"))}
     _write_manifest(shards, manifest, sums)
     found = verify(shards)
-    assert [f.path for f in found] == ["index/patches.parquet", manifest.shards[0].path]
-    assert "has_candidate" in found[1].what
+    tables = ["index/observations.parquet", "index/patches.parquet"]
+    assert [f.path for f in found] == ["manifest.json", *tables, manifest.shards[0].path]
+    assert "has_candidate" in found[3].what
+
+
+@pytest.mark.parametrize("name", ["obs_parent_id", "obs_z", "stats_timepoint", "obs_track"])
+def test_an_array_that_no_other_array_knows_is_compared_with_the_table(shards: Path, name: str):
+    path = array_path(name)
+    values = np.load(shards / path)
+    values.reshape(-1)[-1] += 1 if name == "obs_track" else 3
+    values.reshape(-1)[-1:] = 9 if name == "obs_z" else values.reshape(-1)[-1]
+    np.save(shards / path, values)
+    _write_manifest(shards, read_manifest(shards), {path: _sum(shards / path)})
+    table = "stats" if name.startswith("stats") else "observations"
+    assert f"index/{table}.parquet" in [finding.path for finding in verify(shards, quick=True)]
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "what"),
+    [
+        ("observations", "lineage_id", "column 'lineage_id' does not name each lineage once"),
+        ("observations", "hpi", "column 'hpi' is not what the index"),
+        ("patches", "shard", "column 'shard' is not what the index"),
+        ("stats", "p99", "column 'p99' is not what the index"),
+        ("stats", "channel", "column 'channel' is not what the index"),
+    ],
+)
+def test_a_column_that_was_altered_with_its_checksum_is_found(shards: Path, table: str, column: str, what: str):
+    path = f"index/{table}.parquet"
+    old = pq.read_table(shards / path)
+    place = old.column_names.index(column)
+    pq.write_table(old.set_column(place, column, old[column].take(list(range(len(old)))[::-1])), shards / path)
+    write_sizes(shards, path)
+    (finding,) = verify(shards, quick=True)
+    assert (finding.path, finding.what.startswith(what)) == (path, True)
+    pq.write_table(old.remove_column(place), shards / path)
+    write_sizes(shards, path)
+    assert f"{path}: has no column '{column}'" in map(str, verify(shards, quick=True))
+
+
+@pytest.mark.parametrize(
+    "header", [b"(" * 20, b"{'descr': '<i4', 'fortran_order': False, 'shape': (99999999999999999999,), }"]
+)
+def test_a_header_that_numpy_stumbles_over_is_an_error_of_ours(shards: Path, header: bytes):
+    path = array_path("obs_t")
+    data = (shards / path).read_bytes()
+    (shards / path).write_bytes(data[:10] + header.ljust(117) + b"\n" + data[128:])
+    _write_manifest(shards, read_manifest(shards), {path: _sum(shards / path)})
+    with pytest.raises(FormatError, match=r"obs_t.npy: can't be mapped"):
+        ShardSet.open(shards)
+    assert verify(shards, quick=True)[0].path == path
+
+
+def write_sizes(shards: Path, path: str) -> None:
+    """Write a manifest in which a file is as it is now."""
+    record = json.loads((shards / "manifest.json").read_text())
+    for file in record["files"]:
+        if file["path"] == path:
+            file |= {"bytes": (shards / path).stat().st_size, "xxh3": _sum(shards / path)}
+    write_record(shards, record)
+
+
+@pytest.mark.parametrize("name", ["observations", "with_candidate", "lineages", "clips", "patches", "shards", "bytes"])
+def test_a_count_of_the_manifest_that_is_wrong_is_found(shards: Path, name: str):
+    record = json.loads((shards / "manifest.json").read_text())
+    changed = [0, 1] if name in ("observations", "patches") else [1]  # of these, the index must still have the sum
+    for step, number in zip((1, -1), reversed(changed), strict=False):
+        record["partitions"][number][name] += step
+    write_record(shards, record)
+    found = verify(shards, quick=True)
+    assert [finding.path for finding in found] == ["manifest.json"] * len(changed)
+    assert all(f"not {name}=" in finding.what for finding in found)
+
+
+HOSTILE = {
+    "frames of tau": (("experiments", 0, "tau_frames"), [2, 1], r"tau_frames=\(2, 1\) of 'experiment0' are not"),
+    "no number": (("experiments", 0, "start_hpi"), float("nan"), r"start_hpi=nan must be a number below 2\*\*63"),
+    "a huge number": (("fovs", 1, "frames"), 10**30, r"fovs\[1\]: frames=10+ must be a number below 2\*\*63"),
+    "a huge patch": (("experiments", 0, "shape"), [2, 1, 1 << 31, 1 << 31], r"a tar member holds less than 8 GiB"),
+    "code as dtype": (("experiments", 0, "dtype"), "[", r"dtype='\[' of 'experiment0' is no dtype"),
+    "big-endian": (("experiments", 0, "dtype"), ">u2", r"'experiment0' has patches of dtype '>u2'"),
+    "slices": (("config", "z_range"), 0.5, r"config.z_range=0.5 must be null or two integers"),
+    "a long path": (("shards", 0, "path"), "x" * 300, r"the path 'x+.? leaves the folder or is no plain path"),
+    "half a letter": (("shards", 0, "path"), "\ud800", r"the path '.ud800' leaves the folder or is no plain path"),
+    "a shard twice": (("shards", 0, "path"), "experiment0/control-000001.tar", r"files must differ, but 'experiment0"),
+    "a value twice": (("labels", 1, "values", 0), "infected", r"values of 'condition' must differ, but 'infected' is"),
+    "no such value": (("partitions", 0, "labels", "condition"), "x", r"the partition .*'condition': 'x'.* must give a"),
+    "a label too few": (("partitions", 0, "labels"), {}, r"the partition \{\} must give a value that is there to each"),
+    "an experiment twice": (("experiments", 0, "name"), "experiment1", r"experiments must differ, but 'experiment1'"),
+    "an unlisted array": (("files", 3, "path"), "index/x", r"lists no index/arrays/\w+.npy"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_manifest_that_was_altered_with_its_checksum_is_refused(shards: Path, case: str):
+    (*place, last), value, message = HOSTILE[case]
+    record = parent = json.loads((shards / "manifest.json").read_text())
+    for key in place:
+        parent = parent[key]
+    parent[last] = value
+    write_record(shards, record)
+    with pytest.raises(FormatError, match=message):
+        ShardSet.open(shards)
+    (finding,) = verify(shards)
+    assert finding.path == "manifest.json"
+
+
+def test_a_shape_that_is_not_that_of_the_shards_is_refused(shards: Path):
+    """Patches would be read at their places, but with another size."""
+    record = json.loads((shards / "manifest.json").read_text())
+    record["experiments"][0]["shape"][2] //= 2
+    write_record(shards, record)
+    with pytest.raises(FormatError, match=r"patch_offset.npy: row 1 is \d+; it must lie behind the patch before it"):
+        ShardSet.open(shards)
+
+
+def write_record(shards: Path, record: dict[str, Any]) -> None:
+    """Write a manifest of any content, with a checksum that fits."""
+    checked = {key: value for key, value in record.items() if key != "xxh3"}
+    content = json.dumps(checked, sort_keys=True, separators=(",", ":")).encode()
+    (shards / "manifest.json").write_text(json.dumps(checked | {"xxh3": xxhash.xxh3_64_hexdigest(content)}))
 
 
 def _sum(path: Path) -> str:

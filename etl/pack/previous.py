@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int, Shaped
 
-from dynaclr_wds.contract import Manifest, ShardRecord, SourceRecord, array_path
+from dynaclr_wds.contract import Manifest, ShardRecord, SourceRecord, array_dtypes, array_path
 from dynaclr_wds.errors import FormatError
-from dynaclr_wds.index_checks import array_dtypes, check_arrays
+from dynaclr_wds.index_checks import check_arrays, map_array
 from etl.cut.intensities import ExperimentStatistics
 from etl.pack.tars import PackedShard
 from etl.run.commit import list_files
@@ -164,7 +164,7 @@ def load_arrays(previous: PreviousSet) -> PreviousSet:
     try:
         if not set(names) <= whole or any(checksum_file(out / path) != sums[path] for path in names):
             raise FormatError(f"{out}: the index is not whole.")
-        arrays = {name: np.load(out / path, mmap_mode="r").view(np.ndarray) for path, name in names.items()}
+        arrays = {name: map_array(out / path) for path, name in names.items()}
         check_arrays(previous.manifest, arrays)
         return replace(previous, arrays=arrays)
     except (OSError, ValueError):  # nothing else tells a shard from another of its size

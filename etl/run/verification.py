@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from jaxtyping import Shaped
 
-from dynaclr_wds.contract import MANIFEST, OBSERVATIONS, PATCHES, Manifest, array_path, parse_manifest
+from dynaclr_wds.contract import MANIFEST, Manifest, array_dtypes, array_path, parse_manifest
 from dynaclr_wds.errors import FormatError
-from dynaclr_wds.index_checks import array_dtypes, check_arrays
+from dynaclr_wds.index_checks import check_arrays, map_array
 from etl.pack.read_back import CheckJob, Finding, check_shard
+from etl.pack.table_checks import check_tables
 from etl.run.executors import ThreadUnits, run_units
 from etl.run.output import checksum_file, file_size
 from etl.run.progress import Progress
@@ -34,12 +33,13 @@ def verify_set(root: Path, *, quick: bool, workers: int, progress: Progress) -> 
     arrays = None
     if not any(finding.path.endswith(".npy") for finding in found):
         try:
-            arrays = {name: _map(root / array_path(name)) for name in array_dtypes(manifest)}
+            arrays = {name: map_array(root / array_path(name)) for name in array_dtypes(manifest)}
             check_arrays(manifest, arrays)
-            found += _check_tables(root, manifest, arrays)
+            found += _check_counts(manifest, arrays)
+            found += check_tables(root, manifest, arrays)
         except (OSError, ValueError) as error:  # FormatError is a ValueError
             arrays = None
-            path_of, _, what = str(error).partition(": ")
+            path_of, _, what = str(error).removeprefix(f"{root}/").partition(": ")
             found.append(Finding(path=path_of, what=what))
     if not quick:
         found += _check_shards(root, manifest, arrays, workers, progress, {finding.path for finding in found})
@@ -66,28 +66,31 @@ def _check_size(root: Path, path: str, size: int) -> Iterator[Finding]:
         yield Finding(path=path, what=f"has {there:,} bytes, the manifest says {size:,}")
 
 
-def _map(path: Path) -> Shaped[np.ndarray, "*shape"]:
-    array: Shaped[np.ndarray, "*shape"] = np.load(path, mmap_mode="r", allow_pickle=False).view(np.ndarray)
-    return array
-
-
-def _check_tables(root: Path, manifest: Manifest, arrays: Arrays) -> Iterator[Finding]:
-    """Check that the tables say what the arrays say."""
-    observations = {"track_id": "obs_track_id", "t": "obs_t", "id": "obs_id", "y": "obs_y", "x": "obs_x"}
-    patches = {"observation": "patch_obs", "offset": "patch_offset", "t": "patch_t", "is_sample": "patch_is_sample"}
-    patches["has_candidate"] = "patch_has_candidate"
-    listed = {file.path for file in manifest.files}
-    for path, columns in ((OBSERVATIONS, observations), (PATCHES, patches)):
-        if path in listed and file_size(root / path) >= 0:
-            try:
-                table: Any = pq.read_table(root / path, columns=list(columns))
-            except (OSError, ValueError) as error:
-                yield Finding(path=path, what=f"can't be read ({error})")
-                continue
-            for name, array in columns.items():
-                values = table[name].to_numpy().astype(arrays[array].dtype)
-                if not np.array_equal(values, arrays[array], equal_nan=values.dtype.kind == "f"):
-                    yield Finding(path=path, what=f"column {name!r} is not that of {array_path(array)}")
+def _check_counts(manifest: Manifest, arrays: Arrays) -> Iterator[Finding]:
+    """Check what the manifest counts, and that it knows the source of every FOV."""
+    count = len(manifest.partitions)
+    of_shard = np.array([shard.partition for shard in manifest.shards], np.int64)
+    of_clip = of_shard[arrays["block_shard"]][arrays["clip_block"]]
+    of_patch = of_clip[arrays["patch_clip"]]
+    lineages = np.unique(np.stack([of_clip, arrays["clip_lineage"]]), axis=1)[0]
+    places = {
+        "observations": of_patch[arrays["patch_is_sample"]],
+        "with_candidate": of_patch[arrays["patch_has_candidate"]],
+        "lineages": lineages,
+        "clips": of_clip,
+        "patches": of_patch,
+        "shards": of_shard,
+    }
+    counted = {name: np.bincount(place, minlength=count).tolist() for name, place in places.items()}
+    counted["bytes"] = [sum(s.bytes for s in manifest.shards if s.partition == number) for number in range(count)]
+    for number, partition in enumerate(manifest.partitions):
+        for name, values in counted.items():
+            if getattr(partition, name) != values[number]:
+                what = f"{dict(partition.labels)} has {values[number]:,}, not {name}={getattr(partition, name):,}"
+                yield Finding(path=MANIFEST, what=what)
+    fovs = {(fov.experiment, fov.fov_name) for fov in manifest.fovs}
+    for fov in sorted(fovs - {(source.experiment, source.fov_name) for source in manifest.sources}):
+        yield Finding(path=MANIFEST, what=f"says nothing about the source of {fov}")
 
 
 def _check_shards(
