@@ -158,14 +158,9 @@ def _check_observations(manifest: Manifest, arrays: Arrays) -> None:
 
 def _check_patches(manifest: Manifest, arrays: Arrays) -> None:
     """Check the columns of patches; every observation must be a sample in one row, the one that it points to."""
-<<<<<<< HEAD
-    size = _patch_bytes(manifest, arrays)
-    edges = arrays["clip_first"][arrays["block_first"]]  # edges of the blocks, in patches
-=======
     header, size = _patch_bytes(manifest, arrays)
     member = _MEMBER_HEADER + -(-(header + size) // _MEMBER_HEADER) * _MEMBER_HEADER
-    edges = arrays["clip_first"][arrays["block_first"]]  # of the blocks, in patches
->>>>>>> attack
+    edges = arrays["clip_first"][arrays["block_first"]]  # edges of the blocks, in patches
     chunks = list(_chunks(len(arrays["patch_obs"])))
     with ThreadPoolExecutor(2) as pool:
         samples = sum(pool.map(lambda rows: _check_chunk(arrays, rows, member, edges), chunks))
