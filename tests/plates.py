@@ -136,7 +136,7 @@ def _write_array(
 
 
 def write_tracks(root: Path, fov: str, rows: Sequence[Row], name: str = "tracks.csv") -> Path:
-    """Write the track file of one FOV, CSV or Parquet by its name; columns are those of the first row."""
+    """Write the track file of one FOV, CSV, TSV or Parquet by its name; columns are those of the first row."""
     path = root / fov / name
     path.parent.mkdir(parents=True, exist_ok=True)
     columns = list(rows[0]) if rows else ["track_id", "t", "y", "x"]
@@ -144,7 +144,7 @@ def write_tracks(root: Path, fov: str, rows: Sequence[Row], name: str = "tracks.
         pq.write_table(pa.table({column: [row[column] for row in rows] for column in columns}), path)
         return path
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns)
+        writer = csv.DictWriter(file, columns, delimiter="\t" if name.endswith(".tsv") else ",")
         writer.writeheader()
         writer.writerows({key: "" if value is None else value for key, value in row.items()} for row in rows)
     return path

@@ -15,7 +15,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from dynaclr_wds.contract import STATISTICS, Manifest, parse_manifest
 from dynaclr_wds.errors import BuildError, ConfigError, PlateError
 from etl.build_shards import build_shards, main
 from etl.cut.frames import plan_runs
-from etl.run.executors import Interrupted, report
+from etl.run.executors import Interrupted, report, run_units
 from etl.run.output import OutFolder
 from etl.run.progress import Progress
 from etl.source.experiments import parse_build_config
@@ -576,6 +576,23 @@ def test_processes_run_the_same_units_to_the_same_bytes(collection: Path, built:
     config = parse_build_config(collection, {"workers": 1})
     build_shards(config, tmp_path / "out", make_executor=spawn)
     assert digests(tmp_path / "out") == digests(built[0])
+
+
+def test_the_error_of_a_unit_is_told_by_an_executor_that_can_only_wait():
+    class WaitOnly(ThreadPoolExecutor):  # as that of Dask
+        def shutdown(self, wait: bool = True) -> None:
+            super().shutdown(wait)
+
+    begun: list[int] = []
+
+    def unit(job: int) -> None:
+        begun.append(job)
+        time.sleep(0.02)
+        raise PlateError(f"unit {job}")
+
+    with pytest.raises(PlateError, match="unit 0"), WaitOnly(1) as pool:
+        run_units(pool, unit, range(100), 2)
+    assert begun in ([0], [0, 1])  # the rest of those that were submitted are dropped
 
 
 def test_a_second_build_waits_for_the_first(collection: Path, built: tuple[Path, Manifest], tmp_path: Path):

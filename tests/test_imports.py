@@ -1,4 +1,4 @@
-"""Dependencies point one way: the halves share the contract only, and it is light."""
+"""Dependencies point one way: the halves share light modules only."""
 
 import subprocess
 import sys

@@ -30,7 +30,7 @@ def lineages(index: Index) -> dict[int, str]:
     return {row["track_id"]: row["lineage_id"] for row in rows}
 
 
-@pytest.mark.parametrize("name", ["tracks.csv", "any.CSV", "tracks.parquet"])
+@pytest.mark.parametrize("name", ["tracks.csv", "any.CSV", "tracks.parquet", "tracks.tsv"])
 def test_lineage_follows_divisions_from_track_zero(tmp_path: Path, name: str) -> None:
     # 0 divides into 1 and 2, 2 into 3 and 4; 8 stands alone
     rows = cells((0, 0, -1), (1, 1, 0), (2, 1, 0), (3, 2, 2), (4, 2, 2), (8, 0, -1))

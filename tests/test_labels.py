@@ -296,11 +296,17 @@ def test_wrong_annotations_are_an_error_that_names_them(tmp_path: Path, text: st
 
 def test_an_annotation_table_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     config = make_fov(tmp_path, cells((1, 0, -1)), experiment={"annotations": str(tmp_path / "gone.csv")})
-    with pytest.raises(ConfigError, match=r"experiments\[0\]\.annotations='.*gone\.csv' has no file\. Give a \.csv"):
+    with pytest.raises(
+        ConfigError, match=r"experiments\[0\]\.annotations='.*gone\.csv' has no file\. Give a \.csv or \."
+    ):
         index_of(config)
     (tmp_path / "notes.xlsx").touch()
     config = make_fov(tmp_path, cells((1, 0, -1)), experiment={"annotations": str(tmp_path / "notes.xlsx")})
-    with pytest.raises(ConfigError, match=r"notes\.xlsx: the suffix '\.xlsx' must be one of \['\.csv', '\.parquet'\]"):
+    with pytest.raises(
+        ConfigError,
+        match=r"notes\.xlsx: the suffix '\.xlsx' must be one of \['\.csv', '\.parquet', "
+        r"'\.tsv'\]",
+    ):
         index_of(config)
 
 

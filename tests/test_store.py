@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +20,43 @@ from dynaclr_wds.errors import ChecksumError, FormatError, StorageError
 from dynaclr_wds.plan.batch import BatchPlan
 from dynaclr_wds.read.crop import plan_crop
 from dynaclr_wds.read.dataset import MultiExperimentTripletDataset
-from dynaclr_wds.read.files import FileStore
+from dynaclr_wds.read.files import FileStore, check_inside
 from dynaclr_wds.read.mapped import MappedStore
 from dynaclr_wds.shardset import ShardSet
 from dynaclr_wds.store import BlockStore, RowFailure
 
 PAGE = 4096
 STORES = pytest.mark.parametrize("kind", [MappedStore, FileStore])
+
+
+class DictStore:
+    """Shards in memory, without a file: the least that the protocol asks for."""
+
+    def __init__(self, root: Path, shards: Sequence[ShardRecord]) -> None:
+        self.shards = {n: (root / shard.path).read_bytes() for n, shard in enumerate(shards)}
+        self.fetched: list[tuple[int, int, int]] = []
+
+    def read(self, shard: np.ndarray, begin: np.ndarray, offset: np.ndarray, out: np.ndarray) -> None:
+        size = np.array([len(self.shards[n]) for n in shard.tolist()], np.int64)
+        check_inside(begin + offset[0], begin + offset[-1] + out.shape[2], size)
+        for row, number in enumerate(shard.tolist()):
+            for k, at in enumerate((begin[row] + offset).tolist()):
+                out[row, k] = np.frombuffer(self.shards[number], np.uint8, out.shape[2], at)
+
+    def fetch(self, shard: int, begin: int, end: int) -> None:
+        self.fetched.append((shard, begin, end))
+
+    def forget(self, shard: int, begin: int, end: int) -> None:
+        self.fetched.remove((shard, begin, end))
+
+    def checksum(self, shard: int, begin: int, end: int) -> int:
+        return contract.checksum(self.shards[shard][begin:end])
+
+    def close(self) -> None:
+        pass
+
+
+STORES_ANYWHERE = pytest.mark.parametrize("kind", [MappedStore, FileStore, DictStore])
 
 
 def write_shards(root: Path, *sizes: int) -> list[ShardRecord]:
@@ -44,7 +75,7 @@ def read(store: BlockStore, shard: list[int], begin: list[int], size: int, offse
     return out
 
 
-@STORES
+@STORES_ANYWHERE
 def test_a_store_reads_runs_blocks_and_checksums(tmp_path, kind):
     store = kind(tmp_path, write_shards(tmp_path, 300_000, 70_000))
     raw = [(tmp_path / f"{n}.tar").read_bytes() for n in range(2)]
@@ -60,7 +91,7 @@ def test_a_store_reads_runs_blocks_and_checksums(tmp_path, kind):
     assert isinstance(store, BlockStore)
 
 
-@STORES
+@STORES_ANYWHERE
 @pytest.mark.parametrize(("begin", "size"), [(-1, 10), (69_990, 11)])
 def test_a_range_outside_its_shard_is_refused(tmp_path, kind, begin, size):
     store = kind(tmp_path, write_shards(tmp_path, 70_000))
@@ -269,6 +300,22 @@ def test_a_damaged_block_is_named(copied):
     shard = shards.manifest.shards[int(shards.arrays["block_shard"][block])].path
     with pytest.raises(ChecksumError, match=rf"{shard}: block {block}, bytes {begin:,} to {end:,}, is not what was"):
         dataset.__getitems__(BatchPlan(number=0, anchor=rows, positive=rows))
+
+
+@pytest.mark.parametrize("yx", [None, (12, 10)])
+def test_a_store_without_files_gives_the_same_batches(copied, yx):
+    shards = ShardSet.open(copied)
+    crop = plan_crop(shards, None, yx)
+    rows = np.flatnonzero(shards.arrays["patch_is_sample"])[::7]
+    plan = BatchPlan(number=0, anchor=rows, positive=rows[::-1].copy())
+    expected = MultiExperimentTripletDataset(shards, crop).__getitems__(plan)
+    store = DictStore(shards.root, shards.manifest.shards)
+    for path in copied.rglob("*.tar"):
+        path.unlink()
+    found = MultiExperimentTripletDataset(shards, crop, store=store, verify_reads=True).__getitems__(plan)
+    assert len(rows) > 50
+    for name in ("anchor", "positive"):
+        assert found[name].equal(expected[name])
 
 
 def test_a_block_is_checked_once(shards, monkeypatch):

@@ -74,7 +74,7 @@ def test_wrong_files_are_errors_that_name_them(tmp_path: Path) -> None:
         index_of(config)
     (folder / "tracks.csv").unlink()
     with pytest.raises(
-        ConfigError, match=r"has no track file for FOV 'A/1/0'\. Put exactly one \.csv or \.parquet into"
+        ConfigError, match=r"has no track file for FOV 'A/1/0'\. Put exactly one \.csv or \.parquet or \.tsv into"
     ):
         index_of(config)
     table = pa.table({"track_id": [1], "t": [True], "y": [1.0], "x": [1.0]})
@@ -140,10 +140,29 @@ def test_a_failing_disk_names_the_file(tmp_path: Path, monkeypatch: pytest.Monke
         index_of(config)
 
 
+def test_a_tsv_is_a_csv_with_tabs(tmp_path: Path) -> None:
+    config = make_fov(tmp_path, cells((1, 0, -1)), experiment={"label_columns": ["kind"]})
+    path = tmp_path / "tracks/A/1/0/tracks.TSV"
+    path.with_suffix(".csv").unlink()
+    path.write_bytes(
+        b'\xef\xbb\xbftrack_id\tt\ty\tx\tkind\n1\t0\t16\t16\ta,b\n1\t1\t16\t16\t"c\td"\n1\t2\t16\t16\t007\n'
+    )
+    assert index_of(config).observations["kind"].to_pylist() == ["a,b", "c\td", "007"]
+    path.write_bytes(b"track_id,t,y,x,kind\n1,0,16,16,a\n")
+    with pytest.raises(ConfigError, match=r"column 'track_id' is missing; there are \['track_id,t,y,x,kind'\]"):
+        index_of(config)
+    path.write_bytes(b"track_id\tt\ty\tx\tkind\n1\t0\t16\n")
+    with pytest.raises(ConfigError, match=r"tracks\.TSV: is not a TSV table \(.*Expected 5 columns, got 3"):
+        index_of(config)
+    path.write_bytes(b"track_id\tt\ty\tx\tkind\n1\t0\t16\t16\ta")
+    with pytest.raises(ConfigError, match=r"tracks\.TSV: the last line .* must end with a newline"):
+        index_of(config)
+
+
 def test_a_new_format_is_one_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def open_tsv(path: Path) -> TableFile:
-        columns = path.read_text().splitlines()[0].split("\t")
-        options = pa.csv.ParseOptions(delimiter="\t")
+    def open_psv(path: Path) -> TableFile:
+        columns = path.read_text().splitlines()[0].split("|")
+        options = pa.csv.ParseOptions(delimiter="|")
         return TableFile(
             path=path,
             columns=tuple(columns),
@@ -152,10 +171,12 @@ def test_a_new_format_is_one_function(tmp_path: Path, monkeypatch: pytest.Monkey
 
     config = make_fov(tmp_path, cells((1, 0, -1), (2, 1, 1)))
     path = tmp_path / "tracks/A/1/0/tracks.csv"
-    path.with_suffix(".tsv").write_text(path.read_text().replace(",", "\t"))
+    path.with_suffix(".psv").write_text(path.read_text().replace(",", "|"))
     expected = index_of(config).observations
     path.unlink()
-    with pytest.raises(ConfigError, match=r"no track file for FOV 'A/1/0'\. Put exactly one \.csv or \.parquet"):
+    with pytest.raises(
+        ConfigError, match=r"no track file for FOV 'A/1/0'\. Put exactly one \.csv or \.parquet or \.tsv into"
+    ):
         index_of(config)
-    monkeypatch.setitem(READERS, ".tsv", open_tsv)
+    monkeypatch.setitem(READERS, ".psv", open_psv)
     assert index_of(config).observations.equals(expected)

@@ -1,8 +1,9 @@
 """Runs a build's units on anything that has the shape of `concurrent.futures.Executor`.
 
 A unit is a module-level function of one picklable job. It owns the files that it writes, takes no callback, and calls
-`report` now and then. Threads are the default; the same units run in processes or on a cluster, whose executor is
-passed to `build_shards`.
+`report` now and then. Threads are the default; the same units run in processes or on a cluster that sees the same
+files: the caller passes `build_shards` a function that makes the executor. It is called once for cutting and once for
+packing. Pass `ProcessPoolExecutor` a context of "spawn": libraries have threads by then, which a fork may not survive.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ Advance = Callable[[int, int], None]
 """Called with (things done, bytes done); any thread may call it."""
 
 MakeExecutor = Callable[[int, Advance], Executor]
-"""(workers, advance) → executor. One that runs units elsewhere has no use for `advance`."""
+"""(workers, advance) → executor, shut down when a stage ends. One that runs units elsewhere ignores `advance`."""
 
 _AHEAD = 4
 """Jobs per worker that are made before the first of them ends: they hold arrays."""
@@ -62,11 +63,9 @@ class ThreadUnits(ThreadPoolExecutor):
         self._advance = advance
         super().__init__(workers, "unit", initializer=self._listen)
 
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """End the pool; `cancel_futures` also stops the units that run."""
-        if cancel_futures:
-            self._stop.set()
-        super().shutdown(wait, cancel_futures=cancel_futures)
+    def stop_units(self) -> None:
+        """Have every unit that runs end at its next report."""
+        self._stop.set()
 
     def _listen(self) -> None:
         _ambient.listener = self._hear
@@ -94,6 +93,8 @@ def run_units(
 
     Parameters
     ----------
+    executor
+        `submit` must return a `concurrent.futures.Future`; of the rest only `shutdown(wait=True)` and `with` are used.
     unit
         Module-level function of one picklable job.
     jobs
@@ -111,7 +112,11 @@ def run_units(
         while running:
             _collect(running, results)
     except BaseException:
-        executor.shutdown(wait=True, cancel_futures=True)
+        if isinstance(executor, ThreadUnits):
+            executor.stop_units()
+        for future in running:
+            future.cancel()
+        executor.shutdown(wait=True)  # without cancel_futures, which Dask's does not take
         raise
     return tuple(results[number] for number in range(len(results)))
 

@@ -1,7 +1,8 @@
 """Reads annotation tables: labels of single cells, keyed by fov_name, track_id and, if it is there, t.
 
-One CSV or Parquet file per experiment. Without a column t, a row is about all observations of its track. Every
-other column is a label. Which observation a row belongs to is decided in `etl/sql/annotated.sql`.
+One file per experiment, in any format of `etl.source.track_formats`. Without a column t, a row is about all
+observations of its track. Every other column is a label. Which observation a row belongs to is decided in
+`etl/sql/annotated.sql`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import pyarrow as pa
 
 from dynaclr_wds.errors import ConfigError
 from etl.source.config import INDEX_COLUMNS, BuildConfig, ExperimentConfig
-from etl.source.track_formats import TableFile, open_table, read_table
+from etl.source.track_formats import READERS, TableFile, open_table, read_table
 from etl.source.tracks import check_columns, parse_integers, refuse_repeats, refuse_rows
 
 KEYS = ("fov_name", "track_id")
@@ -84,7 +85,7 @@ def _number_fovs(fovs: Mapping[str, Sequence[str]]) -> dict[str, dict[str, int]]
 
 def _open(path: Path, where: str) -> TableFile:
     if not path.is_file():
-        raise ConfigError(f"{where} has no file. Give a .csv or .parquet, relative to the YAML.")
+        raise ConfigError(f"{where} has no file. Give a {' or '.join(READERS)}, relative to the YAML.")
     return open_table(path)
 
 

@@ -1,7 +1,8 @@
 """Reads one table file into columns: the formats that track files and annotations may have.
 
 A new format is one function here and one entry of `READERS`. It opens a file, which reads its column names, and
-returns how to read values. What the columns mean is not known here; see `etl.source.tracks`.
+returns how to read values. It refuses a file that may be cut short. What the columns mean is not known here; see
+`etl.source.tracks`.
 """
 
 from __future__ import annotations
@@ -35,13 +36,13 @@ class TableFile:
     """(names, text names) → table of these columns; text columns come as they are written in the file."""
 
 
-def open_csv(path: Path) -> TableFile:
+def open_csv(path: Path, delimiter: str = ",") -> TableFile:
     """Open a CSV with a header; a byte order mark is skipped."""
     with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         try:
-            columns = next(csv.reader(file), [])
+            columns = next(csv.reader(file, delimiter=delimiter), [])
         except csv.Error as error:
-            raise ConfigError(f"{path}: is not a CSV table ({error}). Write it again.") from error
+            raise ConfigError(f"{path}: is not a {path.suffix[1:].upper()} table ({error}). Write it again.") from error
     "".join(columns).encode()  # a surrogate is a byte that is not UTF-8
 
     def read(names: Sequence[str], text: Collection[str]) -> pa.Table:
@@ -51,6 +52,7 @@ def open_csv(path: Path) -> TableFile:
         return pa.csv.read_csv(
             path,
             read_options=pa.csv.ReadOptions(block_size=block, use_threads=False),
+            parse_options=pa.csv.ParseOptions(delimiter=delimiter),
             convert_options=pa.csv.ConvertOptions(
                 include_columns=list(names), column_types=dict.fromkeys(text, pa.string())
             ),
@@ -60,7 +62,7 @@ def open_csv(path: Path) -> TableFile:
 
 
 def _refuse_cut_csv(path: Path) -> None:
-    """Refuse a CSV whose last line does not end: a copy that stopped may have lost digits of the last number."""
+    """Refuse a text table whose last line does not end: a copy that stopped may have lost digits of the last number."""
     with path.open("rb") as file:
         file.seek(max(path.stat().st_size - 1000, 0))
         tail = file.read()
@@ -70,6 +72,11 @@ def _refuse_cut_csv(path: Path) -> None:
             f"{path}: the last line ({line!r}) must end with a newline; the file may be cut short. Write it again, or "
             "add a newline if the line is whole."
         )
+
+
+def open_tsv(path: Path) -> TableFile:
+    """Open a table whose columns are separated by tabs; all else is as in a CSV."""
+    return open_csv(path, "\t")
 
 
 def open_parquet(path: Path) -> TableFile:
@@ -83,8 +90,11 @@ def open_parquet(path: Path) -> TableFile:
     return TableFile(path=path, columns=columns, read=read)
 
 
-READERS: dict[str, Callable[[Path], TableFile]] = {".csv": open_csv, ".parquet": open_parquet}
-"""Suffix (lower case) → function that opens such a file."""
+READERS: dict[str, Callable[[Path], TableFile]] = {".csv": open_csv, ".parquet": open_parquet, ".tsv": open_tsv}
+"""Suffix (lower case, of one part: `.csv.gz` is `.gz`) → function that opens such a file.
+
+A file in a folder of tracks is a track file, and part of the fingerprint, if and only if its suffix stands here.
+"""
 
 
 def open_table(path: Path) -> TableFile:
