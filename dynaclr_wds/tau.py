@@ -5,6 +5,7 @@ The ETL, the plan and the plain pipeline all take these rules from here. Imports
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,15 @@ def tau_range_frames(tau_range_hours: TauHours, interval_minutes: float) -> TauF
 
     `round(hours * 60 / interval)`, as the reference implementation (mehta-lab/VisCy,
     `ExperimentRegistry.tau_range_frames`) does.
+
+    Raises
+    ------
+    ValueError
+        A bound is no finite number.
     """
     low, high = tau_range_hours
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError(f"A τ range of {low} to {high} hours must be two finite numbers. Give the hours.")
     return round(low * 60 / interval_minutes), round(high * 60 / interval_minutes)
 
 

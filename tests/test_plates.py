@@ -137,6 +137,14 @@ def test_array_that_belies_its_axes_is_an_error(tmp_path: Path) -> None:
         _ = open_plate(tmp_path).fovs["A/1/0"].array
 
 
+def test_chunks_of_no_size_are_an_error(tmp_path: Path) -> None:
+    write_plate(tmp_path, version="0.4")
+    metadata = tmp_path / "A/1/0/0/.zarray"
+    metadata.write_text(json.dumps(json.loads(metadata.read_text()) | {"chunks": [0, 1, 1, 64, 64]}))
+    with pytest.raises(PlateError, match=r"A/1/0/0: chunks \(0, 1, 1, 64, 64\) must be above 0"):
+        _ = open_plate(tmp_path).fovs["A/1/0"].array
+
+
 @pytest.mark.skipif(not DATA.exists(), reason="the real plates are not beside this checkout")
 @pytest.mark.parametrize(
     ("name", "fov", "shape", "dtype", "channels"),

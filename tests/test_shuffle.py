@@ -119,6 +119,10 @@ def test_cells_can_be_chosen(shards, capsys):
         (["--condition_balanced", "maybe"], "'maybe' is neither true nor false"),
         (["--window_bytes", "lots"], "window_bytes='lots' is no size"),
         (["--window_bytes", "1K"], "window_bytes=1,024 bytes can't hold one batch"),
+        (["--window_bytes", "inf"], "window_bytes='inf' is no size"),
+        (["--tau_range", "0.5", "inf"], "τ range of 0.5 to inf hours must be two finite numbers"),
+        (["--tau_range", "nan", "1"], "τ range of nan to 1.0 hours must be two finite numbers"),
+        (["--experiment_weights", "experiment0=1", "experiment1=nan"], "experiment_weights=.* must be finite and >= 0"),
         (["--epochs", "0"], "epochs=0 must be >= 1"),
         (["-c", "gone.yaml"], "gone.yaml"),
     ],
@@ -141,6 +145,28 @@ def test_without_shards_it_says_what_to_give(capsys):
 def test_a_config_without_data_is_named(capsys, tmp_path):
     (tmp_path / "empty.yaml").write_text("trainer: {}")
     assert "empty.yaml: has no `data:` section" in run(capsys, "-c", str(tmp_path / "empty.yaml"))[2]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"data: {shards: [", r"c.yaml: can't be read as YAML \(while parsing"),
+        (b"\xff", r"c.yaml: can't be read as YAML \('utf-8' codec"),
+        (b"data: {shards: [a]}", r"c.yaml: data.shards=\['a'\] is not what the option --shards takes"),
+        (b"data: {batch_size: x}", r"data.batch_size='x' is not what the option --batch_size takes"),
+        (b"data: {leaky: q}", r"data.leaky='q' is not what the option --leaky takes"),
+        (b"data: {experiment_weights: [1]}", r"data.experiment_weights=\[1\] is not what the option"),
+        (b"data: {val_experiments: 3}", r"data.val_experiments=3 is not what the option"),
+        (b"data: {tau_range: 5}", r"data.tau_range=5 is not what the option"),
+        (b"data: {experiment_aware: 2}", r"data.experiment_aware=2 is not what the option"),
+    ],
+)
+def test_a_mistake_in_a_config_is_named_with_its_file(capsys, tmp_path, content, message):
+    (tmp_path / "c.yaml").write_bytes(content)
+    status, _, err = run(capsys, "-c", str(tmp_path / "c.yaml"))
+    assert (status, len(err.splitlines())) == (2, 1)
+    with pytest.raises(ValueError, match=message):
+        raise ValueError(err)
 
 
 def test_clumps_shared_lineages_and_missed_quotas_are_called_by_name():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -195,7 +196,7 @@ def parse_window(text: str, used: int) -> int:
     try:
         scale = used / 100 if unit == "%" else _UNITS[unit.upper().removesuffix("B").removesuffix("I")]
         return int(float(number) * scale)
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, OverflowError) as error:
         raise ValueError(
             f"window_bytes={text!r} is no size. Give bytes (4000000, 512M, 1.5GiB) or a share (10%)."
         ) from error
@@ -279,12 +280,49 @@ def _merge_config(given: Mapping[str, Any]) -> dict[str, Any]:
     """Fill up what was given on the command line from a config's `data:` section."""
     if "config" not in given:
         return dict(given)
-    document = yaml.safe_load(Path(given["config"]).read_text())
+    try:
+        document = yaml.safe_load(Path(given["config"]).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        raise ValueError(
+            f"{given['config']}: can't be read as YAML ({' '.join(str(error).split())}). Give the config of a training."
+        ) from error
     data = document.get("data") if isinstance(document, dict) else None
     if not isinstance(data, dict):
         raise ValueError(f"{given['config']}: has no `data:` section. Give the config of a training.")
     known = {key: value for key, value in data.items() if key in (*_SAMPLING, *_OURS) and value is not None}
+    for key, value in known.items():
+        _check_kind(f"{given['config']}: data.{key}", key, value)
     return {**known, **given}
+
+
+_TEXTS, _NUMBERS = ("val_experiments", "include_wells", "exclude_fovs"), ("experiment_weights", "condition_ratio")
+
+
+def _check_kind(where: str, key: str, value: Any) -> None:
+    """Check that a value of a config is of the kind that its option has; YAML reads `1e-1` as text."""
+    if key in ("batch_size", "seed", "num_streams"):
+        good = isinstance(value, int) and not isinstance(value, bool)
+    elif key in ("leaky", "temporal_window_hours", "temporal_global_fraction", "tau_decay_rate"):
+        good = _is_number(value)
+    elif key in _NUMBERS:
+        good = isinstance(value, dict) and all(isinstance(k, str) and _is_number(v) for k, v in value.items())
+    elif key in _TEXTS:
+        good = isinstance(value, list) and all(isinstance(item, str) for item in value)
+    elif key == "tau_range":
+        good = isinstance(value, list) and len(value) == 2 and all(type(item) in (int, float) for item in value)
+    elif key in ("shards", "window"):
+        good = isinstance(value, str) or (key == "window" and _is_number(value))
+    else:
+        good = isinstance(value, bool)
+    if not good:
+        raise ValueError(f"{where}={value!r:.100} is not what the option --{key} takes. Correct it; --help says more.")
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        return not isinstance(value, bool) and math.isfinite(float(value))
+    except (TypeError, ValueError, OverflowError):
+        return False
 
 
 def _flag(text: str) -> bool:

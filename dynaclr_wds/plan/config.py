@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -68,5 +69,5 @@ class SamplingConfig:
             shares = getattr(self, name)
             if shares is None:
                 continue
-            if any(v < 0 for v in shares.values()) or not any(v > 0 for v in shares.values()):
-                raise ConfigError(f"{name}={dict(shares)!r} must be >= 0 with at least one > 0.")
+            if not all(0 <= v < math.inf for v in shares.values()) or not any(v > 0 for v in shares.values()):
+                raise ConfigError(f"{name}={dict(shares)!r} must be finite and >= 0, with at least one > 0.")

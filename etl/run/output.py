@@ -129,7 +129,13 @@ class OutFolder:
     @contextmanager
     def locked(self, waiting: Callable[[], None]) -> Iterator[None]:
         """Own the folder; calls `waiting` first when another build has it."""
-        self.out.mkdir(parents=True, exist_ok=True)
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BuildError(
+                f"{self.out}: can't be made ({error.strerror}). Give a folder, or a path in one that may be written, "
+                "with --out."
+            ) from error
         descriptor = os.open(self.out, os.O_RDONLY)
         try:
             try:

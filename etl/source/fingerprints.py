@@ -75,7 +75,8 @@ def fingerprint_fov(experiment: ExperimentConfig, fov: Fov, annotations: bytes) 
         )
     except OSError as error:
         raise PlateError(
-            f"{fov.where}: can't be listed ({error}). Restore it, or leave the field of view out with exclude_fovs."
+            f"{fov.where}: its files can't be listed ({error}). Restore them, or leave the field of view out with "
+            "exclude_fovs."
         ) from error
 
 

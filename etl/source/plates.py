@@ -69,6 +69,8 @@ class Fov:
                 array = zarr.open_array(self.plate_path, path=f"{self.name}/{path}", mode="r")
         except FileNotFoundError as error:
             raise PlateError(f"{self.where}: level {path!r} is not there. Write the plate again.") from error
+        if min(array.chunks, default=1) < 1:
+            raise PlateError(f"{self.where}/{path}: chunks {array.chunks} must be above 0. Write the plate again.")
         if array.ndim != 5 or array.dtype.kind not in "iuf":
             raise PlateError(
                 f"{self.where}/{path}: shape {array.shape}, dtype {array.dtype} must be a 5-D (T, C, Z, Y, X) "
