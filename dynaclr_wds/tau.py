@@ -9,7 +9,6 @@ import math
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int64, Integer
 
 TauHours = tuple[float, float]
 """Shortest and longest τ in hours, both ends included."""
@@ -45,9 +44,7 @@ def reaches_a_frame(tau_frames: TauFrames) -> bool:
     return tau_frames[1] >= max(tau_frames[0], 1)
 
 
-def candidate_span(
-    t: Integer[np.ndarray, " n"], tau_frames: TauFrames
-) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
+def candidate_span(t: np.ndarray, tau_frames: TauFrames) -> tuple[np.ndarray, np.ndarray]:
     """Find the candidates of each patch of a clip: they are the places `first` to `stop` of the clip.
 
     Parameters

@@ -281,7 +281,7 @@ def test_opening_refuses_a_damaged_array(copied):
     with pytest.raises(FormatError, match=r"obs_t.npy: can't be mapped"):
         open_unverified(copied)
     path.write_bytes(good.replace(b"'<i4'", b"'<f4'"))
-    with pytest.raises(FormatError, match=r"obs_t.npy: has dtype float32, the format says <i4"):
+    with pytest.raises(FormatError, match=r"obs_t.npy: has dtype <f4, the format says <i4"):
         open_unverified(copied)
     path.write_bytes(good.replace(f"({count},)".encode(), f"({count - 1},)".encode()))
     with pytest.raises(FormatError, match=rf"obs_t.npy: its header says {4 * (count - 1):,} bytes of data"):
