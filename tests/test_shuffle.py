@@ -87,7 +87,8 @@ def test_a_config_gives_the_options_and_the_command_line_wins(shards, capsys, tm
         " condition_ratio: {A/1: 3, B/2: 1}, num_workers: 2, window_bytes: 100000000,"
         " num_streams: 1, batch_group_by: [condition], stratify_by: [well]}\n"
     )
-    _, out, _ = run(capsys, "-c", str(config), "--batch_size", "4", "--json")
+    status, out, err = run(capsys, "-c", str(config), "--batch_size", "4", "--json")
+    assert status == 0, err
     found = json.loads(out)
     assert found["strata"] == 2
     assert found["sampling"]["batch_size"] == 4

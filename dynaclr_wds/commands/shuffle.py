@@ -295,7 +295,8 @@ def _merge_config(given: Mapping[str, Any]) -> dict[str, Any]:
     return {**known, **given}
 
 
-_TEXTS, _NUMBERS = ("val_experiments", "include_wells", "exclude_fovs"), ("experiment_weights", "condition_ratio")
+_TEXTS = ("val_experiments", "include_wells", "exclude_fovs", *_LABELS)
+_NUMBERS = ("experiment_weights", "condition_ratio")
 
 
 def _check_kind(where: str, key: str, value: Any) -> None:
@@ -310,8 +311,8 @@ def _check_kind(where: str, key: str, value: Any) -> None:
         good = isinstance(value, list) and all(isinstance(item, str) for item in value)
     elif key == "tau_range":
         good = isinstance(value, list) and len(value) == 2 and all(type(item) in (int, float) for item in value)
-    elif key in ("shards", "window"):
-        good = isinstance(value, str) or (key == "window" and _is_number(value))
+    elif key in ("shards", "window_bytes"):
+        good = isinstance(value, str) or (key == "window_bytes" and _is_number(value))
     else:
         good = isinstance(value, bool)
     if not good:
