@@ -97,9 +97,9 @@ class MultiExperimentDataModule(LightningDataModule):
         Streaming only: accept a window that is too small for a batch of distinct lineages; repeats are counted.
     verify_reads
         Check every block of the shards against its checksum before anything of it is read for the first time in this
-        process, and every index file when the set is opened. None = index files always, blocks in streaming only. Later
-        epochs cost nothing; the first one takes 1 to 10 % longer in streaming, where blocks are read whole anyway, and
-        a third to three times longer in exact mode, which otherwise reads patches only.
+        process, and every index file when the set is opened. None = index files always, blocks in streaming only. It
+        costs one more pass over the bytes in the first epoch (docs/BENCHMARKS.md) and nothing later: 1 to 3 % of a
+        training of 50 epochs.
     batch_group_by
         Labels that make a group, of which one makes the main part of a batch; where other parameters say "experiment",
         they mean the group. In streaming, every block of the shards must be of one group.
