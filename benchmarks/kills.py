@@ -28,6 +28,8 @@ from typing import Any
 import etl.run.update  # noqa: F401 - before the forks, which then start at once
 from etl.build_shards import build_shards
 from etl.source.experiments import parse_build_config
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for `tests`, which is not installed
 from tests.plates import make_collection
 
 _OPERATIONS = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate")
