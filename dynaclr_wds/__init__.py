@@ -5,8 +5,9 @@ The names below are imported when they are first used, so `dynaclr_wds.contract`
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from dynaclr_wds.lazy_names import make_lazy
 
 if TYPE_CHECKING:
     from dynaclr_wds.datamodule import MultiExperimentDataModule
@@ -52,13 +53,4 @@ _MODULES = {
     "triplet_pipeline": "dynaclr_wds.plain.pipeline",
 }
 
-
-def __getattr__(name: str) -> Any:
-    """Import a public name on first use (PEP 562)."""
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
-    return getattr(import_module(_MODULES[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = make_lazy(__name__, _MODULES)

@@ -63,7 +63,7 @@ def _equal(column: Any, values: Shaped[np.ndarray, " rows"]) -> bool:
         found = column.to_numpy()
         same_kind = found.dtype.kind == values.dtype.kind
         return same_kind and np.array_equal(found, values, equal_nan=values.dtype.kind == "f")
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):  # of another type, so not these values: a finding
         return False
 
 
