@@ -11,7 +11,7 @@ import pytest
 
 from dynaclr_wds.plan.compose.lineages import separate
 from dynaclr_wds.plan.config import SamplingConfig
-from dynaclr_wds.plan.index import PlanIndex
+from dynaclr_wds.plan.index import PlanIndex, Stratum
 from dynaclr_wds.plan.sampler import FlexibleBatchSampler
 from tests.synthetic import Synthetic, index_columns, make_columns, make_index
 from tests.test_sampler import fingerprint
@@ -295,3 +295,12 @@ def test_weights_that_leave_nothing_to_draw_are_refused():
         ValueError, match=r"experiment_weights=\{'er': 1.0\} and condition_ratio=.* leave nothing to draw"
     ):
         sampler(lone, **nowhere)
+
+
+@pytest.mark.parametrize(
+    ("group", "value", "name"),
+    [(("a",), ("mock",), "a/mock"), (("b",), ("a",), "a/b/a"), (("b",), ("b",), "a/b/b"), ((), (None,), "a/~")],
+)
+def test_strata_have_names_of_their_own_though_labels_share_values(group, value, name):
+    clock = {"interval_minutes": 30.0, "start_hpi": 0.0, "tau_frames": (1, 4)}
+    assert Stratum(experiment="a", group=group, value=value, **clock).name == name

@@ -50,8 +50,9 @@ class Stratum:
 
     @property
     def name(self) -> str:
-        """Experiment, group and value, each named once."""
-        return "/".join(dict.fromkeys((self.experiment, self.group_name, self.value_name)))
+        """Experiment, group and value in one string; the group is left out where it is the experiment."""
+        group = () if self.group == (self.experiment,) else self.group
+        return join_values((self.experiment, *group, *self.value))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
