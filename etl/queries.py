@@ -120,7 +120,6 @@ def _list_fovs(config: BuildConfig, plates: Mapping[str, Plate], chosen: Mapping
                 "experiment": experiment.name,
                 "fov_name": name,
                 "well": fov.well,
-                "condition_index": experiment.conditions.index(condition),
                 "condition": condition,
                 "frames": fov.shape[0],
                 "height": fov.shape[3],
@@ -134,7 +133,7 @@ def _list_fovs(config: BuildConfig, plates: Mapping[str, Plate], chosen: Mapping
 
 
 _FOVS = pa.schema(
-    [(name, pa.int32()) for name in ("fov", "experiment_index", "condition_index", "frames", "height", "width")]
+    [(name, pa.int32()) for name in ("fov", "experiment_index", "frames", "height", "width")]
     + [(name, pa.string()) for name in ("experiment", "fov_name", "well", "condition")]
     + [(name, pa.float64()) for name in ("start_hpi", "interval_minutes")]
 )

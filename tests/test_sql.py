@@ -127,8 +127,8 @@ def test_kept_tracks_are_numbered_without_gaps() -> None:
 
 
 def test_kept_fovs_are_numbered_without_gaps() -> None:
-    header = "fov experiment_index experiment condition_index condition"
-    fovs = table(header, (0, 0, "a", 1, "v"), (1, 0, "a", 0, "m"), (2, 0, "a", 2, "x"), (3, 1, "b", 0, "m"))
+    header = "fov experiment_index experiment condition"
+    fovs = table(header, (0, 0, "a", "v"), (1, 0, "a", "m"), (2, 0, "a", "x"), (3, 1, "b", "m"))
     kept = query("kept_fovs", {"fovs": fovs, "kept_tracks": table("fov", (3,), (0,), (1,), (1,))})
     # FOV 2 has no kept track
     assert [row[:2] for row in kept] == [(0, 0), (1, 1), (2, 3)]

@@ -9,7 +9,6 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from dynaclr_wds.datamodule import MultiExperimentDataModule
-from dynaclr_wds.plan.audit.ledger import Report
 
 
 class EpochLedger(Callback):
@@ -29,7 +28,6 @@ class EpochLedger(Callback):
     def __init__(self, folder: str | None = None, enabled: bool = True) -> None:
         self.folder = folder
         self.enabled = enabled
-        self._report: Report | None = None
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the ledger and log its sums."""

@@ -1,5 +1,5 @@
 -- The FOVs of the index, numbered without gaps.
--- In:  fovs (fov, experiment_index, experiment, fov_name, well, condition_index, condition, frames, height, width),
+-- In:  fovs (fov, experiment_index, experiment, fov_name, well, condition, frames, height, width),
 --      kept_tracks (fov)
 -- Row: one FOV with kept observations, in order of (experiment, fov_name).
 -- Out: fov_index
