@@ -11,7 +11,8 @@ from typing import Any
 import yaml
 from lightning.pytorch.utilities import rank_zero_warn
 
-from dynaclr_wds.contract import MANIFEST, Manifest, parse_manifest
+from dynaclr_wds.contract import MANIFEST, Manifest
+from dynaclr_wds.manifest_checks import parse_manifest
 
 BuildOptions = Mapping[str, Sequence[int | float] | None]
 

@@ -1,7 +1,7 @@
 """Defines the on-disk contract: what the ETL writes and the loader reads, and nothing else.
 
 Both halves share this module, so it imports numpy, xxhash and the standard library only. It names the files, the
-arrays that are memory-mapped and their checks, and the manifest; it opens nothing. `docs/FORMAT.md` says the same for
+arrays that are memory-mapped, and what a manifest holds; it opens nothing. `docs/FORMAT.md` says the same for
 readers in other languages.
 """
 
@@ -10,20 +10,14 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-import math
-import types
-import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
 import xxhash
 from numpy.typing import DTypeLike
-
-from dynaclr_wds.errors import ChecksumError, FormatError
-from dynaclr_wds.tau import tau_range_frames
 
 FORMAT_NAME = "dynaclr-wds"
 FORMAT_VERSION = 2
@@ -224,197 +218,17 @@ class Manifest:
     def to_json(self) -> str:
         """Serialise, the same bytes for the same content; the last key is the checksum of the others."""
         record = dataclasses.asdict(self)
-        return _dump_manifest(record | {"xxh3": _manifest_checksum(record)})
+        return _dump_manifest(record | {"xxh3": manifest_checksum(record)})
 
 
 def _dump_manifest(record: Mapping[str, Any]) -> str:
     return json.dumps(record, indent=1, sort_keys=True) + "\n"
 
 
-def _manifest_checksum(record: Mapping[str, Any]) -> str:
+def manifest_checksum(record: Mapping[str, Any]) -> str:
+    """Return the checksum of a manifest's content: all keys but the one that holds it."""
     content = json.dumps({k: v for k, v in record.items() if k != "xxh3"}, sort_keys=True, separators=(",", ":"))
     return format_checksum(checksum(content.encode()))
-
-
-def parse_manifest(text: str | bytes, where: str = MANIFEST) -> Manifest:
-    """Parse a manifest, checking all of it.
-
-    Parameters
-    ----------
-    text
-        Content of `manifest.json`.
-    where
-        Named in errors.
-
-    Raises
-    ------
-    FormatError
-        Not JSON, another format, another version, a key that is missing or of another type, or a path that leaves
-        the folder of the manifest.
-    ChecksumError
-        The manifest was changed after it was written.
-    """
-    try:
-        raw = json.loads(text.decode("utf-8") if isinstance(text, bytes) else text)
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{where}: is not JSON ({error}). Build the shards again.") from error
-    if not isinstance(raw, dict) or raw.get("format") != FORMAT_NAME:
-        raise FormatError(f"{where}: is not the manifest of a {FORMAT_NAME} shard set.")
-    if raw.get("version") != FORMAT_VERSION:
-        raise FormatError(
-            f"{where}: version={raw.get('version')!r}, but this release reads version {FORMAT_VERSION}. "
-            "Build the shards again."
-        )
-    if raw.get("xxh3") != _manifest_checksum(raw):
-        raise ChecksumError(
-            f"{where}: was changed after it was written, or is damaged: its checksum is not that of its content. "
-            "Build the shards again."
-        )
-    del raw["xxh3"]
-    manifest = _parse_record(Manifest, raw, where)
-    _check_manifest(manifest, where)
-    return manifest
-
-
-_Record = TypeVar("_Record")
-
-
-def _parse_record(kind: type[_Record], raw: Any, where: str) -> _Record:
-    """Make a record from JSON; every value must have the type that the record's field says."""
-    hints = typing.get_type_hints(kind)
-    if not isinstance(raw, dict) or set(raw) != set(hints):
-        found = sorted(raw) if isinstance(raw, dict) else raw
-        raise FormatError(f"{where}: {kind.__name__} must have the keys {sorted(hints)}, not {found!r}.")
-    return kind(**{key: _parse_value(hints[key], raw[key], f"{where}: {key}") for key in hints})
-
-
-def _parse_value(hint: Any, raw: Any, where: str) -> Any:
-    """Check one value against a type: records, tuples (from lists), mappings, and plain JSON types."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
-        return raw
-    if dataclasses.is_dataclass(hint):
-        return _parse_record(typing.cast(type, hint), raw, where)
-    if origin in (typing.Union, types.UnionType):
-        return None if raw is None else _parse_value(next(a for a in args if a is not type(None)), raw, where)
-    if origin is tuple and isinstance(raw, list) and (args[-1] is Ellipsis or len(raw) == len(args)):
-        kinds = [args[0]] * len(raw) if args[-1] is Ellipsis else args
-        return tuple(_parse_value(k, v, f"{where}[{n}]") for n, (k, v) in enumerate(zip(kinds, raw, strict=True)))
-    if origin is Mapping and isinstance(raw, dict):
-        return {key: _parse_value(args[1], value, f"{where}.{key}") for key, value in raw.items()}
-    wanted: tuple[type, ...] = (float, int) if hint is float else (hint,) if isinstance(hint, type) else ()
-    if not isinstance(raw, wanted) or isinstance(raw, bool) != (hint is bool):
-        raise FormatError(f"{where}={raw!r:.100} is not of type {getattr(hint, '__name__', hint)}.")
-    if isinstance(raw, int | float) and not abs(raw) < _ABOVE_ALL:  # NaN isn't below anything
-        raise FormatError(f"{where}={raw!r:.100} must be a number below 2**63. Build the shards again.")
-    return raw
-
-
-_ABOVE_ALL = 1 << 63
-"""Above every number of a manifest: all fit into 64 bits."""
-
-
-def _check_manifest(manifest: Manifest, where: str) -> None:
-    """Check what no single value shows: paths, and that records refer to records that are there."""
-    sizes = [(s.path, s.bytes) for s in manifest.shards] + [(f.path, f.bytes) for f in manifest.files]
-    for path, size in sizes:
-        check_relative_path(path, where)
-        if size < 0:
-            raise FormatError(f"{where}: bytes={size} of {path!r} must be >= 0. Build the shards again.")
-    names = {experiment.name for experiment in manifest.experiments}
-    named: dict[str, Sequence[Any]] = {
-        "experiments": [experiment.name for experiment in manifest.experiments],
-        "FOVs": [(fov.experiment, fov.fov_name) for fov in manifest.fovs],
-        "labels": [label.name for label in manifest.labels],
-        "partitions": [tuple(sorted(partition.labels.items())) for partition in manifest.partitions],
-        "files": [path for path, _ in sizes],
-        **{f"values of {label.name!r}": label.values for label in manifest.labels},
-    }
-    for what, values in named.items():
-        _check_distinct(values, what, where)
-    for experiment in manifest.experiments:
-        _check_experiment(experiment, where)
-        if experiment.tau_frames != tau_range_frames(manifest.tau_range_hours, experiment.interval_minutes):
-            raise FormatError(
-                f"{where}: tau_frames={experiment.tau_frames} of {experiment.name!r} are not the frames of "
-                f"tau_range_hours={manifest.tau_range_hours}. Build the shards again."
-            )
-    if stray := sorted({fov.experiment for fov in manifest.fovs} - names):
-        raise FormatError(f"{where}: FOVs of {stray}, which are none of the experiments {sorted(names)}.")
-    _check_partitions(manifest, where)
-    missing = {array_path(name) for name in array_dtypes(manifest)} - {file.path for file in manifest.files}
-    if missing:
-        raise FormatError(f"{where}: lists no {sorted(missing)[0]}. Build the shards again.")
-    z_range = manifest.config.get("z_range")
-    if z_range is not None and not (isinstance(z_range, list) and [type(z) for z in z_range] == [int, int]):
-        raise FormatError(f"{where}: config.z_range={z_range!r:.100} must be null or two integers.")
-
-
-def _check_partitions(manifest: Manifest, where: str) -> None:
-    """Check that labels and partitions are there, and each shard is of a partition."""
-    values = {label.name: set(label.values) for label in manifest.labels}
-    if not set(OWN_LABELS) | set(manifest.shard_by) <= set(values):
-        raise FormatError(f"{where}: labels {sorted(values)} must hold {sorted({*OWN_LABELS, *manifest.shard_by})}.")
-    for partition in manifest.partitions:
-        if set(partition.labels) != set(manifest.shard_by) or any(
-            value is not None and value not in values[name] for name, value in partition.labels.items()
-        ):
-            raise FormatError(
-                f"{where}: the partition {dict(partition.labels)} must give a value that is there to each of "
-                f"{sorted(manifest.shard_by)}. Build the shards again."
-            )
-    if stray := [shard.path for shard in manifest.shards if not 0 <= shard.partition < len(manifest.partitions)]:
-        raise FormatError(f"{where}: {stray[0]} is of a partition that is not there.")
-
-
-def _check_distinct(values: Sequence[Any], what: str, where: str) -> None:
-    seen: set[Any] = set()
-    for value in values:
-        if value in seen:
-            raise FormatError(
-                f"{where}: {what} must differ, but {value!r:.200} is there twice. Build the shards again."
-            )
-        seen.add(value)
-
-
-def _check_experiment(experiment: ExperimentRecord, where: str) -> None:
-    try:
-        kind = np.dtype(experiment.dtype)
-    except (TypeError, ValueError, SyntaxError) as error:  # numpy parses it as Python
-        raise FormatError(f"{where}: dtype={experiment.dtype!r} of {experiment.name!r} is no dtype.") from error
-    plain = kind.kind in "iuf" and kind.itemsize <= 8
-    if not plain or kind.newbyteorder("<").str != experiment.dtype or min(experiment.shape) < 1:
-        raise FormatError(
-            f"{where}: {experiment.name!r} has patches of dtype {experiment.dtype!r} and shape {experiment.shape}; "
-            "allowed are little-endian numbers and lengths above 0."
-        )
-    if math.prod(experiment.shape) >= _MOST_PIXELS:
-        raise FormatError(
-            f"{where}: {experiment.name!r} has patches of shape {experiment.shape}; a tar member holds less than 8 GiB."
-        )
-    if len(experiment.source_channel) != experiment.shape[0] or len(experiment.markers) != experiment.shape[0]:
-        raise FormatError(f"{where}: {experiment.name!r} names other channels than its patches have.")
-    if not experiment.interval_minutes > 0:
-        raise FormatError(f"{where}: interval_minutes={experiment.interval_minutes!r} of {experiment.name!r}.")
-
-
-_MOST_PIXELS = 1 << 33
-
-
-def check_relative_path(path: str, where: str) -> None:
-    """Check that a path of a manifest stays in the manifest's folder.
-
-    Raises
-    ------
-    FormatError
-        It is absolute, climbs out, or is no plain path.
-    """
-    parts = path.split("/")
-    plain = path.isascii() and path.isprintable() and len(path) < 1024 and max(map(len, parts)) < 256
-    if not plain or "\\" in path or ":" in parts[0] or any(part in ("", ".", "..") for part in parts):
-        raise FormatError(
-            f"{where}: the path {path!r:.300} leaves the folder or is no plain path. Do not trust this set."
-        )
 
 
 def checksum(data: Any) -> int:

@@ -19,6 +19,7 @@ from dynaclr_wds import contract
 from dynaclr_wds.contract import Manifest
 from dynaclr_wds.errors import ChecksumError, FormatError, StorageError
 from dynaclr_wds.index_checks import check_arrays, map_array
+from dynaclr_wds.manifest_checks import parse_manifest
 from dynaclr_wds.plan.columns import CodeBook, ExperimentClock, PlanColumns
 from dynaclr_wds.plan.index import PlanIndex, plan_index
 from dynaclr_wds.split import check_experiments, keep_fovs
@@ -70,7 +71,7 @@ class ShardSet:
                 f"shards={str(root)!r}: there is no {contract.MANIFEST}. Build the shards with "
                 f"`python -m etl.build_shards experiments.yaml --out {root}`, or name the folder that holds them."
             )
-        manifest = contract.parse_manifest(path.read_bytes(), str(path))
+        manifest = parse_manifest(path.read_bytes(), str(path))
         for path_and_size in [(f.path, f.bytes) for f in manifest.files] + [(s.path, s.bytes) for s in manifest.shards]:
             _check_size(root / path_and_size[0], path_and_size[1])
         if verify:

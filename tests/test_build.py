@@ -32,8 +32,9 @@ import etl.cut.frames
 import etl.pack.tars
 import etl.run.output
 import etl.run.stages
-from dynaclr_wds.contract import STATISTICS, Manifest, parse_manifest
+from dynaclr_wds.contract import STATISTICS, Manifest
 from dynaclr_wds.errors import BuildError, ConfigError, PlateError
+from dynaclr_wds.manifest_checks import parse_manifest
 from etl.build_shards import build_shards, main
 from etl.cut.frames import plan_runs
 from etl.run.executors import Interrupted, report, run_units

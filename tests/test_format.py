@@ -16,7 +16,8 @@ import pytest
 import xxhash
 
 from dynaclr_wds import contract
-from dynaclr_wds.contract import ARRAYS, Manifest, parse_manifest
+from dynaclr_wds.contract import ARRAYS, Manifest
+from dynaclr_wds.manifest_checks import parse_manifest
 from etl.build_shards import build_shards
 from etl.source.experiments import parse_build_config
 from tests.plates import make_collection

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dynaclr_wds.contract import ARRAYS, Manifest, array_dtypes, array_path, parse_manifest
+from dynaclr_wds.contract import ARRAYS, Manifest, array_dtypes, array_path
 from dynaclr_wds.errors import FormatError
 from dynaclr_wds.index_checks import check_arrays
+from dynaclr_wds.manifest_checks import parse_manifest
 
 FREE = {"obs_track_id", "obs_parent_track_id", "obs_id", "obs_parent_id", "obs_z", "obs_y", "obs_x", "block_xxh3"}
 FREE |= {"patch_has_candidate"}

@@ -14,8 +14,9 @@ import yaml
 
 import etl.pack.tars
 import etl.run.stages
-from dynaclr_wds.contract import Manifest, parse_manifest
+from dynaclr_wds.contract import Manifest
 from dynaclr_wds.errors import BuildError, ConfigError, PlateError
+from dynaclr_wds.manifest_checks import parse_manifest
 from etl.build_shards import build_shards
 from etl.run.progress import Progress
 from etl.source.experiments import parse_build_config

@@ -15,8 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 import xxhash
 
-from dynaclr_wds.contract import ARRAYS, Manifest, array_path, parse_manifest
+from dynaclr_wds.contract import ARRAYS, Manifest, array_path
 from dynaclr_wds.errors import FormatError
+from dynaclr_wds.manifest_checks import parse_manifest
 from dynaclr_wds.shardset import ShardSet
 from etl.build_shards import build_shards
 from etl.source.experiments import parse_build_config

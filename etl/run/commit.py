@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dynaclr_wds.contract import MANIFEST, Manifest, parse_manifest
+from dynaclr_wds.contract import MANIFEST, Manifest
 from dynaclr_wds.errors import BuildError, FormatError
 from dynaclr_wds.files import rename_whole, write_whole
+from dynaclr_wds.manifest_checks import parse_manifest
 from etl.run.output import OutFolder, discard_work, file_size, naming_file
 
 _NEXT = "manifest.next"

@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from dynaclr_wds.contract import MANIFEST, Manifest, parse_manifest
+from dynaclr_wds.contract import MANIFEST, Manifest
 from dynaclr_wds.errors import BuildError, FormatError
+from dynaclr_wds.manifest_checks import parse_manifest
 from etl.index import build_index
 from etl.pack.previous import PreviousSet, load_arrays, read_previous
 from etl.run.commit import commit, finish_commits

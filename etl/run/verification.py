@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Shaped
 
-from dynaclr_wds.contract import MANIFEST, Manifest, array_dtypes, array_path, parse_manifest
+from dynaclr_wds.contract import MANIFEST, Manifest, array_dtypes, array_path
 from dynaclr_wds.errors import FormatError
 from dynaclr_wds.index_checks import check_arrays, map_array
+from dynaclr_wds.manifest_checks import parse_manifest
 from etl.pack.read_back import CheckJob, Finding, check_shard
 from etl.pack.table_checks import check_tables
 from etl.run.executors import ThreadUnits, run_units
