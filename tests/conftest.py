@@ -75,6 +75,14 @@ def build(collection: Path, out: Path, **options: object) -> Path:
     return out
 
 
+@pytest.fixture(scope="module")
+def without_fsync():
+    """Syncing takes most of a tiny build's time, and only a power cut could tell the difference."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _same_log_level_for_every_test():
     """Tests that silence Lightning would otherwise silence those that come after them in the same process."""

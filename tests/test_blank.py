@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +15,7 @@ from etl.cut.faults import BlankValues, is_blank
 from etl.run.progress import summarize_dropped
 from tests.test_build import array, build, one_plate, reference
 
-
-@pytest.fixture(autouse=True, scope="module")
-def without_fsync() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda _: None)
-        yield
+pytestmark = pytest.mark.usefixtures("without_fsync")
 
 
 def noise(frames: int, channels: int = 2, dtype: str = "u2") -> np.ndarray:

@@ -14,7 +14,6 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -42,6 +41,8 @@ from etl.run.output import OutFolder
 from etl.run.progress import Progress
 from etl.source.experiments import parse_build_config
 from tests.plates import make_collection, write_experiments, write_plate, write_tracks
+
+pytestmark = pytest.mark.usefixtures("without_fsync")
 
 SMALL = {"shard_bytes": 60_000, "block_bytes": 10_000}
 
@@ -90,14 +91,6 @@ def one_plate(root: Path, pixels: np.ndarray, rows: list[dict[str, Any]] | None 
         "source_channel": names, "condition_wells": {"all": ["A/1"]},
     }  # fmt: skip
     return write_experiments(root / "experiments.yaml", [entry], yx_patch_size=[8, 8], tau_range_hours=[0.5, 1.0])
-
-
-@pytest.fixture(autouse=True, scope="module")
-def without_fsync() -> Iterator[None]:
-    """Syncing takes most of a tiny build's time, and only a power cut could tell the difference."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda _: None)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,14 +23,9 @@ from etl.verify import main, verify
 from tests.plates import make_collection, random_tracks, write_experiments, write_plate, write_tracks
 from tests.test_build import digests
 
+pytestmark = pytest.mark.usefixtures("without_fsync")
+
 LABELS = ("label_experiment", "label_condition", "label_well")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def without_fsync() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda _: None)
-        yield
 
 
 @pytest.fixture(scope="module")
