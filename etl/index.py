@@ -20,7 +20,7 @@ from dynaclr_wds.contract import FovRecord, LabelRecord
 from dynaclr_wds.errors import ConfigError
 from dynaclr_wds.tau import least_tau, reaches_a_frame
 from etl.labels import keep_present_values, list_labels, make_label_columns, name_labels, number_partitions
-from etl.queries import QueryResult, read_query, run_queries
+from etl.queries import QueryResult, TrackTable, read_query, run_queries
 from etl.source.annotations import parse_annotations
 from etl.source.experiments import BuildConfig, check_shard_by
 from etl.source.plates import Plate
@@ -51,6 +51,8 @@ class Index:
     """Label → value of `shard_by`, in order of `partition_index`."""
     dropped: Mapping[str, Mapping[str, int]]
     """Experiment → reason → observations left out."""
+    tables: tuple[TrackTable, ...]
+    """What the track table of each FOV that was asked for holds, before anything is left out."""
     notes: tuple[str, ...] = ()
     """What the user should be told: annotations that are about no observation."""
 
@@ -96,6 +98,7 @@ def build_index(config: BuildConfig, plates: Mapping[str, Plate]) -> Index:
         labels=records,
         partitions=partitions,
         dropped=found.dropped,
+        tables=found.tables,
         notes=found.notes,
     )
 
@@ -187,6 +190,7 @@ def drop_observations(
         labels=keep_present_values(index.labels, observations),
         partitions=tuple(p for p, number in zip(index.partitions, new["partition_index"], strict=True) if number >= 0),
         dropped=_count_dropped(index, keep, reason),
+        tables=index.tables,
         notes=index.notes,
     )
 

@@ -264,7 +264,7 @@ def make_fov(
         channel_names=("Phase",),
         source_channel=("Phase",),
         condition_wells={"mock": ("A/1",)},
-        **(experiment or {}),
+        **({"interval_minutes": 30.0} | dict(experiment or {})),
     )
     settings = {"yx_patch_size": (8, 8), "tau_range_hours": (0.5, 1.0)} | options
     return BuildConfig(experiments=(entry,), **settings)

@@ -40,6 +40,8 @@ from etl.run.output import OutFolder
 from etl.run.progress import Progress
 from etl.source.experiments import BuildConfig
 from etl.source.plates import Plate
+from etl.suspicious.cells import check_anchors
+from etl.suspicious.report import make_report
 
 Sources = Mapping[tuple[str, str], SourceRecord]
 """(experiment, fov_name) → fingerprint."""
@@ -65,6 +67,7 @@ class Build:
     def run(self, index: Index) -> Manifest:
         """Cut, drop, lay out, pack; stage every new file; return the manifest, which is not written."""
         columns = read_columns(index.observations)
+        check_anchors(self._config, columns, index)
         cuts = plan_cuts(self._config, index, columns, self._plates, self._sources, self._folder.work)
         changed = {key: job for key, job in cuts.jobs.items() if key[0] not in self._unchanged}
         self._folder.check_space(estimate_bytes(self._config, changed))
@@ -72,10 +75,12 @@ class Build:
         index, keep = self._drop(index, columns, cuts, found)
         if not keep.all():
             columns = read_columns(index.observations)
+            check_anchors(self._config, columns, index)
         contents = self._lay_out(index, columns, cuts, cuts.obs_slot[keep], found)
         packed = self._pack(contents, cuts, set(changed))
         files = write_index(self._folder.staged, contents, packed, index)
-        return make_manifest(self._config, contents, packed, files, index.dropped)
+        report = make_report(self._config, self._plates, index, columns)
+        return make_manifest(self._config, contents, packed, files, report)
 
     def _cut(self, jobs: Mapping[tuple[str, str], CutJob]) -> dict[tuple[str, str], FovCut]:
         if not jobs:

@@ -175,6 +175,12 @@ def pair(item: Any, example: str) -> Any:
     return Annotated[tuple[item, item], BeforeValidator(check)]
 
 
+def _check_axes(raw: object) -> object:
+    if not isinstance(raw, (list, tuple)) or len(raw) not in (2, 3):
+        raise refuse(raw, "a list of two or three numbers", "Write [0.325, 0.325] for y and x in micrometres.")
+    return raw
+
+
 _MINUTES = "Give the minutes between frames."
 _FINITE = Field(strict=True, allow_inf_nan=False)
 
@@ -186,6 +192,8 @@ Text = Annotated[
 Number = Annotated[float, _FINITE, says("a number", "Correct it.")]
 NotNegative = Annotated[float, _FINITE, Field(ge=0), says("a number ≥ 0", "Correct it.")]
 Minutes = Annotated[float, _FINITE, says("a number", _MINUTES), Field(gt=0), says("> 0", _MINUTES)]
+Micrometres = Annotated[float, _FINITE, Field(gt=0), says("a number > 0", "Give micrometres per pixel.")]
+PixelSize: Any = Annotated[tuple[Micrometres, ...], BeforeValidator(_check_axes)]
 Label = Annotated[str | None, BeforeValidator(_parse_label)]
 Labels = Annotated[Mapping[Text, Label], says("a mapping of label to value", "Write {marker: TOMM20}.")]
 WellLabels: Any = Annotated[
