@@ -59,13 +59,13 @@ def find_gone_conditions(
         mine = [table for table in tables if table.condition == condition]
         if kept.get(condition) or not asked or (there and not mine):
             continue
-        rows, wells_named = sum(table.rows for table in mine), f"wells {list_some(asked)}"
+        rows, named = sum(table.rows for table in mine), list_some(asked)
         if not mine:
-            why = f"its {wells_named} have no field of view in the plate"
+            why = f"the plate has no field of view in {named}"
         elif not rows:
-            why = f"all {count_of(len(mine), 'track table')} of its {wells_named} are empty"
+            why = f"there is no row in the {count_of(len(mine), 'track table')} of {named}"
         else:
-            why = f"all {count_of(rows, 'row')} of its {wells_named} were left out; the summary says why"
+            why = f"all {count_of(rows, 'row')} of {named} were left out; the summary says why"
         yield suspicion(
             "condition_gone", experiment.name, condition, rows,
             f"no cell of the condition {condition!r} is left: {why}. Compare condition_wells with the plate and its "
@@ -92,7 +92,9 @@ def _is_corner(tables: Tables) -> bool:
     far_y, far_x = _shares(tables)
     near_y = min((table.y_min or 0) / table.height for table in tables)
     near_x = min((table.x_min or 0) / table.width for table in tables)
-    if not (0 < far_y <= MOST_OF_IMAGE and 0 < far_x <= MOST_OF_IMAGE) or near_y > far_y / 4 or near_x > far_x / 4:
+    if not (0 < far_y <= MOST_OF_IMAGE and 0 < far_x <= MOST_OF_IMAGE):
+        return False
+    if abs(near_y) > far_y / 4 or abs(near_x) > far_x / 4:
         return False
     return sum(table.tracks for table in tables) * math.log(far_y * far_x) < math.log(CHANCE)
 
