@@ -1,8 +1,8 @@
 """Defines the on-disk contract: what the ETL writes and the loader reads, and nothing else.
 
 Both halves share this module, so it imports numpy, xxhash and the standard library only. It names the files, the
-arrays that are memory-mapped, and what a manifest holds; it opens nothing. `docs/FORMAT.md` says the same for
-readers in other languages.
+arrays that are memory-mapped, and what a manifest holds (with `suspicions.py`); it opens nothing. `docs/FORMAT.md` says
+the same for readers in other languages.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from urllib.parse import quote
 import numpy as np
 import xxhash
 from numpy.typing import DTypeLike
+
+from dynaclr_wds.suspicions import FactsRecord, SuspicionRecord
 
 FORMAT_NAME = "dynaclr-wds"
 FORMAT_VERSION = 2
@@ -192,58 +194,6 @@ class SourceRecord:
     """Checksum of the array's and the image's metadata."""
     pixels: str
     """Checksum of the names, sizes and times of the chunk files, or of their ETags."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FactsRecord:
-    """What was counted of one experiment that is neither good nor bad."""
-
-    experiment: str
-    tracks: int
-    divisions: int
-    """Tracks with at least two daughters in the set."""
-    tracks_with_gaps: int
-    """Tracks that miss a frame between their first and their last."""
-    moved_patches: int
-    """Observations whose patch was moved to lie inside the image."""
-    largest_move_px: float
-    """The furthest that one was moved, along y or x."""
-    empty_tables: int
-    """FOVs whose track table has no row."""
-
-
-SUSPICIONS: dict[str, str] = {
-    "cells_in_corner": "all centroids lie near y = x = 0: micrometres for pixels",
-    "outside_image": "many centroids lie outside the image",
-    "outside_movie": "many rows have a t that is no frame of the movie",
-    "frames_from_one": "frames seem to be counted from 1",
-    "no_anchors": "no cell of the experiment has a temporal positive",
-    "condition_gone": "no observation of a condition is left",
-    "missing_parents": "tracks name a parent that has no row",
-    "interval_differs": "interval_minutes is not what the plate says",
-    "pixel_size_differs": "pixel_size_um is not what the plate says",
-    "pixel_not_square": "pixels differ between y and x",
-    "pixel_sizes_vary": "experiments, or FOVs of one experiment, differ in pixel size",
-    "tracks_jump": "steps of tracks that are far longer than the others",
-    "tau_shortened": "a part of tau_range_hours rounds to no frame",
-}
-"""Code → what looks wrong."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SuspicionRecord:
-    """One thing about the data that looks wrong."""
-
-    code: str
-    """One of `SUSPICIONS`."""
-    experiment: str | None
-    """None where it is about the whole set."""
-    place: str | None
-    """FOV or condition, of which there may be more; None where it is about all of the experiment."""
-    count: int
-    """How many rows, tracks, steps, FOVs or experiments it is about, as the text says."""
-    text: str
-    """What it is, with numbers, and what to do: for people, in one line."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

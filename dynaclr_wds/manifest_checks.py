@@ -21,7 +21,6 @@ from dynaclr_wds.contract import (
     FORMAT_VERSION,
     MANIFEST,
     OWN_LABELS,
-    SUSPICIONS,
     ExperimentRecord,
     Manifest,
     array_dtypes,
@@ -29,6 +28,7 @@ from dynaclr_wds.contract import (
     manifest_checksum,
 )
 from dynaclr_wds.errors import ChecksumError, FormatError
+from dynaclr_wds.suspicions import SUSPICIONS
 from dynaclr_wds.tau import tau_range_frames
 
 

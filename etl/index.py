@@ -25,6 +25,7 @@ from etl.source.annotations import parse_annotations
 from etl.source.experiments import BuildConfig, check_shard_by
 from etl.source.plates import Plate
 from etl.source.preflight import check_plates, plan_fovs
+from etl.suspicious.tables import find_in_tables
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,10 +81,7 @@ def build_index(config: BuildConfig, plates: Mapping[str, Plate]) -> Index:
     check_shard_by(config, names)
     found = run_queries(config, plates, chosen, annotations.rows)
     if not len(found.observations):
-        raise ConfigError(
-            f"{config.where}: no observation is left; dropped were {found.dropped}. "
-            "Compare tracks_path, condition_wells, include_wells and exclude_fovs."
-        )
+        raise _explain_nothing_left(config, found)
     fovs = tuple(FovRecord(**{name: fov[name] for name in FovRecord.__slots__}) for fov in found.fovs)
     labels = make_label_columns(config, fovs, found.track_labels, annotations, found.observations)
     observations = _name_observations(found, labels)
@@ -101,6 +99,19 @@ def build_index(config: BuildConfig, plates: Mapping[str, Plate]) -> Index:
         tables=found.tables,
         notes=found.notes,
     )
+
+
+def _explain_nothing_left(config: BuildConfig, found: QueryResult) -> ConfigError:
+    """Make the error for an index without observations; what is suspicious in the track tables may be the reason."""
+    error = ConfigError(
+        f"{config.where}: no observation is left; dropped were {found.dropped}. "
+        "Compare tracks_path, condition_wells, include_wells and exclude_fovs."
+    )
+    for experiment in config.experiments:
+        tables = [table for table in found.tables if table.experiment == experiment.name]
+        for reason in find_in_tables(experiment, tables):
+            error.add_note(reason.text)
+    return error
 
 
 def mark_candidates(observations: pa.Table, tau_frames: Mapping[str, tuple[int, int]]) -> pa.Table:

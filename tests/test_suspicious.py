@@ -13,15 +13,15 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from dynaclr_wds import contract
-from dynaclr_wds.contract import FactsRecord, Manifest, manifest_checksum
+from dynaclr_wds.contract import Manifest, manifest_checksum
 from dynaclr_wds.errors import ConfigError, FormatError
 from dynaclr_wds.manifest_checks import parse_manifest
 from dynaclr_wds.shardset import ShardSet
+from dynaclr_wds.suspicions import SUSPICIONS, FactsRecord
 from etl.build_shards import build_shards, main
 from etl.index import build_index
 from etl.layout.jobs import read_columns
-from etl.run.progress import Progress
+from etl.run.progress import Progress, summarize_dropped
 from etl.simulate.__main__ import SimulationConfig, simulate_collection
 from etl.source.experiments import parse_build_config
 from etl.source.plates import Fov, open_plate
@@ -124,6 +124,18 @@ def test_divisions_gaps_moves_and_empty_tables_are_counted(tmp_path: Path) -> No
             empty_tables=1,
         ),
     )  # fmt: skip
+
+
+def test_a_large_lineage_that_is_split_is_not_told_as_a_loss(tmp_path: Path) -> None:
+    # a cell that divides at t = 3; with one anchor per clip, nieces lie in other clips
+    family = [(0, t, -1) for t in range(3)] + [(k, t, 0) for k in (1, 2) for t in range(3, 10)]
+    path = write_plates(tmp_path)
+    for fov in FOVS:
+        rows = [{"track_id": k, "t": t, "y": 32.0, "x": 32.0, "parent_track_id": p} for k, t, p in family]
+        write_tracks(tmp_path / "a/tracks", fov, rows)
+    manifest = build(path, tmp_path / "shards", clip_anchors=1)
+    assert manifest.dropped["a"]["candidates_dropped"] > 0
+    assert summarize_dropped(manifest) == ["nothing was dropped"]
 
 
 def scale_by(factor: float, only: str = "") -> Callable[[str, dict[str, Any]], dict[str, Any]]:
@@ -355,6 +367,15 @@ def test_no_anchor_left_by_the_pixels_is_an_error_too(tmp_path: Path) -> None:
         ConfigError, match=r"no cell has a positive, so nothing can be trained on its 32 cells \(a: .* 0 f"
     ):
         build(path, tmp_path / "shards")
+
+
+def test_nothing_left_is_an_error_with_what_is_suspicious(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_plates(tmp_path, edit=lambda _, row: row | {"t": 30 * row["t"] + 30})
+    assert main([str(path), "--out", str(tmp_path / "shards"), "--quiet"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "a: 320 rows of 320 (100%) have a t that is no frame of the movie and were left out (t up to 300 in A/1/0, whose "
+        "frames are 0 to 9). t must count frames from 0, not minutes: convert it."
+    )
 
 
 SAID = {"scale": [600.0, 1, 1, 0.5, 0.5], "units": UNITS}
@@ -644,7 +665,7 @@ def test_a_manifest_with_other_findings_is_refused(manifest: Manifest, change: d
 def test_every_code_is_documented_with_what_it_counts() -> None:
     text = (Path(__file__).parent.parent / "docs/FORMAT.md").read_text()
     section = text[text.index("## What is suspicious") : text.index("## Shards")]
-    assert re.findall(r"^\| `(\w+)` \| \S", section, re.MULTILINE) == list(contract.SUSPICIONS)
+    assert re.findall(r"^\| `(\w+)` \| \S", section, re.MULTILINE) == list(SUSPICIONS)
 
 
 def test_simulated_cells_raise_no_suspicion(tmp_path: Path) -> None:

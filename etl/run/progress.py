@@ -20,7 +20,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as Bars
 from rich.table import Table
 
-from dynaclr_wds.contract import ExperimentRecord, FactsRecord, Manifest
+from dynaclr_wds.contract import ExperimentRecord, Manifest
+from dynaclr_wds.suspicions import FactsRecord
 from dynaclr_wds.tau import least_tau
 from etl.run.executors import Advance
 from etl.suspicious.words import count_of, write_size

@@ -13,8 +13,8 @@ from operator import attrgetter
 import numpy as np
 from jaxtyping import Int, Shaped
 
-from dynaclr_wds.contract import FactsRecord, SuspicionRecord
 from dynaclr_wds.errors import ConfigError
+from dynaclr_wds.suspicions import FactsRecord, SuspicionRecord
 from dynaclr_wds.tau import least_tau
 from etl.index import Index
 from etl.queries import TrackTable
@@ -57,8 +57,8 @@ class Cells:
 def count_facts(experiment: ExperimentConfig, cells: Cells, index: Index) -> FactsRecord:
     """Count tracks, divisions, gaps, moved patches and empty track tables of one experiment."""
     track, gap = cells.columns["track_index"], _track_steps(cells)
+    tracks = track[np.flatnonzero(np.diff(track, prepend=-1))]  # rows are sorted by track
     shift = np.maximum(_shifts(cells, "y"), _shifts(cells, "x"))
-    tracks = np.unique(track)
     parent = index.tracks["parent_track_index"].to_numpy()[tracks]
     daughters = np.bincount(parent[parent >= 0], minlength=1)
     return FactsRecord(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dynaclr_wds.contract import FactsRecord, SuspicionRecord
+from dynaclr_wds.suspicions import FactsRecord, SuspicionRecord
 from etl.index import Index
 from etl.source.config import BuildConfig, ExperimentConfig
 from etl.source.plates import Plate

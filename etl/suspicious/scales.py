@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from dynaclr_wds.contract import SuspicionRecord
+from dynaclr_wds.suspicions import SuspicionRecord
 from dynaclr_wds.tau import least_tau
 from etl.source.config import BuildConfig, ExperimentConfig
 from etl.source.plates import Fov

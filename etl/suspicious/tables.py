@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
-from dynaclr_wds.contract import SuspicionRecord
+from dynaclr_wds.suspicions import SuspicionRecord
 from etl.queries import TrackTable
 from etl.source.config import BuildConfig, ExperimentConfig
 from etl.source.plates import Plate

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dynaclr_wds.contract import SuspicionRecord
+from dynaclr_wds.suspicions import SuspicionRecord
 
 
 def suspicion(code: str, experiment: str | None, place: str | None, count: int, text: str) -> SuspicionRecord:
