@@ -185,7 +185,8 @@ def test_many_centroids_outside_the_image_are_suspected(tmp_path: Path) -> None:
     assert found[0][3] == (
         f"a: {outside} centroids of 320 ({outside / 320:.0%}) lie outside the image and were left out (y up to 126 "
         "of 64, "
-        "x up to 126 of 64). As pixels of a smaller image or another unit, multiplied by 0.51 they would just fill it. "
+        "x up to 126 of 64). They may be pixels of a larger image, or another unit: multiplied by 0.51 they would just "
+        "fill it. "
         "y and x must be pixels of the plate's full resolution: convert them."
     )
 
@@ -261,7 +262,10 @@ def test_a_lost_parent_is_suspected_and_zero_explained(tmp_path: Path) -> None:
     )
     ((_, _, count, text),) = said(path)
     assert count == 30
-    assert text.endswith("All name parent 0: if that stands for no parent, write -1.")
+    assert text == (
+        "a: 30 tracks of 30 name parent 0, but there is no track 0, as track 1 of A/1/0. If 0 stands for no parent, "
+        "write -1."
+    )
 
 
 def test_a_condition_that_is_gone_is_suspected_unless_it_was_left_out(tmp_path: Path) -> None:
@@ -371,10 +375,12 @@ def test_no_anchor_left_by_the_pixels_is_an_error_too(tmp_path: Path) -> None:
 
 def test_nothing_left_is_an_error_with_what_is_suspicious(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_plates(tmp_path, edit=lambda _, row: row | {"t": 30 * row["t"] + 30})
-    assert main([str(path), "--out", str(tmp_path / "shards"), "--quiet"]) == 2
-    assert capsys.readouterr().err.splitlines()[-1] == (
-        "a: 320 rows of 320 (100%) have a t that is no frame of the movie and were left out (t up to 300 in A/1/0, whose "
-        "frames are 0 to 9). t must count frames from 0, not minutes: convert it."
+    assert main([str(path), "--out", str(tmp_path / "shards"), "--quiet", "--json"]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.splitlines()[-1] == (
+        "a: 320 rows of 320 (100%) have a t that is no frame of the movie and were left out (t up to 300 in A/1/0, "
+        "whose frames are 0 to 9). t must count frames from 0, not minutes: convert it."
     )
 
 
@@ -613,6 +619,7 @@ def test_the_command_says_what_is_drawn_and_nothing_of_sound_data(
     ]
 
 
+@pytest.mark.slow
 def test_an_update_of_one_experiment_keeps_what_is_said_of_the_others(tmp_path: Path) -> None:
     def edit(_: str, row: dict[str, Any]) -> dict[str, Any]:
         return row | {"parent_track_id": 77 if row["track_id"] == 3 else -1}

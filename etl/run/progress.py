@@ -155,7 +155,7 @@ def print_json(manifest: Manifest, out: Path) -> None:
     kept = ("tau_range_hours", "experiments", "shard_by", "partitions", "dropped", "facts", "suspicious")
     record = {name: value for name, value in dataclasses.asdict(manifest).items() if name in kept}
     sums = {name: sum(getattr(p, name) for p in manifest.partitions) for name in _COUNTS}
-    print(json.dumps({"out": str(out), **sums, **record}, indent=1, sort_keys=True, ensure_ascii=False))
+    print(json.dumps({"out": str(out), **sums, **record}, indent=1, sort_keys=True))
 
 
 def summarize_facts(manifest: Manifest) -> list[str]:

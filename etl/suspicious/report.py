@@ -62,7 +62,7 @@ def _find(
     )
     yield from find_jumps(config, experiment, cells, index)
     why = find_no_anchors(config, experiment, cells)
-    if why is not None:
+    if why is not None and len(cells):  # without cells, its conditions are said to be gone
         yield suspicion(
             "no_anchors", experiment.name, None, len(cells),
             f"none of its {len(cells):,} cells has a positive, so none can be an anchor: {why}. Correct "

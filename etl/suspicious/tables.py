@@ -14,7 +14,7 @@ from etl.source.config import BuildConfig, ExperimentConfig
 from etl.source.plates import Plate
 from etl.suspicious.words import count_of, list_some, suspicion
 
-MANY = 0.05
+MANY = 0.01
 """Share of rows outside the image, or the movie, from which on they are suspicious."""
 
 MOST_OF_IMAGE = 0.7
@@ -134,7 +134,7 @@ def _find_outside(experiment: ExperimentConfig, tables: Tables) -> Iterator[Susp
     elif low < 0:
         guess = f"The smallest is {low:.5g}: their zero may be in the middle of the image"
     else:
-        guess = f"As pixels of a smaller image or another unit, {_guess_factor(experiment, tables)}"
+        guess = f"They may be pixels of a larger image, or another unit: {_guess_factor(experiment, tables)}"
     yield suspicion(
         "outside_image", experiment.name, None, outside,
         f"{count_of(outside, 'centroid')} of {rows:,} ({outside / rows:.0%}) lie outside the image and were left out "
@@ -187,13 +187,14 @@ def _find_missing_parents(experiment: ExperimentConfig, tables: Tables) -> Itera
     if not found:
         return
     missing, tracks = sum(table.missing_parents for table in found), sum(table.tracks for table in tables)
+    who = f"{count_of(missing, 'track')} of {tracks:,} {'names' if missing == 1 else 'name'}"
+    example = f"track {found[0].orphan} of {found[0].fov_name}"
     if sum(table.zero_parents for table in found) == missing:
-        advice = "All name parent 0: if that stands for no parent, write -1"
+        text = f"{who} parent 0, but there is no track 0, as {example}. If 0 stands for no parent, write -1."
     else:
-        advice = "Add the parents' rows if they were filtered out, or write -1"
-    yield suspicion(
-        "missing_parents", experiment.name, found[0].fov_name, missing,
-        f"{count_of(missing, 'track')} of {tracks:,} name a parent that is not in the track table, as track "
-        f"{found[0].orphan} of {found[0].fov_name} names {found[0].missing_parent}. Each starts a lineage of its own, "
-        f"so sisters may be taken for unrelated cells. {advice}.",
-    )  # fmt: skip
+        text = (
+            f"{who} a parent that is not in the track table, as {example} names {found[0].missing_parent}. Each starts "
+            "a lineage of its own, so sisters may be taken for unrelated cells. Add the parents' rows if they were "
+            "filtered out, or write -1."
+        )
+    yield suspicion("missing_parents", experiment.name, found[0].fov_name, missing, text)
