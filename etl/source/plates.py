@@ -33,6 +33,7 @@ _MODELS = {
     "well": (WellV04, WellV05),
     "multiscales": (MultiscaleV04, MultiscaleV05),
 }
+_SECONDS = {"millisecond": 0.001, "second": 1.0, "minute": 60.0, "hour": 3600.0}
 _LEVELS = ("fov_statistics", "dataset_statistics", "timepoint_statistics")
 
 
@@ -94,6 +95,14 @@ class Fov:
             raise PlateError(
                 f"{self.where}: omero.channels has an entry without label. Name every channel, or remove omero."
             ) from error
+
+    @cached_property
+    def interval_seconds(self) -> float | None:
+        """Seconds between frames; None where the plate gives no unit of time, or 1.0, which writers put by default."""
+        unit = getattr(self._multiscale.axes[0], "unit", None)
+        scale = self._multiscale.datasets[0].coordinateTransformations[0]
+        step = float(getattr(scale, "scale", (1.0,))[0])
+        return None if step <= 0 or step == 1.0 or unit not in _SECONDS else step * _SECONDS[unit]
 
     @cached_property
     def normalization(self) -> Normalization | None:
