@@ -25,6 +25,7 @@ from dynaclr_wds.errors import DynaCLRError
 ISSUES = "https://github.com/dynaclr-wds/dynaclr-wds/issues"
 """As in pyproject.toml."""
 
+_REPORT = f"This looks like a fault of dynaclr-wds. Please report it with the lines above: {ISSUES}"
 _OURS = tuple(str(Path(__file__).parents[1] / package) + os.sep for package in ("dynaclr_wds", "etl"))
 _STATED = (ValueError, TypeError, RuntimeError, OSError)
 """Builtin errors that our own code raises about what a user gave."""
@@ -101,9 +102,8 @@ def run_command(
         except Exception as error:
             lines = explain_error(error)
             if lines is None:
-                error.add_note(
-                    f"This looks like a fault of dynaclr-wds. Please report it with the lines above: {ISSUES}"
-                )
+                if _REPORT not in getattr(error, "__notes__", ()):
+                    error.add_note(_REPORT)
                 raise
             if _debug.get():
                 traceback.print_exception(error)

@@ -131,7 +131,8 @@ def _choose_window(facts: Sequence[ExperimentFacts], memory: int) -> Value:
     return Value(f"{half:_}", f"stream through half of the memory: {about}")
 
 
-def _write_bytes(size: float) -> str:
+def _write_bytes(count: int) -> str:
+    size = float(count)
     for unit in ("B", "kB", "MB", "GB"):
         if size < 1000:
             return f"{size:.3g} {unit}"
