@@ -1,9 +1,14 @@
-"""What pyproject.toml can't say yet in a settled way: one file of C, left out where there is no compiler."""
+"""What pyproject.toml can't say: one file of C, left out where there is no compiler, and configs as a package.
 
-from setuptools import Extension, setup
+In the repository configs/ stands at the top; in an installation it is `dynaclr_wds/configs`, for `dynaclr-wds init`.
+"""
+
+from setuptools import Extension, find_packages, setup
 
 setup(
+    packages=[*find_packages(include=["dynaclr_wds*", "etl*"]), "dynaclr_wds.configs"],
+    package_dir={"dynaclr_wds.configs": "configs"},
     ext_modules=[
         Extension("dynaclr_wds.read._copy", ["dynaclr_wds/read/copy.c"], extra_compile_args=["-O2"], optional=True)
-    ]
+    ],
 )

@@ -5,7 +5,14 @@ The names below are imported when they are first used, so `dynaclr_wds.contract`
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
+
+if sys.platform == "win32":
+    raise ImportError(
+        "dynaclr-wds runs on Linux and macOS, not on Windows: it locks and maps files as POSIX does. Use it in WSL2 "
+        "(https://learn.microsoft.com/windows/wsl/install)."
+    )
 
 from dynaclr_wds.lazy_names import make_lazy
 
@@ -22,6 +29,9 @@ if TYPE_CHECKING:
     from dynaclr_wds.train.engine import ContrastiveModule
     from dynaclr_wds.train.loss import NTXentHCL
     from dynaclr_wds.transforms.channel_dropout import ChannelDropout
+
+__version__ = "0.1.0"
+"""The one place that says it; pyproject.toml reads it from here."""
 
 __all__ = [
     "ChannelDropout",

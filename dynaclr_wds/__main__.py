@@ -1,7 +1,8 @@
-"""Command line to training: `python -m dynaclr_wds fit | validate | predict -c CONFIG`, and commands of our own.
+"""One command for everything: `dynaclr-wds init | build | fit | …`; `python -m dynaclr_wds` is the same program.
 
 `fit`, `validate` and `predict` are Lightning's: every argument of `ContrastiveModule`, `MultiExperimentDataModule` and
-`Trainer` is an option and a key of the config. Commands in `COMMANDS` parse their own arguments.
+`Trainer` is an option and a key of the config. Commands in `COMMANDS` parse their own arguments. A command's module is
+imported when it is called, so that help is quick and the online half needs none of the ETL's libraries.
 """
 
 from __future__ import annotations
@@ -10,23 +11,36 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from dynaclr_wds import __version__
+from dynaclr_wds.program import called_as, run_command, suggest
+
 COMMANDS: dict[str, tuple[str, str]] = {
+    "init": ("etl.init", "Write configs for your experiments.yaml, or an experiments.yaml for your plates."),
+    "build": ("etl.build_shards", "Cut the cells of OME-Zarr plates into shards; go on, or bring a set up to date."),
+    "simulate": ("etl.simulate.__main__", "Write plates and tracks of simulated cells."),
     "shuffle": ("dynaclr_wds.commands.shuffle", "Show how well batches would be mixed, without reading a pixel."),
+    "verify": ("etl.verify", "Check every file of a shard set."),
 }
 """Name → (module with `main(argv: Sequence[str]) -> int`, one line of help)."""
 
-DESCRIPTION = """Train on shards of live cells and embed them.
+LIGHTNING: dict[str, str] = {
+    "fit": "Train, validate after every epoch, keep checkpoints.",
+    "validate": "Run the held-out experiments through a trained network.",
+    "predict": "Embed every cell with a trained network.",
+}
+"""Name → one line of help."""
 
-  python -m dynaclr_wds fit -c configs/fit.yaml
-  python -m dynaclr_wds fit -c configs/fit.yaml --data.batch_size 256 --trainer.max_epochs 50
-  python -m dynaclr_wds fit -c configs/fit.yaml --print_config      # what would run, defaults included
-  python -m dynaclr_wds validate -c configs/fit.yaml --ckpt_path last.ckpt
-  python -m dynaclr_wds predict -c configs/predict.yaml --ckpt_path last.ckpt
+_ORDER = ("init", "build", "simulate", "fit", "validate", "predict", "shuffle", "verify")
 
-Options given on the command line win over the config. `fit --help` lists them all: --model.* is the network
-and its loss, --data.* what a batch holds, --trainer.* how it runs. Make shards first:
+_EXAMPLES = """From plates to embeddings:
 
-  python -m etl.build_shards experiments.yaml --out shards
+  {program} init experiments.yaml          # writes configs/ to fit your plates
+  {program} build experiments.yaml         # writes shards/
+  {program} fit -c configs/fit.yaml
+  {program} predict -c configs/predict.yaml --ckpt_path last.ckpt
+
+`{program} COMMAND --help` explains a command. --debug shows where an error comes from, --version says which
+version this is.
 """
 
 
@@ -42,26 +56,66 @@ def main(argv: Sequence[str] | None = None) -> int:
     -------
     Exit status.
     """
-    given = sys.argv[1:] if argv is None else argv
-    if given and given[0] in COMMANDS:
-        status: int = import_module(COMMANDS[given[0]][0]).main(given[1:])
+    return run_command(_dispatch, argv)
+
+
+def _dispatch(given: Sequence[str]) -> int:
+    name = given[0] if given else "--help"
+    if name in ("-h", "--help"):
+        print(describe_commands())
+        return 0 if given else 2
+    if name == "--version":
+        print(f"dynaclr-wds {__version__}")
+        return 0
+    if name in COMMANDS:
+        status: int = import_module(COMMANDS[name][0]).main(given[1:])
         return status
+    if name not in LIGHTNING:
+        names = [*COMMANDS, *LIGHTNING]
+        near = suggest(name, names) or f" There are {', '.join(sorted(names))}."
+        print(f"error: {called_as('')} has no command {name!r}.{near}", file=sys.stderr)
+        return 2
+    return _run_lightning(given)
+
+
+def _run_lightning(given: Sequence[str]) -> int:
+    from dynaclr_wds.commands.short_help import describe_options, has_short_help
+
+    if has_short_help(given[0]) and {"-h", "--help"} & set(given):
+        print(describe_options(given[0]))
+        return 0
     from dynaclr_wds.commands.lightning import leave_processes, run_lightning  # heavy: not for the commands above
 
-    run_lightning(argv, description=describe_commands())
+    run_lightning(["--help" if word == "--help_all" else word for word in given])
     leave_processes()
     return 0
 
 
 def describe_commands() -> str:
-    """Return the text of `--help`, the commands of our own included."""
-    own = [f"  {name:<12} {text}" for name, (_, text) in COMMANDS.items()]
-    return "\n".join([DESCRIPTION, *(["Also:", *own] if own else [])])
+    """Return the text of `--help`."""
+    known = {**{name: text for name, (_, text) in COMMANDS.items()}, **LIGHTNING}
+    names = [*(name for name in _ORDER if name in known), *(name for name in known if name not in _ORDER)]
+    program = called_as("")
+    lines = [
+        f"usage: {program} COMMAND [options]",
+        "",
+        "Shards of live cells: make them, train on them, embed them.",
+        "",
+        *(f"  {name:<12} {known[name]}" for name in names),
+        "",
+        _EXAMPLES.format(program=program),
+    ]
+    return "\n".join(lines).rstrip()
+
+
+def run() -> None:
+    """Run as a program: the entry point of the console script."""
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:  # while Python itself starts or ends
+        print("stopped.", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:  # also while the heavy imports are under way
-        print("stopped.", file=sys.stderr)
-        sys.exit(130)
+    run()

@@ -12,6 +12,7 @@ import yaml
 from lightning.pytorch.utilities import rank_zero_warn
 
 from dynaclr_wds.contract import MANIFEST, Manifest
+from dynaclr_wds.local_paths import refuse_url
 from dynaclr_wds.manifest_checks import parse_manifest
 
 BuildOptions = Mapping[str, Sequence[int | float] | None]
@@ -45,6 +46,8 @@ def build_from_yaml(experiments_yaml: str, shards: str, wanted: BuildOptions) ->
     RuntimeError
         The build failed; its own message stands above.
     """
+    refuse_url(experiments_yaml, "experiments_yaml")
+    refuse_url(shards, "shards")
     path = Path(experiments_yaml)
     if not path.is_file():
         raise FileNotFoundError(f"experiments_yaml={experiments_yaml!r}: there is no such file.")

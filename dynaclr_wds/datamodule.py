@@ -33,7 +33,7 @@ class MultiExperimentDataModule(LightningDataModule):
     Parameters
     ----------
     shards
-        Folder that `python -m etl.build_shards` wrote.
+        Folder that `dynaclr-wds build` wrote.
     experiments_yaml
         When given, shards that are absent or of another config are built from it first, once per node.
     z_range

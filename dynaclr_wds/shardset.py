@@ -19,6 +19,7 @@ from dynaclr_wds import contract
 from dynaclr_wds.contract import Manifest
 from dynaclr_wds.errors import ChecksumError, FormatError, StorageError
 from dynaclr_wds.index_checks import check_arrays, map_array
+from dynaclr_wds.local_paths import refuse_url
 from dynaclr_wds.manifest_checks import parse_manifest
 from dynaclr_wds.plan.columns import CodeBook, ExperimentClock, PlanColumns
 from dynaclr_wds.plan.index import PlanIndex, plan_index
@@ -58,18 +59,21 @@ class ShardSet:
         ------
         FileNotFoundError
             There is no manifest: nothing was built there, or the build did not end.
+        ConfigError
+            `root` is a URL.
         FormatError
             The manifest is of another format, a file is missing, of another size or dtype, or the index arrays do
             not fit each other.
         ChecksumError
             The manifest or an index file isn't what was written.
         """
+        refuse_url(root, "shards")
         root = Path(root)
         path = root / contract.MANIFEST
         if not path.is_file():
             raise FileNotFoundError(
                 f"shards={str(root)!r}: there is no {contract.MANIFEST}. Build the shards with "
-                f"`python -m etl.build_shards experiments.yaml --out {root}`, or name the folder that holds them."
+                f"`dynaclr-wds build experiments.yaml --out {root}`, or name the folder that holds them."
             )
         manifest = parse_manifest(path.read_bytes(), str(path))
         for path_and_size in [(f.path, f.bytes) for f in manifest.files] + [(s.path, s.bytes) for s in manifest.shards]:

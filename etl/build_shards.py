@@ -12,6 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dynaclr_wds.local_paths import parse_local_path, refuse_url
+from dynaclr_wds.program import CommandParser, called_as, run_command
+
 if TYPE_CHECKING:
     from dynaclr_wds.contract import Manifest
     from etl.run.executors import MakeExecutor
@@ -62,19 +65,20 @@ def build_shards(
     from etl.run.progress import Progress
     from etl.run.update import BuildMode, build_set
 
+    refuse_url(out, "out")
     mode = BuildMode(replace=replace or overwrite, overwrite=overwrite, repair=repair, trust_sources=trust_sources)
     return build_set(config, Path(out), mode, progress or Progress(), make_executor or ThreadUnits)
 
 
 _EXAMPLES = """
 examples:
-  python -m etl.build_shards experiments.yaml
+  %(prog)s experiments.yaml
       build ./shards with the options in the YAML's `shards:` section, or the defaults
-  python -m etl.build_shards experiments.yaml --yx_patch_size 192 192 --z_range 10 20 --out /fast/disk/shards
+  %(prog)s experiments.yaml --yx_patch_size 192 192 --z_range 10 20 --out /fast/disk/shards
       smaller patches, ten slices of the stack
-  python -m etl.build_shards experiments.yaml --include_wells A/1 B/1 --exclude_fovs A/1/3
+  %(prog)s experiments.yaml --include_wells A/1 B/1 --exclude_fovs A/1/3
       two wells, one bad field of view left out
-  python -m etl.build_shards experiments.yaml --repair
+  %(prog)s experiments.yaml --repair
       compare every file with its checksum, build again what is bad
 
 The command may be stopped at any time (Ctrl-C): given again, it goes on where it was. Given after it has ended, it
@@ -93,16 +97,18 @@ win over the YAML. experiments.yaml lists the experiments:
 """
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> CommandParser:
     """Make the command line; every build option has the name that it has in the YAML."""
-    parser = argparse.ArgumentParser(
-        prog="python -m etl.build_shards",
+    parser = CommandParser(
+        prog=called_as("build", "etl.build_shards"),
         description="Cut the cells of OME-Zarr plates into WebDataset shards with an index.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("experiments_yaml", type=Path, help="which plates, tracks and wells; see below")
-    parser.add_argument("--out", type=Path, default=Path("shards"), help="folder to write (default: %(default)s)")
+    parser.add_argument("experiments_yaml", type=parse_local_path, help="which plates, tracks and wells; see below")
+    parser.add_argument(
+        "--out", type=parse_local_path, default=Path("shards"), help="folder to write (default: %(default)s)"
+    )
     for name, help_text in _SWITCHES.items():
         flags = dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}"])
         parser.add_argument(*flags, dest=name, action="store_true", help=help_text)
@@ -144,26 +150,18 @@ _NOT_OPTIONS = ("experiments_yaml", "out", "quiet", "json", *_SWITCHES)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status: 0 done, 2 bad input or no space, 130 stopped."""
-    try:
-        return _run(make_parser().parse_args(argv))
-    except KeyboardInterrupt:
-        print("stopped. Give the same command again to go on.", file=sys.stderr)
-        return 130
+    return run_command(_run, argv, when_stopped="stopped. Give the same command again to go on.")
 
 
-def _run(arguments: argparse.Namespace) -> int:
-    from dynaclr_wds.errors import BuildError, ConfigError, PlateError
+def _run(argv: Sequence[str]) -> int:
+    arguments = make_parser().parse_args(argv)
     from etl.run.progress import make_progress, print_json, print_summary
     from etl.source.experiments import parse_build_config
 
     overrides = {k: v for k, v in vars(arguments).items() if k not in _NOT_OPTIONS and v is not None}
     switches = {name: getattr(arguments, name) for name in _SWITCHES}
-    try:
-        config = parse_build_config(arguments.experiments_yaml, overrides)
-        manifest = build_shards(config, arguments.out, progress=make_progress(arguments.quiet), **switches)
-    except (ConfigError, PlateError, BuildError, OSError) as error:
-        print("\n".join(["error: " + str(error), *getattr(error, "__notes__", ())]), file=sys.stderr)
-        return 2
+    config = parse_build_config(arguments.experiments_yaml, overrides)
+    manifest = build_shards(config, arguments.out, progress=make_progress(arguments.quiet), **switches)
     if arguments.json:
         print_json(manifest, arguments.out)
     elif not arguments.quiet:

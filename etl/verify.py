@@ -1,6 +1,6 @@
 """Checks a shard set: the command that compares every file, block and member with what was written.
 
-    python -m etl.verify SHARDS [--quick] [--json]
+    dynaclr-wds verify SHARDS [--quick] [--json]
 
 Checks the manifest against itself; every index file against its checksum; the index arrays against each other; the
 tables against the arrays; and, unless `--quick`, every shard and block against its checksum and every member against
@@ -9,11 +9,13 @@ the index. Reads only. Exit status: 0 all is well, 1 something is not, 2 there i
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from dynaclr_wds.local_paths import parse_local_path, refuse_url
+from dynaclr_wds.program import CommandParser, called_as, run_command
 
 if TYPE_CHECKING:
     from etl.pack.read_back import Finding
@@ -50,17 +52,18 @@ def verify(
     from etl.run.progress import Progress
     from etl.run.verification import verify_set
 
+    refuse_url(root, "shards")
     return verify_set(Path(root), quick=quick, workers=workers or usable_cpus(), progress=progress or Progress())
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> CommandParser:
     """Make the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m etl.verify",
+    parser = CommandParser(
+        prog=called_as("verify", "etl.verify"),
         description="Check every file of a shard set. Exit status: 0 all is well, 1 something is not, 2 no shard set.",
-        epilog="`python -m etl.build_shards experiments.yaml --repair` builds again what is bad.",
+        epilog=f"`{called_as('build')} experiments.yaml --repair` builds again what is bad.",
     )
-    parser.add_argument("shards", type=Path, help="folder with manifest.json")
+    parser.add_argument("shards", type=parse_local_path, help="folder with manifest.json")
     parser.add_argument("--quick", action="store_true", help="leave the content of the shards out")
     parser.add_argument("--json", action="store_true", help="print one JSON object per finding")
     parser.add_argument("--workers", type=int, default=None, help="threads (default: all CPUs)")
@@ -70,26 +73,18 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
+    return run_command(_run, argv)
+
+
+def _run(argv: Sequence[str]) -> int:
     arguments = make_parser().parse_args(argv)
-    try:
-        return _run(arguments)
-    except KeyboardInterrupt:
-        print("stopped.", file=sys.stderr)
-        return 130
-
-
-def _run(arguments: argparse.Namespace) -> int:
     import dataclasses
     import json
 
     from etl.run.progress import make_progress
 
-    try:
-        progress = make_progress(arguments.quiet)
-        found = verify(arguments.shards, quick=arguments.quick, workers=arguments.workers, progress=progress)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    progress = make_progress(arguments.quiet)
+    found = verify(arguments.shards, quick=arguments.quick, workers=arguments.workers, progress=progress)
     for finding in found:
         print(json.dumps(dataclasses.asdict(finding)) if arguments.json else finding)
     if not arguments.quiet and not arguments.json:

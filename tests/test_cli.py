@@ -10,10 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from lightning.pytorch.cli import LightningArgumentParser
 from torch.utils.data import DataLoader
 
 from dynaclr_wds import __main__ as command
 from dynaclr_wds.commands import lightning as cli
+from dynaclr_wds.commands.short_help import GROUPS
 from dynaclr_wds.datamodule import MultiExperimentDataModule
 from dynaclr_wds.train.engine import ContrastiveModule
 from dynaclr_wds.transforms import BatchTransform, NormalizeSampled
@@ -101,8 +103,7 @@ def test_hcl_beta_is_set_once(monkeypatch):
 
 
 def test_hcl_beta_of_the_data_on_the_command_line_says_where_it_belongs(capsys):
-    with pytest.raises(SystemExit):
-        command.main(["fit", "--data.shards=none", "--data.hcl_beta=1.5"])
+    assert command.main(["fit", "--data.shards=none", "--data.hcl_beta=1.5"]) == 2
     assert 'Linked "data.hcl_beta" must be given via "model.hcl_beta"' in capsys.readouterr().err
 
 
@@ -112,19 +113,51 @@ def test_hcl_beta_of_the_data_in_a_config_is_not_lost_silently(monkeypatch, tmp_
         instantiate(monkeypatch, "fit", "-c", "own.yaml")
 
 
-def test_unknown_key_is_named(capsys):
-    with pytest.raises(SystemExit):
-        command.main(["fit", "--data.shards=none", "--data.batchsize=3"])
-    assert "data.batchsize" in capsys.readouterr().err
+def parsers(monkeypatch: pytest.MonkeyPatch) -> dict[str, LightningArgumentParser]:
+    """The parsers of Lightning's commands."""
+    made = []
+
+    def stop(self: cli.DynaCLRCommand, *_: object) -> None:
+        made.append(self)
+        raise Stop
+
+    monkeypatch.setattr(cli.DynaCLRCommand, "parse_arguments", stop)
+    with pytest.raises(Stop):
+        command.main(["fit"])
+    return made[0]._subcommand_parsers
 
 
-def test_help_teaches(capsys):
-    with pytest.raises(SystemExit) as exit_:
-        command.main(["--help"])
+@pytest.mark.parametrize("name", ["fit", "validate"])
+def test_short_help_tells_the_truth_about_options_and_defaults(monkeypatch, name):
+    parser = parsers(monkeypatch)[name]
+    actions = {action.dest: action for action in parser._actions}
+    shown = [option for options in GROUPS.values() for option in options if name == "fit" or not option.fit_only]
+    assert [option.name for option in shown if option.name not in actions] == []
+    for option in shown:
+        default = parser.get_defaults().get(option.name)
+        if option.default:
+            assert yaml.safe_load(option.default) == (list(default) if isinstance(default, tuple) else default), option
+
+
+def test_short_help_shows_twenty_options_and_the_way_to_all(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/dynaclr-wds"])
+    assert command.main(["fit", "-c", "some.yaml", "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "usage: dynaclr-wds fit -c CONFIG [--KEY VALUE ...]"
+    assert sum(line.startswith("  --") for line in lines) == 20
+    assert "  dynaclr-wds fit -c configs/fit.yaml --data.batch_size 256 --trainer.max_epochs 50" in lines
+    assert "  --data.batch_size              samples per step and per GPU (default: 128)" in lines
+    assert "  dynaclr-wds fit --help_all" in lines
+    assert len(lines) < 50
+
+
+def test_help_all_shows_every_option(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        command.main(["fit", "--help_all"])
     out = capsys.readouterr().out
-    assert exit_.value.code == 0
-    assert "\n  python -m dynaclr_wds fit -c configs/fit.yaml\n" in out
-    assert "{fit,validate,predict}" in out
+    assert stopped.value.code == 0
+    assert "--trainer.gradient_clip_val" in out
+    assert len(out.splitlines()) > 500
 
 
 def test_own_commands_are_run_without_lightning(monkeypatch):

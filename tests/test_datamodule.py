@@ -585,7 +585,7 @@ def test_prepare_data_builds_when_absent_and_does_nothing_when_up_to_date(collec
 def test_prepare_data_without_a_yaml_builds_nothing(tmp_path):
     make(tmp_path / "none").prepare_data()
     assert not (tmp_path / "none").exists()
-    with pytest.raises(FileNotFoundError, match=r"there is no manifest.json. Build the shards with `python -m etl"):
+    with pytest.raises(FileNotFoundError, match=r"there is no manifest.json. Build the shards with `dynaclr-wds build"):
         ready(tmp_path / "none")
 
 

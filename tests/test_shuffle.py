@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dynaclr_wds import __main__ as command
-from dynaclr_wds.commands.shuffle import parse_window
+from dynaclr_wds.commands.mixing import parse_window
 from dynaclr_wds.commands.tables import Mode, judge
 from dynaclr_wds.plan.audit.ledger import Ledger
 from dynaclr_wds.plan.audit.quality import measure_quality
@@ -111,7 +111,7 @@ def test_cells_can_be_chosen(shards, capsys):
     ("options", "message"),
     [
         (["--leaky", "2"], r"leaky=2.0 must be in \[0, 1\)"),
-        (["--leaky", "x"], "argument --leaky: invalid float value: 'x'. Give --help"),
+        (["--leaky", "x"], "argument --leaky: invalid float value: 'x'. `dynaclr-wds shuffle --help` lists"),
         (["--experiments", "nobody"], r"names \['nobody'\].*They hold \['experiment0', 'experiment1'\]"),
         (["--include_wells", "Z/9"], r"include_wells names \['Z/9'\]"),
         (["--tau_range", "0.5", "9"], "its shards hold positives at 1…2 frames"),
@@ -132,7 +132,7 @@ def test_mistakes_end_with_status_2_and_one_line(shards, capsys, options, messag
     status, out, err = run(capsys, shards, *options)
     assert status == 2
     assert out == ""
-    assert err.startswith("python -m dynaclr_wds shuffle: error: ")
+    assert err.startswith("error: ")
     assert len(err.splitlines()) == 1
     with pytest.raises(ValueError, match=message):
         raise ValueError(err)
@@ -196,5 +196,5 @@ def test_windows_are_read_as_people_write_them(text, size):
 def test_help_teaches(capsys):
     status, out, _ = run(capsys, "--help")
     assert status == 0
-    assert "python -m dynaclr_wds shuffle -c configs/fit.yaml" in out
+    assert "dynaclr-wds shuffle -c configs/fit.yaml" in out
     assert "  shuffle " in command.describe_commands()

@@ -1,1 +1,1 @@
-"""The commands of `python -m dynaclr_wds`, one file each."""
+"""The commands of `dynaclr-wds`, one file each."""

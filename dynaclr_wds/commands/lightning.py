@@ -5,16 +5,20 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import yaml
 from jsonargparse import DefaultHelpFormatter
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_warn
 
+from dynaclr_wds.config_errors import Asked, explain_mistake
 from dynaclr_wds.datamodule import MultiExperimentDataModule
+from dynaclr_wds.errors import ConfigError
+from dynaclr_wds.program import called_as, explain_error
 from dynaclr_wds.train.engine import ContrastiveModule
 from dynaclr_wds.train.epoch_ledger import EpochLedger
 
@@ -30,6 +34,19 @@ DESCRIPTIONS = {
 
 class _HelpFormatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Keep the lines of the description as they are written."""
+
+
+class _Mistake(Exception):
+    """What jsonargparse has to say, on its way to `DynaCLRCommand`."""
+
+
+class _Parser(LightningArgumentParser):
+    """Raises where jsonargparse would print its usage of 88 lines and exit."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if not self.exit_on_error:  # a parser inside the parser: its error is part of another's
+            super().error(message, ex)
+        raise _Mistake(message) from ex
 
 
 class SaveFitConfig(SaveConfigCallback):
@@ -55,8 +72,13 @@ class DynaCLRCommand(LightningCLI):
         parser.add_lightning_class_args(EpochLedger, "ledger")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse, and say so where a config sets what the link overrules."""
-        super().parse_arguments(parser, args)
+        """Parse; explain mistakes in a few lines, and say so where a config sets what the link overrules."""
+        try:
+            self.config = parser.parse_args(args)
+        except _Mistake as mistake:
+            command = str(args[0])
+            keys = [action.dest for action in self._parser(command)._actions]
+            raise ConfigError(explain_mistake(str(mistake), Asked(command, args[1:], keys))) from mistake
         chosen = self.config[self.config.subcommand]
         for path in chosen.get("config") or []:
             given = (yaml.safe_load(Path(path).read_text()).get("data") or {}).get("hcl_beta", chosen.model.hcl_beta)
@@ -65,6 +87,15 @@ class DynaCLRCommand(LightningCLI):
                     f"{path}: data.hcl_beta={given} is not used, model.hcl_beta={chosen.model.hcl_beta} is. "
                     "The loss owns it: set model.hcl_beta."
                 )
+
+    def instantiate_classes(self) -> None:
+        """Make model, data and trainer; what their classes refuse is a mistake in the config."""
+        try:
+            super().instantiate_classes()
+        except (ValueError, TypeError, ImportError) as error:
+            if explain_error(error) is not None:
+                raise
+            raise ConfigError(f"model, data or trainer can't be made as the config says: {error}") from error
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -78,16 +109,26 @@ class DynaCLRCommand(LightningCLI):
         return parser
 
 
-def run_lightning(argv: Sequence[str] | None, *, description: str = "") -> DynaCLRCommand:
+def run_lightning(argv: Sequence[str]) -> DynaCLRCommand:
     """Parse the arguments, make model, data and trainer, and run the command.
 
     Parameters
     ----------
     argv
-        `fit`, `validate` or `predict` and its options; None = those of the process.
-    description
-        Shown by `--help`.
+        `fit`, `validate` or `predict` and its options.
+
+    Raises
+    ------
+    ConfigError
+        A mistake in the config or the options.
     """
+    try:
+        return _make_command(argv)
+    except MisconfigurationException as error:
+        raise ConfigError(str(error)) from error
+
+
+def _make_command(argv: Sequence[str]) -> DynaCLRCommand:
     return DynaCLRCommand(
         ContrastiveModule,
         MultiExperimentDataModule,
@@ -95,14 +136,14 @@ def run_lightning(argv: Sequence[str] | None, *, description: str = "") -> DynaC
         seed_everything_default=0,
         save_config_callback=SaveFitConfig,
         save_config_kwargs={"overwrite": True},
+        parser_class=_Parser,
         parser_kwargs={
-            "prog": "python -m dynaclr_wds",
-            "description": description,
+            "prog": called_as(""),
             "formatter_class": _HelpFormatter,
             **{name: {"description": text} for name, text in DESCRIPTIONS.items()},
         },
         auto_configure_optimizers=False,
-        args=None if argv is None else list(argv),
+        args=list(argv),
     )
 
 

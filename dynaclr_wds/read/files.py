@@ -159,5 +159,5 @@ def explain_failure(root: Path, shard: ShardRecord, byte: int) -> StorageError:
         )
     return StorageError(
         f"{path}: byte {byte:,} can't be read: the disk or file server failed. Look at the system's log, and run "
-        f"`python -m etl.verify {root}` before you train again."
+        f"`dynaclr-wds verify {root}` before you train again."
     )

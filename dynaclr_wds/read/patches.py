@@ -112,7 +112,7 @@ class PatchReader:
             raise ChecksumError(
                 f"{self._shards.root / self._shards.manifest.shards[shard].path}: block {block}, bytes {begin:,} to "
                 f"{end:,}, is not what was written: its checksum is {contract.format_checksum(found)}, the index says "
-                f"{contract.format_checksum(expected)}. Run `python -m etl.verify {self._shards.root}` to see all that "
+                f"{contract.format_checksum(expected)}. Run `dynaclr-wds verify {self._shards.root}` to see all that "
                 "is damaged, and restore the shard or build it again."
             )
         self._verified[block] = True

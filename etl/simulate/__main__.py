@@ -1,4 +1,4 @@
-"""Simulates plates, track tables and `experiments.yaml`: the command `python -m etl.simulate OUT`.
+"""Simulates plates, track tables and `experiments.yaml`: the command `dynaclr-wds simulate OUT`.
 
 Cells of two conditions move, divide, die and respond, for the demo, the tests and the benchmarks. A field of view (FOV)
 depends on (seed, experiment, FOV) alone: the number of workers or of other FOVs changes nothing in it.
@@ -16,15 +16,18 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-import jsonargparse
 import numpy as np
 import yaml
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from dynaclr_wds.config_errors import Asked, explain_mistake
+from dynaclr_wds.errors import ConfigError
 from dynaclr_wds.files import write_whole
+from dynaclr_wds.local_paths import refuse_url
+from dynaclr_wds.program import called_as, run_command
 from etl.simulate.colony import sample_frames
 from etl.simulate.design import CONDITIONS, ExperimentDesign, SimulationConfig, plan_experiment
 from etl.simulate.render import render_frame, sample_scenery
@@ -75,7 +78,7 @@ def simulate_collection(out: Path, config: SimulationConfig, console: Console | 
     Returns
     -------
     Path
-        `experiments.yaml`, for `python -m etl.build_shards`.
+        `experiments.yaml`, for `dynaclr-wds build`.
 
     Raises
     ------
@@ -170,21 +173,32 @@ def _simulate_fov(fov: _Fov) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
-    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = jsonargparse.ArgumentParser(prog="python -m etl.simulate", description=__doc__)
-    parser.add_argument("out", type=Path, help="directory to write")
-    parser.add_class_arguments(SimulationConfig, as_group=False)
+    return run_command(_run, arguments)
+
+
+def _run(arguments: Sequence[str]) -> int:
+    parser = _make_parser(arguments)
     options = vars(parser.parse_args(arguments))
     out = options.pop("out")
-    console = Console(stderr=True)
-    try:
-        config = SimulationConfig(**options)
-        path = simulate_collection(out, config, console)
-    except (ValueError, FileExistsError) as error:
-        console.print(f"error: {error}", style="red", highlight=False)
-        return 2
-    print(path)
+    refuse_url(out, "out")
+    print(simulate_collection(Path(out), SimulationConfig(**options), Console(stderr=True)))
     return 0
+
+
+def _make_parser(arguments: Sequence[str]) -> Any:
+    """Make the command line: an option per field of `SimulationConfig`, explained by its docstring."""
+    import jsonargparse  # here, because no test of the simulation needs it
+
+    class Parser(jsonargparse.ArgumentParser):
+        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+            asked = Asked("simulate", arguments, [action.dest for action in self._actions])
+            raise ConfigError(explain_mistake(message, asked)) from ex
+
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = Parser(prog=called_as("simulate", "etl.simulate"), description=__doc__)
+    parser.add_argument("out", type=str, help="directory to write")
+    parser.add_class_arguments(SimulationConfig, as_group=False)
+    return parser
 
 
 if __name__ == "__main__":

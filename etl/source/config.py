@@ -62,7 +62,7 @@ class ExperimentConfig:
     data_path: Text
     """Plate: an absolute path, or a URL as written."""
     tracks_path: Text
-    """Folder with one track file per FOV at `<row>/<col>/<fov>/`; absolute, or a URL as written."""
+    """Folder with one track file per FOV at `<row>/<col>/<fov>/`; absolute."""
     channel_names: Annotated[tuple[str, ...], As(texts())]
     """All channels of the plate, in the plate's order."""
     source_channel: Annotated[tuple[str, ...], As(texts())]

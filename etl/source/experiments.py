@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from dynaclr_wds.contract import OWN_LABELS
 from dynaclr_wds.errors import ConfigError
+from dynaclr_wds.local_paths import refuse_url
 from dynaclr_wds.tau import reaches_a_frame
 from etl.run.executors import usable_cpus
 from etl.source.config import BuildConfig, BuildOptions, ExperimentConfig, Shorthands
@@ -48,6 +49,7 @@ def parse_build_config(path: str | Path, overrides: Mapping[str, Any] | None = N
     StorageError
         The YAML cannot be read.
     """
+    refuse_url(path, "experiments_yaml")
     path = Path(path)
     where = str(path)
     raw = parse_table(read_yaml(path, _AS_TEXT), f"{where}: top level", ("experiments", "shards"))
@@ -169,8 +171,10 @@ def _parse_experiment(raw: object, where: str, root: Path) -> ExperimentConfig:
 
 
 def _find(path: str, where: str, root: Path) -> str:
-    """Make a path absolute; a URL stays as it is."""
+    """Make a path absolute. The plate may be a URL, which stays as it is; tables are read from a disk."""
     expanded = expand_variables(path, where)
+    if not where.endswith(".data_path"):
+        refuse_url(expanded, where)
     return expanded if "://" in expanded else os.path.normpath(root / expanded)
 
 

@@ -1,0 +1,235 @@
+"""Measures how well batches would be mixed: plans epochs of streaming, exact mode and an ideal draw, without pixels.
+
+What `dynaclr-wds shuffle` prints; docs/SAMPLING.md defines every number.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from rich.console import Console
+
+from dynaclr_wds.commands.tables import WIDTH, Mode, format_modes
+from dynaclr_wds.plan.audit.bytes_read import account_bytes
+from dynaclr_wds.plan.audit.expected_pairs import UniformDraw
+from dynaclr_wds.plan.audit.ledger import Ledger
+from dynaclr_wds.plan.audit.quality import QualityMeter, sample_ideal
+from dynaclr_wds.plan.config import SamplingConfig
+from dynaclr_wds.plan.index import PlanIndex
+from dynaclr_wds.plan.sampler import FlexibleBatchSampler
+from dynaclr_wds.shardset import ShardSet
+from dynaclr_wds.split import check_experiments
+
+_SAMPLING = tuple(f.name for f in fields(SamplingConfig))
+_LABELS = ("batch_group_by", "stratify_by")
+_OURS = (
+    *("shards", "tau_range", "val_experiments", "include_wells", "exclude_fovs", "window_bytes", "num_streams"),
+    *_LABELS,
+)
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What to measure."""
+
+    index: PlanIndex
+    config: SamplingConfig
+    window_bytes: int | None
+    num_streams: int | None
+    epochs: int
+
+
+def parse_request(values: Mapping[str, Any]) -> Request:
+    """Open the shards and check what is asked of them.
+
+    Raises
+    ------
+    ValueError
+        A value or name that isn't allowed; the message says what is.
+    """
+    if "shards" not in values:
+        raise ValueError("no shards: name the folder, or give a config with `data.shards`.")
+    if values["epochs"] < 1:
+        raise ValueError(f"epochs={values['epochs']} must be >= 1.")
+    shards = ShardSet.open(values["shards"])
+    held_out = values.get("val_experiments") or ()
+    check_experiments(held_out, shards.experiments, "val_experiments")
+    chosen = values.get("experiments") or [e for e in shards.experiments if e not in held_out]
+    low, high = values.get("tau_range") or shards.manifest.tau_range_hours
+    labels = {name: tuple(values[name]) for name in _LABELS if name in values}
+    index = shards.plan_index(chosen, (low, high), values.get("include_wells"), values.get("exclude_fovs"), **labels)
+    given = {name: values[name] for name in _SAMPLING if name in values}
+    for name in ("experiment_weights", "condition_ratio"):
+        if name in given:  # pairs from the command line, a mapping from a config
+            given[name] = {key: float(value) for key, value in dict(given[name]).items()}
+    for name in ("leaky", "temporal_window_hours", "temporal_global_fraction", "tau_decay_rate"):
+        if name in given:
+            given[name] = float(given[name])
+    window = values.get("window_bytes")
+    return Request(
+        index=index,
+        config=SamplingConfig(**given),
+        window_bytes=None if window is None else parse_window(str(window), index.stored_bytes),
+        num_streams=values.get("num_streams"),
+        epochs=values["epochs"],
+    )
+
+
+def parse_window(text: str, used: int) -> int:
+    """Read a number of bytes: `4000000`, `512M`, `1.5GiB`, or `10%` of the bytes that are used.
+
+    Raises
+    ------
+    ValueError
+        The text is none of these.
+    """
+    number = text.rstrip("%BbiKMGTkmgt")
+    unit = text[len(number) :]
+    try:
+        scale = used / 100 if unit == "%" else _UNITS[unit.upper().removesuffix("B").removesuffix("I")]
+        return int(float(number) * scale)
+    except (KeyError, ValueError, OverflowError) as error:
+        raise ValueError(
+            f"window_bytes={text!r} is no size. Give bytes (4000000, 512M, 1.5GiB) or a share (10%)."
+        ) from error
+
+
+def measure_modes(asked: Request) -> list[Mode]:
+    """Measure streaming (where a window is given), exact mode, and an ideal draw of the first's composition."""
+    uniform = UniformDraw(asked.index)
+    modes: list[Mode] = []
+    if asked.window_bytes is not None:
+        streaming = FlexibleBatchSampler(
+            asked.index, asked.config, window_bytes=asked.window_bytes, num_streams=asked.num_streams
+        )
+        modes += measure("streaming", streaming, uniform, asked, ideal=True)
+    exact = measure("exact", FlexibleBatchSampler(asked.index, asked.config), uniform, asked, ideal=not modes)
+    return [*modes[:1], *exact, *modes[1:]]
+
+
+def measure(
+    name: str, sampler: FlexibleBatchSampler, uniform: UniformDraw, asked: Request, *, ideal: bool
+) -> list[Mode]:
+    """Measure one way of reading and, if asked for, an ideal draw of its composition."""
+    index, config = asked.index, asked.config
+    seconds, traffic = 0.0, []
+    ledgers = [Ledger(index, config) for _ in range(1 + ideal)]
+    meters = [QualityMeter(uniform, config) for _ in ledgers]
+    for epoch in range(asked.epochs):
+        sampler.set_epoch(epoch)
+        for number in range(sampler.global_batches):
+            begun = time.perf_counter()
+            plan = sampler.plan(number)
+            seconds += time.perf_counter() - begun
+            plans = [plan, *(sample_ideal(uniform, config, [plan], epoch) if ideal else ())]
+            for one, ledger, meter in zip(plans, ledgers, meters, strict=True):
+                ledger.add(one)
+                meter.add(one)
+        schedules = [s for s in map(sampler.blocks, range(sampler.num_streams)) if s is not None]
+        if schedules:
+            traffic.append(account_bytes(index, schedules, sampler.global_batches // sampler.num_streams))
+    mean = {key: float(np.mean([t[key] for t in traffic])) for key in (traffic[0] if traffic else ())}
+    reports = [ledger.report(streaming) for ledger, streaming in zip(ledgers, (mean, {}), strict=False)]
+    ms = 1000 * seconds / max(reports[0].batches, 1)
+    return [
+        Mode(name=n, report=report, quality=meter.quality(), ms_per_batch=ms)
+        for n, report, meter in zip((name, "ideal"), reports, meters, strict=False)
+    ]
+
+
+def describe(asked: Request, modes: Sequence[Mode]) -> dict[str, Any]:
+    """Return plain values, for JSON."""
+    return {
+        "anchors": len(asked.index.row),
+        "strata": len(asked.index.strata),
+        "bytes_stored": asked.index.stored_bytes,
+        "window_bytes": asked.window_bytes,
+        "num_streams": asked.num_streams,
+        "epochs": asked.epochs,
+        "sampling": {name: getattr(asked.config, name) for name in _SAMPLING},
+        "modes": {
+            m.name: {"quality": m.quality.to_dict(), "report": m.report.to_dict(), "ms_per_batch": m.ms_per_batch}
+            for m in modes
+        },
+    }
+
+
+def print_modes(shards: str, asked: Request, modes: Sequence[Mode]) -> None:
+    """Print the tables."""
+    console = Console(width=None if sys.stdout.isatty() else max(WIDTH, 130), highlight=False)
+    console.print(_headline(shards, asked, modes))
+    console.print()
+    console.print(format_modes(modes))
+
+
+def _headline(shards: str, asked: Request, modes: Sequence[Mode]) -> str:
+    config, index = asked.config, asked.index
+    experiments = len({s.experiment for s in index.strata})
+    what = [f"batch of {config.batch_size}", f"seed {config.seed}"]
+    what += [f"leak {config.leaky:g}"] if config.leaky else []
+    what += [f"{index.value_label}s balanced"] if config.condition_balanced else []
+    if config.temporal_enrichment:
+        what.append(f"±{config.temporal_window_hours:g} h around a focal HPI")
+    if asked.window_bytes is not None:
+        what.append(f"window {asked.window_bytes / index.stored_bytes:.1%} of the bytes")
+    anchors = f"{len(index.row):,} anchors in {len(index.strata)} strata of {experiments} experiments"
+    return f"[bold]{shards}[/]: {anchors}; {modes[0].report.batches:,} batches\n{', '.join(what)}"
+
+
+def merge_config(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Fill up what was given on the command line from a config's `data:` section."""
+    if "config" not in given:
+        return dict(given)
+    try:
+        document = yaml.safe_load(Path(given["config"]).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        raise ValueError(
+            f"{given['config']}: can't be read as YAML ({' '.join(str(error).split())}). Give the config of a training."
+        ) from error
+    data = document.get("data") if isinstance(document, dict) else None
+    if not isinstance(data, dict):
+        raise ValueError(f"{given['config']}: has no `data:` section. Give the config of a training.")
+    known = {key: value for key, value in data.items() if key in (*_SAMPLING, *_OURS) and value is not None}
+    for key, value in known.items():
+        _check_kind(f"{given['config']}: data.{key}", key, value)
+    return {**known, **given}
+
+
+_TEXTS = ("val_experiments", "include_wells", "exclude_fovs", *_LABELS)
+_NUMBERS = ("experiment_weights", "condition_ratio")
+
+
+def _check_kind(where: str, key: str, value: Any) -> None:
+    """Check that a value of a config is of the kind that its option has; YAML reads `1e-1` as text."""
+    if key in ("batch_size", "seed", "num_streams"):
+        good = isinstance(value, int) and not isinstance(value, bool)
+    elif key in ("leaky", "temporal_window_hours", "temporal_global_fraction", "tau_decay_rate"):
+        good = _is_number(value)
+    elif key in _NUMBERS:
+        good = isinstance(value, dict) and all(isinstance(k, str) and _is_number(v) for k, v in value.items())
+    elif key in _TEXTS:
+        good = isinstance(value, list) and all(isinstance(item, str) for item in value)
+    elif key == "tau_range":
+        good = isinstance(value, list) and len(value) == 2 and all(type(item) in (int, float) for item in value)
+    elif key in ("shards", "window_bytes"):
+        good = isinstance(value, str) or (key == "window_bytes" and _is_number(value))
+    else:
+        good = isinstance(value, bool)
+    if not good:
+        raise ValueError(f"{where}={value!r:.100} is not what the option --{key} takes. Correct it; --help says more.")
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        return not isinstance(value, bool) and math.isfinite(float(value))
+    except (TypeError, ValueError, OverflowError):
+        return False

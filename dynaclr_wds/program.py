@@ -1,0 +1,146 @@
+"""Runs a command as people call it: its name in texts, its errors in a few lines, its exit status.
+
+Every command of both halves goes through `run_command`. An error that is ours, or a file that can't be read, ends the
+command with status 2 and the message alone; `--debug` anywhere, or `DYNACLR_DEBUG=1`, shows the traceback above it. Any
+other error keeps its traceback, with a line that says where to report it. Imports the standard library only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import linecache
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import NoReturn
+
+from dynaclr_wds.errors import DynaCLRError
+
+ISSUES = "https://github.com/dynaclr-wds/dynaclr-wds/issues"
+"""As in pyproject.toml."""
+
+_REPORT = f"This looks like a fault of dynaclr-wds. Please report it with the lines above: {ISSUES}"
+_OURS = tuple(str(Path(__file__).parents[1] / package) + os.sep for package in ("dynaclr_wds", "etl"))
+_STATED = (ValueError, TypeError, RuntimeError, OSError)
+"""Builtin errors that our own code raises about what a user gave."""
+
+_debug: ContextVar[bool] = ContextVar("debug", default=False)
+
+
+def called_as(command: str, module: str | None = None) -> str:
+    """Say how the user called a command, for usage texts.
+
+    Parameters
+    ----------
+    command
+        Name of the subcommand; empty for the program itself.
+    module
+        Module that runs the same command as `python -m <module>`.
+    """
+    given = Path(sys.argv[0])
+    place = (given.parent if given.name == "__main__.py" else given.with_suffix("")).as_posix()
+    if module is not None and f"/{place}".endswith("/" + module.replace(".", "/")):
+        return f"python -m {module}"
+    program = (
+        "python -m dynaclr_wds" if given.name == "__main__.py" and place.endswith("dynaclr_wds") else "dynaclr-wds"
+    )
+    return f"{program} {command}".rstrip()
+
+
+def suggest(name: str, known: Collection[str]) -> str:
+    """Return ` Did you mean …?`, or nothing where no known name is near."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f" Did you mean {close[0]}?" if close else ""
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the usage that hides it."""
+
+    def error(self, message: str) -> NoReturn:
+        """Name the option, the nearest one that there is, and where all of them stand."""
+        unknown = re.match(r"unrecognized arguments: (--[^\s=]+)", message)
+        near = (
+            suggest(unknown[1], [name for name in self._option_string_actions if name.startswith("--")])
+            if unknown
+            else ""
+        )
+        self.exit(2, f"error: {message}.{near} `{self.prog} --help` lists what there is.\n")
+
+
+def run_command(
+    run: Callable[[Sequence[str]], int], argv: Sequence[str] | None, *, when_stopped: str = "stopped."
+) -> int:
+    """Run a command and turn its errors into messages.
+
+    Parameters
+    ----------
+    run
+        Takes the arguments, without `--debug`, and returns the exit status.
+    argv
+        Arguments after the command's name; None = those of the process.
+    when_stopped
+        Said after Ctrl-C.
+
+    Returns
+    -------
+    int
+        Exit status: that of `run`, 2 for an error that is explained, 130 after Ctrl-C.
+    """
+    given = sys.argv[1:] if argv is None else list(argv)
+    with _debugging("--debug" in given):
+        try:
+            return run([word for word in given if word != "--debug"])
+        except KeyboardInterrupt:
+            print(when_stopped, file=sys.stderr)
+            return 130
+        except Exception as error:
+            lines = explain_error(error)
+            if lines is None:
+                if _REPORT not in getattr(error, "__notes__", ()):
+                    error.add_note(_REPORT)
+                raise
+            if _debug.get():
+                traceback.print_exception(error)
+            print("error: " + "\n".join(lines), file=sys.stderr)
+            return 2
+
+
+@contextmanager
+def _debugging(asked: bool) -> Iterator[None]:
+    """Note that the traceback is wanted, also for a command that runs inside another."""
+    token = _debug.set(asked or _debug.get() or os.environ.get("DYNACLR_DEBUG", "0") not in ("", "0"))
+    try:
+        yield
+    finally:
+        _debug.reset(token)
+
+
+def explain_error(error: BaseException) -> list[str] | None:
+    """Return the lines that tell a user what to mend; None where only a traceback helps.
+
+    What a library wraps is explained by the error of ours that it wraps.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if is_ours(cause):
+            return [str(cause), *getattr(cause, "__notes__", ())]
+        cause = cause.__cause__
+    if isinstance(error, OSError):
+        return [f"{str(error).rstrip('.')}. --debug shows what wanted it.", *getattr(error, "__notes__", ())]
+    return None
+
+
+def is_ours(error: BaseException) -> bool:
+    """Whether our own code raised an error in order to say something: its last frame is a `raise` of this project."""
+    if isinstance(error, DynaCLRError):
+        return True
+    frames = traceback.extract_tb(error.__traceback__) if isinstance(error, _STATED) else []
+    if not frames or not frames[-1].filename.startswith(_OURS) or frames[-1].lineno is None:
+        return False
+    return linecache.getline(frames[-1].filename, frames[-1].lineno).lstrip().startswith("raise")

@@ -1,0 +1,168 @@
+"""Chooses what the configs say for given experiments. Pure: facts in, values with their reasons out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from math import sqrt
+
+from dynaclr_wds.errors import ConfigError
+from dynaclr_wds.tau import least_tau, tau_range_frames
+from etl.configure.facts import ExperimentFacts
+from etl.configure.templates import Value
+
+MOST_SAMPLES, LEAST_SAMPLES = 256, 8
+"""Of a batch."""
+
+_LABEL_FREE = re.compile(
+    r"phase|bright|(?:^|[^a-z])(?:bf|dic|pc|tl|trans)(?:[^a-z]|$)|retard|qpi|holo|label.?free", re.I
+)
+_SMALLEST_CROP = 32
+
+
+def choose_values(
+    facts: Sequence[ExperimentFacts], shards: str, tau_range_hours: tuple[float, float], memory: int
+) -> dict[str, Value]:
+    """Choose the values of all keys that depend on the data.
+
+    Parameters
+    ----------
+    facts
+        The experiments, in the order of the YAML.
+    shards
+        Folder of the shards.
+    tau_range_hours
+        What the shards are built for.
+    memory
+        Bytes of memory of the machine.
+
+    Returns
+    -------
+    dict
+        Path of a key in a config → value and comment.
+
+    Raises
+    ------
+    ConfigError
+        The experiments store patches of different shapes, so no one network fits.
+    """
+    _check_one_shape(facts)
+    channels, depth, height, width = facts[0].shape
+    held_out = facts[-1].name if len(facts) > 1 else None
+    training = facts[:-1] if held_out else facts
+    alone = "one experiment: nothing to hold out, so there is no validation"
+    of_others = f"held out for validation; trained on: {_shorten([fact.name for fact in training])}"
+    return {
+        "model.encoder.init_args.in_channels": Value(str(channels), _name_channels(facts)),
+        "model.encoder.init_args.in_stack_depth": Value(str(depth), "planes per patch, after data.z_range"),
+        "data.shards": Value(quote(shards), "folder that `dynaclr-wds build` writes"),
+        "data.val_experiments": Value(f"[{quote(held_out)}]", of_others) if held_out else Value("[]", alone),
+        "data.final_yx_patch_size": _choose_crop(height, width),
+        "data.batch_size": _choose_batch_size(training),
+        "data.window_bytes": _choose_window(facts, memory),
+        "data.tau_range": _choose_tau_range(facts, tau_range_hours),
+        "data.channel_dropout_channels": _choose_dropout(facts),
+    }
+
+
+def quote(text: str) -> str:
+    """Write a text as YAML, in quotes where it would be read as something else."""
+    plain = re.fullmatch(r"[A-Za-z_./][\w./\-]*", text) and text.lower() not in (
+        "null",
+        "true",
+        "false",
+        "yes",
+        "no",
+        "on",
+        "off",
+    )
+    return text if plain and text != "." else "'" + text.replace("'", "''") + "'"
+
+
+def is_label_free(channel: str) -> bool:
+    """Guess from its name whether a channel is label-free, such as phase or brightfield."""
+    return _LABEL_FREE.search(channel) is not None
+
+
+def _check_one_shape(facts: Sequence[ExperimentFacts]) -> None:
+    for other in facts[1:]:
+        if other.shape != facts[0].shape:
+            shapes = {fact.name: "x".join(map(str, fact.shape)) for fact in facts}
+            raise ConfigError(
+                f"experiments store patches (C, Z, Y, X) of different shapes: {shapes}; one network needs one shape. "
+                "Choose as many channels for each (source_channel) and the same slices (shards.z_range), or put them "
+                "into separate YAMLs."
+            )
+
+
+def _name_channels(facts: Sequence[ExperimentFacts]) -> str:
+    return _shorten(list(dict.fromkeys(" + ".join(fact.channels) for fact in facts)))
+
+
+def _shorten(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _choose_crop(height: int, width: int) -> Value:
+    """Crop to what stays whole under any rotation: the side over √2, in multiples of 8."""
+    crop = [8 * int(side / sqrt(2) / 8) for side in (height, width)]
+    if min(crop) < _SMALLEST_CROP:
+        return Value("null", f"(Y, X) that the network sees; null = all of {[height, width]}, which is small")
+    return Value(str(crop), f"of {[height, width]} stored, so that rotations bring in no black corners")
+
+
+def _choose_batch_size(training: Sequence[ExperimentFacts]) -> Value:
+    """Choose the largest power of two that every experiment can fill with distinct lineages, conditions in balance."""
+    room = {fact.name: len(fact.lineages) * min(fact.lineages.values(), default=0) for fact in training}
+    name = min(room, key=lambda key: room[key])
+    size = LEAST_SAMPLES
+    while 2 * size <= min(room[name], MOST_SAMPLES):
+        size *= 2
+    if room[name] < size:
+        return Value(str(size), f"per rank; {name} fills {room[name]} with distinct lineages, so some share one")
+    return Value(str(size), f"per rank; {name} can fill {room[name]} with distinct lineages, conditions in balance")
+
+
+def _choose_window(facts: Sequence[ExperimentFacts], memory: int) -> Value:
+    size, half = sum(fact.stored_bytes for fact in facts), memory // 2
+    about = f"shards of about {_write_bytes(size)}, memory {_write_bytes(memory)}"
+    if size <= half:
+        return Value("null", f"null = all at hand: {about}")
+    return Value(f"{half:_}", f"stream through half of the memory: {about}")
+
+
+def _write_bytes(count: int) -> str:
+    size = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"
+
+
+def _choose_tau_range(facts: Sequence[ExperimentFacts], hours: tuple[float, float]) -> Value:
+    frames = {}
+    for fact in facts:
+        low, high = tau_range_frames(hours, fact.interval_minutes)
+        frames[f"{fact.interval_minutes:g} min"] = f"{int(least_tau(low))} to {high}"
+    shown = ", ".join(f"{span} frames of {interval}" for interval, span in list(frames.items())[:3])
+    return Value(str(list(hours)), f"hours from anchor to positive, as the shards are built: {shown}")
+
+
+def _choose_dropout(facts: Sequence[ExperimentFacts]) -> Value:
+    """Drop fluorescence beside a label-free channel; a channel counts as that if its name does in every experiment."""
+    bright = {place for fact in facts for place, name in enumerate(fact.channels) if is_label_free(name)}
+    dark = [place for place in range(len(facts[0].channels)) if place not in bright]
+    if not bright or not dark:
+        return Value("[]", "no fluorescence beside a label-free channel, as far as names tell: none is dropped")
+    names = ", ".join(facts[0].channels[place] for place in dark)
+    return Value(str(dark), f"fluorescence by its name: {names}")
+
+
+def describe(facts: Sequence[ExperimentFacts]) -> Mapping[str, str]:
+    """Say per experiment what was found."""
+    return {
+        fact.name: f"{sum(fact.lineages.values()):,} lineages, {', '.join(fact.channels)}, "
+        f"{'x'.join(map(str, fact.shape))}, about {_write_bytes(fact.stored_bytes)}"
+        for fact in facts
+    }

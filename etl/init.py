@@ -1,0 +1,154 @@
+"""Writes what a new user starts from: the command `dynaclr-wds init`.
+
+    dynaclr-wds init experiments.yaml [--out configs]     configs for these experiments
+    dynaclr-wds init PLATE [TRACKS] [PLATE [TRACKS] …]    experiments.yaml for these plates
+    dynaclr-wds init                                      the first, or else an experiments.yaml to fill in
+
+Nothing that is there is replaced, unless `--overwrite` says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from dynaclr_wds.errors import BuildError, ConfigError
+from dynaclr_wds.files import write_whole
+from dynaclr_wds.local_paths import parse_local_path
+from dynaclr_wds.program import CommandParser, called_as, run_command
+
+EXPERIMENTS = Path("experiments.yaml")
+_NOT_FILLED = ("demo.yaml", EXPERIMENTS.name)
+"""Shipped configs that are of no use with other data."""
+
+
+_EXAMPLES = """examples:
+  %(prog)s experiments.yaml
+      configs/*.yaml with channels, patches, held-out experiment, batch size and window filled in
+  %(prog)s plate.zarr tracks
+      experiments.yaml with what the plate says of itself
+  %(prog)s
+      an experiments.yaml to fill in
+"""
+
+
+def make_parser() -> CommandParser:
+    """Make the command line."""
+    parser = CommandParser(
+        prog=called_as("init", "etl.init"),
+        description="Write configs for your experiments.yaml, or an experiments.yaml for your plates.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "what", nargs="*", type=parse_local_path, help="an experiments.yaml; or plates, each with its tracks"
+    )
+    parser.add_argument("--out", type=parse_local_path, help="folder for configs (default: configs)")
+    parser.add_argument("--shards", default="shards", help="folder that the shards will be in (default: %(default)s)")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit status."""
+    return run_command(_run, argv)
+
+
+def _run(argv: Sequence[str]) -> int:
+    given = make_parser().parse_args(argv)
+    what: list[Path] = given.what
+    if not what and not EXPERIMENTS.exists():
+        return _write_template(given.overwrite)
+    what = what or [EXPERIMENTS]
+    yamls = [path for path in what if path.suffix.lower() in (".yaml", ".yml")]
+    if yamls and len(what) > 1:
+        raise ConfigError(
+            f"init takes one YAML, or plates, but not {[str(path) for path in what]}. Give one of the two."
+        )
+    if yamls:
+        return _write_configs(yamls[0], given.out or Path("configs"), given.shards, overwrite=given.overwrite)
+    return _write_experiments(what, given.overwrite)
+
+
+def _write_configs(path: Path, out: Path, shards: str, *, overwrite: bool) -> int:
+    from etl.configure.choices import choose_values, describe
+    from etl.configure.facts import find_facts, usable_memory
+    from etl.configure.templates import fill_template, find_templates
+    from etl.source.experiments import parse_build_config
+
+    templates = [file for file in sorted(find_templates().glob("*.yaml")) if file.name not in _NOT_FILLED]
+    _refuse_existing([out / file.name for file in templates], overwrite)
+    config = parse_build_config(path)
+    facts = find_facts(config)
+    values = choose_values(facts, shards, config.tau_range_hours, usable_memory())
+    if facts[0].shape[1] == 1:
+        templates = [file for file in templates if "_3d" not in file.stem]  # nothing of 3D to see in one plane
+    said = f"Filled in for {path} by `dynaclr-wds init`."
+    for file in templates:
+        _write(out / file.name, fill_template(file.read_text(encoding="utf-8"), values, said))
+    for name, text in describe(facts).items():
+        print(f"{name}: {text}")
+    print(f"Wrote {', '.join(str(out / file.name) for file in templates)}. Next:")
+    print(f"  {called_as('build')} {shlex.quote(str(path))} --out {shlex.quote(shards)}")
+    print(f"  {called_as('fit')} -c {shlex.quote(str(out / 'fit.yaml'))}")
+    return 0
+
+
+def _write_experiments(what: Sequence[Path], overwrite: bool) -> int:
+    from etl.configure.experiments import is_plate, write_experiments
+    from etl.configure.templates import MARK, find_templates
+
+    plates: list[tuple[Path, Path | None]] = []
+    for path in what:
+        if not path.is_dir():
+            raise ConfigError(
+                f"{path}: no such folder. Give an experiments.yaml, or a plate and the folder of its tracks."
+            )
+        if is_plate(path):
+            plates.append((path, None))
+        elif plates and plates[-1][1] is None:
+            plates[-1] = (plates[-1][0], path)
+        else:
+            raise ConfigError(f"{path}: is no Zarr folder, and tracks follow their plate. Give PLATE TRACKS.")
+    _refuse_existing([EXPERIMENTS], overwrite)
+    template = (find_templates() / EXPERIMENTS.name).read_text(encoding="utf-8")
+    text = write_experiments(template, plates, Path())
+    _write(EXPERIMENTS, text)
+    _say_what_is_left([line.strip() for line in text.splitlines() if MARK in line and not line.startswith("#")])
+    return 0
+
+
+def _write_template(overwrite: bool) -> int:
+    from etl.configure.templates import find_templates
+
+    _refuse_existing([EXPERIMENTS], overwrite)
+    _write(EXPERIMENTS, (find_templates() / EXPERIMENTS.name).read_text(encoding="utf-8"))
+    _say_what_is_left([])
+    return 0
+
+
+def _say_what_is_left(lines: Sequence[str]) -> None:
+    print(f"Wrote {EXPERIMENTS}. Look at the lines marked CHANGE{':' if lines else '.'}")
+    for line in lines:
+        print(f"  {line}")
+    print(f"Then: {called_as('init')} {EXPERIMENTS}")
+
+
+def _refuse_existing(paths: Sequence[Path], overwrite: bool) -> None:
+    there = [str(path) for path in paths if path.exists()]
+    if there and not overwrite:
+        raise BuildError(
+            f"{', '.join(there)}: already there. Give --overwrite to replace them, or another --out for configs."
+        )
+
+
+def _write(path: Path, text: str) -> None:
+    with write_whole(path) as file:
+        file.write(text.encode())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,280 @@
+"""`init` writes configs that run for given experiments, or an experiments.yaml for plates. It replaces nothing."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dynaclr_wds import __main__ as program
+from dynaclr_wds.errors import BuildError, ConfigError
+from etl.configure.choices import choose_values, is_label_free, quote
+from etl.configure.facts import ExperimentFacts, find_facts
+from etl.configure.templates import Value, fill_template, find_templates
+from etl.simulate.__main__ import SimulationConfig, simulate_collection
+from etl.source.experiments import parse_build_config
+from tests.plates import write_plate
+
+ROOT = Path(__file__).parent.parent
+SMALL = SimulationConfig(experiments=2, fovs=2, frames=8, size=64, cells=5, cell_radius=7.0)
+SHORT = shlex.split(
+    "--trainer.max_epochs 2 --trainer.limit_train_batches 2 --trainer.limit_val_batches 1 --trainer.accelerator cpu "
+    "--trainer.enable_progress_bar false --trainer.enable_model_summary false --trainer.num_sanity_val_steps 0 "
+    "--trainer.log_every_n_steps 1 --model.encoder.init_args.backbone resnet10"
+)
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/dynaclr-wds"])
+    monkeypatch.chdir(tmp_path)
+
+
+def facts(name: str = "a", **changes: object) -> ExperimentFacts:
+    given = {
+        "channels": ("Phase3D", "GFP"),
+        "shape": (2, 5, 192, 192),
+        "interval_minutes": 30.0,
+        "stored_bytes": 4_000_000_000,
+        "lineages": {"mock": 60, "infected": 40},
+    }
+    return ExperimentFacts(name=name, **{**given, **changes})
+
+
+def choose(*experiments: ExperimentFacts, memory: int = 64_000_000_000) -> dict[str, str]:
+    return {key: value.text for key, value in choose_values(experiments, "shards", (0.5, 2.0), memory).items()}
+
+
+def test_values_follow_from_the_experiments():
+    assert choose(facts("a"), facts("b", lineages={"mock": 3})) == {
+        "model.encoder.init_args.in_channels": "2",
+        "model.encoder.init_args.in_stack_depth": "5",
+        "data.shards": "shards",
+        "data.val_experiments": "[b]",
+        "data.final_yx_patch_size": "[128, 128]",
+        "data.batch_size": "64",
+        "data.window_bytes": "null",
+        "data.tau_range": "[0.5, 2.0]",
+        "data.channel_dropout_channels": "[1]",
+    }
+
+
+def test_reasons_stand_beside_the_values():
+    values = choose_values([facts("a"), facts("b"), facts("c", interval_minutes=20.0)], "s", (0.5, 2.0), 10**11)
+    said = {key.rpartition(".")[2]: value.comment for key, value in values.items()}
+    assert said["val_experiments"] == "held out for validation; trained on: a, b"
+    assert said["batch_size"] == "per rank; a can fill 80 with distinct lineages, conditions in balance"
+    assert said["window_bytes"] == "null = all at hand: shards of about 12 GB, memory 100 GB"
+    assert said["tau_range"].endswith("as the shards are built: 1 to 4 frames of 30 min, 2 to 6 frames of 20 min")
+    assert said["in_channels"] == "Phase3D + GFP"
+    assert said["channel_dropout_channels"] == "fluorescence by its name: GFP"
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "text"),
+    [
+        ({}, "data.val_experiments", "[]"),
+        ({"lineages": {"mock": 1}}, "data.batch_size", "8"),
+        ({"lineages": {"mock": 10_000}}, "data.batch_size", "256"),
+        ({"lineages": {"mock": 300, "infected": 9}}, "data.batch_size", "16"),
+        ({"lineages": {}}, "data.batch_size", "8"),
+        ({"stored_bytes": 33_000_000_000}, "data.window_bytes", "32_000_000_000"),
+        ({"stored_bytes": 32_000_000_000}, "data.window_bytes", "null"),
+        ({"shape": (2, 5, 256, 192)}, "data.final_yx_patch_size", "[176, 128]"),
+        ({"shape": (2, 5, 40, 40)}, "data.final_yx_patch_size", "null"),
+        ({"channels": ("Phase3D",), "shape": (1, 1, 64, 64)}, "data.channel_dropout_channels", "[]"),
+        ({"channels": ("GFP", "mCherry")}, "data.channel_dropout_channels", "[]"),
+        ({"channels": ("GFP", "DIC")}, "data.channel_dropout_channels", "[0]"),
+    ],
+)
+def test_one_value_at_a_time(changes, key, text):
+    assert choose(facts(**changes))[key] == text
+
+
+def test_experiments_that_no_network_fits_together_are_named():
+    with pytest.raises(ConfigError, match=r"different shapes: \{'a': '2x5x192x192', 'b': '1x5x192x192'\}; one network"):
+        choose(facts("a"), facts("b", shape=(1, 5, 192, 192)))
+
+
+@pytest.mark.parametrize("name", ["Phase3D", "Phase", "BF", "Brightfield QPI", "DIC", "Retardance", "bf-1", "TL 10x"])
+def test_label_free_channels_are_known_by_name(name):
+    assert is_label_free(name)
+
+
+@pytest.mark.parametrize("name", ["GFP", "raw mCherry EX561 EM600-37", "DAPI", "FUCCI cyan", "SiR-DNA", "dicer"])
+def test_fluorescence_is_everything_else(name):
+    assert not is_label_free(name)
+
+
+@pytest.mark.parametrize(
+    "text", ["a", "no", "007", "a: b", "it's", "a#b", "x, y", "null", "µ", "[a]", ".", "a/b-c.zarr", "~"]
+)
+def test_quoted_texts_are_read_as_they_were(text):
+    assert yaml.safe_load(f"[{quote(text)}]") == [text]
+
+
+def test_only_marked_lines_are_filled_and_the_rest_stays_as_it_is():
+    lines = ["# About.", "# Lines marked CHANGE depend on you.", "a:", "  b: 1 # CHANGE", "  c: 1", "  # d: 1 # CHANGE"]
+    lines += ["l:", "  - k: 1", "    b: 2 # CHANGE: x", "  - b: 1 # CHANGE", "b: 3 # CHANGE"]
+    values = {
+        "a.b": Value("[2]", "two"),
+        "a.c": Value("9", "no"),
+        "l.-.b": Value("'x'", "in a list"),
+        "z": Value("1", ""),
+    }
+    expected = ["# About.", "# Filled in.", "a:", "  b: [2] # two", "  c: 1", "  # d: 1 # CHANGE"]
+    expected += ["l:", "  - k: 1", "    b: 'x' # in a list", "  - b: 'x' # in a list", "b: 3 # CHANGE"]
+    assert fill_template("\n".join(lines), values, "Filled in.").splitlines() == expected
+
+
+def test_the_shipped_configs_are_the_templates():
+    assert find_templates() == ROOT / "configs"
+    assert parse_build_config(find_templates() / "experiments.yaml").experiments[0].name == "my_experiment"
+
+
+def test_lineages_and_bytes_are_counted_from_the_tables(collection: Path):
+    """Tables of 272 and 219 cells, six lineages in each of three FOVs; patches of 2 x 3 x 16 x 16, stored 1.2 times."""
+    found = find_facts(parse_build_config(collection))
+    assert [fact.name for fact in found] == ["e0", "e1", "e2", "e3"]
+    assert (found[0].channels, found[0].shape) == (("Phase", "GFP"), (2, 3, 16, 16))
+    assert found[0].lineages == {"control": 12, "infected": 6}
+    assert found[0].stored_bytes == 1_002_701  # uint16
+    assert found[1].stored_bytes == 1_614_643  # float32
+
+
+def test_every_mark_is_filled_and_every_config_loads(collection: Path, capsys: pytest.CaptureFixture[str]):
+    assert program.main(["init", str(collection), "--out", "mine", "--shards", "my shards"]) == 0
+    out = capsys.readouterr().out
+    assert out.splitlines()[-1] == "  dynaclr-wds fit -c mine/fit.yaml"
+    assert f"  dynaclr-wds build {collection} --out 'my shards'\n" in out
+    written = sorted(path.name for path in Path("mine").iterdir())
+    assert {"fit.yaml", "fit_3d.yaml", "fit_triplet.yaml"} <= set(written)
+    assert not {"demo.yaml", "experiments.yaml"} & set(written)
+    for path in Path("mine").iterdir():
+        text = path.read_text()
+        assert "CHANGE" not in text, path
+        assert f"# Filled in for {collection} by `dynaclr-wds init`." in text
+        made, template = yaml.safe_load(text), yaml.safe_load((ROOT / "configs" / path.name).read_text())
+        assert made.keys() == template.keys()
+        assert made["data"]["shards"] == "my shards"
+        if path.stem.startswith("fit"):
+            assert made["data"]["val_experiments"] == ["e3"]
+            assert made["data"]["tau_range"] == [0.5, 1.5]
+            assert made["model"]["encoder"]["init_args"]["in_channels"] == 2
+            assert made["model"]["encoder"]["init_args"]["in_stack_depth"] == 3
+
+
+def test_nothing_is_replaced_without_being_told(collection: Path, capsys: pytest.CaptureFixture[str]):
+    Path("configs").mkdir()
+    own = Path("configs/fit.yaml")
+    own.write_text("mine")
+    assert program.main(["init", str(collection)]) == 2
+    assert capsys.readouterr().err.startswith("error: configs/fit.yaml: already there. Give --overwrite to replace")
+    assert own.read_text() == "mine"
+    assert [path.name for path in Path("configs").iterdir()] == ["fit.yaml"]
+    assert program.main(["init", str(collection), "--overwrite"]) == 0
+    assert own.read_text() != "mine"
+
+
+def test_without_anything_there_is_an_experiments_yaml_to_fill_in(capsys: pytest.CaptureFixture[str]):
+    assert program.main(["init"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "Wrote experiments.yaml. Look at the lines marked CHANGE.",
+        "Then: dynaclr-wds init experiments.yaml",
+    ]
+    assert Path("experiments.yaml").read_text() == (ROOT / "configs/experiments.yaml").read_text()
+    assert program.main(["init"]) == 2  # now it is read, and has no plate yet
+    assert "data_path=" in capsys.readouterr().err
+
+
+def test_plates_fill_in_what_they_say_of_themselves(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    channels = ["Phase: 3D", "GFP"]
+    common = {"fovs": ["A/1/0", "B/2/0", "B/2/1"], "shape": (3, 2, 4, 100, 60), "channel_names": channels}
+    write_plate(tmp_path / "first" / "plate.zarr", version="0.4", dtype="uint16", seed=0, **common)
+    write_plate(tmp_path / "second.zarr", version="0.5", dtype="uint16", seed=0, **common)
+    (tmp_path / "first/tracks").mkdir()
+    (tmp_path / "other").mkdir()
+    assert program.main(["init", "first/plate.zarr", "second.zarr", "other"]) == 0
+    text = Path("experiments.yaml").read_text()
+    document = yaml.safe_load(text)
+    assert [entry["name"] for entry in document["experiments"]] == ["first", "second"]
+    assert [entry["tracks_path"] for entry in document["experiments"]] == ["first/tracks", "other"]
+    for entry in document["experiments"]:
+        assert entry["channel_names"] == entry["source_channel"] == channels
+        assert entry["condition_wells"] == {"all": ["A/1", "B/2"]}
+        assert entry["interval_minutes"] is None
+    assert document["shards"]["yx_patch_size"] == [56, 56]
+    waiting = [line.strip() for line in text.splitlines() if "CHANGE" in line and not line.startswith("#")]
+    assert [line.partition(":")[0] for line in waiting] == [
+        *("condition_wells", "interval_minutes", "start_hpi") * 2,
+        "yx_patch_size",
+    ]
+    assert [line.strip() for line in capsys.readouterr().out.splitlines()[1:-1]] == waiting
+    assert program.main(["init", "second.zarr"]) == 2
+    assert capsys.readouterr().err.startswith("error: experiments.yaml: already there. Give --overwrite")
+
+
+def test_a_plate_that_says_its_interval_needs_no_change_of_it(tmp_path: Path):
+    simulate_collection(tmp_path / "plates", SMALL)
+    assert program.main(["init", "plates/sim_01/plate.zarr"]) == 0
+    (entry,) = yaml.safe_load(Path("experiments.yaml").read_text())["experiments"]
+    assert (entry["name"], entry["interval_minutes"]) == ("sim_01", 20)
+    assert entry["tracks_path"] == "plates/sim_01/tracks"
+    made = yaml.safe_load(Path("experiments.yaml").read_text())
+    assert parse_build_config("experiments.yaml").yx_patch_size == tuple(made["shards"]["yx_patch_size"]) == (64, 64)
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        (["nowhere"], "nowhere: no such folder. Give an experiments.yaml, or a plate and the folder of its tracks."),
+        (["empty"], "empty: is no Zarr folder, and tracks follow their plate. Give PLATE TRACKS."),
+        (["a.yaml", "b.yaml"], "init takes one YAML, or plates, but not ['a.yaml', 'b.yaml']. Give one of the two."),
+        (["absent.yaml"], "absent.yaml: no such file. Give the path of an experiments.yaml."),
+        (["group.zarr"], "group.zarr: has no OME-Zarr `plate` metadata."),
+    ],
+)
+def test_mistakes_of_init_are_one_line(capsys: pytest.CaptureFixture[str], what: list[str], said: str):
+    Path("empty").mkdir()
+    Path("group.zarr").mkdir()
+    Path("group.zarr/zarr.json").write_text('{"zarr_format": 3, "node_type": "group", "attributes": {}}')
+    assert program.main(["init", *what]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {said}")
+    assert not Path("configs").exists()
+
+
+def test_configs_that_are_missing_from_an_installation_are_said_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr("dynaclr_wds.__file__", str(tmp_path / "dynaclr_wds/__init__.py"))
+    with pytest.raises(BuildError, match=r"dynaclr_wds/configs: the configs are missing from the installation"):
+        find_templates()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("without_fsync")
+@pytest.mark.filterwarnings("ignore:val_experiments is empty:UserWarning")
+@pytest.mark.filterwarnings("ignore:Total length of .list. across ranks is zero:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*could not find the monitored key:UserWarning")
+@pytest.mark.parametrize("alone", [False, True], ids=["two experiments", "one experiment, one channel"])
+def test_what_init_writes_runs(tmp_path: Path, alone: bool):
+    """simulate → init → build → fit of two epochs, with nothing edited in between."""
+    path = simulate_collection(tmp_path, SMALL)
+    if alone:
+        document = yaml.safe_load(path.read_text())
+        document["experiments"] = document["experiments"][:1]
+        document["experiments"][0]["source_channel"] = ["Phase3D"]
+        path.write_text(yaml.safe_dump(document))
+    assert program.main(["init"]) == 0
+    assert program.main(["build", "experiments.yaml", "--quiet"]) == 0
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    assert program.main(["fit", "-c", "configs/fit.yaml", *SHORT]) == 0
+    (saved,) = Path("logs").rglob("config.yaml")
+    config = yaml.safe_load(saved.read_text())
+    assert config["data"]["val_experiments"] == ([] if alone else ["sim_01"])
+    assert config["model"]["encoder"]["init_args"]["in_channels"] == (1 if alone else 2)
+    ledger = [json.loads(file.read_text()) for file in sorted(Path("logs").rglob("ledger-epoch=*.json"))]
+    assert len(ledger) == 2

@@ -1,0 +1,347 @@
+"""One program runs every command: names, help, errors of a few lines, and what it refuses."""
+
+from __future__ import annotations
+
+import runpy
+import subprocess
+import sys
+import tomllib
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import dynaclr_wds
+import etl
+from dynaclr_wds import __main__ as program
+from dynaclr_wds.build import build_from_yaml
+from dynaclr_wds.errors import BuildError, ConfigError
+from dynaclr_wds.local_paths import refuse_url
+from dynaclr_wds.program import ISSUES, called_as, explain_error, run_command, suggest
+from dynaclr_wds.shardset import ShardSet
+from etl import build_shards, verify
+from etl import init as init_command
+from etl.simulate import __main__ as simulate
+from etl.source import preflight
+from etl.source.experiments import parse_build_config
+from tests.test_imports import loaded_by
+
+ROOT = Path(__file__).parent.parent
+HEAVY = {"numpy", "torch", "lightning", "pyarrow", "duckdb", "zarr", "rich", "yaml", "jsonargparse", "pydantic"}
+
+
+@pytest.fixture(autouse=True)
+def _called(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/dynaclr-wds"])
+    monkeypatch.delenv("DYNACLR_DEBUG", raising=False)
+
+
+def test_every_subcommand_is_the_command_of_its_module() -> None:
+    mains = {
+        "init": init_command.main,
+        "build": build_shards.main,
+        "simulate": simulate.main,
+        "verify": verify.main,
+    }
+    for name, main in mains.items():
+        assert import_module(program.COMMANDS[name][0]).main is main
+    assert {"init", "build", "simulate", "fit", "validate", "predict", "shuffle", "verify"} == {
+        *program.COMMANDS,
+        *program.LIGHTNING,
+    }
+
+
+def test_help_lists_every_command_in_the_order_of_use(capsys: pytest.CaptureFixture[str]) -> None:
+    assert program.main(["--help"]) == 0
+    out = capsys.readouterr().out
+    listed = [line.split()[0] for line in out.splitlines() if line.startswith("  ") and not line.startswith("  d")]
+    assert listed == ["init", "build", "simulate", "fit", "validate", "predict", "shuffle", "verify"]
+    assert "  dynaclr-wds fit -c configs/fit.yaml\n" in out
+
+
+@pytest.mark.parametrize("command", [[], ["build"], ["init"], ["verify"], ["shuffle"], ["fit"], ["validate"]], ids=str)
+def test_help_imports_nothing_heavy(command: list[str]) -> None:
+    call = f"contextlib.suppress(SystemExit): main({[*command, '--help']!r})"
+    silent = "sys.stdout = io.StringIO()"
+    loaded = loaded_by(
+        "import contextlib, io, sys; from dynaclr_wds.__main__ import main",
+        silent,
+        f"with {call}",
+        "sys.stdout = sys.__stdout__",
+    )
+    assert loaded & HEAVY == set()
+
+
+@pytest.mark.parametrize(
+    ("argv0", "name"),
+    [
+        ("/venv/bin/dynaclr-wds", "dynaclr-wds build"),
+        ("/x/site-packages/dynaclr_wds/__main__.py", "python -m dynaclr_wds build"),
+        ("/x/etl/build_shards.py", "python -m etl.build_shards"),
+        ("/x/bin/pytest", "dynaclr-wds build"),
+    ],
+)
+def test_usage_shows_the_name_that_was_called(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], argv0: str, name: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", [argv0])
+    with pytest.raises(SystemExit) as stopped:
+        build_shards.main(["--help"])
+    out = capsys.readouterr().out
+    assert stopped.value.code == 0
+    assert out.startswith(f"usage: {name} [-h]")
+    assert f"\n  {name} experiments.yaml\n" in out
+
+
+def test_a_package_is_called_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/x/etl/simulate/__main__.py"])
+    assert called_as("simulate", "etl.simulate") == "python -m etl.simulate"
+    assert called_as("verify", "etl.verify") == "dynaclr-wds verify"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["biuld"], "error: dynaclr-wds has no command 'biuld'. Did you mean build?\n"),
+        (
+            ["zzz"],
+            "error: dynaclr-wds has no command 'zzz'. There are build, fit, init, predict, shuffle, simulate, "
+            "validate, verify.\n",
+        ),
+    ],
+)
+def test_an_unknown_command_is_answered_with_the_nearest(
+    capsys: pytest.CaptureFixture[str], given: list[str], said: str
+) -> None:
+    assert program.main(given) == 2
+    assert capsys.readouterr() == ("", said)
+
+
+def test_version_has_one_source(capsys: pytest.CaptureFixture[str]) -> None:
+    assert program.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"dynaclr-wds {dynaclr_wds.__version__}\n"
+    assert etl.__version__ == dynaclr_wds.__version__ == "0.1.0"
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert project["project"]["dynamic"] == ["version"]
+    assert project["project"]["urls"]["Issues"] == ISSUES
+    assert f"\nversion: {dynaclr_wds.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+
+
+def test_windows_is_refused_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    with pytest.raises(ImportError, match=r"runs on Linux and macOS, not on Windows: .* Use it in WSL2"):
+        runpy.run_path(str(Path(dynaclr_wds.__file__)))
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys; sys.platform = 'win32'; import etl"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("ImportError: dynaclr-wds runs on Linux and macOS, not on Windows")
+
+
+def raising(error: Exception):
+    """Return a command that raises an error the way a library does: not by a `raise` of ours."""
+
+    def run(argv: Sequence[str]) -> int:
+        assert "--debug" not in argv
+        raise error
+
+    return run
+
+
+def test_an_error_of_ours_is_its_message_and_its_notes(capsys: pytest.CaptureFixture[str]) -> None:
+    error = ConfigError("a.yaml: x=3 must be 4. Correct it.")
+    error.add_note("This is the second experiment.")
+    assert run_command(raising(error), ["--quiet"]) == 2
+    assert capsys.readouterr().err == "error: a.yaml: x=3 must be 4. Correct it.\nThis is the second experiment.\n"
+
+
+def test_a_wrapped_error_of_ours_is_explained_by_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    wrapped = TypeError("Does not validate")
+    wrapped.__cause__ = ConfigError("x=3 must be 4.")
+    assert run_command(raising(wrapped), []) == 2
+    assert capsys.readouterr().err == "error: x=3 must be 4.\n"
+
+
+def test_a_value_error_that_our_code_raises_is_ours() -> None:
+    with pytest.raises(ValueError, match="must be two finite numbers") as raised:
+        import_module("dynaclr_wds.tau").tau_range_frames((0.0, float("nan")), 30.0)
+    assert explain_error(raised.value) == ["A τ range of 0.0 to nan hours must be two finite numbers. Give the hours."]
+
+
+def test_a_file_that_is_not_there_needs_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(lambda argv: len(Path(argv[0]).read_text()), ["nowhere"]) == 2
+    assert capsys.readouterr().err == (
+        "error: [Errno 2] No such file or directory: 'nowhere'. --debug shows what wanted it.\n"
+    )
+
+
+@pytest.mark.parametrize("argv", [["--debug", "x"], ["x", "--debug"], ["x"]], ids=str)
+def test_debug_shows_the_traceback_and_then_the_message(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], argv: list[str]
+) -> None:
+    if "--debug" not in argv:
+        monkeypatch.setenv("DYNACLR_DEBUG", "1")
+    assert run_command(raising(BuildError("The disk is full.")), argv) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("Traceback (most recent call last):\n")
+    assert err.endswith("dynaclr_wds.errors.BuildError: The disk is full.\nerror: The disk is full.\n")
+
+
+def test_debug_before_the_command_reaches_it(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert program.main(["--debug", "verify", str(tmp_path)]) == 2
+    assert "Traceback" in capsys.readouterr().err
+    assert program.main(["verify", str(tmp_path)]) == 2
+    assert (
+        capsys.readouterr().err
+        == f"error: {tmp_path}/manifest.json: there is no manifest, so no shard set. Build it, or name its folder.\n"
+    )
+
+
+@pytest.mark.parametrize("error", [ValueError("of a library"), KeyError("x"), ZeroDivisionError()], ids=repr)
+def test_any_other_error_keeps_its_traceback_and_says_where_to_report(error: Exception) -> None:
+    with pytest.raises(type(error)) as raised:
+        run_command(raising(error), [])
+    assert raised.value is error
+    (note,) = error.__notes__
+    assert note == f"This looks like a fault of dynaclr-wds. Please report it with the lines above: {ISSUES}"
+
+
+def test_ctrl_c_ends_with_130(capsys: pytest.CaptureFixture[str]) -> None:
+    def stop(_: Sequence[str]) -> int:
+        raise KeyboardInterrupt
+
+    assert run_command(stop, []) == 130
+    assert capsys.readouterr().err == "stopped.\n"
+
+
+def test_a_name_far_from_all_suggests_nothing() -> None:
+    assert suggest("fot", ["fit", "build"]) == " Did you mean fit?"
+    assert suggest("zebra", ["fit", "build"]) == ""
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (
+            ["build", "e.yaml", "--yx_pach_size", "3"],
+            "unrecognized arguments: --yx_pach_size 3. Did you mean --yx_patch_size?",
+        ),
+        (["build"], "the following arguments are required: experiments_yaml."),
+        (["build", "absent.yaml"], "absent.yaml: no such file. Give the path of an experiments.yaml."),
+        (["verify", "x", "--workers", "two"], "argument --workers: invalid int value: 'two'."),
+        (["verify", "x", "--quik"], "unrecognized arguments: --quik. Did you mean --quick?"),
+        (["simulate", "o", "--framez", "3"], "there is no option --framez. Did you mean --frames?"),
+        (["simulate", "o", "--frames", "many"], "frames=many must be a whole number. Correct it."),
+        (["simulate", "o", "--frames", "0"], "frames=0 must be >= 1. Give a larger value."),
+        (["shuffle", "x", "--lekay", "3"], "unrecognized arguments: --lekay 3. Did you mean --leaky?"),
+        (["init", "x", "--overwrit", "--ovr"], "unrecognized arguments: --ovr."),
+    ],
+    ids=str,
+)
+def test_mistakes_in_options_are_one_line_and_status_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, argv: list[str], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    try:
+        status = program.main(argv)
+    except SystemExit as stopped:  # argparse ends by itself
+        status = stopped.code
+    err = capsys.readouterr().err
+    assert status == 2
+    assert len(err.splitlines()) == 1
+    assert err.startswith(f"error: {said}")
+    assert list(tmp_path.iterdir()) == []
+
+
+URLS = ("s3://bucket/x", "gs://bucket/x", "az://box/x", "https://host/x", "file:///x")
+
+
+@pytest.mark.parametrize("url", URLS)
+def test_a_url_is_named_as_it_was_given(url: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        refuse_url(url, "shards")
+    assert str(raised.value) == (
+        f"shards={url!r} is a URL, and URLs are not supported here yet: it must be a path on a local or mounted disk. "
+        "Copy the files to a disk, or mount the bucket."
+    )
+
+
+@pytest.mark.parametrize("path", ["shards", "/data/a:b", "./s3", "a b/c", "C1/x", "~/x"])
+def test_a_path_is_no_url(path: str) -> None:
+    refuse_url(path, "shards")
+    refuse_url(Path(path), "shards")
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["build", "e.yaml", "--out", "s3://bucket/x"],
+        ["build", "s3://bucket/x"],
+        ["verify", "s3://bucket/x"],
+        ["shuffle", "s3://bucket/x"],
+        ["simulate", "s3://bucket/x"],
+        ["init", "s3://bucket/x"],
+        ["init", "e.yaml", "--out", "s3://bucket/x"],
+    ],
+    ids=str,
+)
+def test_every_command_refuses_urls(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, argv: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    try:
+        status = program.main(argv)
+    except SystemExit as stopped:
+        status = stopped.code
+    assert status == 2
+    assert "='s3://bucket/x' is a URL, and URLs are not supported here yet" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_python_refuses_urls_too(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="shards='gs://b/x' is a URL"):
+        ShardSet.open("gs://b/x")
+    with pytest.raises(ConfigError, match="shards='gs://b/x' is a URL"):
+        verify.verify("gs://b/x")
+    with pytest.raises(ConfigError, match="experiments_yaml='gs://b/x' is a URL"):
+        build_from_yaml("gs://b/x", "shards", {})
+    with pytest.raises(ConfigError, match="shards='gs://b/x' is a URL"):
+        build_from_yaml(str(tmp_path / "e.yaml"), "gs://b/x", {})
+    with pytest.raises(ConfigError, match="experiments_yaml='gs://b/x' is a URL"):
+        parse_build_config("gs://b/x")
+
+
+@pytest.mark.parametrize("key", ["tracks_path", "annotations"])
+def test_tables_are_read_from_a_disk(tmp_path: Path, key: str) -> None:
+    entry = {
+        "name": "a",
+        "data_path": "s3://b/plate",
+        "tracks_path": "t",
+        "channel_names": "[P]",
+        "source_channel": "[P]",
+    }
+    entry |= {"condition_wells": "{c: [A/1]}", key: "s3://b/x"}
+    lines = "\n    ".join(f"{name}: {value}" for name, value in entry.items())
+    (tmp_path / "e.yaml").write_text(f"experiments:\n  - {lines}\n")
+    with pytest.raises(ConfigError, match=rf"experiments\[0\].{key}='s3://b/x' is a URL"):
+        parse_build_config(tmp_path / "e.yaml")
+
+
+def test_a_plate_in_a_bucket_needs_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def open_plate(*_: object) -> None:
+        raise ImportError("Install s3fs to access S3")
+
+    monkeypatch.setattr(preflight, "open_plate", open_plate)
+    entry = "name: a, data_path: s3://b/plate, tracks_path: t, channel_names: [P], source_channel: [P]"
+    (tmp_path / "e.yaml").write_text(
+        f"experiments:\n  - {{{entry}, condition_wells: {{c: [A/1]}}, interval_minutes: 30}}\n"
+    )
+    with pytest.raises(
+        ConfigError, match=r"data_path='s3://b/plate' needs a package .* Install s3fs to access S3, as with pip"
+    ):
+        preflight.open_plates(parse_build_config(tmp_path / "e.yaml"))
