@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from dynaclr_wds.suspicions import SUSPICIONS, FactsRecord
 from etl.build_shards import build_shards, main
 from etl.index import build_index
 from etl.layout.jobs import read_columns
-from etl.run.progress import Progress, summarize_dropped
+from etl.run.progress import Progress, print_summary, summarize_dropped
 from etl.simulate.__main__ import SimulationConfig, simulate_collection
 from etl.source.experiments import parse_build_config
 from etl.source.plates import Fov, open_plate
@@ -617,6 +619,20 @@ def test_the_command_says_what_is_drawn_and_nothing_of_sound_data(
         "divisions, 230 patches near the border moved into the image (by 7.87 px at most)",
         "nothing was dropped",
     ]
+
+
+def test_a_terminal_without_unicode_shows_the_summary_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scale = {"scale": [3600.0, 1, 1, 0.325, 0.325], "units": UNITS}
+    path = write_plates(tmp_path, {"interval_minutes": None}, scales=[scale], tau_range_hours=[0.5, 2.0])
+    with io.TextIOWrapper(io.BytesIO(), encoding="ascii") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        print_summary(build(path, tmp_path / "shards"))
+        stream.seek(0)
+        lines = stream.read().splitlines()
+    assert "60 minutes a frame, positives 1 to 2 frames later (1 to 2 h), pixels of 0.325 um; " in lines[-4]
+    assert lines[-1].startswith(
+        "- a: tau_range_hours asks for 0.5 to 2 h, but frames are 60 minutes apart, so 0.5 h can't"
+    )
 
 
 @pytest.mark.slow

@@ -147,7 +147,17 @@ def print_summary(manifest: Manifest) -> None:
         table.add_row("all", *[""] * (len(manifest.shard_by) - 1), *sums)
     console.print(table)
     for line in (*summarize_facts(manifest), *summarize_dropped(manifest), *list_suspicious(manifest)):
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(_make_encodable(line, console.encoding), markup=False, soft_wrap=True)
+
+
+def _make_encodable(line: str, encoding: str) -> str:
+    """Write a line so that a terminal without Unicode can show it."""
+    try:
+        line.encode(encoding)
+    except UnicodeEncodeError:
+        plain = line.replace("τ", "tau").replace("µ", "u")
+        return plain.encode(encoding, "replace").decode(encoding)
+    return line
 
 
 def print_json(manifest: Manifest, out: Path) -> None:
