@@ -10,6 +10,8 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from dynaclr_wds.train.stop_signals import Stopped, StopSignals, is_first_process
+
 COMMANDS: dict[str, tuple[str, str]] = {
     "shuffle": ("dynaclr_wds.commands.shuffle", "Show how well batches would be mixed, without reading a pixel."),
 }
@@ -59,9 +61,16 @@ def describe_commands() -> str:
     return "\n".join([DESCRIPTION, *(["Also:", *own] if own else [])])
 
 
-if __name__ == "__main__":
+def run() -> int:
+    """Run one command as a process of its own. Ctrl-C and SIGTERM end it with one line, also during imports."""
     try:
-        sys.exit(main())
-    except KeyboardInterrupt:  # also while the heavy imports are under way
-        print("stopped.", file=sys.stderr)
-        sys.exit(130)
+        with StopSignals():
+            return main()
+    except Stopped as stopped:
+        if not stopped.said and is_first_process():
+            print(f"Stopped by {stopped.cause}.", file=sys.stderr)
+        return int(stopped.code)
+
+
+if __name__ == "__main__":
+    sys.exit(run())
