@@ -237,6 +237,27 @@ def test_a_stopped_training_that_goes_on_equals_one_that_was_not_stopped(shards,
     assert third.trained == third.validated == []
 
 
+@pytest.mark.parametrize(("hook", "nth"), [("on_validation_batch_start", 3), ("on_train_batch_start", 6)])
+def test_validations_in_the_middle_of_an_epoch_are_all_made(shards, tmp_path, hook, nth):
+    options = {"val_check_interval": 4, "limit_train_batches": 8, "max_epochs": 1}
+    whole, model = History(), make_model()
+    make_trainer(tmp_path / "whole", whole, **options, enable_checkpointing=False).fit(
+        model, datamodule=make_data(shards)
+    )
+    first, second, again = History(), History(), make_model()
+    trainer = make_trainer(tmp_path, first, SignalAt(hook, nth, signal.SIGTERM), TrainingCheckpoint(), **options)
+    with pytest.raises(Stopped):
+        trainer.fit(make_model(), datamodule=make_data(shards))
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    make_trainer(tmp_path, second, TrainingCheckpoint(), **options).fit(
+        again, datamodule=make_data(shards), ckpt_path=last
+    )
+    assert len(first.trained) == (4 if "validation" in hook else 6)
+    assert first.trained + second.trained == whole.trained
+    assert first.validated + second.validated == whole.validated
+    assert_same(weights(again), weights(model))
+
+
 def test_a_validation_that_was_made_again_is_not_made_a_third_time(shards, tmp_path):
     """The checkpoint after a validation that was cut off says nothing of the cut any more."""
     last, history = tmp_path / "checkpoints" / "last.ckpt", History()
