@@ -73,7 +73,7 @@ def report(seconds: float) -> None:
     command = LightningCLI(
         ContrastiveModule,
         MultiExperimentDataModule,
-        args=["--config", str(CONFIG)],
+        args={key: value for key, value in yaml.safe_load(CONFIG.read_text()).items() if key != "checkpoint"},
         run=False,
         save_config_callback=None,
         auto_configure_optimizers=False,

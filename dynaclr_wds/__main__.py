@@ -13,6 +13,7 @@ from importlib import import_module
 
 from dynaclr_wds import __version__
 from dynaclr_wds.program import called_as, run_command, suggest
+from dynaclr_wds.train.stop_signals import Stopped, StopSignals, is_first_process
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "init": ("etl.init", "Write configs for your experiments.yaml, or an experiments.yaml for your plates."),
@@ -84,10 +85,16 @@ def _run_lightning(given: Sequence[str]) -> int:
     if has_short_help(given[0]) and {"-h", "--help"} & set(given):
         print(describe_options(given[0]))
         return 0
-    from dynaclr_wds.commands.lightning import leave_processes, run_lightning  # heavy: not for the commands above
+    try:
+        with StopSignals():  # Ctrl-C and SIGTERM end it with one line, also during the imports
+            from dynaclr_wds.commands.lightning import leave_processes, run_lightning  # heavy: not for other commands
 
-    run_lightning(["--help" if word == "--help_all" else word for word in given])
-    leave_processes()
+            run_lightning(["--help" if word == "--help_all" else word for word in given])
+            leave_processes()
+    except Stopped as stopped:
+        if not stopped.said and is_first_process():
+            print(f"Stopped by {stopped.cause}.", file=sys.stderr)
+        return stopped.code
     return 0
 
 

@@ -7,7 +7,8 @@ Exception
     ├── ConfigError            a setting, YAML file or track table that can't be used (ValueError)
     ├── PlateError             a plate that can't be read, or is not OME-Zarr (ValueError)
     ├── BuildError             a build that can't start or go on, for a reason outside its input (RuntimeError)
-    └── StorageError           a file that fails while it is read (OSError)
+    ├── StorageError           a file that fails while it is read (OSError)
+    └── NotFiniteError         a loss or weights that are NaN or infinite (FloatingPointError)
 
 Each is also a builtin, so callers may catch that. A message has three parts: what broke and where, what is allowed,
 what to do.
@@ -42,3 +43,7 @@ class BuildError(DynaCLRError, RuntimeError):
 
 class StorageError(DynaCLRError, OSError):
     """A file or disk that fails while it is read."""
+
+
+class NotFiniteError(DynaCLRError, FloatingPointError):
+    """A loss, or weights, that are NaN or infinite."""

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import logging
+import shlex
 import sys
 from pathlib import Path
 
@@ -15,8 +16,10 @@ from torch.utils.data import DataLoader
 
 from dynaclr_wds import __main__ as command
 from dynaclr_wds.commands import lightning as cli
+from dynaclr_wds.commands.going_on import find_program, format_resume
 from dynaclr_wds.commands.short_help import GROUPS
 from dynaclr_wds.datamodule import MultiExperimentDataModule
+from dynaclr_wds.errors import NotFiniteError
 from dynaclr_wds.train.engine import ContrastiveModule
 from dynaclr_wds.transforms import BatchTransform, NormalizeSampled
 
@@ -205,7 +208,6 @@ QUIET = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--
 
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning")
-@pytest.mark.filterwarnings("ignore:The dirpath has changed:UserWarning")  # a run after the training has its own
 def test_from_config_through_training_and_checkpoint_to_embeddings(monkeypatch, tmp_path):
     monkeypatch.setattr(cli, "MultiExperimentDataModule", InMemory)
     encoder = {
@@ -224,7 +226,7 @@ def test_from_config_through_training_and_checkpoint_to_embeddings(monkeypatch, 
     (tmp_path / "fit.yaml").write_text(yaml.safe_dump(config))
     assert command.main(["fit", "-c", "fit.yaml", *QUIET]) == 0
     (saved,) = tmp_path.rglob("config.yaml")
-    (checkpoint,) = tmp_path.rglob("*.ckpt")
+    checkpoint = saved.parent / "checkpoints" / "last.ckpt"
     assert yaml.safe_load(saved.read_text())["model"]["hcl_beta"] == 1.0
     # the config that the training left behind is all that prediction needs
     writer = [
@@ -240,3 +242,87 @@ def test_from_config_through_training_and_checkpoint_to_embeddings(monkeypatch, 
     expected = x @ trained["encoder.backbone.linear.weight"].T + trained["encoder.backbone.linear.bias"]
     torch.testing.assert_close(torch.tensor(table["features"].to_pylist()[:4]), expected)
     assert command.main(["validate", "-c", str(saved), "--ckpt_path", str(checkpoint), *QUIET]) == 0
+
+
+class Diverging(InMemory):
+    """Batches whose values are not finite from the second on."""
+
+    def train_dataloader(self) -> DataLoader:
+        batches = list(super().train_dataloader())
+        batches[1]["anchor"][0] = float("inf")
+        return DataLoader(batches, batch_size=None)
+
+
+FLAT = f"""
+trainer: {{max_epochs: 1, logger: false, log_every_n_steps: 1}}
+model:
+  encoder:
+    class_path: dynaclr_wds.train.encoder.ProjectedEncoder
+    init_args: {{backbone: {{class_path: {__name__}.Flat}}, embedding_dim: 6, projection_dim: 4}}
+data: {{shards: none}}
+"""
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning")
+def test_a_training_ends_with_where_its_checkpoints_are_and_how_to_embed(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(cli, "MultiExperimentDataModule", InMemory)
+    (tmp_path / "fit.yaml").write_text(FLAT)
+    assert command.main(["fit", "-c", "fit.yaml", *QUIET]) == 0
+    kept = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)["callbacks"]["TrainingCheckpoint"]
+    assert capsys.readouterr().out.endswith(
+        "\nFinished: 1 epochs, 3 steps.\n"
+        f"Best checkpoint: checkpoints/epoch=0-step=3.ckpt (loss/val {float(kept['best_model_score']):.4g})\n"
+        "Last checkpoint: checkpoints/last.ckpt\n"
+        "Embed with:\n"
+        "  python -m dynaclr_wds predict --ckpt checkpoints/epoch=0-step=3.ckpt --out embeddings.parquet\n"
+    )
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning")
+def test_a_training_that_fails_says_from_where_it_can_go_on(monkeypatch, tmp_path):
+    monkeypatch.setattr(cli, "MultiExperimentDataModule", Diverging)
+    (tmp_path / "fit.yaml").write_text(FLAT)
+    given = ["fit", "-c", "fit.yaml", *QUIET, "--checkpoint.every_n_train_steps=1"]
+    with pytest.raises(NotFiniteError, match=r"in step 2 \(epoch 0, batch 1 of the epoch\)") as caught:
+        command.main(given)
+    again = shlex.join(["python", "-m", "dynaclr_wds", *given, "--ckpt_path", "checkpoints/last.ckpt"])
+    assert caught.value.__notes__ == [f"The last checkpoint is checkpoints/last.ckpt. Go on from it with:\n  {again}"]
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning")
+def test_a_training_without_checkpoints_is_left_without(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(cli, "MultiExperimentDataModule", InMemory)
+    (tmp_path / "fit.yaml").write_text(FLAT)
+    assert command.main(["fit", "-c", "fit.yaml", *QUIET, "--trainer.enable_checkpointing=false"]) == 0
+    assert list(tmp_path.rglob("*.ckpt")) == []
+    assert capsys.readouterr().out.endswith("Finished: 1 epochs, 3 steps.\nNo checkpoint was saved.\n")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["fit", "--ckpt_path", "old one.ckpt", "-c", "my config.yaml"],
+        ["fit", "--ckpt_path=old.ckpt", "-c", "my config.yaml"],
+        ["fit", "-c", "my config.yaml"],
+    ],
+)
+def test_the_command_that_goes_on_is_the_one_given_from_another_checkpoint(given):
+    expected = "python -m dynaclr_wds fit -c 'my config.yaml' --ckpt_path 'a b/last.ckpt'"
+    assert format_resume(given, "a b/last.ckpt") == expected
+
+
+@pytest.mark.parametrize(
+    ("argv", "orig_argv", "expected"),
+    [
+        (
+            ["/x/dynaclr_wds/__main__.py", "fit"],
+            [".venv/bin/python", "-m", "dynaclr_wds", "fit"],
+            ".venv/bin/python -m dynaclr_wds",
+        ),
+        (["/nowhere/dynaclr-wds", "fit"], ["/nowhere/python3", "/nowhere/dynaclr-wds", "fit"], "/nowhere/dynaclr-wds"),
+    ],
+)
+def test_the_program_is_called_as_it_was_started(monkeypatch, argv, orig_argv, expected):
+    monkeypatch.setattr(sys, "argv", argv)
+    monkeypatch.setattr(sys, "orig_argv", orig_argv)
+    assert shlex.join(find_program()) == expected

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -12,15 +13,20 @@ import yaml
 from jsonargparse import DefaultHelpFormatter
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_warn
 
+from dynaclr_wds.commands.going_on import describe_end, describe_failure, describe_stop
 from dynaclr_wds.config_errors import Asked, explain_mistake
 from dynaclr_wds.datamodule import MultiExperimentDataModule
 from dynaclr_wds.errors import ConfigError
 from dynaclr_wds.program import called_as, explain_error
+from dynaclr_wds.train.checkpoints import TrainingCheckpoint
 from dynaclr_wds.train.engine import ContrastiveModule
 from dynaclr_wds.train.epoch_ledger import EpochLedger
+from dynaclr_wds.train.finite_loss import FiniteLoss
+from dynaclr_wds.train.stop_signals import Stopped
 
 TRAINER_DEFAULTS: dict[str, Any] = {"use_distributed_sampler": False}
 """The sampler deals batches to ranks itself; Lightning must not deal them out again."""
@@ -63,13 +69,44 @@ class DynaCLRCommand(LightningCLI):
 
     - `model.hcl_beta` is set once; the data are given the same value.
     - `predict` keeps no predictions in memory: `EmbeddingWriter` has written them.
+    - `fit` saves checkpoints, stops at a loss that is not finite, and says at its end how to go on.
     - `model.lr`, `weight_decay` and `schedule` make the optimizer, so there are no `optimizer` keys.
     """
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # Lightning's runs the command
+        self.given: list[str] = sys.argv[1:] if kwargs.get("args") is None else kwargs["args"]
+        super().__init__(*args, **kwargs)
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Link what must be the same on both sides; account for every epoch."""
+        """Link what must be the same on both sides; add what every training has."""
         parser.link_arguments("model.hcl_beta", "data.hcl_beta")
         parser.add_lightning_class_args(EpochLedger, "ledger")
+        parser.add_lightning_class_args(FiniteLoss, "finite_loss")
+        parser.add_lightning_class_args(TrainingCheckpoint, "checkpoint")
+
+    def fit(self, model: LightningModule, **kwargs: Any) -> None:
+        """Train, and say last how to go on."""
+        try:
+            self.trainer.fit(model, **kwargs)
+        except Stopped as stopped:
+            stopped.said = True
+            self._say(describe_stop(stopped, self.trainer, self.given))
+            raise
+        except Exception as error:
+            if hint := describe_failure(self.trainer, self.given):
+                error.add_note(hint)
+            raise
+        self._say(describe_end(self.trainer))
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        if config.get("enable_checkpointing") is False:
+            callbacks = [callback for callback in callbacks if not isinstance(callback, TrainingCheckpoint)]
+        return super()._instantiate_trainer(config, callbacks)
+
+    def _say(self, text: str) -> None:
+        if self.trainer.is_global_zero:
+            print(f"\n{text}", flush=True)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; explain mistakes in a few lines, and say so where a config sets what the link overrules."""

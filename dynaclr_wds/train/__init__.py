@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 from dynaclr_wds.lazy_names import make_lazy
 
 if TYPE_CHECKING:
+    from dynaclr_wds.train.checkpoints import TrainingCheckpoint
     from dynaclr_wds.train.embeddings import EmbeddingWriter
     from dynaclr_wds.train.encoder import BACKBONES, MonaiEncoder, ProjectedEncoder
     from dynaclr_wds.train.engine import ContrastiveModule
     from dynaclr_wds.train.epoch_ledger import EpochLedger
+    from dynaclr_wds.train.finite_loss import FiniteLoss
     from dynaclr_wds.train.loss import NTXentHCL
 
 __all__ = [
@@ -21,9 +23,11 @@ __all__ = [
     "ContrastiveModule",
     "EmbeddingWriter",
     "EpochLedger",
+    "FiniteLoss",
     "MonaiEncoder",
     "NTXentHCL",
     "ProjectedEncoder",
+    "TrainingCheckpoint",
 ]
 
 _MODULES = {
@@ -31,9 +35,11 @@ _MODULES = {
     "ContrastiveModule": "dynaclr_wds.train.engine",
     "EmbeddingWriter": "dynaclr_wds.train.embeddings",
     "EpochLedger": "dynaclr_wds.train.epoch_ledger",
+    "FiniteLoss": "dynaclr_wds.train.finite_loss",
     "MonaiEncoder": "dynaclr_wds.train.encoder",
     "NTXentHCL": "dynaclr_wds.train.loss",
     "ProjectedEncoder": "dynaclr_wds.train.encoder",
+    "TrainingCheckpoint": "dynaclr_wds.train.checkpoints",
 }
 
 __getattr__, __dir__ = make_lazy(__name__, _MODULES)

@@ -1,0 +1,142 @@
+"""Runs commands of `python -m dynaclr_wds` as processes that are forked after the imports, which take most of a start.
+
+Each is a process of its own, which receives signals and has an exit status.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import torch
+from lightning.pytorch import Callback
+from torch import nn
+
+import dynaclr_wds.__main__ as command
+
+ROOT = Path(__file__).parent.parent
+SIGNAL_AT = "DYNACLR_TEST_SIGNAL_AT"
+"""Name of the variable: hook:nth:signal:signal …; signals are sent 0.6 seconds apart."""
+CALLBACK = "--trainer.callbacks+=tests.forked_commands.SignalSelf"
+
+
+class Backbone(nn.Module):
+    """A network that takes no time and whose checkpoints are small; it draws random numbers in every step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Flatten(2), nn.AdaptiveAvgPool1d(16), nn.Flatten(), nn.Linear(32, 8), nn.Dropout(0.2)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x)
+
+
+class SignalSelf(Callback):
+    """Sends its process signals when a hook is called for the nth time."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        if given := os.environ.get(SIGNAL_AT):
+            hook, nth, *signals = given.split(":")
+
+            def count(*_: Any, **__: Any) -> None:
+                self.calls += 1
+                for number, name in enumerate(signals if self.calls == int(nth) else ()):
+                    time.sleep(0.6 * bool(number))
+                    os.kill(os.getpid(), signal.Signals[name])
+
+            setattr(self, hook, count)
+
+
+class SayAndWait(Callback):
+    """Says that it is in the third step of the first epoch, and waits there for a signal."""
+
+    def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+        if trainer.global_step == 2 and not trainer.ckpt_path:
+            print("in the third step", flush=True)
+            time.sleep(1)  # a signal handler that returns lets the rest of this time pass
+
+
+class Ended(NamedTuple):
+    """How a command ended."""
+
+    status: int
+    """Negative: the signal that killed it."""
+    said: str
+    """Both streams, of the first rank."""
+    others: tuple[int, ...]
+    """Status of each other rank."""
+
+
+class ForkedCommands:
+    """A process that forks commands; a context manager."""
+
+    def __enter__(self) -> ForkedCommands:
+        self.server = subprocess.Popen(
+            [sys.executable, "-m", "tests.forked_commands"], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True,
+        )  # fmt: skip
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.server.communicate()
+
+    def run(self, folder: Path, words: Sequence[str], *ranks: dict[str, str], **environment: str) -> Ended:
+        """Run `python -m dynaclr_wds` with arguments, in a folder; as many processes as environments are given."""
+        assert self.server.stdin is not None
+        assert self.server.stdout is not None
+        each = [environment | rank for rank in ranks or ({},)]
+        said = [folder / f"said-{rank}.txt" for rank in range(len(each))]
+        jobs = [
+            {"folder": str(folder), "words": list(words), "environment": variables, "said": str(path)}
+            for variables, path in zip(each, said, strict=True)
+        ]
+        self.server.stdin.write(json.dumps(jobs) + "\n")
+        self.server.stdin.flush()
+        first, *others = json.loads(self.server.stdout.readline())
+        return Ended(first, said[0].read_text(), tuple(others))
+
+
+def _serve() -> None:
+    import dynaclr_wds.commands.lightning
+    import dynaclr_wds.train.embeddings
+    import dynaclr_wds.train.encoder  # noqa: F401
+
+    os.fsync = lambda _: None  # only a power cut could tell the difference
+    for line in sys.stdin:
+        children = [os.fork() or _become(job) for job in json.loads(line)]
+        print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]), flush=True)
+
+
+def _become(job: dict[str, Any]) -> NoReturn:
+    said = os.open(job["said"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(said, 1)
+    os.dup2(said, 2)
+    os.chdir(job["folder"])
+    os.environ.update(job["environment"])
+    sys.argv = [command.__file__, *job["words"]]
+    sys.orig_argv = ["python", "-m", "dynaclr_wds", *job["words"]]
+    status = 1
+    try:
+        status = command.run()
+    except SystemExit as ended:
+        status = int(ended.code or 0)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+if __name__ == "__main__":
+    _serve()
