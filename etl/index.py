@@ -96,7 +96,7 @@ def build_index(config: BuildConfig, plates: Mapping[str, Plate]) -> Index:
         labels=records,
         partitions=partitions,
         dropped=found.dropped,
-        notes=found.notes,
+        notes=(*annotations.notes, *found.notes),
     )
 
 

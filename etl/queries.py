@@ -61,6 +61,8 @@ def run_queries(
     """
     parsed = parse_track_files(config, chosen)
     track_labels, rows = parsed.labels, parsed.rows
+    dropped = {experiment: {"outside_tracks": count} for experiment, count in parsed.outside_tracks.items()}
+    notes = parsed.notes
     del parsed
     with duckdb.connect(config={"threads": config.workers}) as con:
         con.register("rows", rows)
@@ -74,7 +76,6 @@ def run_queries(
         _refuse_cycles(con)
         for name in ("kept_tracks", "kept_fovs", "annotated"):
             _make_table(con, name)
-        dropped: dict[str, dict[str, int]] = {}
         for experiment, reason, count in read_query(con, "dropped").fetchall():
             dropped.setdefault(experiment, {})[reason] = count
         return QueryResult(
@@ -83,7 +84,7 @@ def run_queries(
             fovs=con.table("kept_fovs").to_arrow_table().to_pylist(),
             track_labels=track_labels,
             dropped=dropped,
-            notes=_note_unmatched(con, config),
+            notes=(*notes, *_note_unmatched(con, config)),
         )
 
 

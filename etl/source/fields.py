@@ -175,6 +175,22 @@ def pair(item: Any, example: str) -> Any:
     return Annotated[tuple[item, item], BeforeValidator(check)]
 
 
+def _check_axes(raw: object) -> object:
+    if not isinstance(raw, (list, tuple)) or len(raw) not in (2, 3):
+        raise refuse(raw, "a list of two or three numbers", "Write [0.325, 0.325] for y and x in micrometres.")
+    return raw
+
+
+def _check_names(names: Mapping[str, str]) -> Mapping[str, str]:
+    """Check that no two columns get one name."""
+    source: dict[str, str] = {}
+    for theirs, ours in names.items():
+        if ours in source:
+            raise refuse(ours, f"the name of one column, but {source[ours]!r} has it too", "Remove one.", theirs)
+        source[ours] = theirs
+    return names
+
+
 _MINUTES = "Give the minutes between frames."
 _FINITE = Field(strict=True, allow_inf_nan=False)
 
@@ -186,8 +202,15 @@ Text = Annotated[
 Number = Annotated[float, _FINITE, says("a number", "Correct it.")]
 NotNegative = Annotated[float, _FINITE, Field(ge=0), says("a number ≥ 0", "Correct it.")]
 Minutes = Annotated[float, _FINITE, says("a number", _MINUTES), Field(gt=0), says("> 0", _MINUTES)]
+Micrometres = Annotated[float, _FINITE, Field(gt=0), says("a number > 0", "Give micrometres per pixel.")]
+PixelSize: Any = Annotated[tuple[Micrometres, ...], BeforeValidator(_check_axes)]
 Label = Annotated[str | None, BeforeValidator(_parse_label)]
 Labels = Annotated[Mapping[Text, Label], says("a mapping of label to value", "Write {marker: TOMM20}.")]
+ColumnMap = Annotated[
+    Mapping[Text, Text],
+    says("a mapping of your columns to ours", "Write {FRAME: t, POSITION_Y: y}."),
+    AfterValidator(_check_names),
+]
 WellLabels: Any = Annotated[
     Mapping[Text, well_groups("value", "TOMM20")],  # type: ignore[misc]  # pydantic reads it, nobody else
     says("a mapping of label to values", "Write {marker: {TOMM20: [A/1, A/2]}}."),
