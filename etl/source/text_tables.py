@@ -18,8 +18,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, cast
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
@@ -30,6 +30,7 @@ DELIMITERS = (",", ";", "\t")
 
 _HEAD_BYTES = 1 << 16
 _HEAD_LINES = 8
+_GZIP = b"\x1f\x8b"
 _NEWLINE = re.compile(rb"\r\n?|\n")
 _UNIT = re.compile(r"(\(.*\))?")
 _DECIMAL_COMMA = r"^\s*[+-]?\d*,\d+([eE][+-]?\d+)?\s*$"
@@ -71,7 +72,7 @@ def find_layout(path: Path) -> TextLayout:
         The file is empty, no text, or not a whole gzip file.
     """
     size = _HEAD_BYTES
-    while len(head := _read(path, size)) == size and len(_NEWLINE.findall(head)) < _HEAD_LINES:
+    while len(head := _read_head(path, size)) == size and len(_NEWLINE.findall(head)) < _HEAD_LINES:
         size *= 8
     for first, kind in _NOT_TEXT.items():
         if head.lstrip(codecs.BOM_UTF8 + b" \t\r\n").startswith(first):
@@ -85,16 +86,30 @@ def find_layout(path: Path) -> TextLayout:
     return _parse_head(path, encoding, text)
 
 
-def _read(path: Path, size: int = -1) -> bytes:
-    """Read the first bytes of a file, or all; gzip is known by its first bytes, whatever the suffix."""
+def _read_head(path: Path, size: int) -> bytes:
+    """Read the first bytes; gzip is known by its first bytes, whatever the suffix."""
     with path.open("rb") as raw:
-        packed = raw.read(2) == b"\x1f\x8b"
+        head = raw.read(size)
+        if not head.startswith(_GZIP):
+            return head
         raw.seek(0)
-        file = cast(IO[bytes], gzip.GzipFile(fileobj=raw) if packed else raw)
-        try:
-            return file.read(size)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise ConfigError(f"{path}: is not a whole gzip file ({error}). Write it again.") from error
+        return _unpack(path, raw, size)
+
+
+def _read_all(path: Path) -> pa.Buffer:
+    """Read a whole file; one that is packed must be whole."""
+    with pa.OSFile(str(path)) as file:  # reads into memory that pyarrow uses again and again
+        data = file.read_buffer()
+    if data.slice(0, 2).to_pybytes() != _GZIP:
+        return data
+    return pa.py_buffer(_unpack(path, io.BytesIO(data)))
+
+
+def _unpack(path: Path, raw: io.BufferedIOBase, size: int = -1) -> bytes:
+    try:
+        return gzip.GzipFile(fileobj=raw).read(size)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ConfigError(f"{path}: is not a whole gzip file ({error}). Write it again.") from error
 
 
 def _find_encoding(path: Path, head: bytes) -> str:
@@ -177,10 +192,10 @@ def read_text(path: Path, layout: TextLayout, places: Sequence[int], text: Colle
         A row has more or fewer fields than the header, the encoding is not what the first lines say, or the file is
         cut.
     """
-    data, encoding = _decode(path, layout, _read(path))
+    data, encoding = _decode(path, layout, _read_all(path))
     _refuse_cut(path, data)
     begin, end = _find_rows(data, layout.lines)
-    body = pa.py_buffer(data).slice(begin, end - begin)
+    body = data.slice(begin, end - begin)
     table = _parse_rows(path, layout, body, (places, text, "."))
     numbers = [table[str(place)] for place in places if place not in text]
     if layout.delimiter != "," and any(_has_decimal_comma(column) for column in numbers):
@@ -188,46 +203,49 @@ def read_text(path: Path, layout: TextLayout, places: Sequence[int], text: Colle
     return table.replace_schema_metadata({"encoding": encoding})
 
 
-def _find_rows(data: bytes, lines: int) -> tuple[int, int]:
-    """Return where the rows begin and end; rows at the end that are empty don't count: spreadsheets write them."""
-    ends = (match.end() for match in _NEWLINE.finditer(data))
-    begin, end = next(islice(ends, lines - 1, None), len(data)), len(data)
-    while end > begin:
-        last = max(data.rfind(b"\n", begin, end - 1) + 1, begin)
-        if data[last:end].strip(b',;" \t\r\n'):
-            break
-        end = last
-    return begin, end
-
-
-def _decode(path: Path, layout: TextLayout, data: bytes) -> tuple[bytes, str]:
+def _decode(path: Path, layout: TextLayout, data: pa.Buffer) -> tuple[pa.Buffer, str]:
     """Return a table as UTF-8 without byte order mark, and its encoding."""
     encoding = layout.encoding
+    if encoding == "utf-8-sig":
+        data, encoding = data.slice(len(codecs.BOM_UTF8)), "utf-8"
+    if encoding == "utf-8" and np.frombuffer(data, np.uint8).max(initial=0) < 128:
+        return data, encoding
+    raw = data.to_pybytes()
     try:
-        if encoding == "utf-8-sig":
-            data = data[len(codecs.BOM_UTF8) :]
-        if encoding == "utf-16":
-            return data.decode(encoding).encode(), encoding
-        if encoding != "latin-1" and not data.isascii():
-            data.decode()
+        text = raw.decode(encoding)
     except UnicodeDecodeError as error:
-        row = data.count(b"\n", 0, error.start) - layout.lines
-        if encoding != "utf-8" or not data[: error.start].isascii():
+        if layout.encoding != "utf-8" or not raw[: error.start].isascii():
+            row = raw.count(b"\n", 0, error.start) - layout.lines
             raise ConfigError(
                 f"{path}: begins as {encoding.upper()} text, but row {row} is not ({error.reason}). Write it again."
             ) from error
-        encoding = "latin-1"
-    return (data.decode("latin-1").encode(), encoding) if encoding == "latin-1" else (data, encoding)
+        encoding, text = "latin-1", raw.decode("latin-1")
+    return (data if encoding == "utf-8" else pa.py_buffer(text.encode())), encoding
 
 
-def _refuse_cut(path: Path, data: bytes) -> None:
+def _refuse_cut(path: Path, data: pa.Buffer) -> None:
     """Refuse a text table whose last line does not end: a copy that stopped may have lost digits of the last number."""
-    if not data.endswith((b"\n", b"\r")):
-        line = data[-1000:].splitlines()[-1].decode(errors="replace")
+    tail = data.slice(max(data.size - 1000, 0)).to_pybytes()
+    if not tail.endswith((b"\n", b"\r")):
+        line = tail.splitlines()[-1].decode(errors="replace")
         raise ConfigError(
             f"{path}: the last line ({line!r}) must end with a newline; the file may be cut short. Write it again, or "
             "add a newline if the line is whole."
         )
+
+
+def _find_rows(data: pa.Buffer, lines: int) -> tuple[int, int]:
+    """Return where the rows begin and end; rows at the end that are empty don't count: spreadsheets write them."""
+    ends = (match.end() for match in _NEWLINE.finditer(memoryview(data)))
+    begin = next(islice(ends, lines - 1, None), data.size)
+    first = max(data.size - _HEAD_BYTES, begin)
+    tail = data.slice(first).to_pybytes()
+    while tail:
+        last = tail.rfind(b"\n", 0, len(tail) - 1) + 1
+        if tail[last:].strip(b',;" \t\r\n'):
+            break
+        tail = tail[:last]
+    return begin, first + len(tail)
 
 
 def _parse_rows(
