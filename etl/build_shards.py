@@ -123,7 +123,8 @@ def make_parser() -> argparse.ArgumentParser:
     option("dtype", "of the stored patches (default: source)", choices=("source", "float16", "float32"))
     option("include_wells", "only these wells", nargs="+", metavar="ROW/COL")
     option("exclude_fovs", "leave these out", nargs="+", metavar="ROW/COL/FOV")
-    option("max_border_shift_px", "drop cells whose patch would move further than this from the border", type=float)
+    option("border", _BORDER, choices=("shift", "pad", "drop"))
+    option("max_border_shift_px", "with --border shift, leave out cells whose patch would move further", type=float)
     option("on_blank", "cells with a channel of fill value only (default: drop)", choices=("drop", "keep"))
     option("on_nan", "NaN and infinite pixels in a patch (default: error)", choices=("error", "drop", "zero"))
     option("workers", "threads (default: all CPUs); changes no byte", type=int)
@@ -131,6 +132,10 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+_BORDER = (
+    "patches that reach beyond the image: moved inside (shift, the default), filled with the nearest pixels so that "
+    "the cell stays in the middle (pad), or left out with their cell (drop)"
+)
 _SWITCHES = {
     "replace": "replace a set of another config; what both have in common is kept",
     "overwrite": "build everything anew, even a set that is up to date",

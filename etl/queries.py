@@ -93,7 +93,9 @@ def _make_placed(con: duckdb.DuckDBPyConnection, config: BuildConfig) -> None:
     height, width = config.yx_patch_size
     _make_table(con, "tracks")
     _refuse_conflicts(con)
-    _make_table(con, "placed", patch_height=height, patch_width=width, max_shift=config.max_border_shift_px)
+    max_shift = 0 if config.border == "drop" else config.max_border_shift_px
+    pad = config.border == "pad"
+    _make_table(con, "placed", patch_height=height, patch_width=width, max_shift=max_shift, pad=pad)
 
 
 def _note_unmatched(con: duckdb.DuckDBPyConnection, config: BuildConfig) -> tuple[str, ...]:

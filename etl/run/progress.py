@@ -147,7 +147,8 @@ def print_summary(manifest: Manifest) -> None:
 
 _REASONS = {
     "outside_image": "cells whose centroid is outside the image",
-    "border_shift": "cells whose patch would move further than max_border_shift_px",
+    "outside_tracks": "spots of TrackMate that are in no track",
+    "near_border": "cells so near the border that their patch would have to move too far (border, max_border_shift_px)",
     "outside_time": "cells at a time that is no frame of the movie",
     "blank_channel": "cells whose patch has a channel that is entirely fill value",
     "nan_pixels": "cells whose patch has NaN or infinite pixels",
@@ -157,7 +158,10 @@ _REASONS = {
 
 def summarize_dropped(manifest: Manifest) -> list[str]:
     """Say what was left out, or kept in spite of a fault; one line per experiment and reason."""
-    kept = {"blank_channel_kept": "cells whose patch has a channel that is entirely fill value"}
+    kept = {
+        "blank_channel_kept": "cells whose patch has a channel that is entirely fill value",
+        "padded": "cells whose patch reaches beyond the image and is filled with the nearest pixels",
+    }
     if manifest.config.get("on_nan") == "zero":
         kept["nan_pixels"] = "cells whose patch had NaN or infinite pixels, which are 0 now"
     lines = [
