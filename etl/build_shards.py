@@ -84,7 +84,8 @@ win over the YAML. experiments.yaml lists the experiments:
   experiments:
     - name: zikv_2024_11
       data_path: plate.zarr            # OME-Zarr HCS, relative to the YAML; ${VAR} is expanded
-      tracks_path: tracks              # <row>/<col>/<fov>/*.csv
+      tracks_path: tracks              # <row>/<col>/<fov>/*.csv (.tsv, .txt, .csv.gz, .parquet)
+      columns: {FRAME: t}              # only where the tables have other names than track_id, t, y, x
       channel_names: [Phase3D, GFP]    # all channels of the plate
       source_channel: [Phase3D, GFP]   # those to store, in this order
       condition_wells: {mock: [A/1], infected: [B/1, B/2]}
