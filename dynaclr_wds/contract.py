@@ -1,8 +1,8 @@
 """Defines the on-disk contract: what the ETL writes and the loader reads, and nothing else.
 
 Both halves share this module, so it imports numpy, xxhash and the standard library only. It names the files, the
-arrays that are memory-mapped, and what a manifest holds; it opens nothing. `docs/FORMAT.md` says the same for
-readers in other languages.
+arrays that are memory-mapped, and what a manifest holds (with `suspicions.py`); it opens nothing. `docs/FORMAT.md` says
+the same for readers in other languages.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from urllib.parse import quote
 import numpy as np
 import xxhash
 from numpy.typing import DTypeLike
+
+from dynaclr_wds.suspicions import FactsRecord, SuspicionRecord
 
 FORMAT_NAME = "dynaclr-wds"
 FORMAT_VERSION = 2
@@ -103,6 +105,8 @@ class ExperimentRecord:
     """What each stored channel shows; its name unless the YAML says otherwise."""
     interval_minutes: float
     start_hpi: float
+    pixel_size_um: tuple[float | None, float | None, float | None]
+    """Micrometres per pixel along z, y and x; None where it is not known."""
     tau_frames: tuple[int, int]
     """τ range that every clip can serve, in frames, both ends included."""
 
@@ -214,6 +218,10 @@ class Manifest:
     sources: tuple[SourceRecord, ...]
     dropped: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """Experiment → reason → observations (or candidates, for `candidates_dropped`) left out."""
+    facts: tuple[FactsRecord, ...] = ()
+    """One per experiment."""
+    suspicious: tuple[SuspicionRecord, ...] = ()
+    """What looks wrong, in order of experiment; empty when all is well."""
 
     def to_json(self) -> str:
         """Serialise, the same bytes for the same content; the last key is the checksum of the others."""

@@ -28,6 +28,7 @@ from dynaclr_wds.contract import (
     manifest_checksum,
 )
 from dynaclr_wds.errors import ChecksumError, FormatError
+from dynaclr_wds.suspicions import SUSPICIONS
 from dynaclr_wds.tau import tau_range_frames
 
 
@@ -119,6 +120,7 @@ def _check_manifest(manifest: Manifest, where: str) -> None:
     names = {experiment.name for experiment in manifest.experiments}
     named: dict[str, Sequence[Any]] = {
         "experiments": [experiment.name for experiment in manifest.experiments],
+        "facts": [record.experiment for record in manifest.facts],
         "FOVs": [(fov.experiment, fov.fov_name) for fov in manifest.fovs],
         "labels": [label.name for label in manifest.labels],
         "partitions": [tuple(sorted(partition.labels.items())) for partition in manifest.partitions],
@@ -137,6 +139,7 @@ def _check_manifest(manifest: Manifest, where: str) -> None:
     if stray := sorted({fov.experiment for fov in manifest.fovs} - names):
         raise FormatError(f"{where}: FOVs of {stray}, which are none of the experiments {sorted(names)}.")
     _check_partitions(manifest, where)
+    _check_report(manifest, names, where)
     missing = {array_path(name) for name in array_dtypes(manifest)} - {file.path for file in manifest.files}
     if missing:
         raise FormatError(f"{where}: lists no {sorted(missing)[0]}. Build the shards again.")
@@ -160,6 +163,26 @@ def _check_partitions(manifest: Manifest, where: str) -> None:
             )
     if stray := [shard.path for shard in manifest.shards if not 0 <= shard.partition < len(manifest.partitions)]:
         raise FormatError(f"{where}: {stray[0]} is of a partition that is not there.")
+
+
+def _check_report(manifest: Manifest, names: set[str], where: str) -> None:
+    """Check facts and suspicions: known codes and experiments, no number below 0, and texts of one plain line."""
+    found = [record.experiment for record in manifest.facts]
+    found += [record.experiment for record in manifest.suspicious if record.experiment is not None]
+    if stray := sorted(set(found) - names):
+        raise FormatError(
+            f"{where}: facts or suspicions of {stray}, which are none of the experiments {sorted(names)}."
+        )
+    for fact in manifest.facts:
+        numbers = (value for value in dataclasses.astuple(fact) if not isinstance(value, str))
+        if min(numbers) < 0:
+            raise FormatError(f"{where}: the facts {fact} must be numbers >= 0. Build the shards again.")
+    for record in manifest.suspicious:
+        if record.code not in SUSPICIONS or record.count < 0 or not (record.text and record.text.isprintable()):
+            raise FormatError(
+                f"{where}: {record!r:.200} must have a code of {sorted(SUSPICIONS)}, a count >= 0 and a text of one "
+                "printable line. Build the shards again."
+            )
 
 
 def _check_distinct(values: Sequence[Any], what: str, where: str) -> None:
@@ -189,6 +212,8 @@ def _check_experiment(experiment: ExperimentRecord, where: str) -> None:
         )
     if len(experiment.source_channel) != experiment.shape[0] or len(experiment.markers) != experiment.shape[0]:
         raise FormatError(f"{where}: {experiment.name!r} names other channels than its patches have.")
+    if not all(size is None or size > 0 for size in experiment.pixel_size_um):
+        raise FormatError(f"{where}: pixel_size_um={experiment.pixel_size_um!r} of {experiment.name!r} must be > 0.")
     if not experiment.interval_minutes > 0:
         raise FormatError(f"{where}: interval_minutes={experiment.interval_minutes!r} of {experiment.name!r}.")
 

@@ -96,6 +96,11 @@ class ShardSet:
         """Names, in the order of the build."""
         return tuple(e.name for e in self.manifest.experiments)
 
+    @property
+    def pixel_sizes_um(self) -> dict[str, tuple[float | None, float | None, float | None]]:
+        """Experiment → micrometres per pixel along z, y and x; None where it is not known."""
+        return {e.name: e.pixel_size_um for e in self.manifest.experiments}
+
     @cached_property
     def fov_experiment(self) -> Int64[np.ndarray, " f"]:
         """Experiment of each FOV, as its place in `experiments`."""

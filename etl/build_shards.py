@@ -89,7 +89,7 @@ win over the YAML. experiments.yaml lists the experiments:
       channel_names: [Phase3D, GFP]    # all channels of the plate
       source_channel: [Phase3D, GFP]   # those to store, in this order
       condition_wells: {mock: [A/1], infected: [B/1, B/2]}
-      interval_minutes: 30.0
+      interval_minutes: 30.0           # or left out, if the plate's time axis says it
       start_hpi: 3.0
 """
 
@@ -108,6 +108,7 @@ def make_parser() -> argparse.ArgumentParser:
         flags = dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}"])
         parser.add_argument(*flags, dest=name, action="store_true", help=help_text)
     parser.add_argument("--quiet", action="store_true", help="print errors only")
+    parser.add_argument("--json", action="store_true", help="print summary and suspicions as one JSON object on stdout")
     options = parser.add_argument_group("build options", "each may also stand under `shards:` in the YAML")
 
     def option(name: str, help_text: str, **settings: Any) -> None:
@@ -128,6 +129,7 @@ def make_parser() -> argparse.ArgumentParser:
     option("max_border_shift_px", "with --border shift, leave out cells whose patch would move further", type=float)
     option("on_blank", "cells with a channel of fill value only (default: drop)", choices=("drop", "keep"))
     option("on_nan", "NaN and infinite pixels in a patch (default: error)", choices=("error", "drop", "zero"))
+    option("on_no_anchor", "no cell has a positive in the tau range (default: error)", choices=("error", "keep"))
     option("workers", "threads (default: all CPUs); changes no byte", type=int)
     option("seed", "order of the clips (default: 0)", type=int)
     return parser
@@ -143,7 +145,7 @@ _SWITCHES = {
     "repair": "compare every file of the set with its checksum, build again what is bad",
     "trust_sources": "don't look whether plates and tracks changed since the set was built",
 }
-_NOT_OPTIONS = ("experiments_yaml", "out", "quiet", *_SWITCHES)
+_NOT_OPTIONS = ("experiments_yaml", "out", "quiet", "json", *_SWITCHES)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -157,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     from dynaclr_wds.errors import BuildError, ConfigError, PlateError
-    from etl.run.progress import make_progress, print_summary
+    from etl.run.progress import make_progress, print_json, print_summary
     from etl.source.experiments import parse_build_config
 
     overrides = {k: v for k, v in vars(arguments).items() if k not in _NOT_OPTIONS and v is not None}
@@ -168,7 +170,9 @@ def _run(arguments: argparse.Namespace) -> int:
     except (ConfigError, PlateError, BuildError, OSError) as error:
         print("\n".join(["error: " + str(error), *getattr(error, "__notes__", ())]), file=sys.stderr)
         return 2
-    if not arguments.quiet:
+    if arguments.json:
+        print_json(manifest, arguments.out)
+    elif not arguments.quiet:
         print_summary(manifest)
     return 0
 

@@ -20,11 +20,12 @@ from dynaclr_wds.contract import FovRecord, LabelRecord
 from dynaclr_wds.errors import ConfigError
 from dynaclr_wds.tau import least_tau, reaches_a_frame
 from etl.labels import keep_present_values, list_labels, make_label_columns, name_labels, number_partitions
-from etl.queries import QueryResult, read_query, run_queries
+from etl.queries import QueryResult, TrackTable, read_query, run_queries
 from etl.source.annotations import parse_annotations
 from etl.source.experiments import BuildConfig, check_shard_by
 from etl.source.plates import Plate
 from etl.source.preflight import check_plates, plan_fovs
+from etl.suspicious.tables import find_in_tables
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +52,8 @@ class Index:
     """Label → value of `shard_by`, in order of `partition_index`."""
     dropped: Mapping[str, Mapping[str, int]]
     """Experiment → reason → observations left out."""
+    tables: tuple[TrackTable, ...]
+    """What the track table of each FOV that was asked for holds, before anything is left out."""
     notes: tuple[str, ...] = ()
     """What the user should be told: annotations that are about no observation."""
 
@@ -78,10 +81,7 @@ def build_index(config: BuildConfig, plates: Mapping[str, Plate]) -> Index:
     check_shard_by(config, names)
     found = run_queries(config, plates, chosen, annotations.rows)
     if not len(found.observations):
-        raise ConfigError(
-            f"{config.where}: no observation is left; dropped were {found.dropped}. "
-            "Compare tracks_path, condition_wells, include_wells and exclude_fovs."
-        )
+        raise _explain_nothing_left(config, found)
     fovs = tuple(FovRecord(**{name: fov[name] for name in FovRecord.__slots__}) for fov in found.fovs)
     labels = make_label_columns(config, fovs, found.track_labels, annotations, found.observations)
     observations = _name_observations(found, labels)
@@ -96,8 +96,22 @@ def build_index(config: BuildConfig, plates: Mapping[str, Plate]) -> Index:
         labels=records,
         partitions=partitions,
         dropped=found.dropped,
+        tables=found.tables,
         notes=(*annotations.notes, *found.notes),
     )
+
+
+def _explain_nothing_left(config: BuildConfig, found: QueryResult) -> ConfigError:
+    """Make the error for an index without observations; what is suspicious in the track tables may be the reason."""
+    error = ConfigError(
+        f"{config.where}: no observation is left; dropped were {found.dropped}. "
+        "Compare tracks_path, condition_wells, include_wells and exclude_fovs."
+    )
+    for experiment in config.experiments:
+        tables = [table for table in found.tables if table.experiment == experiment.name]
+        for reason in find_in_tables(experiment, tables):
+            error.add_note(reason.text)
+    return error
 
 
 def mark_candidates(observations: pa.Table, tau_frames: Mapping[str, tuple[int, int]]) -> pa.Table:
@@ -187,6 +201,7 @@ def drop_observations(
         labels=keep_present_values(index.labels, observations),
         partitions=tuple(p for p, number in zip(index.partitions, new["partition_index"], strict=True) if number >= 0),
         dropped=_count_dropped(index, keep, reason),
+        tables=index.tables,
         notes=index.notes,
     )
 

@@ -21,6 +21,33 @@ from etl.source.tracks import parse_track_files
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TrackTable:
+    """What the track table of one FOV holds, before anything is left out: a row of `track_tables.sql`."""
+
+    experiment: str
+    fov_name: str
+    condition: str
+    frames: int
+    height: int
+    width: int
+    rows: int
+    tracks: int
+    first_t: int | None
+    last_t: int | None
+    y_min: float | None
+    y_max: float | None
+    x_min: float | None
+    x_max: float | None
+    outside_time: int
+    outside_image: int
+    inside_swapped: int
+    missing_parents: int
+    zero_parents: int
+    orphan: int | None
+    missing_parent: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class QueryResult:
     """What the queries found."""
 
@@ -34,6 +61,8 @@ class QueryResult:
     """As `etl.source.tracks.TrackRows.labels`."""
     dropped: dict[str, dict[str, int]]
     """Experiment → reason → observations left out."""
+    tables: tuple[TrackTable, ...]
+    """One per FOV that was asked for."""
     notes: tuple[str, ...]
     """As `etl.index.Index.notes`."""
 
@@ -84,6 +113,7 @@ def run_queries(
             fovs=con.table("kept_fovs").to_arrow_table().to_pylist(),
             track_labels=track_labels,
             dropped=dropped,
+            tables=tuple(TrackTable(**row) for row in read_query(con, "track_tables").to_arrow_table().to_pylist()),
             notes=(*notes, *_note_unmatched(con, config)),
         )
 
@@ -128,7 +158,7 @@ def _list_fovs(config: BuildConfig, plates: Mapping[str, Plate], chosen: Mapping
                 "height": fov.shape[3],
                 "width": fov.shape[4],
                 "start_hpi": experiment.start_hpi,
-                "interval_minutes": experiment.interval_minutes,
+                "interval_minutes": experiment.minutes,
             }
             for key, value in row.items():
                 columns[key].append(value)

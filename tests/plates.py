@@ -37,12 +37,14 @@ def write_plate(
     shards: tuple[int, ...] | None = None,
     pixels: Mapping[str, np.ndarray] | None = None,
     normalization: Mapping[str, Any] | None = None,
+    scales: Mapping[str, Mapping[str, Any]] | None = None,
     seed: int = 0,
 ) -> dict[str, np.ndarray]:
     """Write a plate; return FOV name → pixels (T, C, Z, Y, X).
 
     `chunks` default to one plane, `shards` (0.5 only) to none. `pixels` are random and never zero
     unless given. `normalization` has the key "" for the plate's and FOV names for the FOVs' attributes.
+    `scales` holds arguments of `set_scale` by FOV name.
     """
     normalization = normalization or {}
     written: dict[str, np.ndarray] = {}
@@ -53,7 +55,8 @@ def write_plate(
         rng = np.random.default_rng([7, seed, number])
         data = (pixels or {}).get(fov)
         written[fov] = data = (rng.uniform(1, 200, shape) if data is None else data).astype(dtype)
-        _write_group(path / fov, version, image_metadata(version, data.ndim, channel_names), normalization.get(fov))
+        metadata = set_scale(image_metadata(version, data.ndim, channel_names), **(scales or {}).get(fov, {}))
+        _write_group(path / fov, version, metadata, normalization.get(fov))
         _write_array(path / fov / "0", version, data, chunks or (1,) * (data.ndim - 2) + data.shape[-2:], shards)
     for well, images in wells.items():
         _write_group(path / well.split("/")[0], version, {}, None)
@@ -89,6 +92,24 @@ def image_metadata(version: str, ndim: int, channel_names: Sequence[str] | None)
     metadata: dict[str, Any] = {"multiscales": [multiscale]}
     if channel_names is not None:
         metadata["omero"] = {"channels": [{"label": name, "color": "FFFFFF"} for name in channel_names]}
+    return metadata
+
+
+def set_scale(
+    metadata: dict[str, Any],
+    *,
+    scale: Sequence[float] | None = None,
+    units: Mapping[str, str] | None = None,
+    whole: Sequence[float] | None = None,
+) -> dict[str, Any]:
+    """Give the image of `image_metadata` a scale along (T, C, Z, Y, X), units by axis name, and one of all levels."""
+    (multiscale,) = metadata["multiscales"]
+    if scale is not None:
+        multiscale["datasets"][0]["coordinateTransformations"] = [{"type": "scale", "scale": list(scale)}]
+    if whole is not None:
+        multiscale["coordinateTransformations"] = [{"type": "scale", "scale": list(whole)}]
+    multiscale["axes"] = [axis | {"unit": units[axis["name"]]} if axis["name"] in (units or {}) else axis
+                          for axis in multiscale["axes"]]  # fmt: skip
     return metadata
 
 
@@ -264,7 +285,7 @@ def make_fov(
         channel_names=("Phase",),
         source_channel=("Phase",),
         condition_wells={"mock": ("A/1",)},
-        **(experiment or {}),
+        **({"interval_minutes": 30.0} | dict(experiment or {})),
     )
     settings = {"yx_patch_size": (8, 8), "tau_range_hours": (0.5, 1.0)} | options
     return BuildConfig(experiments=(entry,), **settings)

@@ -12,7 +12,7 @@ import pytest
 from dynaclr_wds.contract import Manifest
 from dynaclr_wds.errors import ConfigError
 from dynaclr_wds.shardset import ShardSet
-from etl.run.progress import summarize_dropped
+from etl.run.progress import summarize_facts
 from etl.source.experiments import parse_build_config
 from etl.verify import main as verify
 from tests.plates import table, write_experiments
@@ -72,10 +72,9 @@ def test_a_padded_patch_has_the_cell_in_the_middle_and_the_nearest_pixels_beyond
 def test_padded_patches_are_counted(tmp_path: Path) -> None:
     path, _ = plate(tmp_path)
     manifest = build(path, tmp_path / "out", border="pad")
-    assert manifest.dropped == {"one": {"padded": 9}}  # three tracks, three frames
-    assert summarize_dropped(manifest) == [
-        "kept in one: 9 cells whose patch reaches beyond the image and is filled with the nearest pixels (padded)"
-    ]
+    assert manifest.dropped == {}
+    assert (manifest.facts[0].padded_patches, manifest.facts[0].moved_patches) == (9, 0)  # three tracks, three frames
+    assert "9 patches near the border filled with the nearest pixels" in summarize_facts(manifest)[0]
 
 
 def test_dropped_cells_are_those_whose_patch_is_not_in_the_image(tmp_path: Path) -> None:
@@ -121,7 +120,7 @@ def test_a_padded_patch_is_blank_where_the_image_is(tmp_path: Path) -> None:
     rows = [one_cell(t, *place, track) for track, place in PLACES.items() for t in range(3)]
     path = one_plate(tmp_path, pixels, rows)
     out = tmp_path / "out"
-    assert build(path, out, border="pad").dropped == {"one": {"blank_channel": 1, "padded": 8}}
+    assert build(path, out, border="pad").dropped == {"one": {"blank_channel": 1}}
     kept = zip(array(out, "obs_track_id").tolist(), array(out, "obs_t").tolist(), strict=True)
     assert [t for track, t in kept if track == 2] == [0, 2]
 

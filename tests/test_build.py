@@ -89,6 +89,7 @@ def one_plate(root: Path, pixels: np.ndarray, rows: list[dict[str, Any]] | None 
     entry = {
         "name": "one", "data_path": "plate.zarr", "tracks_path": "tracks", "channel_names": names,
         "source_channel": names, "condition_wells": {"all": ["A/1"]},
+        "interval_minutes": 30.0,
     }  # fmt: skip
     return write_experiments(root / "experiments.yaml", [entry], yx_patch_size=[8, 8], tau_range_hours=[0.5, 1.0])
 

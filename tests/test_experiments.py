@@ -25,6 +25,7 @@ ENTRY: dict[str, Any] = {
     "channel_names": ["Phase", "GFP"],
     "source_channel": ["GFP"],
     "condition_wells": {"mock": ["A/1"], "virus": ["A/2", "B/2"]},
+    "interval_minutes": 30.0,
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import itertools
 import json
@@ -18,6 +19,7 @@ import xxhash
 from dynaclr_wds import contract
 from dynaclr_wds.contract import ARRAYS, Manifest
 from dynaclr_wds.manifest_checks import parse_manifest
+from dynaclr_wds.suspicions import SuspicionRecord
 from etl.build_shards import build_shards
 from etl.source.experiments import parse_build_config
 from tests.plates import make_collection
@@ -69,7 +71,8 @@ def test_every_column_and_key_is_documented(shards: Path, manifest: Manifest):
     raw = json.loads((shards / "manifest.json").read_text())
     section = FORMAT[FORMAT.index("## manifest.json") : FORMAT.index("## Shards")]
     keys = [*raw, *raw["experiments"][0], *raw["fovs"][0], *raw["partitions"][0], *raw["shards"][0], *raw["files"][0]]
-    keys += [*raw["sources"][0], *raw["labels"][0]]
+    keys += [*raw["sources"][0], *raw["labels"][0], *raw["facts"][0]]
+    keys += [field.name for field in dataclasses.fields(SuspicionRecord)]
     assert [key for key in keys if f"`{key}`" not in section] == []
     with tarfile.open(shards / manifest.shards[0].path) as tar:
         member = next(m for m in tar.getmembers() if m.name.endswith(".json"))

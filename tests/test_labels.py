@@ -68,6 +68,7 @@ def write_collection(root: Path) -> BuildConfig:
                 "channel_names": ["Phase"],
                 "source_channel": ["Phase"],
                 "condition_wells": CONDITIONS,
+                "interval_minutes": 30.0,
                 "annotations": f"{name}/annotations.{'parquet' if number else 'csv'}",
             }
         )

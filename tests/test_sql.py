@@ -98,6 +98,25 @@ def test_dropped_are_counted_by_experiment_and_reason() -> None:
     assert query("dropped", {"placed": placed, "fovs": names}) == [("a", "x", 2), ("a", "y", 1), ("b", "x", 1)]
 
 
+def test_track_tables_are_summed_before_anything_is_left_out() -> None:
+    # image 20 x 30, 4 frames. FOV 0: a row past the end, one past the lower edge, which swapping would mend
+    placed = table(
+        "fov track_id t y x", (0, 5, 0, 1.5, 2.0), (0, 7, 4, 3.0, 4.0), (0, 0, 1, 25.0, 15.0), (2, 5, 1, 0.0, 0.0)
+    )
+    tracks = [row | {"fov": 2 if row["fov"] == 1 else 0} for row in TRACKS]
+    tracks.append({"track": 4, "fov": 2, "track_id": 6, "parent_track_id": 0, "other_parent_track_id": 0})
+    links = table("track parent", (0, 1), (1, None), (2, 1), (3, None), (4, None))
+    header = "fov experiment fov_name condition frames height width"
+    fovs = table(header, *[(k, "a", f"A/1/{k}", "mock", 4, 20, 30) for k in range(3)])
+    found = query("track_tables", {"placed": placed, "tracks": tracks, "links": links, "fovs": fovs})
+    image = ("mock", 4, 20, 30)
+    assert found == [
+        ("a", "A/1/0", *image, 3, 3, 0, 4, 1.5, 25.0, 2.0, 15.0, 1, 1, 3, 0, 0, None, None),
+        ("a", "A/1/1", *image, 0, 0, None, None, None, None, None, None, 0, 0, 0, 0, 0, None, None),
+        ("a", "A/1/2", *image, 1, 2, 1, 1, 0.0, 0.0, 0.0, 0.0, 0, 0, 1, 2, 1, 5, 9),
+    ]
+
+
 def test_links_stay_inside_a_fov_and_an_absent_parent_makes_a_root() -> None:
     placed = [{"fov": row["fov"], "track_id": row["track_id"], "reason": None} for row in SIX]
     placed[0]["reason"] = placed[1]["reason"] = placed[2]["reason"] = "outside_image"

@@ -324,6 +324,7 @@ def test_a_set_of_several_channel_counts_dtypes_and_labels_is_well(tmp_path: Pat
             {
                 "name": name, "data_path": f"{name}/plate", "tracks_path": f"{name}/tracks", "channel_names": channels,
                 "source_channel": channels, "condition_wells": {"mock": ["A/1"], "infected": ["B/2"]}, "labels": labels,
+                "interval_minutes": 30.0,
             }
         )  # fmt: skip
     options = {"yx_patch_size": [8, 8], "shard_by": ["marker", "condition"], "block_bytes": 4096}

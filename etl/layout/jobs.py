@@ -21,6 +21,7 @@ from etl.layout.candidates import ObservationColumns
 from etl.layout.clips import Clips, plan_clips, plan_key, sort_clips
 from etl.source.experiments import BuildConfig, ExperimentConfig
 from etl.source.plates import Fov, Plate
+from etl.source.scales import stored_pixel_size
 
 _TEXT_BYTES_PER_PATCH = 1500
 """JSON, tar headers and index files."""
@@ -70,7 +71,8 @@ def plan_experiments(config: BuildConfig, plates: Mapping[str, Plate]) -> tuple[
                 shape=(len(experiment.source_channel), z.stop - z.start, *config.yx_patch_size),
                 source_channel=experiment.source_channel,
                 markers=tuple(experiment.channel_markers.get(name, name) for name in experiment.source_channel),
-                interval_minutes=experiment.interval_minutes,
+                interval_minutes=experiment.minutes,
+                pixel_size_um=stored_pixel_size(experiment),
                 start_hpi=experiment.start_hpi,
                 tau_frames=config.tau_frames(experiment),
             )

@@ -7,7 +7,7 @@ whole or not at all.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +35,7 @@ from etl.pack.contents import SetContents
 from etl.pack.tars import PackedShard
 from etl.run.output import writing
 from etl.source.experiments import BuildConfig
+from etl.suspicious.report import Report
 
 _INTERNAL = ("experiment_index", "fov_index", "partition_index")
 
@@ -100,16 +101,16 @@ def make_manifest(
     contents: SetContents,
     packed: Sequence[PackedShard],
     files: tuple[FileRecord, ...],
-    dropped: Mapping[str, Mapping[str, int]],
+    report: Report,
 ) -> Manifest:
     """Make the manifest of a set whose files are written.
 
     Parameters
     ----------
-    dropped
-        Experiment → reason → observations left out; candidates that no clip holds are added here.
+    report
+        What is known of the data; candidates that no clip holds are added here.
     """
-    reasons = {name: dict(counts) for name, counts in dropped.items()}
+    reasons = {name: dict(counts) for name, counts in report.dropped.items()}
     for row, experiment in enumerate(contents.experiments):
         candidates = int(contents.clips.obs_dropped[contents.columns["experiment_index"] == row].sum())
         if candidates:
@@ -127,6 +128,8 @@ def make_manifest(
         files=files,
         sources=tuple(contents.sources.values()),
         dropped=reasons,
+        facts=report.facts,
+        suspicious=report.suspicious,
     )
 
 

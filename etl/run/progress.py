@@ -6,19 +6,25 @@ stderr, the closing table to stdout.
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
 
-from dynaclr_wds.contract import Manifest
+from dynaclr_wds.contract import ExperimentRecord, Manifest
+from dynaclr_wds.suspicions import FactsRecord
+from dynaclr_wds.tau import least_tau
 from etl.run.executors import Advance
+from etl.suspicious.words import count_of, write_size
 
 EVERY_SECONDS = 15.0
 """Between two lines where there is no terminal."""
@@ -128,21 +134,70 @@ def print_summary(manifest: Manifest) -> None:
     """Print what a shard set holds, partition by partition, and what was left out and why."""
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
     table = Table(title=f"{sum(p.observations for p in manifest.partitions):,} cells as {_shape(manifest)} patches")
-    counts = ("observations", "with_candidate", "lineages", "clips", "patches", "shards", "bytes")
     for name in manifest.shard_by:
         table.add_column(name, overflow="fold")
-    for name in counts:
+    for name in _COUNTS:
         table.add_column(name.replace("_", " "), justify="right")
     for partition in manifest.partitions:
-        numbers = [f"{getattr(partition, name):,}" for name in counts]
+        numbers = [f"{getattr(partition, name):,}" for name in _COUNTS]
         table.add_row(*(partition.labels[name] or "" for name in manifest.shard_by), *numbers)
     if len(manifest.partitions) > 1:
         table.add_section()
-        sums = [f"{sum(getattr(p, name) for p in manifest.partitions):,}" for name in counts]
+        sums = [f"{sum(getattr(p, name) for p in manifest.partitions):,}" for name in _COUNTS]
         table.add_row("all", *[""] * (len(manifest.shard_by) - 1), *sums)
     console.print(table)
-    for line in summarize_dropped(manifest):
-        console.print(line, markup=False)
+    for line in (*summarize_facts(manifest), *summarize_dropped(manifest), *list_suspicious(manifest)):
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def print_json(manifest: Manifest, out: Path) -> None:
+    """Print what `print_summary` says as one JSON object."""
+    kept = ("tau_range_hours", "experiments", "shard_by", "partitions", "dropped", "facts", "suspicious")
+    record = {name: value for name, value in dataclasses.asdict(manifest).items() if name in kept}
+    sums = {name: sum(getattr(p, name) for p in manifest.partitions) for name in _COUNTS}
+    print(json.dumps({"out": str(out), **sums, **record}, indent=1, sort_keys=True))
+
+
+def summarize_facts(manifest: Manifest) -> list[str]:
+    """Say what time, space and tracks of each experiment are like; one line per experiment."""
+    facts = {record.experiment: record for record in manifest.facts}
+    return [
+        f"{experiment.name}: {_describe_scales(experiment)}; {_describe_tracks(facts[experiment.name])}"
+        for experiment in manifest.experiments
+        if experiment.name in facts
+    ]
+
+
+def _describe_scales(experiment: ExperimentRecord) -> str:
+    (low, high), minutes = experiment.tau_frames, experiment.interval_minutes
+    low = int(least_tau(low))
+    size = write_size([value for value in experiment.pixel_size_um if value is not None])
+    pixel = f"pixels of {size}" if size else "pixel size unknown"
+    drawn = f"{low * minutes / 60:.3g} to {high * minutes / 60:.3g} h"
+    return f"{minutes:g} minutes a frame, positives {low} to {high} frames later ({drawn}), {pixel}"
+
+
+def _describe_tracks(facts: FactsRecord) -> str:
+    parts = [count_of(facts.tracks, "track"), count_of(facts.divisions, "division")]
+    if facts.tracks_with_gaps:
+        parts.append(f"gaps in {count_of(facts.tracks_with_gaps, 'track')}")
+    if facts.moved_patches:
+        moved = count_of(facts.moved_patches, "patch", "patches")
+        parts.append(f"{moved} near the border moved into the image (by {facts.largest_move_px:g} px at most)")
+    if facts.padded_patches:
+        padded = count_of(facts.padded_patches, "patch", "patches")
+        parts.append(f"{padded} near the border filled with the nearest pixels")
+    if facts.empty_tables:
+        parts.append(f"no cell in {count_of(facts.empty_tables, 'track table')}")
+    return ", ".join(parts)
+
+
+def list_suspicious(manifest: Manifest) -> list[str]:
+    """List what looks wrong, below a heading; nothing when all is well."""
+    return ["suspicious:", *(f"- {record.text}" for record in manifest.suspicious)] if manifest.suspicious else []
+
+
+_COUNTS = ("observations", "with_candidate", "lineages", "clips", "patches", "shards", "bytes")
 
 
 _REASONS = {
@@ -152,16 +207,12 @@ _REASONS = {
     "outside_time": "cells at a time that is no frame of the movie",
     "blank_channel": "cells whose patch has a channel that is entirely fill value",
     "nan_pixels": "cells whose patch has NaN or infinite pixels",
-    "candidates_dropped": "candidate pairs on other branches of split lineages (every cell keeps its own line)",
 }
 
 
 def summarize_dropped(manifest: Manifest) -> list[str]:
     """Say what was left out, or kept in spite of a fault; one line per experiment and reason."""
-    kept = {
-        "blank_channel_kept": "cells whose patch has a channel that is entirely fill value",
-        "padded": "cells whose patch reaches beyond the image and is filled with the nearest pixels",
-    }
+    kept = {"blank_channel_kept": "cells whose patch has a channel that is entirely fill value"}
     if manifest.config.get("on_nan") == "zero":
         kept["nan_pixels"] = "cells whose patch had NaN or infinite pixels, which are 0 now"
     lines = [
@@ -169,7 +220,7 @@ def summarize_dropped(manifest: Manifest) -> list[str]:
         f"{kept.get(reason) or _REASONS.get(reason, reason)} ({reason})"
         for experiment, reasons in manifest.dropped.items()
         for reason, count in sorted(reasons.items())
-        if count
+        if count and reason != "candidates_dropped"  # of large lineages, always: every cell keeps its own line
     ]
     return lines or ["nothing was dropped"]
 

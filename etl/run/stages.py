@@ -40,6 +40,8 @@ from etl.run.output import OutFolder
 from etl.run.progress import Progress
 from etl.source.experiments import BuildConfig
 from etl.source.plates import Plate
+from etl.suspicious.cells import check_anchors
+from etl.suspicious.report import make_report
 
 Sources = Mapping[tuple[str, str], SourceRecord]
 """(experiment, fov_name) → fingerprint."""
@@ -65,6 +67,7 @@ class Build:
     def run(self, index: Index) -> Manifest:
         """Cut, drop, lay out, pack; stage every new file; return the manifest, which is not written."""
         columns = read_columns(index.observations)
+        check_anchors(self._config, columns, index)
         cuts = plan_cuts(self._config, index, columns, self._plates, self._sources, self._folder.work)
         changed = {key: job for key, job in cuts.jobs.items() if key[0] not in self._unchanged}
         self._folder.check_space(estimate_bytes(self._config, changed))
@@ -72,10 +75,12 @@ class Build:
         index, keep = self._drop(index, columns, cuts, found)
         if not keep.all():
             columns = read_columns(index.observations)
+            check_anchors(self._config, columns, index)
         contents = self._lay_out(index, columns, cuts, cuts.obs_slot[keep], found)
         packed = self._pack(contents, cuts, set(changed))
         files = write_index(self._folder.staged, contents, packed, index)
-        return make_manifest(self._config, contents, packed, files, _count_padded(self._config, index, columns))
+        report = make_report(self._config, self._plates, index, columns)
+        return make_manifest(self._config, contents, packed, files, report)
 
     def _cut(self, jobs: Mapping[tuple[str, str], CutJob]) -> dict[tuple[str, str], FovCut]:
         if not jobs:
@@ -194,19 +199,6 @@ class Build:
             self._make_executor(workers, advance) as pool,
         ):
             return dict(zip(todo, run_units(pool, pack_shard, jobs, workers), strict=True))
-
-
-def _count_padded(config: BuildConfig, index: Index, columns: Columns) -> dict[str, dict[str, int]]:
-    """Add to `index.dropped` how many stored observations have a patch that reaches beyond the image."""
-    (height, width), fov = config.yx_patch_size, columns["fov_index"]
-    y0, x0 = columns["y_clamp"] - height // 2, columns["x_clamp"] - width // 2
-    image = np.array([(record.height, record.width) for record in index.fovs], np.int64)
-    beyond = (y0 < 0) | (x0 < 0) | (y0 + height > image[fov, 0]) | (x0 + width > image[fov, 1])
-    counts = {name: dict(reasons) for name, reasons in index.dropped.items()}
-    for number in np.unique(columns["experiment_index"][beyond]).tolist():
-        count = int((columns["experiment_index"][beyond] == number).sum())
-        counts.setdefault(config.experiments[number].name, {})["padded"] = count
-    return counts
 
 
 def _rows_by_fov(cuts: CutPlan) -> Sequence[tuple[tuple[str, str], Int[np.ndarray, " rows"]]]:

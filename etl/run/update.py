@@ -22,6 +22,7 @@ from etl.run.stages import Build, Sources
 from etl.source.experiments import BuildConfig
 from etl.source.fingerprints import describe_changes, fingerprint_sources
 from etl.source.preflight import open_plates
+from etl.source.scales import describe_intervals, fill_in_scales
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +51,9 @@ def build_set(
         if previous is not None and trusted and _is_up_to_date(previous, config, mode, previous.sources):
             return _say_up_to_date(folder, previous, progress)
         plates = open_plates(config)
+        config = fill_in_scales(config, plates)
+        for line in describe_intervals(config):
+            progress.say(line)
         sources = fingerprint_sources(config, plates, trusted)
         if previous is not None:
             for line in describe_changes(previous.sources, sources):

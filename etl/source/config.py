@@ -44,6 +44,7 @@ from etl.source.fields import (
 Dtype = Literal["source", "float16", "float32"]
 OnBlank = Literal["drop", "keep"]
 OnNan = Literal["error", "drop", "zero"]
+OnNoAnchor = Literal["error", "keep"]
 Border = Literal["shift", "pad", "drop"]
 TracksUnit = Literal["pixel", "um"]
 
@@ -76,8 +77,8 @@ class ExperimentConfig:
     """Channels to store, in the order of the C axis of a patch."""
     condition_wells: Annotated[Mapping[str, tuple[str, ...]], As(well_groups("condition", "infected"))]
     """Condition → wells (`row/col`), in YAML order."""
-    interval_minutes: Minutes = 30.0
-    """Minutes between frames."""
+    interval_minutes: Minutes | None = None
+    """Minutes between frames; None is what the plate's time axis says (see `etl.source.scales`)."""
     pixel_size_um: Annotated[tuple[float, ...] | None, As(PixelSize | None)] = None
     """Size of a pixel in micrometres, `[y, x]` or `[z, y, x]`; None is what the plate says, if it says so."""
     start_hpi: Number = 0.0
@@ -98,8 +99,9 @@ class ExperimentConfig:
     """Column of `annotations` as it stands there → our name for it, which may be a label."""
     channel_markers: Mapping[str, Text] = field(default_factory=dict)
     """Channel → what it shows; a channel that is not named shows itself."""
-    written: Mapping[str, str] = field(default_factory=dict)
-    """Key → path as written, `${VAR}` not expanded: what the manifest and the config's hash hold."""
+    written: Mapping[str, Any] = field(default_factory=dict)
+    """Key → value as written: paths with `${VAR}` not expanded, and null for what the plate says. The manifest's
+    `config` and its hash hold these."""
 
     @property
     def conditions(self) -> tuple[str, ...]:
@@ -110,6 +112,12 @@ class ExperimentConfig:
     def well_conditions(self) -> dict[str, str]:
         """Well → condition."""
         return {well: condition for condition, wells in self.condition_wells.items() for well in wells}
+
+    @property
+    def minutes(self) -> float:
+        """Minutes between frames, where they are given or were read from the plate."""
+        assert self.interval_minutes is not None, "etl.source.scales reads it from the plate"
+        return self.interval_minutes
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -202,6 +210,10 @@ class BuildOptions:
     """What becomes of an observation with a channel that is entirely fill value: it is left out, or it stays."""
     on_nan: Annotated[OnNan, As(choice(OnNan, "Leave it out to stop at NaN."))] = "error"
     """What becomes of NaN and infinite pixels: the build stops, the observation is left out, or they become zero."""
+    on_no_anchor: Annotated[OnNoAnchor, As(choice(OnNoAnchor, "Leave it out to stop where there is no anchor."))] = (
+        "error"
+    )
+    """What becomes of a set in which no cell has a temporal positive: the build stops, or makes it all the same."""
     workers: Annotated[int, As(whole(1))] = 1
     """Parallel workers; changes no byte."""
     seed: Annotated[int, As(whole(0))] = 0
@@ -231,7 +243,7 @@ class BuildConfig(BuildOptions):
 
     def tau_frames(self, experiment: ExperimentConfig) -> tuple[int, int]:
         """τ range in frames of an experiment, both ends included."""
-        return tau_range_frames(self.tau_range_hours, experiment.interval_minutes)
+        return tau_range_frames(self.tau_range_hours, experiment.minutes)
 
     def clip_anchors_for(self, experiment: ExperimentConfig) -> int:
         """Anchors per clip for an experiment."""

@@ -24,12 +24,15 @@ from etl.source.config import BuildConfig, BuildOptions, ExperimentConfig, Short
 from etl.source.fields import explain, parse_table, value_error
 from etl.source.yaml_values import expand_variables, read_yaml
 
-__all__ = ["BuildConfig", "ExperimentConfig", "check_shard_by", "parse_build_config"]
+__all__ = ["BuildConfig", "ExperimentConfig", "check_shard_by", "check_tau_reaches_a_frame", "parse_build_config"]
 
 _PATHS = ("data_path", "tracks_path", "annotations")
 _SHORTHANDS = tuple(f.name for f in dataclasses.fields(Shorthands))
 _AS_TEXT = ("labels", "well_labels", "organelle", "date", "columns", "annotation_columns")
-_MAY_BE_EMPTY = ("labels", "well_labels", "label_columns", "channel_markers", "columns", "annotation_columns")
+_MAY_BE_EMPTY = (
+    *("labels", "well_labels", "label_columns", "channel_markers", "columns", "annotation_columns"),
+    *("interval_minutes", "pixel_size_um"),
+)
 
 
 def parse_build_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> BuildConfig:
@@ -77,13 +80,8 @@ def _check_together(config: BuildConfig) -> None:
             taken = f"unique, but experiments[{seen[experiment.name]}] has it too"
             raise value_error(f"{where}.name", experiment.name, taken, "Rename one.")
         seen[experiment.name] = number
-        if not reaches_a_frame(config.tau_frames(experiment)):
-            raise value_error(
-                f"{config.where}: shards.tau_range_hours",
-                list(config.tau_range_hours),
-                f"at least one frame of {experiment.name} ({experiment.interval_minutes} min)",
-                "Raise its upper end.",
-            )
+        if experiment.interval_minutes is not None:
+            check_tau_reaches_a_frame(config, experiment)
     wells = {well for experiment in config.experiments for well in experiment.well_conditions}
     for well in config.include_wells or ():
         if well not in wells:
@@ -102,6 +100,23 @@ def _check_together(config: BuildConfig) -> None:
         rule = f"left out with border={config.border!r}: it limits how far a patch is shifted"
         raise value_error(where, config.max_border_shift_px, rule, "Remove one of the two.")
     _check_shard_by(config)
+
+
+def check_tau_reaches_a_frame(config: BuildConfig, experiment: ExperimentConfig) -> None:
+    """Check that the τ range holds a frame of an experiment.
+
+    Raises
+    ------
+    ConfigError
+        It ends before the first one.
+    """
+    if not reaches_a_frame(config.tau_frames(experiment)):
+        raise value_error(
+            f"{config.where}: shards.tau_range_hours",
+            list(config.tau_range_hours),
+            f"at least one frame of {experiment.name} ({experiment.minutes} min)",
+            "Raise its upper end.",
+        )
 
 
 def _check_shard_by(config: BuildConfig) -> None:
@@ -157,7 +172,7 @@ def _parse_experiment(raw: object, where: str, root: Path) -> ExperimentConfig:
         )
     paths = {name: entry[name] for name in _PATHS if entry.get(name) is not None}
     found: dict[str, Any] = {name: _find(path, f"{where}.{name}", root) for name, path in paths.items()}
-    written = {name: _tidy(path) for name, path in paths.items()}
+    written: dict[str, Any] = {name: _tidy(path) for name, path in paths.items()}
     return dataclasses.replace(experiment, labels={**more, **experiment.labels}, written=written, **found)
 
 

@@ -36,6 +36,22 @@ _MODELS = {
 _LEVELS = ("fov_statistics", "dataset_statistics", "timepoint_statistics")
 
 
+PixelSize = tuple[float | None, float | None, float | None]
+"""Micrometres per pixel along z, y and x; None where it is not known."""
+
+_MINUTES = {"millisecond": 1 / 60_000, "second": 1 / 60, "minute": 1.0, "hour": 60.0, "day": 1440.0}
+_MICROMETRES = {"angstrom": 1e-4, "nanometer": 1e-3, "micrometer": 1.0, "millimeter": 1e3, "centimeter": 1e4}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scale:
+    """What a FOV's metadata say about time and space."""
+
+    interval_minutes: float | None
+    """Minutes between frames; None where the metadata don't say."""
+    pixel_size_um: PixelSize
+
+
 @dataclass(frozen=True, kw_only=True)
 class Fov:
     """One field of view of a plate, opened at first use."""
@@ -96,6 +112,29 @@ class Fov:
             ) from error
 
     @cached_property
+    def scale(self) -> Scale:
+        """Frame interval and pixel size, from units of the axes and `coordinateTransformations`.
+
+        A scale of exactly 1 along t, or along both y and x, counts as not said: writers fill it in where they know
+        nothing. So does a 1 along z where there is one slice.
+        """
+        depth, multiscale = self.shape[2], self._multiscale
+        factors = [1.0] * 5
+        whole: Any = multiscale.coordinateTransformations or ()
+        for transform in (*multiscale.datasets[0].coordinateTransformations, *whole):
+            if transform.type == "scale":
+                factors = [a * b for a, b in zip(factors, getattr(transform, "scale", [1.0] * 5), strict=True)]
+        said = [factor > 0 and factor != 1 for factor in factors]
+        said[3] = said[4] = said[3] or said[4]
+        said[2] |= said[3] and depth > 1 and factors[2] > 0
+        units: list[Mapping[str, float]] = [_MINUTES, {}, *[_MICROMETRES] * 3]
+        t, _, z, y, x = (
+            _round(factor * unit[str(axis.unit)]) if is_said and str(axis.unit) in unit else None
+            for factor, unit, is_said, axis in zip(factors, units, said, multiscale.axes, strict=True)
+        )
+        return Scale(interval_minutes=t, pixel_size_um=(z, y, x))
+
+    @cached_property
     def normalization(self) -> Normalization | None:
         """Statistics as VisCy writes them, the FOV's added to the plate's; None without any."""
         own = _parse_normalization(self._attributes.get("normalization"), self.where)
@@ -153,6 +192,11 @@ def open_plate(path: str | Path, wells: Collection[str] | None = None) -> Plate:
                 name = f"{well}/{image.path}"
                 fovs[name] = Fov(plate_path=path, name=name, plate_normalization=normalization)
     return Plate(path=path, wells=present, fovs=fovs)
+
+
+def _round(value: float) -> float:
+    """Round to twelve digits, so that a product of a scale and a unit is the number that people write."""
+    return float(f"{value:.12g}")
 
 
 @contextmanager

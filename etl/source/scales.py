@@ -1,0 +1,83 @@
+"""Takes frame interval and pixel size from the plates where experiments.yaml does not give them.
+
+What the YAML gives wins; `etl.suspicious.scales` says where the plate says otherwise. A frame interval that neither
+gives is an error, because hours, τ and HPI follow from it. The config's hash holds what the YAML gives; a plate that
+says something else later is noticed by the fingerprint of its metadata.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from dynaclr_wds.errors import ConfigError
+from etl.source.config import BuildConfig, ExperimentConfig
+from etl.source.experiments import check_tau_reaches_a_frame
+from etl.source.plates import Fov, PixelSize, Plate
+from etl.source.preflight import plan_fovs
+
+
+def fill_in_scales(config: BuildConfig, plates: Mapping[str, Plate]) -> BuildConfig:
+    """Return the config with the frame interval of every experiment, and pixel sizes where anything says them.
+
+    Its hash and its record stay as they were.
+
+    Raises
+    ------
+    ConfigError
+        Neither the YAML nor the plate gives a frame interval, or FOVs of the plate differ in it; or the τ range holds
+        no frame.
+    """
+    experiments = []
+    for number, experiment in enumerate(config.experiments):
+        plate = plates[experiment.name]
+        fovs = [plate.fovs[name] for name in plan_fovs(config, experiment, plate.fovs) or plate.fovs]
+        where = f"{config.where}: experiments[{number}].interval_minutes"
+        found: dict[str, Any] = {}
+        if experiment.interval_minutes is None:
+            found["interval_minutes"] = _read_interval(fovs, plate.path, where)
+        if experiment.pixel_size_um is None and fovs and None not in fovs[0].scale.pixel_size_um[1:]:
+            z, y, x = fovs[0].scale.pixel_size_um
+            found["pixel_size_um"] = (y, x) if z is None else (z, y, x)
+        written = dict.fromkeys(found) | dict(experiment.written)
+        experiments.append(dataclasses.replace(experiment, written=written, **found))
+    filled = dataclasses.replace(config, experiments=tuple(experiments))
+    for experiment in filled.experiments:
+        check_tau_reaches_a_frame(filled, experiment)
+    return filled
+
+
+def describe_intervals(config: BuildConfig) -> list[str]:
+    """Say which frame intervals were taken from the plates, a line per experiment."""
+    return [
+        f"{experiment.name}: interval_minutes is not given; the time axis of the plate says {experiment.minutes:g} "
+        "minutes, and that is used."
+        for experiment in config.experiments
+        if "interval_minutes" in experiment.written
+    ]
+
+
+def stored_pixel_size(experiment: ExperimentConfig) -> PixelSize:
+    """Return micrometres per pixel along z, y and x; None where it is not known."""
+    size = experiment.pixel_size_um or (None, None)
+    z, y, x = (None, *size)[-3:]
+    return z, y, x
+
+
+def _read_interval(fovs: list[Fov], plate: str, where: str) -> float:
+    """Take the frame interval from the plate, where all its FOVs agree."""
+    found = {fov.scale.interval_minutes: fov.name for fov in reversed(fovs)}
+    minutes = fovs[0].scale.interval_minutes if fovs else None
+    if len(found) > 1:
+        said = ", ".join(f"{value or 0:g} min in {name}" for value, name in reversed(found.items()))
+        raise ConfigError(
+            f"{where} is missing, and the FOVs of {plate} differ in what their time axes say ({said}; 0 is nothing). "
+            "Give the minutes between frames."
+        )
+    if minutes is None:
+        raise ConfigError(
+            f"{where} is missing, and the time axis of {plate} does not say it either (its scale is 1, or it has no "
+            "unit of time). Give the minutes between frames."
+        )
+    return minutes

@@ -1,0 +1,31 @@
+"""Puts suspicions into words: numbers, lists of names, and the experiment that each is about."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dynaclr_wds.suspicions import SuspicionRecord
+
+
+def suspicion(code: str, experiment: str | None, place: str | None, count: int, text: str) -> SuspicionRecord:
+    """Make a record; its text begins with the experiment, and is one line whatever names are in it."""
+    whole = text if experiment is None else f"{experiment}: {text}"
+    line = "".join(letter if letter.isprintable() else "�" for letter in whole)
+    return SuspicionRecord(code=code, experiment=experiment, place=place, count=count, text=line)
+
+
+def count_of(number: int, noun: str, plural: str | None = None) -> str:
+    """Write a number and what it counts: `1 track`, `1,200 tracks`."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def write_size(size: Sequence[float]) -> str:
+    """Write a pixel size in micrometres: one number where y and x are alike, else all; empty where it is not known."""
+    alike = len(size) == 2 and size[0] == size[1]
+    return " x ".join(f"{value:g}" for value in (size[:1] if alike else size)) + " µm" * bool(size)
+
+
+def list_some(names: Sequence[str], most: int = 4) -> str:
+    """List the first few names, and say how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
