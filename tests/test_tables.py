@@ -19,8 +19,9 @@ from etl.source.config import BuildConfig
 from etl.source.experiments import parse_build_config
 from etl.source.fingerprints import fingerprint_sources
 from etl.source.preflight import open_plates
+from etl.source.scales import fill_in_scales
 from etl.source.track_formats import list_tables, open_table, read_table
-from tests.plates import Rows, cells, make_fov, random_tracks, write_experiments
+from tests.plates import Rows, cells, make_fov, random_tracks, write_experiments, write_plate
 
 FOLDER = "tracks/A/1/0"
 
@@ -285,6 +286,16 @@ def test_micrometres_of_any_table_are_converted_with_z(tmp_path: Path) -> None:
     unit["pixel_size_um"] = [0.5, 0.25]
     with pytest.raises(ConfigError, match=r"tracks\.csv: z must be 0 where pixel_size_um has no z .* row 0 \(3\.0\)"):
         index_of(make_fov(tmp_path, rows, experiment=unit))
+
+
+def test_micrometres_are_converted_by_the_pixel_size_of_the_plate(tmp_path: Path) -> None:
+    units = dict.fromkeys("zyx", "micrometer")
+    scales = {"A/1/0": {"scale": [1, 1, 1, 2.0, 0.5], "units": units}}
+    write_plate(tmp_path / "plate", shape=(10, 1, 1, 32, 32), dtype="uint8", channel_names=("Phase",), scales=scales)
+    config = spots(tmp_path, SPOTS.replace("pixel", "micron"), tracks_unit="um")
+    index = index_of(fill_in_scales(config, open_plates(config)))
+    assert index.observations["y"].to_pylist() == [10.25, 11.25]
+    assert index.observations["x"].to_pylist() == [21.0, 25.0]
 
 
 def test_daughters_in_a_track_of_trackmate_are_explained(tmp_path: Path) -> None:
