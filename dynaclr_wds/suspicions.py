@@ -22,6 +22,8 @@ class FactsRecord:
     """Observations whose patch was moved to lie inside the image."""
     largest_move_px: float
     """The furthest that one was moved, along y or x."""
+    padded_patches: int
+    """Observations whose patch reaches beyond the image, and is filled with the nearest pixels."""
     empty_tables: int
     """FOVs whose track table has no row."""
 

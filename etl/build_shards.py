@@ -88,7 +88,8 @@ win over the YAML. experiments.yaml lists the experiments:
   experiments:
     - name: zikv_2024_11
       data_path: plate.zarr            # OME-Zarr HCS, relative to the YAML; ${VAR} is expanded
-      tracks_path: tracks              # <row>/<col>/<fov>/*.csv
+      tracks_path: tracks              # <row>/<col>/<fov>/*.csv (.tsv, .txt, .csv.gz, .parquet)
+      columns: {FRAME: t}              # only where the tables have other names than track_id, t, y, x
       channel_names: [Phase3D, GFP]    # all channels of the plate
       source_channel: [Phase3D, GFP]   # those to store, in this order
       condition_wells: {mock: [A/1], infected: [B/1, B/2]}
@@ -130,7 +131,8 @@ def make_parser() -> CommandParser:
     option("dtype", "of the stored patches (default: source)", choices=("source", "float16", "float32"))
     option("include_wells", "only these wells", nargs="+", metavar="ROW/COL")
     option("exclude_fovs", "leave these out", nargs="+", metavar="ROW/COL/FOV")
-    option("max_border_shift_px", "drop cells whose patch would move further than this from the border", type=float)
+    option("border", _BORDER, choices=("shift", "pad", "drop"))
+    option("max_border_shift_px", "with --border shift, leave out cells whose patch would move further", type=float)
     option("on_blank", "cells with a channel of fill value only (default: drop)", choices=("drop", "keep"))
     option("on_nan", "NaN and infinite pixels in a patch (default: error)", choices=("error", "drop", "zero"))
     option("on_no_anchor", "no cell has a positive in the tau range (default: error)", choices=("error", "keep"))
@@ -139,6 +141,10 @@ def make_parser() -> CommandParser:
     return parser
 
 
+_BORDER = (
+    "patches that reach beyond the image: moved inside (shift, the default), filled with the nearest pixels so that "
+    "the cell stays in the middle (pad), or left out with their cell (drop)"
+)
 _SWITCHES = {
     "replace": "replace a set of another config; what both have in common is kept",
     "overwrite": "build everything anew, even a set that is up to date",

@@ -97,7 +97,7 @@ def build_index(config: BuildConfig, plates: Mapping[str, Plate]) -> Index:
         partitions=partitions,
         dropped=found.dropped,
         tables=found.tables,
-        notes=found.notes,
+        notes=(*annotations.notes, *found.notes),
     )
 
 

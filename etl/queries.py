@@ -90,6 +90,8 @@ def run_queries(
     """
     parsed = parse_track_files(config, chosen)
     track_labels, rows = parsed.labels, parsed.rows
+    dropped = {experiment: {"outside_tracks": count} for experiment, count in parsed.outside_tracks.items()}
+    notes = parsed.notes
     del parsed
     with duckdb.connect(config={"threads": config.workers}) as con:
         con.register("rows", rows)
@@ -103,7 +105,6 @@ def run_queries(
         _refuse_cycles(con)
         for name in ("kept_tracks", "kept_fovs", "annotated"):
             _make_table(con, name)
-        dropped: dict[str, dict[str, int]] = {}
         for experiment, reason, count in read_query(con, "dropped").fetchall():
             dropped.setdefault(experiment, {})[reason] = count
         return QueryResult(
@@ -113,7 +114,7 @@ def run_queries(
             track_labels=track_labels,
             dropped=dropped,
             tables=tuple(TrackTable(**row) for row in read_query(con, "track_tables").to_arrow_table().to_pylist()),
-            notes=_note_unmatched(con, config),
+            notes=(*notes, *_note_unmatched(con, config)),
         )
 
 
@@ -122,7 +123,9 @@ def _make_placed(con: duckdb.DuckDBPyConnection, config: BuildConfig) -> None:
     height, width = config.yx_patch_size
     _make_table(con, "tracks")
     _refuse_conflicts(con)
-    _make_table(con, "placed", patch_height=height, patch_width=width, max_shift=config.max_border_shift_px)
+    max_shift = 0 if config.border == "drop" else config.max_border_shift_px
+    pad = config.border == "pad"
+    _make_table(con, "placed", patch_height=height, patch_width=width, max_shift=max_shift, pad=pad)
 
 
 def _note_unmatched(con: duckdb.DuckDBPyConnection, config: BuildConfig) -> tuple[str, ...]:

@@ -86,7 +86,7 @@ def test_cells_without_a_patch_are_dropped_and_counted(tmp_path: Path) -> None:
     index = index_of(make_fov(tmp_path, rows, max_border_shift_px=2.0))
     assert index.observations["t"].to_pylist() == [0, 4]
     assert index.observations["y_clamp"].to_pylist() == [16, 4]
-    assert index.dropped == {"a": {"outside_image": 2, "outside_time": 1, "border_shift": 1}}
+    assert index.dropped == {"a": {"outside_image": 2, "outside_time": 1, "near_border": 1}}
     assert index.observations["has_candidate"].to_pylist() == [False, False]
 
 

@@ -109,7 +109,7 @@ def test_sound_data_raise_no_suspicion_and_are_counted(tmp_path: Path) -> None:
     assert report.suspicious == ()
     assert report.facts[1] == FactsRecord(
         experiment="b", tracks=32, divisions=0, tracks_with_gaps=0, moved_patches=230, largest_move_px=7.87,
-        empty_tables=0,
+        padded_patches=0, empty_tables=0,
     )  # fmt: skip
 
 
@@ -123,7 +123,7 @@ def test_divisions_gaps_moves_and_empty_tables_are_counted(tmp_path: Path) -> No
     assert report_of(path, include_wells=["A/1", "B/2"]).facts == (
         FactsRecord(
             experiment="a", tracks=4, divisions=1, tracks_with_gaps=1, moved_patches=1, largest_move_px=4.5,
-            empty_tables=1,
+            padded_patches=0, empty_tables=1,
         ),
     )  # fmt: skip
 
@@ -154,7 +154,7 @@ def test_micrometres_for_pixels_are_suspected(tmp_path: Path) -> None:
             "a: all 320 centroids lie in the corner of the image where y and x begin (y up to 18.9 of 64, x up to 18.9 "
             "of 64). y and x must be pixels, and these look like micrometres: multiplied by 3.4 they would just fill "
             "it. "
-            "Convert y and x of the track tables, if so.",
+            "If so, give the experiment `tracks_unit: um`.",
         )
     ]  # fmt: skip
 
@@ -167,7 +167,7 @@ def test_the_plates_pixel_size_tells_the_factor_and_one_fov_is_enough(tmp_path: 
             "a: all 160 centroids of B/2/0 lie in the corner of the image where y and x begin (y up to 18.9 of 64, x "
             "up "
             "to 18.9 of 64). y and x must be pixels, and these look like micrometres: divided by the pixel size of "
-            "0.3 µm they would reach 98% of the image. Convert y and x of the track tables, if so.",
+            "0.3 µm they would reach 98% of the image. If so, give the experiment `tracks_unit: um`.",
         )
     ]  # fmt: skip
 
@@ -594,7 +594,7 @@ def test_the_command_prints_suspicions_also_when_there_is_nothing_to_do(
         assert main(command) == 0
         lines = capsys.readouterr().out.splitlines()
         assert lines[lines.index("suspicious:") + 1].startswith("- a: all 320 centroids lie in the corner of the image")
-        assert lines[-1].endswith("Convert y and x of the track tables, if so.")
+        assert lines[-1].endswith("If so, give the experiment `tracks_unit: um`.")
     texts = []
     for more in ([], ["--quiet"], ["--overwrite"]):
         assert main([*command, "--json", *more]) == 0

@@ -53,9 +53,9 @@ class CutJob:
     t: Int[np.ndarray, " obs"]
     """Frame of each observation, ascending: their order in the spill."""
     y0: Int[np.ndarray, " obs"]
-    """First row of the patch."""
+    """First row of the patch; below 0 or less than a patch from the end where the patch reaches beyond the image."""
     x0: Int[np.ndarray, " obs"]
-    """First column of the patch."""
+    """First column of the patch, likewise."""
     on_blank: OnBlank
     on_nan: OnNan
 
@@ -138,7 +138,7 @@ def _cut_frames(job: CutJob, file: HashingFile) -> FovCut:
                 if count_nonfinite(patch) and not (blank[row] and job.on_blank == "drop"):
                     nonfinite[row] = not blank[row]
                     patch = _mend(job, frame, patch, t)
-                file.write(_store(job, patch, t).data)
+                file.write(_store(job, _pad(job, patch, row), t).data)
             report(1, frame.nbytes)
     return FovCut(timepoint=timepoint, summaries=tuple(summaries), blank=blank, nonfinite=nonfinite)
 
@@ -191,10 +191,19 @@ def _read_frames(
 
 
 def _crop(job: CutJob, frame: Num[np.ndarray, "c z y x"], row: int) -> Num[np.ndarray, "c z h w"]:
+    """Return the part of a patch that lies inside the image."""
     y, x = int(job.y0[row]), int(job.x0[row])
-    patch = frame[:, :, y : y + job.yx[0], x : x + job.yx[1]]
-    assert patch.shape[2:] == job.yx, "the index clamps centres"
-    return patch
+    return frame[:, :, max(y, 0) : y + job.yx[0], max(x, 0) : x + job.yx[1]]
+
+
+def _pad(job: CutJob, patch: Num[np.ndarray, "c z h w"], row: int) -> Num[np.ndarray, "c z height width"]:
+    """Fill a patch up to its size with the nearest pixels: no new value comes in, no edge, and no mirrored cell."""
+    missing = job.yx[0] - patch.shape[2], job.yx[1] - patch.shape[3]
+    if missing == (0, 0):
+        return patch
+    before = max(-int(job.y0[row]), 0), max(-int(job.x0[row]), 0)
+    widths = [(0, 0), (0, 0), *((first, size - first) for first, size in zip(before, missing, strict=True))]
+    return np.pad(patch, widths, mode="edge")
 
 
 def _mend(

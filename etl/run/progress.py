@@ -194,6 +194,9 @@ def _describe_tracks(facts: FactsRecord) -> str:
     if facts.moved_patches:
         moved = count_of(facts.moved_patches, "patch", "patches")
         parts.append(f"{moved} near the border moved into the image (by {facts.largest_move_px:g} px at most)")
+    if facts.padded_patches:
+        padded = count_of(facts.padded_patches, "patch", "patches")
+        parts.append(f"{padded} near the border filled with the nearest pixels")
     if facts.empty_tables:
         parts.append(f"no cell in {count_of(facts.empty_tables, 'track table')}")
     return ", ".join(parts)
@@ -209,7 +212,8 @@ _COUNTS = ("observations", "with_candidate", "lineages", "clips", "patches", "sh
 
 _REASONS = {
     "outside_image": "cells whose centroid is outside the image",
-    "border_shift": "cells whose patch would move further than max_border_shift_px",
+    "outside_tracks": "spots of TrackMate that are in no track",
+    "near_border": "cells so near the border that their patch would have to move too far (border, max_border_shift_px)",
     "outside_time": "cells at a time that is no frame of the movie",
     "blank_channel": "cells whose patch has a channel that is entirely fill value",
     "nan_pixels": "cells whose patch has NaN or infinite pixels",

@@ -15,9 +15,10 @@ import numpy as np
 import pyarrow as pa
 
 from dynaclr_wds.errors import ConfigError
+from etl.source.column_names import check_columns, rename_columns
 from etl.source.config import INDEX_COLUMNS, BuildConfig, ExperimentConfig
 from etl.source.track_formats import READERS, TableFile, open_table, read_table
-from etl.source.tracks import check_columns, parse_integers, refuse_repeats, refuse_rows
+from etl.source.tracks import is_latin_1, note_latin_1, parse_integers, refuse_repeats, refuse_rows
 
 KEYS = ("fov_name", "track_id")
 MAYBE_KEYS = ("t",)
@@ -36,6 +37,8 @@ class AnnotationRows:
     """One dictionary-encoded column per label, null where an experiment has it not."""
     names: Mapping[str, tuple[str, ...]]
     """Experiment → labels of its table."""
+    notes: tuple[str, ...]
+    """What the user should be told: files that are not UTF-8."""
 
 
 def parse_annotations(config: BuildConfig, fovs: Mapping[str, Sequence[str]]) -> AnnotationRows:
@@ -60,7 +63,8 @@ def parse_annotations(config: BuildConfig, fovs: Mapping[str, Sequence[str]]) ->
     for number, experiment in enumerate(config.experiments):
         if experiment.annotations is not None:
             where = f"{config.where}: experiments[{number}]"
-            file = _open(Path(experiment.annotations), f"{where}.annotations={experiment.annotations!r}")
+            file = _open(experiment.annotations, f"{where}.annotations={experiment.annotations!r}")
+            file = rename_columns(file, experiment.annotation_columns, f"{where}.annotation_columns")
             files.append((number, file, _label_names(file, experiment, where)))
     numbers = _number_fovs(fovs)
     names = {config.experiments[number].name: labels for number, _, labels in files}
@@ -69,8 +73,12 @@ def parse_annotations(config: BuildConfig, fovs: Mapping[str, Sequence[str]]) ->
     ]
     table = pa.concat_tables([SCHEMA.empty_table(), *tables], promote_options="default").unify_dictionaries()
     row = pa.array(np.arange(len(table), dtype=np.int32))
-    rows = table.select(SCHEMA.names).append_column("annotation", row)
-    return AnnotationRows(rows=rows, labels=table.drop_columns(SCHEMA.names), names=names)
+    return AnnotationRows(
+        rows=table.select(SCHEMA.names).append_column("annotation", row),
+        labels=table.drop_columns(SCHEMA.names),
+        names=names,
+        notes=note_latin_1([file.path for (_, file, _), t in zip(files, tables, strict=True) if is_latin_1(t)]),
+    )
 
 
 def _number_fovs(fovs: Mapping[str, Sequence[str]]) -> dict[str, dict[str, int]]:
@@ -83,19 +91,23 @@ def _number_fovs(fovs: Mapping[str, Sequence[str]]) -> dict[str, dict[str, int]]
     return numbers
 
 
-def _open(path: Path, where: str) -> TableFile:
-    if not path.is_file():
-        raise ConfigError(f"{where} has no file. Give a {' or '.join(READERS)}, relative to the YAML.")
-    return open_table(path)
+def _open(path: str, where: str) -> TableFile:
+    if "://" in path:
+        raise ConfigError(f"{where} is a URL, but tables are read from disks only. Copy the table to one.")
+    if not Path(path).is_file():
+        raise ConfigError(f"{where} has no file. Give a table ({', '.join(READERS)}), relative to the YAML.")
+    return open_table(Path(path))
 
 
 def _label_names(file: TableFile, experiment: ExperimentConfig, where: str) -> tuple[str, ...]:
     """Return the columns that are labels, once their names are checked."""
-    names = tuple(name for name in file.columns if name not in (*KEYS, *MAYBE_KEYS))
-    check_columns(file, (*KEYS, *names), MAYBE_KEYS, f"{where}.annotations")
+    names = tuple(name for name in file.columns if name is not None and name not in (*KEYS, *MAYBE_KEYS))
+    if names and not names[-1] and file.columns[-1] == "":
+        names = names[:-1]  # the lines end with a delimiter; `_parse_file` checks that nothing follows it
+    check_columns(file, KEYS, (*MAYBE_KEYS, *names), where, "annotation_columns")
     for name in names:
         if not name.strip():
-            raise ConfigError(f"{file.path}: a column has no name; there are {list(file.columns)}. Name or remove it.")
+            raise ConfigError(f"{file.path}: a column has no name; there are {list(file.header)}. Name or remove it.")
         if name in INDEX_COLUMNS:
             raise ConfigError(
                 f"{file.path}: column {name!r} must be none of the index's own columns {list(INDEX_COLUMNS)}. "
@@ -111,7 +123,12 @@ def _label_names(file: TableFile, experiment: ExperimentConfig, where: str) -> t
 def _parse_file(file: TableFile, labels: tuple[str, ...], number: int, fovs: Mapping[str, int]) -> pa.Table:
     """Read one table and check its keys."""
     keys = [name for name in (*KEYS, *MAYBE_KEYS) if name in file.columns]
-    raw = read_table(file, [name for name in keys if name != "fov_name"], ("fov_name", *labels))
+    end = ("",) if file.columns[-1] == "" and "" not in labels else ()
+    raw = read_table(file, [name for name in keys if name != "fov_name"], ("fov_name", *labels, *end))
+    if end:
+        values = np.array(raw[""].to_pylist(), dtype=object)
+        there = values != np.array(None)
+        refuse_rows(file.path, "the last column, which has no name,", there, values, "empty, or have a name")
     fov_name = raw["fov_name"].combine_chunks()
     code = fov_name.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
     if (code < 0).any():
@@ -129,4 +146,4 @@ def _parse_file(file: TableFile, labels: tuple[str, ...], number: int, fovs: Map
     table = pa.table([columns[name] for name in SCHEMA.names], schema=SCHEMA)
     for name in labels:
         table = table.append_column(name, raw[name])
-    return table
+    return table.replace_schema_metadata(raw.schema.metadata)

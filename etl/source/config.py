@@ -22,6 +22,7 @@ from etl.source.fields import (
     WELL,
     As,
     ClipLength,
+    ColumnMap,
     Hours,
     Label,
     Labels,
@@ -44,6 +45,13 @@ Dtype = Literal["source", "float16", "float32"]
 OnBlank = Literal["drop", "keep"]
 OnNan = Literal["error", "drop", "zero"]
 OnNoAnchor = Literal["error", "keep"]
+Border = Literal["shift", "pad", "drop"]
+TracksUnit = Literal["pixel", "um"]
+
+TRACK_COLUMNS = ("track_id", "t", "y", "x")
+"""Columns that a track table must have."""
+MORE_TRACK_COLUMNS = ("z", "id", "parent_track_id", "parent_id")
+"""Columns that a track table may have."""
 
 INDEX_COLUMNS = (
     *("observation", "experiment", "fov_name", "well", "condition", "global_track_id", "lineage_id"),
@@ -81,8 +89,14 @@ class ExperimentConfig:
     """Label → value → wells (`row/col`); wells that are not listed have no value."""
     label_columns: Annotated[tuple[str, ...], As(texts(example="cell_type", least=0))] = ()
     """Columns of the track files that are labels."""
+    columns: ColumnMap = field(default_factory=dict)
+    """Column of the track files as it stands there → our name for it; other columns keep their names."""
+    tracks_unit: Annotated[TracksUnit, As(choice(TracksUnit, "Leave it out for pixels."))] = "pixel"
+    """Unit of z, y and x in the track files; `um` is converted by `pixel_size_um`."""
     annotations: Text | None = None
     """Table of labels, keyed by fov_name, track_id and, if it is there, t: an absolute path."""
+    annotation_columns: ColumnMap = field(default_factory=dict)
+    """Column of `annotations` as it stands there → our name for it, which may be a label."""
     channel_markers: Mapping[str, Text] = field(default_factory=dict)
     """Channel → what it shows; a channel that is not named shows itself."""
     written: Mapping[str, Any] = field(default_factory=dict)
@@ -125,6 +139,20 @@ class ExperimentConfig:
             if channel not in self.source_channel:
                 rule = f"one of source_channel {list(self.source_channel)}"
                 raise refuse(channel, rule, "Correct it.", "channel_markers", channel, "[key]")
+        return self
+
+    @model_validator(mode="after")
+    def _check_columns(self) -> ExperimentConfig:
+        """Check that maps of columns lead to names that are known, each to another one."""
+        known = (*TRACK_COLUMNS, *MORE_TRACK_COLUMNS, *self.label_columns)
+        for theirs, ours in self.columns.items():
+            if ours not in known:
+                advice = "Correct it; a label must stand in label_columns too."
+                raise refuse(ours, f"one of {list(known)}", advice, "columns", theirs)
+        if self.annotation_columns and self.annotations is None:
+            raise refuse(
+                dict(self.annotation_columns), "given with annotations only", "Remove it.", "annotation_columns"
+            )
         return self
 
     @model_validator(mode="after")
@@ -173,8 +201,11 @@ class BuildOptions:
     """Only these wells (`row/col`) of any experiment; None is all in `condition_wells`."""
     exclude_fovs: Annotated[tuple[str, ...], As(texts(*FOV, least=0))] = ()
     """Leave these FOVs (`row/col/fov`) out of every experiment."""
+    border: Annotated[Border, As(choice(Border, "Leave it out to shift patches into the image."))] = "shift"
+    """What becomes of a patch that reaches beyond the image: it moves inside, is padded with the nearest pixels, or is
+    left out."""
     max_border_shift_px: NotNegative | None = None
-    """Drop cells whose patch centre would move further than this along an axis; None keeps all."""
+    """With `border: shift`, leave out cells whose patch would move further than this along an axis; None keeps all."""
     on_blank: Annotated[OnBlank, As(choice(OnBlank, "Leave it out to drop blank patches."))] = "drop"
     """What becomes of an observation with a channel that is entirely fill value: it is left out, or it stays."""
     on_nan: Annotated[OnNan, As(choice(OnNan, "Leave it out to stop at NaN."))] = "error"

@@ -29,7 +29,11 @@ __all__ = ["BuildConfig", "ExperimentConfig", "check_shard_by", "check_tau_reach
 
 _PATHS = ("data_path", "tracks_path", "annotations")
 _SHORTHANDS = tuple(f.name for f in dataclasses.fields(Shorthands))
-_AS_TEXT = ("labels", "well_labels", "organelle", "date")
+_AS_TEXT = ("labels", "well_labels", "organelle", "date", "columns", "annotation_columns")
+_MAY_BE_EMPTY = (
+    *("labels", "well_labels", "label_columns", "channel_markers", "columns", "annotation_columns"),
+    *("interval_minutes", "pixel_size_um"),
+)
 
 
 def parse_build_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> BuildConfig:
@@ -93,6 +97,10 @@ def _check_together(config: BuildConfig) -> None:
             f"at most shard_bytes={config.shard_bytes}",
             "Lower it: a shard is a run of blocks.",
         )
+    if config.border != "shift" and config.max_border_shift_px is not None:
+        where = f"{config.where}: shards.max_border_shift_px"
+        rule = f"left out with border={config.border!r}: it limits how far a patch is shifted"
+        raise value_error(where, config.max_border_shift_px, rule, "Remove one of the two.")
     _check_shard_by(config)
 
 
@@ -154,7 +162,7 @@ def _parse_experiment(raw: object, where: str, root: Path) -> ExperimentConfig:
     for name in required:
         if entry.get(name) is None:
             raise ConfigError(f"{where}.{name} is missing. Every experiment needs {', '.join(required)}.")
-    for name in ("labels", "well_labels", "label_columns", "channel_markers", "interval_minutes", "pixel_size_um"):
+    for name in _MAY_BE_EMPTY:
         if name in entry and entry[name] is None:
             del entry[name]  # the key stands there without a value
     shorthands = {name: entry.pop(name) for name in _SHORTHANDS if name in entry}

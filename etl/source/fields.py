@@ -181,6 +181,16 @@ def _check_axes(raw: object) -> object:
     return raw
 
 
+def _check_names(names: Mapping[str, str]) -> Mapping[str, str]:
+    """Check that no two columns get one name."""
+    source: dict[str, str] = {}
+    for theirs, ours in names.items():
+        if ours in source:
+            raise refuse(ours, f"the name of one column, but {source[ours]!r} has it too", "Remove one.", theirs)
+        source[ours] = theirs
+    return names
+
+
 _MINUTES = "Give the minutes between frames."
 _FINITE = Field(strict=True, allow_inf_nan=False)
 
@@ -196,6 +206,11 @@ Micrometres = Annotated[float, _FINITE, Field(gt=0), says("a number > 0", "Give 
 PixelSize: Any = Annotated[tuple[Micrometres, ...], BeforeValidator(_check_axes)]
 Label = Annotated[str | None, BeforeValidator(_parse_label)]
 Labels = Annotated[Mapping[Text, Label], says("a mapping of label to value", "Write {marker: TOMM20}.")]
+ColumnMap = Annotated[
+    Mapping[Text, Text],
+    says("a mapping of your columns to ours", "Write {FRAME: t, POSITION_Y: y}."),
+    AfterValidator(_check_names),
+]
 WellLabels: Any = Annotated[
     Mapping[Text, well_groups("value", "TOMM20")],  # type: ignore[misc]  # pydantic reads it, nobody else
     says("a mapping of label to values", "Write {marker: {TOMM20: [A/1, A/2]}}."),

@@ -20,7 +20,7 @@ from dynaclr_wds.errors import PlateError
 from etl.source.experiments import BuildConfig, ExperimentConfig
 from etl.source.plates import Fov, Plate
 from etl.source.preflight import plan_fovs
-from etl.source.track_formats import READERS
+from etl.source.track_formats import list_tables
 
 _METADATA = ("zarr.json", ".zarray", ".zattrs", ".zgroup")
 
@@ -114,11 +114,8 @@ def _fingerprint_annotations(experiment: ExperimentConfig) -> bytes:
 def _fingerprint_tracks(experiment: ExperimentConfig, fov_name: str, annotations: bytes) -> str:
     """Hash the bytes of the track file, and the fingerprint of the annotation table."""
     digest = xxhash.xxh3_64(annotations)
-    folder = Path(experiment.tracks_path) / fov_name
-    files = sorted(folder.iterdir()) if folder.is_dir() else []
-    for path in files:
-        if path.suffix.lower() in READERS and not path.name.startswith("."):
-            _add_file(digest, path)
+    for path in list_tables(Path(experiment.tracks_path) / fov_name):
+        _add_file(digest, path)
     return digest.hexdigest()
 
 

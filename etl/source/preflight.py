@@ -57,7 +57,8 @@ def check_plates(config: BuildConfig, plates: Mapping[str, Plate]) -> None:
     ------
     ConfigError
         A well or FOV that the plate does not have, channel names that differ, a `z_range` outside the stack,
-        a patch larger than the image, or FOVs of one experiment that differ in depth or dtype.
+        a patch larger than the image (unless patches are padded), or FOVs of one experiment that differ in depth or
+        dtype.
     """
     _check_excluded(config, plates)
     for number, experiment in enumerate(config.experiments):
@@ -121,8 +122,9 @@ def _check_size(config: BuildConfig, fov: Fov) -> None:
             f"{config.where}: shards.z_range={list(config.z_range)} is outside the stack of {fov.where}, which has "
             f"{depth} slices. Lower it."
         )
-    if config.yx_patch_size[0] > height or config.yx_patch_size[1] > width:
+    if config.border != "pad" and (config.yx_patch_size[0] > height or config.yx_patch_size[1] > width):
         raise ConfigError(
             f"{config.where}: shards.yx_patch_size={list(config.yx_patch_size)} is larger than the image of "
-            f"{fov.where}, which is {[height, width]}. Lower it."
+            f"{fov.where}, which is {[height, width]}. Lower it to {[height, width]} at most, or pad patches "
+            "(--border pad)."
         )

@@ -1,25 +1,23 @@
-"""Reads one table file into columns: the formats that track files and annotations may have.
+"""Opens and reads one table file: the formats that track files and annotations may have.
 
 A new format is one function here and one entry of `READERS`. It opens a file, which reads its column names, and
-returns how to read values. It refuses a file that may be cut short. What the columns mean is not known here; see
-`etl.source.tracks`.
+returns how to read values. What the columns mean is not known here; see `etl.source.tracks`.
 """
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
 import pyarrow.parquet
 
 from dynaclr_wds.errors import ConfigError
 from etl.source.fields import is_null_text
 from etl.source.reading import naming_file
+from etl.source.text_tables import find_layout, read_text
 
 MOST_VALUES = 100_000
 """Distinct values that a label may have: it is a category, not a measurement."""
@@ -30,71 +28,74 @@ class TableFile:
     """A table file whose column names are known and whose values are not read yet."""
 
     path: Path
-    columns: tuple[str, ...]
-    """Names in the file, in its order; a name may stand there twice."""
-    read: Callable[[Sequence[str], Collection[str]], pa.Table]
-    """(names, text names) → table of these columns; text columns come as they are written in the file."""
+    header: tuple[str, ...]
+    """Names of the columns as they stand in the file, in its order; a name may stand there twice."""
+    columns: tuple[str | None, ...]
+    """Names that we give these columns; None for one that is not used."""
+    units: Mapping[str, str] = field(default_factory=dict)
+    """Name in the file → unit, where the table is TrackMate's; "" for a column without a unit."""
+    read: Callable[[Sequence[int], Collection[int]], pa.Table]
+    """(places, places of text) → table with a column `str(place)` for each; text comes as it is written in the file."""
 
 
-def open_csv(path: Path, delimiter: str = ",") -> TableFile:
-    """Open a CSV with a header; a byte order mark is skipped."""
-    with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        try:
-            columns = next(csv.reader(file, delimiter=delimiter), [])
-        except csv.Error as error:
-            raise ConfigError(f"{path}: is not a {path.suffix[1:].upper()} table ({error}). Write it again.") from error
-    "".join(columns).encode()  # a surrogate is a byte that is not UTF-8
+def open_text(path: Path) -> TableFile:
+    """Open a text table with a header."""
+    layout = find_layout(path)
+    header = layout.header
 
-    def read(names: Sequence[str], text: Collection[str]) -> pa.Table:
-        _refuse_cut_csv(path)
-        # one block, so that the type of a column is inferred from all of it
-        block = min(path.stat().st_size + 1, 2**31 - 1)
-        return pa.csv.read_csv(
-            path,
-            read_options=pa.csv.ReadOptions(block_size=block, use_threads=False),
-            parse_options=pa.csv.ParseOptions(delimiter=delimiter),
-            convert_options=pa.csv.ConvertOptions(
-                include_columns=list(names), column_types=dict.fromkeys(text, pa.string())
-            ),
-        )
+    def read(places: Sequence[int], text: Collection[int]) -> pa.Table:
+        return read_text(path, layout, places, text)
 
-    return TableFile(path=path, columns=tuple(columns), read=read)
-
-
-def _refuse_cut_csv(path: Path) -> None:
-    """Refuse a text table whose last line does not end: a copy that stopped may have lost digits of the last number."""
-    with path.open("rb") as file:
-        file.seek(max(path.stat().st_size - 1000, 0))
-        tail = file.read()
-    if tail and not tail.endswith((b"\n", b"\r")):
-        line = tail.splitlines()[-1].decode(errors="replace")
-        raise ConfigError(
-            f"{path}: the last line ({line!r}) must end with a newline; the file may be cut short. Write it again, or "
-            "add a newline if the line is whole."
-        )
-
-
-def open_tsv(path: Path) -> TableFile:
-    """Open a table whose columns are separated by tabs; all else is as in a CSV."""
-    return open_csv(path, "\t")
+    return TableFile(
+        path=path,
+        header=header,
+        columns=_leave_out_index(header),
+        units=dict(zip(header, layout.units, strict=True)) if layout.units else {},
+        read=read,
+    )
 
 
 def open_parquet(path: Path) -> TableFile:
     """Open a Parquet file."""
-    columns = tuple(pa.parquet.read_schema(path).names)
+    header = tuple(pa.parquet.read_schema(path).names)
 
-    def read(names: Sequence[str], text: Collection[str]) -> pa.Table:
+    def read(places: Sequence[int], text: Collection[int]) -> pa.Table:
         del text  # a Parquet file says itself what is text
-        return pa.parquet.read_table(path, columns=list(names), partitioning=None, page_checksum_verification=True)
+        names = [header[place] for place in places]
+        table = pa.parquet.read_table(path, columns=names, partitioning=None, page_checksum_verification=True)
+        return pa.table({str(place): table[name] for place, name in zip(places, names, strict=True)})
 
-    return TableFile(path=path, columns=columns, read=read)
+    return TableFile(path=path, header=header, columns=_leave_out_index(header), read=read)
 
 
-READERS: dict[str, Callable[[Path], TableFile]] = {".csv": open_csv, ".parquet": open_parquet, ".tsv": open_tsv}
-"""Suffix (lower case, of one part: `.csv.gz` is `.gz`) → function that opens such a file.
+def _leave_out_index(header: Sequence[str]) -> tuple[str | None, ...]:
+    """Leave out the row numbers that pandas writes: a first column without a name."""
+    return tuple(None if n == 0 and name in _INDEX_NAMES else name for n, name in enumerate(header))
 
-A file in a folder of tracks is a track file, and part of the fingerprint, if and only if its suffix stands here.
-"""
+
+_INDEX_NAMES = ("", "Unnamed: 0", "__index_level_0__")
+
+READERS: dict[str, Callable[[Path], TableFile]] = {
+    **dict.fromkeys((".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz"), open_text),
+    ".parquet": open_parquet,
+}
+"""Suffix (lower case) → function that opens such a file."""
+
+
+def table_suffix(path: Path) -> str | None:
+    """Return the suffix of a table file as it stands in `READERS`; None for any other file."""
+    return next((suffix for suffix in READERS if path.name.lower().endswith(suffix)), None)
+
+
+def list_tables(folder: Path) -> list[Path]:
+    """List the table files in a folder, sorted: they are what a FOV's tracks are read from, and their fingerprint.
+
+    A text file (.txt) counts only where there is no other table: it may be a note. Hidden files don't count.
+    """
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    tables = {file: table_suffix(file) for file in files if not file.name.startswith((".", "~$"))}
+    found = [file for file, suffix in tables.items() if suffix is not None]
+    return [file for file in found if not str(tables[file]).startswith(".txt")] or found
 
 
 def open_table(path: Path) -> TableFile:
@@ -107,9 +108,11 @@ def open_table(path: Path) -> TableFile:
     StorageError
         The file cannot be read.
     """
-    suffix = path.suffix.lower()
-    if suffix not in READERS:
-        raise ConfigError(f"{path}: the suffix {suffix!r} must be one of {list(READERS)}. Write it in such a format.")
+    suffix = table_suffix(path)
+    if suffix is None:
+        raise ConfigError(
+            f"{path}: the suffix {path.suffix!r} must be one of {list(READERS)}. Write it in such a format."
+        )
     with naming_file(path, suffix[1:].upper()):
         return READERS[suffix](path)
 
@@ -131,11 +134,13 @@ def read_table(file: TableFile, names: Sequence[str], labels: Sequence[str]) -> 
     StorageError
         The file cannot be read.
     """
-    with naming_file(file.path, file.path.suffix[1:].upper()):
-        table = file.read([*names, *labels], labels)
-        columns = {name: table[name] for name in names}
-        columns |= {name: encode_label(table[name], f"{file.path}: column {name!r}") for name in labels}
-        return pa.table(columns)
+    place = {name: file.columns.index(name) for name in (*names, *labels)}
+    with naming_file(file.path, str(table_suffix(file.path))[1:].upper()):
+        table = file.read(list(place.values()), [place[name] for name in labels])
+        columns = {name: table[str(place[name])] for name in names}
+        for name in labels:
+            columns[name] = encode_label(table[str(place[name])], f"{file.path}: column {file.header[place[name]]!r}")
+        return pa.table(columns, metadata=table.schema.metadata)
 
 
 def encode_label(column: pa.ChunkedArray, where: str) -> pa.DictionaryArray:

@@ -2,7 +2,8 @@
 
 One file per FOV at `tracks_path/<row>/<col>/<fov>/`, under any name, in any format of `etl.source.track_formats`.
 All files are found and their columns checked before the first is read. A missing parent is empty, NaN or -1;
-0 is a valid track id. Columns that are neither known nor `label_columns` are not read.
+0 is a valid track id. Columns that are neither known nor `label_columns` are not read. Spots of TrackMate that are in
+no track are left out and counted.
 """
 
 from __future__ import annotations
@@ -18,11 +19,9 @@ from jaxtyping import Bool, Float, Int64
 
 from dynaclr_wds.contract import NO_ID
 from dynaclr_wds.errors import ConfigError
-from etl.source.config import BuildConfig
-from etl.source.track_formats import READERS, TableFile, open_table, read_table
-
-REQUIRED = ("track_id", "t", "y", "x")
-OPTIONAL = ("z", "id", "parent_track_id", "parent_id")
+from etl.source.column_names import MICROMETRES, check_columns, rename_columns
+from etl.source.config import MORE_TRACK_COLUMNS, TRACK_COLUMNS, BuildConfig, ExperimentConfig
+from etl.source.track_formats import READERS, TableFile, list_tables, open_table, read_table
 
 SCHEMA = pa.schema(
     [
@@ -48,6 +47,22 @@ class TrackRows:
     """`SCHEMA`, and `row`, the number of the row."""
     labels: pa.Table
     """One dictionary-encoded column per label of `label_columns`, null where an experiment has it not."""
+    outside_tracks: Mapping[str, int]
+    """Experiment → spots of TrackMate that are in no track, where there are any; they have no row."""
+    notes: tuple[str, ...]
+    """What the user should be told: files that are not UTF-8."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _FovTracks:
+    """The rows of one track file."""
+
+    rows: pa.Table
+    """`SCHEMA`, and one dictionary-encoded column per label."""
+    outside: int
+    """Spots in no track, which are left out."""
+    is_latin_1: bool
+    """Whether labels were read from a text that is not UTF-8."""
 
 
 def parse_track_files(config: BuildConfig, fovs: Mapping[str, Sequence[str]]) -> TrackRows:
@@ -63,93 +78,159 @@ def parse_track_files(config: BuildConfig, fovs: Mapping[str, Sequence[str]]) ->
     Raises
     ------
     ConfigError
-        A missing or doubled track file, a missing column, a track id or frame that is not a whole
-        number, a centroid that is not finite, a (track_id, t) that occurs twice, a damaged or cut file.
+        A missing or doubled track file, a missing column, a unit that is not the one of the config, a track id or frame
+        that is not a whole number, a centroid that is not finite, a (track_id, t) that occurs twice, a damaged or cut
+        file.
     StorageError
         A file cannot be read.
     """
-    files: list[tuple[TableFile, tuple[str, ...]]] = []
+    files: list[tuple[TableFile, ExperimentConfig]] = []
     for number, experiment in enumerate(config.experiments):
-        where = f"{config.where}: experiments[{number}].tracks_path={experiment.tracks_path!r}"
+        where = f"{config.where}: experiments[{number}]"
         for name in fovs.get(experiment.name, ()):
-            file = open_table(find_track_file(Path(experiment.tracks_path) / name, name, where))
-            labels = f"{config.where}: experiments[{number}].label_columns"
-            check_columns(file, (*REQUIRED, *experiment.label_columns), OPTIONAL, labels)
-            files.append((file, experiment.label_columns))
+            path = find_track_file(experiment.tracks_path, name, f"{where}.tracks_path={experiment.tracks_path!r}")
+            file = rename_columns(open_table(path), experiment.columns, f"{where}.columns")
+            check_columns(file, (*TRACK_COLUMNS, *experiment.label_columns), MORE_TRACK_COLUMNS, where, "columns")
+            _check_units(file, experiment, where)
+            files.append((file, experiment))
     with ThreadPoolExecutor(config.workers) as pool:
         tables = list(pool.map(_parse_track_file, files, range(len(files))))
-    table = pa.concat_tables([SCHEMA.empty_table(), *tables], promote_options="default").unify_dictionaries()
+    table = pa.concat_tables([SCHEMA.empty_table(), *(t.rows for t in tables)], promote_options="default")
+    table = table.unify_dictionaries()
     row = pa.array(np.arange(len(table), dtype=np.int32))
-    return TrackRows(rows=table.select(SCHEMA.names).append_column("row", row), labels=table.drop_columns(SCHEMA.names))
+    outside: dict[str, int] = {}
+    for (_, experiment), found in zip(files, tables, strict=True):
+        if found.outside:
+            outside[experiment.name] = outside.get(experiment.name, 0) + found.outside
+    return TrackRows(
+        rows=table.select(SCHEMA.names).append_column("row", row),
+        labels=table.drop_columns(SCHEMA.names),
+        outside_tracks=outside,
+        notes=note_latin_1([file.path for (file, _), found in zip(files, tables, strict=True) if found.is_latin_1]),
+    )
 
 
-def find_track_file(folder: Path, fov: str, where: str) -> Path:
-    """Find the one track file in a FOV's folder; `where` is the YAML path, for errors.
+def is_latin_1(table: pa.Table) -> bool:
+    """Whether a table was read from a text that is not UTF-8."""
+    return bool((table.schema.metadata or {}).get(b"encoding") == b"latin-1")
+
+
+def note_latin_1(paths: Sequence[Path]) -> tuple[str, ...]:
+    """Say which files were read as Latin-1 because they are not UTF-8."""
+    if not paths:
+        return ()
+    more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+    return (
+        f"not UTF-8, and their labels were read as Latin-1: {', '.join(map(str, paths[:3]))}{more}. If a label looks "
+        "wrong, save the table as UTF-8.",
+    )
+
+
+def find_track_file(root: str, fov: str, where: str) -> Path:
+    """Find the one track file of a FOV below `tracks_path`; `where` is the YAML path, for errors.
 
     Raises
     ------
     ConfigError
-        There is none, or more than one.
+        There is none, or more than one, or `root` is a URL.
     """
-    files = sorted(folder.iterdir()) if folder.is_dir() else []
-    found = [file for file in files if file.suffix.lower() in READERS and not file.name.startswith(".")]
+    if "://" in root:
+        raise ConfigError(f"{where} is a URL, but tables are read from disks only. Copy the tracks to one.")
+    folder = Path(root) / fov
+    found = list_tables(folder)
     if len(found) != 1:
+        there = sorted(file.name for file in folder.iterdir()) if folder.is_dir() else []
         what = f"{len(found)} track files ({[file.name for file in found]})" if found else "no track file"
+        what += f" (there is {there[:5]})" if there and not found else ""
         raise ConfigError(
-            f"{where} has {what} for FOV {fov!r}. Put exactly one {' or '.join(READERS)} into {folder}, "
+            f"{where} has {what} for FOV {fov!r}. Put exactly one table ({', '.join(READERS)}) into {folder}, "
             "or list the FOV in shards.exclude_fovs."
         )
     return found[0]
 
 
-def check_columns(file: TableFile, required: Sequence[str], optional: Sequence[str], labels: str) -> None:
-    """Check the names of the columns; `labels` is the YAML path that asks for those that are not well known.
-
-    Raises
-    ------
-    ConfigError
-        One is missing, or is there twice.
-    """
-    columns = list(file.columns)
-    for column in required:
-        if column not in columns:
-            asked = "" if column in REQUIRED else f" {labels} asks for it."
+def _check_units(file: TableFile, experiment: ExperimentConfig, where: str) -> None:
+    """Check the unit of positions: pixels, or micrometres that can be converted, and that a table says the same."""
+    size = experiment.pixel_size_um
+    if experiment.tracks_unit == "um" and size is None:
+        raise ConfigError(
+            f"{where}.tracks_unit='um', but the pixel size is not known: the plate does not say it. Give "
+            "`pixel_size_um: [y, x]`, the micrometres per pixel."
+        )
+    for theirs, ours in zip(file.header, file.columns, strict=True):
+        unit = file.units.get(theirs, "")
+        if ours == "t" and unit not in ("", "frame", "frames"):
             raise ConfigError(
-                f"{file.path}: column {column!r} is missing; there are {columns}.{asked} "
-                f"Needed are {list(required)}, known too are {list(optional)}."
+                f"{file.path}: {theirs} is in {unit!r}, but t must be frames. Map FRAME to t in {where}.columns."
             )
-    for column in (*required, *optional):
-        if columns.count(column) > 1:
-            raise ConfigError(f"{file.path}: column {column!r} is there twice. Remove one.")
+        if ours in ("y", "x") and unit:
+            said = "um" if unit in MICROMETRES else "pixel" if unit.startswith(("pixel", "px")) else unit
+            if said != experiment.tracks_unit:
+                advice = f"Write `tracks_unit: {said}` there" if said in ("um", "pixel") else "Export it in pixels"
+                given = f"{where}.tracks_unit={experiment.tracks_unit!r}"
+                raise ConfigError(f"{file.path}: {theirs} is in {unit!r}, but {given}. {advice}.")
 
 
-def _parse_track_file(file: tuple[TableFile, tuple[str, ...]], fov: int) -> pa.Table:
+def _parse_track_file(source: tuple[TableFile, ExperimentConfig], fov: int) -> _FovTracks:
     """Read one file and check its values."""
-    table, labels = file
-    path = table.path
-    raw = read_table(table, [name for name in table.columns if name in (*REQUIRED, *OPTIONAL)], labels)
-    track_id = parse_integers(raw, "track_id", path)
+    file, experiment = source
+    path, labels = file.path, experiment.label_columns
+    raw = read_table(file, [name for name in (*TRACK_COLUMNS, *MORE_TRACK_COLUMNS) if name in file.columns], labels)
+    track_id = parse_integers(raw, "track_id", path, optional=bool(file.units))
+    in_track = track_id != NO_ID if file.units else np.ones(len(raw), dtype=bool)
     t = parse_integers(raw, "t", path)
-    refuse_rows(path, "track_id", track_id < 0, track_id, "≥ 0")
-    refuse_repeats(path, "(track_id, t)", track_id, t)
-    centre = {}
-    for axis in ("y", "x"):
-        values = _parse_floats(raw, axis, path)
-        refuse_rows(path, axis, ~np.isfinite(values), values, "a finite number of pixels")
-        centre[axis] = values
-    z = _parse_floats(raw, "z", path)
+    refuse_rows(path, "track_id", in_track & (track_id < 0), track_id, "≥ 0")
+    _refuse_repeats_in_tracks(file, track_id, t)
+    z, y, x = _parse_positions(raw, experiment, path)
     columns = {
         "fov": np.full(len(t), fov, dtype=np.int32),
         "track_id": track_id,
         "t": t,
-        **centre,
+        "y": y,
+        "x": x,
         "z": pa.array(z.astype(np.float32), mask=np.isnan(z)),
         **{name: parse_integers(raw, name, path, optional=True) for name in ("id", "parent_track_id", "parent_id")},
     }
     rows = pa.table([columns[name] for name in SCHEMA.names], schema=SCHEMA)
     for name in labels:
         rows = rows.append_column(name, raw[name])
-    return rows
+    outside = int((~in_track).sum())
+    if outside:
+        rows = rows.filter(pa.array(in_track))
+    return _FovTracks(rows=rows, outside=outside, is_latin_1=bool(labels) and is_latin_1(raw))
+
+
+def _parse_positions(
+    raw: pa.Table, experiment: ExperimentConfig, path: Path
+) -> tuple[Float[np.ndarray, " rows"], Float[np.ndarray, " rows"], Float[np.ndarray, " rows"]]:
+    """Return z, y and x in pixels; z is NaN where it is not tracked."""
+    z, y, x = (_parse_floats(raw, axis, path) for axis in "zyx")
+    for axis, values in (("y", y), ("x", x)):
+        refuse_rows(path, axis, ~np.isfinite(values), values, "a finite number of pixels")
+    if experiment.tracks_unit == "pixel" or experiment.pixel_size_um is None:
+        return z, y, x
+    *depth, height, width = experiment.pixel_size_um
+    if not depth:  # z of a flat movie is 0, in any unit
+        advice = "0 where pixel_size_um has no z (give `pixel_size_um: [z, y, x]`)"
+        refuse_rows(path, "z", ~np.isnan(z) & (z != 0), z, advice)
+    return z / (depth or [1.0])[0], y / height, x / width
+
+
+def _refuse_repeats_in_tracks(
+    file: TableFile, track_id: Int64[np.ndarray, " rows"], t: Int64[np.ndarray, " rows"]
+) -> None:
+    """Refuse a (track_id, t) that was there in a row before; spots in no track are all different."""
+    if file.units:
+        track_id = np.where(track_id == NO_ID, NO_ID - np.arange(len(track_id)), track_id)
+    try:
+        refuse_repeats(file.path, "(track_id, t)", track_id, t)
+    except ConfigError as error:
+        if file.units:
+            error.add_note(
+                "TrackMate gives daughters the TRACK_ID of their mother. Track without splitting, or give each branch "
+                "an id of its own and its mother's as parent_track_id."
+            )
+        raise
 
 
 def refuse_repeats(path: Path, name: str, *keys: Int64[np.ndarray, " rows"]) -> None:

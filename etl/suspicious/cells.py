@@ -54,8 +54,8 @@ class Cells:
         return int(self.columns["t"].size)
 
 
-def count_facts(experiment: ExperimentConfig, cells: Cells, index: Index) -> FactsRecord:
-    """Count tracks, divisions, gaps, moved patches and empty track tables of one experiment."""
+def count_facts(config: BuildConfig, experiment: ExperimentConfig, cells: Cells, index: Index) -> FactsRecord:
+    """Count tracks, divisions, gaps, moved and padded patches, and empty track tables of one experiment."""
     track, gap = cells.columns["track_index"], _track_steps(cells)
     tracks = track[np.flatnonzero(np.diff(track, prepend=-1))]  # rows are sorted by track
     shift = np.maximum(_shifts(cells, "y"), _shifts(cells, "x"))
@@ -68,6 +68,7 @@ def count_facts(experiment: ExperimentConfig, cells: Cells, index: Index) -> Fac
         tracks_with_gaps=np.unique(track[1:][gap > 1]).size,
         moved_patches=int((shift > 0).sum()),
         largest_move_px=round(float(shift.max(initial=0)), 2),
+        padded_patches=int(_reach_beyond(config, cells, index).sum()),
         empty_tables=sum(not table.rows for table in cells.tables),
     )
 
@@ -82,6 +83,17 @@ def _shifts(cells: Cells, axis: str) -> Shaped[np.ndarray, " obs"]:
     """How far each patch was moved along an axis; less than a pixel is rounding."""
     move = cells.columns[f"{axis}_clamp"] - cells.columns[axis]
     return np.where((move > 0) | (move < -1), np.abs(move), 0)
+
+
+def _reach_beyond(config: BuildConfig, cells: Cells, index: Index) -> Shaped[np.ndarray, " obs"]:
+    """Whether each patch reaches beyond its image."""
+    beyond = np.zeros(len(cells), bool)
+    fov = cells.columns["fov_index"]
+    for axis, size, length in zip("yx", config.yx_patch_size, ("height", "width"), strict=True):
+        image = np.array([getattr(record, length) for record in index.fovs], np.int64)[fov]
+        first = cells.columns[f"{axis}_clamp"] - size // 2
+        beyond |= (first < 0) | (first + size > image)
+    return beyond
 
 
 def find_jumps(config: BuildConfig, experiment: ExperimentConfig, cells: Cells, index: Index) -> list[SuspicionRecord]:

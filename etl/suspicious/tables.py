@@ -83,7 +83,7 @@ def _find_corner(experiment: ExperimentConfig, tables: Tables) -> Iterator[Suspi
         "cells_in_corner", experiment.name, place, rows,
         f"all {count_of(rows, 'centroid')}{where} lie in the corner of the image where y and x begin "
         f"({_reach(found)}). y and x must be pixels, and these look like micrometres: "
-        f"{_guess_factor(experiment, found)}. Convert y and x of the track tables, if so.",
+        f"{_guess_factor(experiment, found)}. If so, give the experiment `tracks_unit: um`.",
     )  # fmt: skip
 
 
