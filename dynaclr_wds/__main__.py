@@ -1,7 +1,7 @@
-"""Command line to training: `python -m dynaclr_wds fit | validate | predict -c CONFIG`, and commands of our own.
+"""Command line to training: `python -m dynaclr_wds fit | validate -c CONFIG`, and commands of our own.
 
-`fit`, `validate` and `predict` are Lightning's: every argument of `ContrastiveModule`, `MultiExperimentDataModule` and
-`Trainer` is an option and a key of the config. Commands in `COMMANDS` parse their own arguments.
+`fit` and `validate` are Lightning's: every argument of `ContrastiveModule`, `MultiExperimentDataModule` and `Trainer`
+is an option and a key of the config. Commands in `COMMANDS` parse their own arguments.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 COMMANDS: dict[str, tuple[str, str]] = {
+    "predict": ("dynaclr_wds.commands.predict", "Embed cells with a trained network, as it was trained."),
     "shuffle": ("dynaclr_wds.commands.shuffle", "Show how well batches would be mixed, without reading a pixel."),
 }
 """Name → (module with `main(argv: Sequence[str]) -> int`, one line of help)."""
@@ -21,7 +22,7 @@ DESCRIPTION = """Train on shards of live cells and embed them.
   python -m dynaclr_wds fit -c configs/fit.yaml --data.batch_size 256 --trainer.max_epochs 50
   python -m dynaclr_wds fit -c configs/fit.yaml --print_config      # what would run, defaults included
   python -m dynaclr_wds validate -c configs/fit.yaml --ckpt_path last.ckpt
-  python -m dynaclr_wds predict -c configs/predict.yaml --ckpt_path last.ckpt
+  python -m dynaclr_wds predict --ckpt last.ckpt --out embeddings.parquet
 
 Options given on the command line win over the config. `fit --help` lists them all: --model.* is the network
 and its loss, --data.* what a batch holds, --trainer.* how it runs. Make shards first:

@@ -6,7 +6,6 @@ import logging
 import sys
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -15,6 +14,7 @@ from torch.utils.data import DataLoader
 from dynaclr_wds import __main__ as command
 from dynaclr_wds.commands import lightning as cli
 from dynaclr_wds.datamodule import MultiExperimentDataModule
+from dynaclr_wds.errors import ConfigError
 from dynaclr_wds.train.engine import ContrastiveModule
 from dynaclr_wds.transforms import BatchTransform, NormalizeSampled
 
@@ -40,10 +40,6 @@ def print_config(*argv: str) -> dict[str, object]:
     return yaml.safe_load(out.getvalue())
 
 
-def command_of(path: Path) -> str:
-    return "predict" if path.stem.startswith("predict") else "fit"
-
-
 class Stop(Exception):
     """Raised where a run would begin."""
 
@@ -63,12 +59,12 @@ def instantiate(monkeypatch: pytest.MonkeyPatch, *argv: str) -> cli.DynaCLRComma
 
 
 def test_there_are_configs():
-    assert {"fit.yaml", "fit_3d.yaml", "fit_triplet.yaml", "predict.yaml"} <= {path.name for path in CONFIGS}
+    assert {"fit.yaml", "fit_3d.yaml", "fit_triplet.yaml"} <= {path.name for path in CONFIGS}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_config_makes_model_data_and_trainer(path, monkeypatch):
-    made = instantiate(monkeypatch, command_of(path), "-c", str(path))
+    made = instantiate(monkeypatch, "fit", "-c", str(path))
     assert isinstance(made.model, ContrastiveModule)
     assert isinstance(made.datamodule, MultiExperimentDataModule)
     assert made.trainer._accelerator_connector.use_distributed_sampler is False
@@ -78,9 +74,9 @@ def test_config_makes_model_data_and_trainer(path, monkeypatch):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_printed_config_loads_again_and_is_the_same(path, tmp_path):
-    printed = print_config(command_of(path), "-c", str(path))
+    printed = print_config("fit", "-c", str(path))
     (tmp_path / "printed.yaml").write_text(yaml.safe_dump(printed))
-    assert print_config(command_of(path), "-c", "printed.yaml") == printed
+    assert print_config("fit", "-c", "printed.yaml") == printed
 
 
 def test_the_3d_config_trains_on_a_stack(monkeypatch):
@@ -124,7 +120,8 @@ def test_help_teaches(capsys):
     out = capsys.readouterr().out
     assert exit_.value.code == 0
     assert "\n  python -m dynaclr_wds fit -c configs/fit.yaml\n" in out
-    assert "{fit,validate,predict}" in out
+    assert "{fit,validate}" in out
+    assert "\n  predict      Embed cells with a trained network" in out
 
 
 def test_own_commands_are_run_without_lightning(monkeypatch):
@@ -155,17 +152,15 @@ class InMemory(MultiExperimentDataModule):
     """The DataModule with batches in the place of shards."""
 
     def setup(self, stage: str | None = None) -> None:
-        assert stage in ("fit", "validate", "predict")
+        assert stage in ("fit", "validate")
 
     def train_dataloader(self) -> DataLoader:
         generator = torch.Generator().manual_seed(0)
         x = torch.rand(3, 4, 2, 1, 8, 8, generator=generator)
-        index = [[{"track_id": 4 * batch + row} for row in range(4)] for batch in range(3)]
-        batches = [{"anchor": a, "positive": a + 0.1, "index": i} for a, i in zip(x, index, strict=True)]
+        batches = [{"anchor": a, "positive": a + 0.1} for a in x]
         return DataLoader(batches, batch_size=None)
 
     val_dataloader = train_dataloader
-    predict_dataloader = train_dataloader
 
 
 QUIET = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
@@ -173,7 +168,7 @@ QUIET = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning")
 @pytest.mark.filterwarnings("ignore:The dirpath has changed:UserWarning")  # a run after the training has its own
-def test_from_config_through_training_and_checkpoint_to_embeddings(monkeypatch, tmp_path):
+def test_from_config_through_training_and_checkpoint_to_validation(monkeypatch, tmp_path):
     monkeypatch.setattr(cli, "MultiExperimentDataModule", InMemory)
     encoder = {
         "class_path": "dynaclr_wds.train.encoder.ProjectedEncoder",
@@ -193,17 +188,10 @@ def test_from_config_through_training_and_checkpoint_to_embeddings(monkeypatch, 
     (saved,) = tmp_path.rglob("config.yaml")
     (checkpoint,) = tmp_path.rglob("*.ckpt")
     assert yaml.safe_load(saved.read_text())["model"]["hcl_beta"] == 1.0
-    # the config that the training left behind is all that prediction needs
-    writer = [
-        "--trainer.callbacks+=dynaclr_wds.train.embeddings.EmbeddingWriter",
-        "--trainer.callbacks.path=out.parquet",
-    ]
-    assert command.main(["predict", "-c", str(saved), "--ckpt_path", str(checkpoint), *writer, *QUIET]) == 0
-    assert list(tmp_path.rglob("config.yaml")) == [saved], "only a training keeps its config"
-    table = pq.read_table(tmp_path / "out.parquet")
-    assert table["track_id"].to_pylist() == list(range(12))
-    trained = torch.load(checkpoint, weights_only=True)["state_dict"]
-    x = next(iter(InMemory("none").predict_dataloader()))["anchor"].flatten(1)
-    expected = x @ trained["encoder.backbone.linear.weight"].T + trained["encoder.backbone.linear.bias"]
-    torch.testing.assert_close(torch.tensor(table["features"].to_pylist()[:4]), expected)
     assert command.main(["validate", "-c", str(saved), "--ckpt_path", str(checkpoint), *QUIET]) == 0
+    assert list(tmp_path.rglob("config.yaml")) == [saved], "only a training keeps its config"
+
+
+def test_validation_without_a_checkpoint_is_refused():
+    with pytest.raises(ConfigError, match=r"validate: --ckpt_path is not given, .* Give the checkpoint of a training"):
+        command.main(["validate", "--data.shards=none"])

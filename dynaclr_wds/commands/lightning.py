@@ -15,6 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.utilities import rank_zero_warn
 
 from dynaclr_wds.datamodule import MultiExperimentDataModule
+from dynaclr_wds.errors import ConfigError
 from dynaclr_wds.train.engine import ContrastiveModule
 from dynaclr_wds.train.epoch_ledger import EpochLedger
 
@@ -24,7 +25,6 @@ TRAINER_DEFAULTS: dict[str, Any] = {"use_distributed_sampler": False}
 DESCRIPTIONS = {
     "fit": "Train, validate after every epoch, keep checkpoints. --ckpt_path resumes, in the middle of an epoch too.",
     "validate": "Run the validation experiments through a trained network (--ckpt_path) and print the metrics.",
-    "predict": "Embed every observation with a trained network (--ckpt_path); trainer.callbacks says where to write.",
 }
 
 
@@ -45,7 +45,7 @@ class DynaCLRCommand(LightningCLI):
     """LightningCLI for contrastive training.
 
     - `model.hcl_beta` is set once; the data are given the same value.
-    - `predict` keeps no predictions in memory: `EmbeddingWriter` has written them.
+    - `validate` needs a checkpoint: a network that was never trained has nothing to validate.
     - `model.lr`, `weight_decay` and `schedule` make the optimizer, so there are no `optimizer` keys.
     """
 
@@ -58,6 +58,11 @@ class DynaCLRCommand(LightningCLI):
         """Parse, and say so where a config sets what the link overrules."""
         super().parse_arguments(parser, args)
         chosen = self.config[self.config.subcommand]
+        if self.config.subcommand == "validate" and not chosen.ckpt_path:
+            raise ConfigError(
+                "validate: --ckpt_path is not given, and a network that was never trained has nothing to validate. "
+                "Give the checkpoint of a training, such as --ckpt_path logs/fit/version_0/checkpoints/last.ckpt."
+            )
         for path in chosen.get("config") or []:
             given = (yaml.safe_load(Path(path).read_text()).get("data") or {}).get("hcl_beta", chosen.model.hcl_beta)
             if given != chosen.model.hcl_beta:
@@ -68,14 +73,8 @@ class DynaCLRCommand(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Return Lightning's commands but `test`, for which there is no data."""
+        """Return Lightning's commands but `test`, for which there is no data, and `predict`, which needs no config."""
         return {name: skip for name, skip in LightningCLI.subcommands().items() if name in DESCRIPTIONS}
-
-    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
-        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
-        if subcommand == "predict":
-            parser.set_defaults({"return_predictions": False})
-        return parser
 
 
 def run_lightning(argv: Sequence[str] | None, *, description: str = "") -> DynaCLRCommand:
@@ -84,7 +83,7 @@ def run_lightning(argv: Sequence[str] | None, *, description: str = "") -> DynaC
     Parameters
     ----------
     argv
-        `fit`, `validate` or `predict` and its options; None = those of the process.
+        `fit` or `validate` and its options; None = those of the process.
     description
         Shown by `--help`.
     """

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from dynaclr_wds.errors import ConfigError
-from etl.source.config import INDEX_COLUMNS, BuildConfig, ExperimentConfig
+from etl.source.config import RESERVED, BuildConfig, ExperimentConfig
 from etl.source.track_formats import READERS, TableFile, open_table, read_table
 from etl.source.tracks import check_columns, parse_integers, refuse_repeats, refuse_rows
 
@@ -96,9 +96,9 @@ def _label_names(file: TableFile, experiment: ExperimentConfig, where: str) -> t
     for name in names:
         if not name.strip():
             raise ConfigError(f"{file.path}: a column has no name; there are {list(file.columns)}. Name or remove it.")
-        if name in INDEX_COLUMNS:
+        if name in RESERVED:
             raise ConfigError(
-                f"{file.path}: column {name!r} must be none of the index's own columns {list(INDEX_COLUMNS)}. "
+                f"{file.path}: column {name!r} must be none of the index's own columns {list(RESERVED)}. "
                 "Rename or remove it."
             )
         if name in experiment.label_names:
