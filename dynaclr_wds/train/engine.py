@@ -70,8 +70,8 @@ class ContrastiveModule(LightningModule):
         self.encoder = MonaiEncoder() if encoder is None else make_module(encoder, "encoder")
         self.loss = NTXentHCL(temperature, hcl_beta) if loss is None else make_module(loss, "loss")
         keep_arguments(self, {"encoder": self.encoder if encoder is None else encoder, "loss": loss})
-        self.lr = lr
-        self.weight_decay = weight_decay
+        self.lr = float(lr)  # a number of numpy would make the optimizer's state more than plain data
+        self.weight_decay = float(weight_decay)
         self.schedule = schedule
         self.warmup_steps = warmup_steps
         self.log_pairs = log_pairs
