@@ -345,6 +345,33 @@ def test_file_that_is_no_checkpoint_is_one_clear_error(ckpt, tmp_path, capsys):
         assert says in refusal(capsys, "--ckpt", name, "--out", "out.parquet")
 
 
+# going on
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed:UserWarning")
+def test_validation_says_where_config_and_checkpoint_differ(shards, ckpt):
+    data = CONFIG["data"] | {"shards": str(shards), "final_yx_patch_size": [10, 10]}
+    Path("own.yaml").write_text(yaml.safe_dump(CONFIG | {"data": data, "model": CONFIG["model"] | {"lr": 0.3}}))
+    with (
+        pytest.warns(UserWarning, match="checkpoint was trained with") as told,
+        pytest.raises(RuntimeError, match="mat1 and mat2"),
+    ):
+        command.main(["validate", "-c", "own.yaml", "--ckpt_path", str(ckpt)])
+    said = {str(one.message) for one in told}
+    assert said >= {
+        "model.lr=0.3 is not used: the checkpoint was trained with 0.05.",
+        "data.final_yx_patch_size=[10, 10], but the checkpoint was trained with [12, 12]. Make sure that you mean it.",
+    }
+    assert len([one for one in said if "checkpoint was trained with" in one]) == 2
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed:UserWarning")
+def test_validation_as_trained_says_nothing(shards, ckpt, capsys):
+    Path("own.yaml").write_text(yaml.safe_dump(CONFIG | {"data": CONFIG["data"] | {"shards": str(shards)}}))
+    assert command.main(["validate", "-c", "own.yaml", "--ckpt_path", str(ckpt)]) == 0
+    assert "loss/val" in capsys.readouterr().out
+
+
 # what is replaced
 
 

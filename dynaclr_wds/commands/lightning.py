@@ -58,6 +58,7 @@ class DynaCLRCommand(LightningCLI):
         """Parse, and say so where a config sets what the link overrules."""
         super().parse_arguments(parser, args)
         chosen = self.config[self.config.subcommand]
+        self._given_model: dict[str, Any] = chosen.model.as_dict()
         if self.config.subcommand == "validate" and not chosen.ckpt_path:
             raise ConfigError(
                 "validate: --ckpt_path is not given, and a network that was never trained has nothing to validate. "
@@ -70,6 +71,14 @@ class DynaCLRCommand(LightningCLI):
                     f"{path}: data.hcl_beta={given} is not used, model.hcl_beta={chosen.model.hcl_beta} is. "
                     "The loss owns it: set model.hcl_beta."
                 )
+
+    def before_instantiate_classes(self) -> None:
+        """Say where the checkpoint, which Lightning merges into the config, overrules what was given for the model."""
+        used = self.config[self.config.subcommand].model.as_dict()
+        default = self._subcommand_parsers[self.config.subcommand].get_defaults().model.as_dict()
+        for name, value in self._given_model.items():
+            if value != used[name] and value != default[name]:
+                rank_zero_warn(f"model.{name}={value} is not used: the checkpoint was trained with {used[name]}.")
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:

@@ -18,8 +18,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from dynaclr_wds.datamodule import MultiExperimentDataModule
-from dynaclr_wds.describe import list_undescribed
-from dynaclr_wds.errors import CheckpointError
+from dynaclr_wds.describe import NotDescribedError, describe, list_undescribed, make_modules
+from dynaclr_wds.errors import CheckpointError, ConfigError
 from dynaclr_wds.read.crop import Shape, plan_crop
 from dynaclr_wds.shardset import ShardSet
 
@@ -132,6 +132,35 @@ def warn_of_undescribed(module: ContrastiveModule) -> None:
             f"{', '.join(f'{name}=…' for name in missing)}. Derive the class from dynaclr_wds.describe.Described, or "
             "give its class_path and init_args in place of the object."
         )
+
+
+def warn_of_other_data(module: ContrastiveModule, saved: Mapping[str, Any]) -> None:
+    """Warn where the data that a checkpoint goes on with are shown to the network in another way than before.
+
+    Parameters
+    ----------
+    module
+        Attached to a Trainer.
+    saved
+        Arguments of the DataModule that the checkpoint was trained with.
+    """
+    data = module.trainer.datamodule  # type: ignore[attr-defined]
+    if not isinstance(data, MultiExperimentDataModule) or not saved:
+        return
+    for name in ("z_range", "yx_patch_size", "final_yx_patch_size", "normalizations"):
+        try:
+            then, now = (_settled(name, arguments.get(name)) for arguments in (saved, data.hparams))
+        except (NotDescribedError, ConfigError):  # can't be compared
+            continue
+        if then != now:
+            rank_zero_warn(
+                f"data.{name}={now}, but the checkpoint was trained with {then}. Make sure that you mean it."
+            )
+
+
+def _settled(name: str, value: Any) -> Any:
+    """Write alike what means the same: another path to a class, or defaults that are left out."""
+    return describe(make_modules(value, name) if name == "normalizations" else value)
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:

@@ -15,7 +15,13 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from dynaclr_wds.describe import ModuleOrDescription, keep_arguments, make_module
-from dynaclr_wds.train.checkpoint import CONTENT_KEY, check_weights, describe_training, warn_of_undescribed
+from dynaclr_wds.train.checkpoint import (
+    CONTENT_KEY,
+    check_weights,
+    describe_training,
+    warn_of_other_data,
+    warn_of_undescribed,
+)
 from dynaclr_wds.train.encoder import MonaiEncoder
 from dynaclr_wds.train.loss import NTXentHCL, plan_pairs
 from dynaclr_wds.train.pair_image import apply_pair_image
@@ -122,8 +128,10 @@ class ContrastiveModule(LightningModule):
         checkpoint[CONTENT_KEY] = describe_training(self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse weights of another network."""
+        """Refuse weights of another network; warn of data that are shown in another way."""
         trainer = self._trainer
+        if trainer is not None:
+            warn_of_other_data(self, checkpoint.get("datamodule_hyper_parameters", {}))
         if trainer is None or not trainer.strategy.restore_checkpoint_after_setup:  # else in pieces by now
             check_weights(self, checkpoint["state_dict"], "the checkpoint")
 
