@@ -236,6 +236,25 @@ def test_what_is_said_otherwise_than_in_training_is_refused_with_both(ckpt, caps
     assert says.format(ckpt=ckpt) in said
 
 
+@pytest.mark.parametrize(
+    "options", [["--accelerator", "abacus"], ["--devices", "x"], ["--devices", "0"], ["--precision", "7"]], ids=str
+)
+def test_a_device_that_cannot_be_had_is_one_line(ckpt, capsys, options):
+    said = refusal(capsys, "--ckpt", ckpt, "--out", "out.parquet", *options)
+    assert f"{options[0]} {options[1]} " in said
+    assert " can't be had: " in said
+
+
+def test_a_batch_beyond_the_device_is_one_line(ckpt, capsys, monkeypatch):
+    def step(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nSee the documentation")
+
+    monkeypatch.setattr(ContrastiveModule, "predict_step", step)
+    assert predict("--ckpt", ckpt, "--out", "out.parquet") == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "--batch_size 8 is more than the device holds (CUDA out of memory.). Give a smaller one." in last
+
+
 def test_what_is_said_as_in_training_is_no_difference(ckpt):
     as_trained = ["--z_range", 0, 3, "--yx_patch_size", 14, 14, "--final_yx_patch_size", 12, 12]
     assert predict("--ckpt", ckpt, "--out", "out.parquet", "--limit", 3, *as_trained) == 0

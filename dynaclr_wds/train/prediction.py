@@ -14,12 +14,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from dynaclr_wds.datamodule import MultiExperimentDataModule
 from dynaclr_wds.describe import list_undescribed, make_modules
-from dynaclr_wds.errors import CheckpointError
+from dynaclr_wds.errors import CheckpointError, ConfigError
 from dynaclr_wds.files import check_new_file
 from dynaclr_wds.train.checkpoint import PACKAGE, Checkpoint, check_weights
 from dynaclr_wds.train.embeddings import EmbeddingWriter
@@ -117,17 +119,23 @@ def make_network(checkpoint: Checkpoint) -> ContrastiveModule:
 
 def make_trainer(asked: Request, callbacks: list[Callback]) -> Trainer:
     """Make a Trainer that leaves nothing behind."""
-    return Trainer(
-        accelerator=asked.accelerator,
-        devices=asked.devices,
-        precision=asked.precision,  # type: ignore[arg-type]
-        callbacks=callbacks,
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=sys.stdout.isatty(),
-        use_distributed_sampler=False,
-    )
+    try:
+        return Trainer(
+            accelerator=asked.accelerator,
+            devices=asked.devices,
+            precision=asked.precision,  # type: ignore[arg-type]
+            callbacks=callbacks,
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            enable_progress_bar=sys.stdout.isatty(),
+            use_distributed_sampler=False,
+        )
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        raise ConfigError(
+            f"--accelerator {asked.accelerator} --devices {asked.devices} --precision {asked.precision} can't be had: "
+            f"{' '.join(str(error).split())}"
+        ) from error
 
 
 def run(trainer: Trainer, module: ContrastiveModule, data: MultiExperimentDataModule) -> None:
@@ -135,6 +143,11 @@ def run(trainer: Trainer, module: ContrastiveModule, data: MultiExperimentDataMo
     handler = signal.getsignal(signal.SIGINT)
     try:
         trainer.predict(module, datamodule=data, return_predictions=False)
+    except torch.OutOfMemoryError as error:
+        first = str(error).partition("\n")[0]
+        raise ConfigError(
+            f"--batch_size {data.batch_size} is more than the device holds ({first}). Give a smaller one."
+        ) from error
     except SystemExit as error:
         if isinstance(error.__context__, KeyboardInterrupt):
             signal.signal(signal.SIGINT, handler)
