@@ -45,7 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run("etl.simulate", f"{OUT}/plates", *shlex.split(given.simulate))
     run("etl.build_shards", f"{OUT}/plates/experiments.yaml", "--out", f"{OUT}/shards", *CENTRED)
     run("dynaclr_wds", "fit", "-c", config, *shlex.split(given.fit))
-    run("dynaclr_wds", "predict", "-c", config, "--ckpt_path", f"{OUT}/checkpoints/last.ckpt")
+    ckpt, embeddings = f"{OUT}/checkpoints/last.ckpt", f"{OUT}/embeddings.parquet"
+    run("dynaclr_wds", "predict", "--ckpt", ckpt, "--out", embeddings, "--accelerator", "cpu", "--overwrite")
     report(time.monotonic() - began)
     return 0
 

@@ -1,7 +1,7 @@
 """One command for everything: `dynaclr-wds init | build | fit | …`; `python -m dynaclr_wds` is the same program.
 
-`fit`, `validate` and `predict` are Lightning's: every argument of `ContrastiveModule`, `MultiExperimentDataModule` and
-`Trainer` is an option and a key of the config. Commands in `COMMANDS` parse their own arguments. A command's module is
+`fit` and `validate` are Lightning's: every argument of `ContrastiveModule`, `MultiExperimentDataModule` and `Trainer`
+is an option and a key of the config. Commands in `COMMANDS` parse their own arguments. A command's module is
 imported when it is called, so that help is quick and the online half needs none of the ETL's libraries.
 """
 
@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "init": ("etl.init", "Write configs for your experiments.yaml, or an experiments.yaml for your plates."),
     "build": ("etl.build_shards", "Cut the cells of OME-Zarr plates into shards; go on, or bring a set up to date."),
     "simulate": ("etl.simulate.__main__", "Write plates and tracks of simulated cells."),
+    "predict": ("dynaclr_wds.commands.predict", "Embed cells with a trained network, as it was trained."),
     "shuffle": ("dynaclr_wds.commands.shuffle", "Show how well batches would be mixed, without reading a pixel."),
     "verify": ("etl.verify", "Check every file of a shard set."),
 }
@@ -27,7 +28,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
 LIGHTNING: dict[str, str] = {
     "fit": "Train, validate after every epoch, keep checkpoints.",
     "validate": "Run the held-out experiments through a trained network.",
-    "predict": "Embed every cell with a trained network.",
 }
 """Name → one line of help."""
 
@@ -38,7 +38,7 @@ _EXAMPLES = """From plates to embeddings:
   {program} init experiments.yaml          # writes configs/ to fit your plates
   {program} build experiments.yaml         # writes shards/
   {program} fit -c configs/fit.yaml
-  {program} predict -c configs/predict.yaml --ckpt_path last.ckpt
+  {program} predict --ckpt last.ckpt --out embeddings.parquet
 
 `{program} COMMAND --help` explains a command. --debug shows where an error comes from, --version says which
 version this is.

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch import Tensor, nn
+from torch import Tensor
 
 from dynaclr_wds.build import build_from_yaml
+from dynaclr_wds.describe import ModuleOrDescription, keep_arguments, make_modules
 from dynaclr_wds.plan.batch import BatchPlan
 from dynaclr_wds.plan.config import SamplingConfig
 from dynaclr_wds.plan.index import PlanIndex
@@ -20,7 +21,7 @@ from dynaclr_wds.read.crop import Crop, check_one_shape, plan_crop
 from dynaclr_wds.read.dataset import MultiExperimentTripletDataset, list_observations
 from dynaclr_wds.read.loader import ThreadDataLoader
 from dynaclr_wds.shardset import ShardSet
-from dynaclr_wds.split import check_experiments, keep_fovs
+from dynaclr_wds.split import check_experiments, keep_experiments, keep_fovs
 from dynaclr_wds.transforms.batch import BatchTransform
 from dynaclr_wds.transforms.channel_dropout import ChannelDropout, describe_channel_dropout
 from dynaclr_wds.transforms.normalize import NormalizeSampled
@@ -75,7 +76,8 @@ class MultiExperimentDataModule(LightningDataModule):
     channel_dropout_prob
         Probability of dropping each.
     normalizations
-        Modules called as `module(x, norm_meta)`, such as `dynaclr_wds.transforms.NormalizeSampled`.
+        Modules called as `module(x, norm_meta)`, such as `dynaclr_wds.transforms.NormalizeSampled`, or their
+        descriptions: the `class_path` and `init_args` that a config would have.
     augmentations
         Kornia augmentations, or modules that map (B, C, Z, Y, X) to the same; in training only.
     hcl_beta
@@ -105,11 +107,16 @@ class MultiExperimentDataModule(LightningDataModule):
         they mean the group. In streaming, every block of the shards must be of one group.
     stratify_by
         Labels to balance in a batch; where other parameters say "condition", they mean a value of these.
+    predict_experiments
+        Names of experiments to embed; None = all. In prediction only.
+    predict_limit
+        Embed the first so many cells only; None = all. In prediction only.
 
     Raises
     ------
     ValueError
-        In `setup`: an unknown experiment, no training experiment left, or a value the shards can't serve.
+        In `setup`: an unknown experiment, no training experiment left, nothing to validate or predict on, or a value
+        the shards can't serve.
     """
 
     def __init__(
@@ -135,8 +142,8 @@ class MultiExperimentDataModule(LightningDataModule):
         return_negative: bool = False,
         channel_dropout_channels: Sequence[int] = (1,),
         channel_dropout_prob: float = 0.5,
-        normalizations: list[nn.Module] | None = None,
-        augmentations: list[nn.Module] | None = None,
+        normalizations: list[ModuleOrDescription] | None = None,
+        augmentations: list[ModuleOrDescription] | None = None,
         hcl_beta: float = 0.5,
         cache_pool_bytes: int = 0,
         seed: int = 0,
@@ -148,8 +155,12 @@ class MultiExperimentDataModule(LightningDataModule):
         verify_reads: bool | None = None,
         batch_group_by: Sequence[str] = ("experiment",),
         stratify_by: Sequence[str] = ("condition",),
+        predict_experiments: list[str] | None = None,
+        predict_limit: int | None = None,
     ) -> None:
         super().__init__()
+        self.save_hyperparameters(ignore=["normalizations", "augmentations"], logger=False)
+        keep_arguments(self, {"normalizations": normalizations, "augmentations": augmentations}, logger=False)
         self.shards = shards
         self.experiments_yaml = experiments_yaml
         self.z_range = z_range
@@ -171,8 +182,8 @@ class MultiExperimentDataModule(LightningDataModule):
         self.return_negative = return_negative
         self.channel_dropout_channels = list(channel_dropout_channels)
         self.channel_dropout_prob = channel_dropout_prob
-        self.normalizations = list(normalizations or [])
-        self.augmentations = list(augmentations or [])
+        self.normalizations = make_modules(normalizations, "normalizations")
+        self.augmentations = make_modules(augmentations, "augmentations")
         self.hcl_beta = hcl_beta
         self.cache_pool_bytes = cache_pool_bytes
         self.seed = seed
@@ -184,6 +195,8 @@ class MultiExperimentDataModule(LightningDataModule):
         self.verify_reads = verify_reads
         self.batch_group_by = list(batch_group_by)
         self.stratify_by = list(stratify_by)
+        self.predict_experiments = predict_experiments
+        self.predict_limit = predict_limit
         self.shard_set: ShardSet | None = None
         self.train_dataset: MultiExperimentTripletDataset | None = None
         self.val_dataset: MultiExperimentTripletDataset | None = None
@@ -239,7 +252,8 @@ class MultiExperimentDataModule(LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Open the shards and list what each split draws from."""
         self.shard_set = shards = ShardSet.open(self.shards, verify=self.verify_reads is not False)
-        crop = plan_crop(shards, self.z_range, self.yx_patch_size)
+        read = self.predict_experiments if stage == "predict" else None
+        crop = plan_crop(shards, self.z_range, self.yx_patch_size, read)
         self._check_final_size(shards, crop)
         self.transforms = {
             count: self._make_transform(count) for count in {e.shape[0] for e in shards.manifest.experiments}
@@ -248,10 +262,30 @@ class MultiExperimentDataModule(LightningDataModule):
         if stage in (None, "fit"):
             self._setup_train(shards, crop)
         if stage in (None, "fit", "validate"):
-            self._setup_validation(shards, crop)
+            self._setup_validation(shards, crop, needed=stage == "validate")
         if stage in (None, "predict"):
-            table = list_observations(shards, keep_fovs(shards.manifest.fovs, self.include_wells, self.exclude_fovs))
-            self.predict_dataset = self._dataset(crop, table)
+            self.predict_dataset = self._dataset(crop, self.list_predicted(shards))
+
+    def list_predicted(self, shards: ShardSet) -> BatchPlan:
+        """List the cells that prediction embeds, each once.
+
+        Raises
+        ------
+        ValueError
+            No cell is left, or an experiment, a well or a FOV that isn't there.
+        """
+        fovs, chosen = shards.manifest.fovs, self.predict_experiments
+        keep = keep_fovs(fovs, self.include_wells, self.exclude_fovs)
+        if chosen is not None:
+            check_experiments(chosen, shards.experiments, "predict_experiments")
+            keep &= keep_experiments(fovs, chosen)
+        table = list_observations(shards, keep, self.predict_limit)
+        if not len(table):
+            raise ValueError(
+                f"Nothing to predict: no cell of {self.shards} is in predict_experiments={chosen}, include_wells="
+                f"{self.include_wells} and outside exclude_fovs={self.exclude_fovs}. Choose others."
+            )
+        return table
 
     def _setup_train(self, shards: ShardSet, crop: Crop) -> None:
         train = [e for e in shards.experiments if e not in self.val_experiments]
@@ -276,11 +310,22 @@ class MultiExperimentDataModule(LightningDataModule):
             rank_zero_info(f"Read {warmed / 2**20:,.0f} MiB of shards into the page cache.")
         self._say_what_differs(shards)
 
-    def _setup_validation(self, shards: ShardSet, crop: Crop) -> None:
+    def _setup_validation(self, shards: ShardSet, crop: Crop, *, needed: bool) -> None:
+        if not self.val_experiments and needed:
+            raise ValueError(
+                f"val_experiments is empty: nothing is held out to validate on. Name experiments of {self.shards}, "
+                f"which holds {list(shards.experiments)}: --data.val_experiments '[{shards.experiments[-1]}]'."
+            )
         if not self.val_experiments:
             rank_zero_warn("val_experiments is empty: nothing is held out, so there is no validation.")
             return
         held_out = self._index(shards, self.val_experiments)
+        if not len(held_out.row):
+            raise ValueError(
+                f"val_experiments={self.val_experiments} of {self.shards} hold no anchor with a positive for tau_range="
+                f"{tuple(self.tau_range)}, include_wells={self.include_wells}, exclude_fovs={self.exclude_fovs}: "
+                "nothing to validate on. Hold out other experiments, or leave fewer cells out."
+            )
         self.val_dataset = self._dataset(crop, plan_validation(held_out, self.sampling))
 
     def _index(self, shards: ShardSet, experiments: Sequence[str]) -> PlanIndex:

@@ -5,6 +5,7 @@ Exception
     ├── FormatError            a shard set that is not what its manifest or docs/FORMAT.md says (ValueError)
     │   └── ChecksumError      bytes that are not those that were written
     ├── ConfigError            a setting, YAML file or track table that can't be used (ValueError)
+    ├── CheckpointError        a checkpoint that can't be read or used for what is asked (ValueError)
     ├── PlateError             a plate that can't be read, or is not OME-Zarr (ValueError)
     ├── BuildError             a build that can't start or go on, for a reason outside its input (RuntimeError)
     ├── StorageError           a file that fails while it is read (OSError)
@@ -31,6 +32,10 @@ class ChecksumError(FormatError):
 
 class ConfigError(DynaCLRError, ValueError):
     """A setting, an experiments.yaml, or a track file it names, that cannot be used."""
+
+
+class CheckpointError(DynaCLRError, ValueError):
+    """A checkpoint that can't be read, isn't ours, or doesn't fit what is asked of it."""
 
 
 class PlateError(DynaCLRError, ValueError):

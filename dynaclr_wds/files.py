@@ -1,7 +1,8 @@
 """Writes files that are whole or absent: the one home of temporary name, fsync and rename. Standard library only.
 
 A reader never sees half a file under its final name, whatever stops the writer: the bytes go to `<name>.partial`, are
-forced to disk, and only then get the name. A writer that raises leaves nothing behind.
+forced to disk, and only then get the name. A writer that raises leaves nothing behind. `check_new_file` says early
+whether that will work.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+from dynaclr_wds.errors import StorageError
 
 
 def partial_name(path: Path) -> Path:
@@ -57,3 +60,25 @@ def rename_whole(partial: Path, path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def check_new_file(path: Path, *, overwrite: bool) -> None:
+    """Check that a file can be written, before the work for it begins.
+
+    Raises
+    ------
+    StorageError
+        It is there already and `overwrite` is False, it is a folder, or its folder can't be written.
+    """
+    if path.is_dir():
+        raise StorageError(f"{path}: is a folder. Give the name of a file.")
+    if path.exists() and not overwrite:
+        raise StorageError(
+            f"{path}: is there already. Give another name, or --overwrite (overwrite=True) to replace it."
+        )
+    folder = path.absolute().parent
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        why = "may not be written" if folder.is_dir() else "is not a folder"
+        raise StorageError(f"{path}: can't be written, because {folder} {why}. Choose a folder that you may write to.")

@@ -35,6 +35,8 @@ def start() -> None:
 def _count_calls(fn: Any = None, **options: Any) -> Any:
     if fn is None:
         return functools.partial(_count_calls, **options)
+    if "ModuleOrDescription" in str(getattr(fn, "__annotations__", {})):  # says less than it means; see describe.py
+        return fn
     if inspect.isfunction(fn):
         return _first_calls(fn, _jaxtyped(fn, **options))
     init = getattr(fn, "__init__", None)

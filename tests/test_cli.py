@@ -3,11 +3,11 @@
 import contextlib
 import io
 import logging
+import re
 import shlex
 import sys
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -19,7 +19,6 @@ from dynaclr_wds.commands import lightning as cli
 from dynaclr_wds.commands.going_on import find_program, format_resume
 from dynaclr_wds.commands.short_help import GROUPS
 from dynaclr_wds.datamodule import MultiExperimentDataModule
-from dynaclr_wds.errors import NotFiniteError
 from dynaclr_wds.train.engine import ContrastiveModule
 from dynaclr_wds.transforms import BatchTransform, NormalizeSampled
 
@@ -45,10 +44,6 @@ def print_config(*argv: str) -> dict[str, object]:
     return yaml.safe_load(out.getvalue())
 
 
-def command_of(path: Path) -> str:
-    return "predict" if path.stem.startswith("predict") else "fit"
-
-
 class Stop(Exception):
     """Raised where a run would begin."""
 
@@ -68,12 +63,12 @@ def instantiate(monkeypatch: pytest.MonkeyPatch, *argv: str) -> cli.DynaCLRComma
 
 
 def test_there_are_configs():
-    assert {"fit.yaml", "fit_3d.yaml", "fit_triplet.yaml", "predict.yaml"} <= {path.name for path in CONFIGS}
+    assert {"fit.yaml", "fit_3d.yaml", "fit_triplet.yaml"} <= {path.name for path in CONFIGS}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_config_makes_model_data_and_trainer(path, monkeypatch):
-    made = instantiate(monkeypatch, command_of(path), "-c", str(path))
+    made = instantiate(monkeypatch, "fit", "-c", str(path))
     assert isinstance(made.model, ContrastiveModule)
     assert isinstance(made.datamodule, MultiExperimentDataModule)
     assert made.trainer._accelerator_connector.use_distributed_sampler is False
@@ -83,9 +78,9 @@ def test_config_makes_model_data_and_trainer(path, monkeypatch):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_printed_config_loads_again_and_is_the_same(path, tmp_path):
-    printed = print_config(command_of(path), "-c", str(path))
+    printed = print_config("fit", "-c", str(path))
     (tmp_path / "printed.yaml").write_text(yaml.safe_dump(printed))
-    assert print_config(command_of(path), "-c", "printed.yaml") == printed
+    assert print_config("fit", "-c", "printed.yaml") == printed
 
 
 def test_the_3d_config_trains_on_a_stack(monkeypatch):
@@ -191,24 +186,23 @@ class InMemory(MultiExperimentDataModule):
     """The DataModule with batches in the place of shards."""
 
     def setup(self, stage: str | None = None) -> None:
-        assert stage in ("fit", "validate", "predict")
+        assert stage in ("fit", "validate")
 
     def train_dataloader(self) -> DataLoader:
         generator = torch.Generator().manual_seed(0)
         x = torch.rand(3, 4, 2, 1, 8, 8, generator=generator)
-        index = [[{"track_id": 4 * batch + row} for row in range(4)] for batch in range(3)]
-        batches = [{"anchor": a, "positive": a + 0.1, "index": i} for a, i in zip(x, index, strict=True)]
+        batches = [{"anchor": a, "positive": a + 0.1} for a in x]
         return DataLoader(batches, batch_size=None)
 
     val_dataloader = train_dataloader
-    predict_dataloader = train_dataloader
 
 
 QUIET = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
 
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning")
-def test_from_config_through_training_and_checkpoint_to_embeddings(monkeypatch, tmp_path):
+@pytest.mark.filterwarnings("ignore:The dirpath has changed:UserWarning")  # a run after the training has its own
+def test_from_config_through_training_and_checkpoint_to_validation(monkeypatch, tmp_path):
     monkeypatch.setattr(cli, "MultiExperimentDataModule", InMemory)
     encoder = {
         "class_path": "dynaclr_wds.train.encoder.ProjectedEncoder",
@@ -228,20 +222,15 @@ def test_from_config_through_training_and_checkpoint_to_embeddings(monkeypatch, 
     (saved,) = tmp_path.rglob("config.yaml")
     checkpoint = saved.parent / "checkpoints" / "last.ckpt"
     assert yaml.safe_load(saved.read_text())["model"]["hcl_beta"] == 1.0
-    # the config that the training left behind is all that prediction needs
-    writer = [
-        "--trainer.callbacks+=dynaclr_wds.train.embeddings.EmbeddingWriter",
-        "--trainer.callbacks.path=out.parquet",
-    ]
-    assert command.main(["predict", "-c", str(saved), "--ckpt_path", str(checkpoint), *writer, *QUIET]) == 0
-    assert list(tmp_path.rglob("config.yaml")) == [saved], "only a training keeps its config"
-    table = pq.read_table(tmp_path / "out.parquet")
-    assert table["track_id"].to_pylist() == list(range(12))
-    trained = torch.load(checkpoint, weights_only=True)["state_dict"]
-    x = next(iter(InMemory("none").predict_dataloader()))["anchor"].flatten(1)
-    expected = x @ trained["encoder.backbone.linear.weight"].T + trained["encoder.backbone.linear.bias"]
-    torch.testing.assert_close(torch.tensor(table["features"].to_pylist()[:4]), expected)
     assert command.main(["validate", "-c", str(saved), "--ckpt_path", str(checkpoint), *QUIET]) == 0
+    assert list(tmp_path.rglob("config.yaml")) == [saved], "only a training keeps its config"
+
+
+def test_validation_without_a_checkpoint_is_refused(capsys):
+    assert command.main(["validate", "--data.shards=none"]) == 2
+    assert re.fullmatch(
+        r"error: validate: --ckpt_path is not given, .* Give the checkpoint of a training.*\n", capsys.readouterr().err
+    )
 
 
 class Diverging(InMemory):
@@ -279,14 +268,15 @@ def test_a_training_ends_with_where_its_checkpoints_are_and_how_to_embed(monkeyp
 
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning")
-def test_a_training_that_fails_says_from_where_it_can_go_on(monkeypatch, tmp_path):
+def test_a_training_that_fails_says_from_where_it_can_go_on(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(cli, "MultiExperimentDataModule", Diverging)
     (tmp_path / "fit.yaml").write_text(FLAT)
     given = ["fit", "-c", "fit.yaml", *QUIET, "--checkpoint.every_n_train_steps=1"]
-    with pytest.raises(NotFiniteError, match=r"in step 2 \(epoch 0, batch 1 of the epoch\)") as caught:
-        command.main(given)
+    assert command.main(given) == 2
     again = shlex.join(["python", "-m", "dynaclr_wds", *given, "--ckpt_path", "checkpoints/last.ckpt"])
-    assert caught.value.__notes__ == [f"The last checkpoint is checkpoints/last.ckpt. Go on from it with:\n  {again}"]
+    *_, what, last, go_on = capsys.readouterr().err.splitlines()
+    assert what.startswith("error: The loss is nan in step 2 (epoch 0, batch 1 of the epoch), so training stopped.")
+    assert [last, go_on] == ["The last checkpoint is checkpoints/last.ckpt. Go on from it with:", f"  {again}"]
 
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning")

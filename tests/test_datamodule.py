@@ -140,6 +140,8 @@ def test_init_exposes_all_hyperparameters():
         "verify_reads": False,
         "batch_group_by": ["condition"],
         "stratify_by": ["well", "experiment"],
+        "predict_experiments": ["a"],
+        "predict_limit": 3,
     }
     assert set(inspect.signature(MultiExperimentDataModule).parameters) == set(wanted)
     data = MultiExperimentDataModule(**wanted)
@@ -432,6 +434,30 @@ def test_no_validation_experiment_is_a_warning(shards):
         data.setup("fit")
     assert data.val_dataloader() == []
     assert {s.experiment for s in data.train_sampler.index.strata} == {"e0", "e1", "e2", "e3"}
+
+
+def test_validation_with_nothing_held_out_is_an_error(shards):
+    with pytest.raises(
+        ValueError, match=r"val_experiments is empty: .* which holds \['e0', 'e1', 'e2', 'e3'\]: --data"
+    ):
+        ready(shards, "validate", val_experiments=None)
+
+
+def test_held_out_experiments_without_an_anchor_are_an_error(shards):
+    wells = {"include_wells": ["A/1"], "exclude_fovs": ["A/1/0", "A/1/1"]}
+    with pytest.raises(ValueError, match=r"val_experiments=\['e2', 'e3'\] of .* hold no anchor .* nothing to validate"):
+        ready(shards, "validate", **wells)
+
+
+def test_prediction_of_chosen_experiments_and_of_nothing(shards):
+    data = ready(shards, "predict", predict_experiments=["e2"], predict_limit=7)
+    rows = [row for batch in data.predict_dataloader() for row in batch["index"]]
+    assert [row["experiment"] for row in rows] == ["e2"] * 7
+    with pytest.raises(ValueError, match=r"predict_experiments names \['e9'\]"):
+        ready(shards, "predict", predict_experiments=["e9"])
+    nothing = {"include_wells": ["A/1"], "exclude_fovs": ["A/1/0", "A/1/1"]}
+    with pytest.raises(ValueError, match=r"Nothing to predict: no cell of .* is in predict_experiments=\['e2'\]"):
+        ready(shards, "predict", predict_experiments=["e2"], **nothing)
 
 
 def test_wells_and_fovs_are_filtered_in_every_split(shards):

@@ -28,9 +28,6 @@ SMALL_FIT = shlex.split(
     "--trainer.enable_progress_bar false --trainer.enable_model_summary false --trainer.num_sanity_val_steps 0 "
     "--trainer.log_every_n_steps 1 --data.batch_size 8 --model.encoder.init_args.backbone resnet10"
 )
-SMALL_PREDICT = shlex.split(
-    "--trainer.accelerator cpu --trainer.enable_progress_bar false --model.encoder.init_args.backbone resnet10"
-)
 
 
 class Block(NamedTuple):
@@ -88,7 +85,7 @@ def run_bash(text: str) -> None:
         if not words:
             continue
         assert words[:2] == ["python", "-m"], f"can't run {line!r} here; say why above the block: <!-- not run: … -->"
-        small = {"fit": SMALL_FIT, "predict": SMALL_PREDICT}.get(words[3], [])
+        small = {"fit": SMALL_FIT, "predict": ["--accelerator", "cpu"]}.get(words[3], [])
         assert COMMANDS[words[2]]([*words[3:], *small]) == 0
 
 
@@ -102,8 +99,6 @@ def test_only_listings_and_blocks_with_a_reason_are_left_out() -> None:
 
 
 @pytest.mark.slow
-# predict needs the network only, not the callbacks that were with the checkpoint
-@pytest.mark.filterwarnings("ignore:Be aware that when using .ckpt_path.:UserWarning")
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # webdataset leaves its files to the garbage collector
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_blocks_run(document: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 from torch.utils.data import DataLoader
 
+from dynaclr_wds.errors import StorageError
 from dynaclr_wds.train.embeddings import EmbeddingWriter, make_rows
 from dynaclr_wds.train.encoder import BACKBONES, MonaiEncoder, ProjectedEncoder
 from dynaclr_wds.train.engine import ContrastiveModule, measure_similarity, plan_lr_factor
@@ -249,6 +250,35 @@ def test_each_rank_writes_its_own_part(tmp_path, monkeypatch):
     assert not (tmp_path / "embeddings-rank1.parquet").exists()
     writer.on_predict_end(trainer, module)
     assert [file.name for file in tmp_path.iterdir()] == ["embeddings-rank1.parquet"]
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning")
+def test_a_table_that_is_there_is_replaced_only_where_that_is_said(tmp_path):
+    path, module = tmp_path / "embeddings.parquet", make_module()
+    path.write_text("precious")
+    trainer = make_trainer(tmp_path, callbacks=[EmbeddingWriter(str(path))])
+    with pytest.raises(
+        StorageError, match=r"embeddings\.parquet: is there already\. Give another name, or --overwrite"
+    ):
+        trainer.predict(module, Batches(), return_predictions=False)
+    assert path.read_text() == "precious"
+    writer = EmbeddingWriter(str(path), overwrite=True, metadata='{"made": "here"}')
+    make_trainer(tmp_path, callbacks=[writer]).predict(module, Batches(), return_predictions=False)
+    assert (writer.rows, writer.schema.names[-1]) == (12, "projections")
+    assert pq.read_schema(path).metadata[b"dynaclr_wds"] == b'{"made": "here"}'
+
+
+@pytest.mark.parametrize(
+    ("there", "overwrite"),
+    [("embeddings-rank1.parquet", False), ("embeddings-rank2.parquet", True), ("embeddings.parquet", True)],
+)
+def test_parts_of_another_run_are_not_mixed_with_those_of_this(tmp_path, monkeypatch, there, overwrite):
+    (tmp_path / there).touch()
+    trainer = make_trainer(tmp_path)
+    monkeypatch.setattr(Trainer, "world_size", 2)
+    writer = EmbeddingWriter(str(tmp_path / "embeddings.parquet"), overwrite=overwrite)
+    with pytest.raises(StorageError, match=rf"{there}: there already, and would be read together with the 2 parts"):
+        writer.on_predict_start(trainer, make_module())
 
 
 def test_half_precision_embeddings_are_written_as_float32():

@@ -159,6 +159,10 @@ BAD_EXPERIMENTS = [
     ({"labels": ["x"]}, r"labels=\['x'\] must be a mapping of label to value\. Write \{marker: TOMM20\}"),
     ({"labels": {"marker": ["x"]}}, r"labels\.marker=\['x'\] must be a text\. Put it in quotes"),
     ({"labels": {"well": "x"}}, r"experiments\[1\]\.labels='well' must be none of the index's own columns \['observ"),
+    (
+        {"labels": {"name": "x"}},
+        r"labels='name' must be none of the index's own columns .*'name', 'lineage', 'features'",
+    ),
     ({"label_columns": ["lineage_id"]}, r"label_columns='lineage_id' must be none of the index's own columns"),
     ({"well_labels": {"condition": {"x": ["A/1"]}}}, r"well_labels='condition' must be none of the index's own"),
     (

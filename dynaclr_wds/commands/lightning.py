@@ -34,7 +34,6 @@ TRAINER_DEFAULTS: dict[str, Any] = {"use_distributed_sampler": False}
 DESCRIPTIONS = {
     "fit": "Train, validate after every epoch, keep checkpoints. --ckpt_path resumes, in the middle of an epoch too.",
     "validate": "Run the validation experiments through a trained network (--ckpt_path) and print the metrics.",
-    "predict": "Embed every observation with a trained network (--ckpt_path); trainer.callbacks says where to write.",
 }
 
 
@@ -68,8 +67,8 @@ class DynaCLRCommand(LightningCLI):
     """LightningCLI for contrastive training.
 
     - `model.hcl_beta` is set once; the data are given the same value.
-    - `predict` keeps no predictions in memory: `EmbeddingWriter` has written them.
     - `fit` saves checkpoints, stops at a loss that is not finite, and says at its end how to go on.
+    - `validate` needs a checkpoint: a network that was never trained has nothing to validate.
     - `model.lr`, `weight_decay` and `schedule` make the optimizer, so there are no `optimizer` keys.
     """
 
@@ -117,6 +116,12 @@ class DynaCLRCommand(LightningCLI):
             keys = [action.dest for action in self._parser(command)._actions]
             raise ConfigError(explain_mistake(str(mistake), Asked(command, args[1:], keys))) from mistake
         chosen = self.config[self.config.subcommand]
+        self._given_model: dict[str, Any] = chosen.model.as_dict()
+        if self.config.subcommand == "validate" and not chosen.ckpt_path:
+            raise ConfigError(
+                "validate: --ckpt_path is not given, and a network that was never trained has nothing to validate. "
+                "Give the checkpoint of a training, such as --ckpt_path logs/fit/version_0/checkpoints/last.ckpt."
+            )
         for path in chosen.get("config") or []:
             given = (yaml.safe_load(Path(path).read_text()).get("data") or {}).get("hcl_beta", chosen.model.hcl_beta)
             if given != chosen.model.hcl_beta:
@@ -124,6 +129,14 @@ class DynaCLRCommand(LightningCLI):
                     f"{path}: data.hcl_beta={given} is not used, model.hcl_beta={chosen.model.hcl_beta} is. "
                     "The loss owns it: set model.hcl_beta."
                 )
+
+    def before_instantiate_classes(self) -> None:
+        """Say where the checkpoint, which Lightning merges into the config, overrules what was given for the model."""
+        used = self.config[self.config.subcommand].model.as_dict()
+        default = self._subcommand_parsers[self.config.subcommand].get_defaults().model.as_dict()
+        for name, value in self._given_model.items():
+            if value != used[name] and value != default[name]:
+                rank_zero_warn(f"model.{name}={value} is not used: the checkpoint was trained with {used[name]}.")
 
     def instantiate_classes(self) -> None:
         """Make model, data and trainer; what their classes refuse is a mistake in the config."""
@@ -136,14 +149,8 @@ class DynaCLRCommand(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Return Lightning's commands but `test`, for which there is no data."""
+        """Return Lightning's commands but `test`, for which there is no data, and `predict`, which needs no config."""
         return {name: skip for name, skip in LightningCLI.subcommands().items() if name in DESCRIPTIONS}
-
-    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
-        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
-        if subcommand == "predict":
-            parser.set_defaults({"return_predictions": False})
-        return parser
 
 
 def run_lightning(argv: Sequence[str]) -> DynaCLRCommand:
@@ -152,7 +159,7 @@ def run_lightning(argv: Sequence[str]) -> DynaCLRCommand:
     Parameters
     ----------
     argv
-        `fit`, `validate` or `predict` and its options.
+        `fit` or `validate` and its options.
 
     Raises
     ------

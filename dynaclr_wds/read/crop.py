@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,8 +53,18 @@ class Crop:
         return offset + stride[inner] * begin[inner], stride[inner] * wanted[inner]
 
 
-def plan_crop(shards: ShardSet, z_range: tuple[int, int] | None, yx_patch_size: tuple[int, int] | None) -> Crop:
+def plan_crop(
+    shards: ShardSet,
+    z_range: tuple[int, int] | None,
+    yx_patch_size: tuple[int, int] | None,
+    experiments: Collection[str] | None = None,
+) -> Crop:
     """Say which part of the stored patches is wanted: slices of the plate's stack, and the middle in Y and X.
+
+    Parameters
+    ----------
+    experiments
+        Those that patches are read of; None = all.
 
     Raises
     ------
@@ -68,6 +79,8 @@ def plan_crop(shards: ShardSet, z_range: tuple[int, int] | None, yx_patch_size: 
             "Ask for slices inside it, or build the shards with a wider z_range."
         )
     for experiment in shards.manifest.experiments:
+        if experiments is not None and experiment.name not in experiments:
+            continue
         _, depth, height, width = experiment.shape
         want_y, want_x = yx_patch_size or (height, width)
         if not (0 < want_y <= height and 0 < want_x <= width):

@@ -213,8 +213,8 @@ def _take(table: BatchPlan, numbers: Int64[np.ndarray, " n"]) -> BatchPlan:
     )
 
 
-def list_observations(shards: ShardSet, keep_fov: Bool[np.ndarray, " f"]) -> BatchPlan:
-    """List every observation of some FOVs once, in the order of the index, for prediction."""
-    wanted = np.flatnonzero(keep_fov[shards.arrays["obs_fov"]])
+def list_observations(shards: ShardSet, keep_fov: Bool[np.ndarray, " f"], limit: int | None = None) -> BatchPlan:
+    """List every observation of some FOVs once (the first `limit` of them), in the order of the index."""
+    wanted = np.flatnonzero(keep_fov[shards.arrays["obs_fov"]])[:limit]
     rows = cast(PatchRow, shards.arrays["obs_patch"][wanted].astype(np.int64))
     return BatchPlan(number=0, anchor=rows, positive=None)

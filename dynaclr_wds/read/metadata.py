@@ -14,7 +14,7 @@ _COLUMNS = ("track_id", "t", "id", "parent_track_id", "parent_id", "z", "y", "x"
 
 
 class RowDicts:
-    """One dict per sample: every label, fov_name, global_track_id, lineage_id, track_id, t, hpi, id, … .
+    """One dict per sample: every label, name, fov_name, global_track_id, lineage_id, track_id, t, hpi, id, … .
 
     A sequence that makes a dict when it is asked for one, so a training loop that never looks pays nothing. The first
     dict reads the `lineage_id` column of the index table, once per set.
@@ -42,10 +42,12 @@ class RowDicts:
         experiment = manifest.experiments[int(self._shards.fov_experiment[arrays["obs_fov"][observation]])]
         lineage = int(arrays["obs_lineage"][observation])
         row = {name: arrays[f"obs_{name}"][observation].item() for name in _COLUMNS}
+        track = f"{fov.experiment}/{fov.fov_name}/{row['track_id']}"
         return {
             **self._shards.labels_of(observation),
+            "name": f"{track}/{row['t']}",
             "fov_name": fov.fov_name,
-            "global_track_id": f"{fov.experiment}/{fov.fov_name}/{row['track_id']}",
+            "global_track_id": track,
             "hpi": experiment.start_hpi + row["t"] * experiment.interval_minutes / 60,
             "observation": observation,
             "lineage": lineage,

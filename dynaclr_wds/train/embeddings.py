@@ -1,8 +1,9 @@
-"""Writes predictions to Parquet: one row per observation, with its identity and its embedding."""
+"""Writes predictions to Parquet: one row per observation, with its name, its identity and its embedding."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from dynaclr_wds.files import partial_name, rename_whole
+from dynaclr_wds.errors import StorageError
+from dynaclr_wds.files import check_new_file, partial_name, rename_whole
 
 IDENTITY: dict[str, pa.DataType] = {
+    "name": pa.string(),
     "experiment": pa.string(),
     "condition": pa.string(),
     "well": pa.string(),
@@ -35,7 +38,10 @@ IDENTITY: dict[str, pa.DataType] = {
     "z": pa.float32(),
 }
 """Columns that identify an observation, in this order. Those that a batch's index has are written; its other columns
-are labels, which are text."""
+are labels, which are text. `name` is `<experiment>/<fov>/<track_id>/<t>`, which no other row has."""
+
+METADATA_KEY = "dynaclr_wds"
+"""Key of the file's schema metadata that holds JSON: what made the embeddings."""
 
 
 class EmbeddingWriter(Callback):
@@ -54,26 +60,45 @@ class EmbeddingWriter(Callback):
         The file to write, such as `embeddings.parquet`. Its folder is made.
     row_group_rows
         Rows to gather before they are written. No more than these are kept in memory.
+    overwrite
+        Replace a file that is there. False: that is an error, before anything is computed.
+    metadata
+        JSON to keep in the file's schema metadata, under `METADATA_KEY`; None = nothing.
+
+    Raises
+    ------
+    StorageError
+        When prediction starts: a file is there already, or the folder can't be written. Later: the disk is full.
     """
 
-    def __init__(self, path: str, row_group_rows: int = 65536) -> None:
+    def __init__(
+        self, path: str, row_group_rows: int = 65536, overwrite: bool = False, metadata: str | None = None
+    ) -> None:
         super().__init__()
         if row_group_rows < 1:
             raise ValueError(f"EmbeddingWriter: row_group_rows={row_group_rows} must be >= 1.")
         self.path = Path(path)
         self.row_group_rows = row_group_rows
+        self.overwrite = overwrite
+        self.metadata = metadata
+        self.rows = 0
+        """Rows that were written, of this rank."""
+        self.schema: pa.Schema | None = None
+        """Columns that were written."""
+        self._begun = False
         self._writer: pq.ParquetWriter | None = None
         self._waiting: list[pa.Table] = []
         self._target = self.path
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Choose this rank's file."""
+        """Choose this rank's file, and check that it can be written."""
         del pl_module
         self._discard()
-        name = self.path.name
+        self.rows, self.schema = 0, None
+        self._target = self.targets(trainer.world_size)[trainer.global_rank]
         if trainer.world_size > 1:
-            name = f"{self.path.stem}-rank{trainer.global_rank}{self.path.suffix}"
-        self._target = self.path.with_name(name)
+            self._check_parts(trainer.world_size)
+        check_new_file(self._target, overwrite=self.overwrite)
 
     def on_predict_batch_end(
         self,
@@ -96,9 +121,11 @@ class EmbeddingWriter(Callback):
         self._flush()
         if self._writer is None:
             return
-        self._writer.close()
-        self._writer = None
-        rename_whole(self._partial, self._target)
+        with self._told():
+            self._writer.close()
+            self._writer = None
+            rename_whole(self._partial, self._target)
+            self._begun = False
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Remove what a failed prediction has written."""
@@ -109,22 +136,59 @@ class EmbeddingWriter(Callback):
     def _partial(self) -> Path:
         return partial_name(self._target)
 
+    def targets(self, world_size: int) -> list[Path]:
+        """List the files that so many ranks write."""
+        return [self.path] if world_size == 1 else [self._part(rank) for rank in range(world_size)]
+
+    def _part(self, rank: int | str) -> Path:
+        return self.path.with_name(f"{self.path.stem}-rank{rank}{self.path.suffix}")
+
+    def _check_parts(self, world_size: int) -> None:
+        """Refuse parts of another run, which a reader would take for parts of this one."""
+        own = set(self.targets(world_size))
+        there = {self.path, *self.path.parent.glob(self._part("*").name)}
+        other = sorted(str(path) for path in there if path.exists() and not (self.overwrite and path in own))
+        if other:
+            raise StorageError(
+                f"{', '.join(other)}: there already, and would be read together with the {world_size} parts of this "
+                "run. Remove them, or give another name."
+            )
+
     def _flush(self) -> None:
         if not self._waiting:
             return
         rows = pa.concat_tables(self._waiting)
+        if self.metadata is not None:
+            rows = rows.replace_schema_metadata({METADATA_KEY: self.metadata})
         self._waiting = []
-        if self._writer is None:
-            self._target.parent.mkdir(parents=True, exist_ok=True)
-            self._writer = pq.ParquetWriter(self._partial, rows.schema)
-        self._writer.write_table(rows, row_group_size=len(rows))
+        with self._told():
+            if self._writer is None:
+                self._target.parent.mkdir(parents=True, exist_ok=True)
+                self._begun = True
+                self._writer = pq.ParquetWriter(self._partial, rows.schema)
+            self._writer.write_table(rows, row_group_size=len(rows))
+        self.rows, self.schema = self.rows + len(rows), rows.schema
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Name the file in errors of the disk."""
+        try:
+            yield
+        except OSError as error:
+            raise StorageError(
+                f"{self._target}: can't be written ({error}). Nothing is left of it. Make space, or choose another "
+                "disk."
+            ) from error
 
     def _discard(self) -> None:
         self._waiting = []
         if self._writer is not None:
-            self._writer.close()
+            with suppress(OSError):  # of a disk that is full
+                self._writer.close()
             self._writer = None
+        if self._begun:
             self._partial.unlink(missing_ok=True)
+            self._begun = False
 
 
 def make_rows(

@@ -13,14 +13,17 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dynaclr_wds.describe import Described, ModuleOrDescription, make_module
 
-class ProjectedEncoder(nn.Module):
+
+class ProjectedEncoder(Described, nn.Module):
     """A backbone for images or volumes, with a projection head, on patches (B, C, Z, Y, X).
 
     Parameters
     ----------
     backbone
-        Maps (B, C·Z, Y, X) or (B, C, Z, Y, X) to features (B, `embedding_dim`).
+        Maps (B, C·Z, Y, X) or (B, C, Z, Y, X) to features (B, `embedding_dim`). A module, or its description: the
+        `class_path` and `init_args` that a config would have. With a description a checkpoint says how to make it.
     spatial_dims
         2: every Z of every channel is an input channel of the backbone. 3: the backbone sees volumes.
     embedding_dim
@@ -36,13 +39,13 @@ class ProjectedEncoder(nn.Module):
 
     def __init__(
         self,
-        backbone: nn.Module,
+        backbone: ModuleOrDescription,
         spatial_dims: Literal[2, 3] = 2,
         embedding_dim: int = 512,
         projection_dim: int = 128,
     ) -> None:
         super().__init__()
-        self.backbone = backbone
+        self.backbone = make_module(backbone, "backbone")
         self.spatial_dims = spatial_dims
         self.embedding_dim = embedding_dim
         # the head of SimCLR, with batch normalisation after each layer as in mehta-lab/VisCy

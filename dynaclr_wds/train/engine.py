@@ -11,9 +11,17 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from pytorch_metric_learning.losses import BaseMetricLossFunction
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import normalize
 
+from dynaclr_wds.describe import ModuleOrDescription, keep_arguments, make_module
+from dynaclr_wds.train.checkpoint_content import (
+    CONTENT_KEY,
+    check_weights,
+    describe_training,
+    warn_of_other_data,
+    warn_of_undescribed,
+)
 from dynaclr_wds.train.encoder import MonaiEncoder
 from dynaclr_wds.train.loss import NTXentHCL, plan_pairs
 from dynaclr_wds.train.pair_image import apply_pair_image
@@ -22,13 +30,15 @@ from dynaclr_wds.train.pair_image import apply_pair_image
 class ContrastiveModule(LightningModule):
     """Learns from triplets: a positive must be nearer to its anchor than the rest of the batch is.
 
-    Under DDP each rank compares within its own batch, as mehta-lab/VisCy does.
+    Under DDP each rank compares within its own batch, as mehta-lab/VisCy does. A checkpoint says how the network was
+    made and what data it saw, so `load_from_checkpoint(path)` needs nothing else; see docs/CHECKPOINTS.md.
 
     Parameters
     ----------
     encoder
         Maps patches (B, C, Z, Y, X) to (features, projections), or to features alone, which are then compared in
-        place of projections; None = `MonaiEncoder()`, which takes 2 channels of 1 plane.
+        place of projections; None = `MonaiEncoder()`, which takes 2 channels of 1 plane. A module, or its description:
+        the `class_path` and `init_args` that a config would have.
     loss
         A loss of pytorch-metric-learning, which is called with the embeddings and their pairs; or one such as
         `torch.nn.TripletMarginLoss`, which is called with (anchor, positive, negative) and needs data.return_negative;
@@ -51,8 +61,8 @@ class ContrastiveModule(LightningModule):
 
     def __init__(
         self,
-        encoder: nn.Module | None = None,
-        loss: nn.Module | None = None,
+        encoder: ModuleOrDescription | None = None,
+        loss: ModuleOrDescription | None = None,
         temperature: float = 0.07,
         hcl_beta: float = 0.5,
         lr: float = 1e-3,
@@ -63,10 +73,11 @@ class ContrastiveModule(LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["encoder", "loss"])
-        self.encoder = MonaiEncoder() if encoder is None else encoder
-        self.loss = NTXentHCL(temperature, hcl_beta) if loss is None else loss
-        self.lr = lr
-        self.weight_decay = weight_decay
+        self.encoder = MonaiEncoder() if encoder is None else make_module(encoder, "encoder")
+        self.loss = NTXentHCL(temperature, hcl_beta) if loss is None else make_module(loss, "loss")
+        keep_arguments(self, {"encoder": self.encoder if encoder is None else encoder, "loss": loss})
+        self.lr = float(lr)  # a number of numpy would make the optimizer's state more than plain data
+        self.weight_decay = float(weight_decay)
         self.schedule = schedule
         self.warmup_steps = warmup_steps
         self.log_pairs = log_pairs
@@ -107,6 +118,22 @@ class ContrastiveModule(LightningModule):
             optimizer, lambda step: plan_lr_factor(step, self.warmup_steps, total)
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_fit_start(self) -> None:
+        """Say what the checkpoints of this training will lack."""
+        warn_of_undescribed(self)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what prediction needs to know of the data."""
+        checkpoint[CONTENT_KEY] = describe_training(self)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse weights of another network; warn of data that are shown in another way."""
+        trainer = self._trainer
+        if trainer is not None:
+            warn_of_other_data(self, checkpoint.get("datamodule_hyper_parameters", {}))
+        if trainer is None or not trainer.strategy.restore_checkpoint_after_setup:  # else in pieces by now
+            check_weights(self, checkpoint["state_dict"], "the checkpoint")
 
     def on_train_epoch_end(self) -> None:
         """Show the pairs of the epoch's first batch."""

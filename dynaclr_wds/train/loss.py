@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.amp import is_autocast_available
 from torch.nn.functional import softplus
 
+from dynaclr_wds.describe import Described
+
 Pairs = tuple[Int[Tensor, " pos"], Int[Tensor, " pos"], Int[Tensor, " neg"], Int[Tensor, " neg"]]
 """Rows of the (anchor, positive) pairs and of the (anchor, negative) pairs, as pytorch-metric-learning takes them."""
 
@@ -44,7 +46,7 @@ def plan_pairs(batch_size: int, device: torch.device | str = "cpu") -> Pairs:
     return rows, (rows + batch_size) % count, rows[:, None].expand_as(negatives).flatten(), negatives.flatten()
 
 
-class NTXentHCL(NTXentLoss):  # type: ignore[misc]
+class NTXentHCL(Described, NTXentLoss):  # type: ignore[misc]
     """NT-Xent with hard-negative concentration β.
 
     For a positive pair (i, j) and the negatives k of i, with similarity s and temperature T:

@@ -14,6 +14,7 @@ from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
 from dynaclr_wds.contract import STATISTICS
+from dynaclr_wds.describe import Described
 
 NormMeta = Mapping[str, Tensor]
 """Level (`timepoint`, `fov`, `dataset`) → statistics, float32 (B, C, len(STATISTICS))."""
@@ -28,7 +29,7 @@ class ZeroDivisor(NamedTuple):
     """The standard deviation is zero too: the channel becomes 0. False: it is divided by the standard deviation."""
 
 
-class NormalizeSampled(nn.Module):
+class NormalizeSampled(Described, nn.Module):
     """Normalise each sample and channel: `(x - subtrahend) / (divisor + eps)`.
 
     The formula is that of `NormalizeSampled` in mehta-lab/VisCy, except where the divisor is zero. The IQR of a sparse

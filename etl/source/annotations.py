@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from dynaclr_wds.errors import ConfigError
 from etl.source.column_names import check_columns, rename_columns
-from etl.source.config import INDEX_COLUMNS, BuildConfig, ExperimentConfig
+from etl.source.config import RESERVED, BuildConfig, ExperimentConfig
 from etl.source.track_formats import READERS, TableFile, open_table, read_table
 from etl.source.tracks import is_latin_1, note_latin_1, parse_integers, refuse_repeats, refuse_rows
 
@@ -108,9 +108,9 @@ def _label_names(file: TableFile, experiment: ExperimentConfig, where: str) -> t
     for name in names:
         if not name.strip():
             raise ConfigError(f"{file.path}: a column has no name; there are {list(file.header)}. Name or remove it.")
-        if name in INDEX_COLUMNS:
+        if name in RESERVED:
             raise ConfigError(
-                f"{file.path}: column {name!r} must be none of the index's own columns {list(INDEX_COLUMNS)}. "
+                f"{file.path}: column {name!r} must be none of the index's own columns {list(RESERVED)}. "
                 "Rename or remove it."
             )
         if name in experiment.label_names:

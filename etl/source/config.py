@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
-from dynaclr_wds.contract import FORMAT_VERSION, SHARD_BY
+from dynaclr_wds.contract import FORMAT_VERSION, ROW_NAMES, SHARD_BY
 from dynaclr_wds.tau import tau_range_frames
 from etl.source.fields import (
     FOV,
@@ -59,7 +59,10 @@ INDEX_COLUMNS = (
     *("experiment_index", "fov_index", "partition_index", "track_index", "lineage_index"),
     *("has_candidate", "is_candidate"),
 )
-"""Columns of the index that are no labels of the user's; a label may not have such a name."""
+"""Columns of the index that are no labels of the user's."""
+
+RESERVED = tuple(dict.fromkeys((*INDEX_COLUMNS, *ROW_NAMES)))
+"""Names that a label may not have."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,8 +164,8 @@ class ExperimentConfig:
         seen: dict[str, str] = {}
         for source in ("labels", "well_labels", "label_columns"):
             for name in getattr(self, source):
-                if name in INDEX_COLUMNS:
-                    raise refuse(name, f"none of the index's own columns {list(INDEX_COLUMNS)}", "Rename it.", source)
+                if name in RESERVED:
+                    raise refuse(name, f"none of the index's own columns {list(RESERVED)}", "Rename it.", source)
                 if name in seen:
                     raise refuse(name, f"given once, but {seen[name]} has it too", "Remove one of the two.", source)
                 seen[name] = source

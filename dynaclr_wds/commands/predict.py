@@ -1,0 +1,127 @@
+"""Checkpoint to a table of embeddings: `dynaclr-wds predict --ckpt X --out Y.parquet`.
+
+The checkpoint says all that decides what the network sees, so there is no config to get wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dynaclr_wds.files import check_new_file
+from dynaclr_wds.program import CommandParser, called_as, run_command
+
+if TYPE_CHECKING:
+    from dynaclr_wds.train.prediction import Written
+
+_EPILOG = """examples:
+  dynaclr-wds predict --ckpt logs/fit/version_0/checkpoints/last.ckpt --out embeddings.parquet
+  dynaclr-wds predict --ckpt last.ckpt --shards other_shards --experiments a549_zikv_2 --out new.parquet
+  dynaclr-wds predict --ckpt last.ckpt --limit 1000 --out look.parquet
+
+Encoder, weights, normalisation, slices and crop are those of the training, and so are the shards unless --shards
+names others; docs/CHECKPOINTS.md says what a checkpoint holds and how the table is laid out.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status: 2 for a mistake, 130 after Ctrl-C, 143 after SIGTERM."""
+    return run_command(_run, argv)
+
+
+def _run(argv: Sequence[str]) -> int:
+    given = vars(make_parser().parse_args(argv))
+    try:
+        written = _predict(given)
+    except KeyboardInterrupt:
+        print(f"stopped; nothing was written to {given['out']}.", file=sys.stderr)
+        return 130
+    except SystemExit as error:
+        if error.code == 143:
+            print(f"stopped by SIGTERM; nothing was written to {given['out']}.", file=sys.stderr)
+            return 143
+        raise
+    if written is not None:  # by the first rank
+        print(format_written(written))
+    return 0
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser; every option is absent from the result unless it is given."""
+    parser = CommandParser(
+        prog=called_as("predict"),
+        usage=f"{called_as('predict')} --ckpt CKPT --out FILE.parquet [options]",
+        description="Embed cells with a trained network: one row of a Parquet table for each.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+    )
+    add = parser.add_argument
+    add("--ckpt", required=True, help="checkpoint of a training")
+    add("--out", required=True, metavar="FILE.parquet", help="table to write; with several ranks FILE-rank0.parquet, …")
+    add("--shards", metavar="FOLDER", help="shards to embed (default: those of the training)")
+    add("--overwrite", action="store_true", help="replace the table if it is there")
+    add(
+        "--override", action="store_true", help="go on where options or shards differ from the training, if that can be"
+    )
+    add = parser.add_argument_group("which cells (default: all)").add_argument
+    add("--experiments", nargs="+", metavar="NAME", help="of these experiments only")
+    add("--include_wells", nargs="+", metavar="ROW/COL", help="of these wells only")
+    add("--exclude_fovs", nargs="+", metavar="ROW/COL/FOV", help="not of these FOVs")
+    add("--limit", type=_positive, metavar="N", help="the first N only, for a look")
+    add = parser.add_argument_group("how it runs").add_argument
+    add("--batch_size", type=_positive, metavar="N", help="cells at a time (default: as in training)")
+    add("--num_workers", type=_count, metavar="N", help="threads that read (default: as in training)")
+    add("--accelerator", metavar="NAME", help="cpu, gpu, mps, … (default: what there is)")
+    add("--devices", metavar="N", help="how many of them (default: 1)")
+    add("--precision", metavar="NAME", help="such as bf16-mixed (default: 32-true)")
+    add = parser.add_argument_group("as in training; another value needs --override").add_argument
+    add("--z_range", nargs=2, type=int, metavar=("START", "STOP"), help="slices of the plates' stack")
+    add("--yx_patch_size", nargs=2, type=int, metavar=("Y", "X"), help="pixels to read around each cell")
+    add("--final_yx_patch_size", nargs=2, type=int, metavar=("Y", "X"), help="pixels that the network sees of them")
+    return parser
+
+
+def format_written(written: Written) -> str:
+    """Say what was written, and where."""
+    columns = ", ".join(
+        f"{name} ({kind.rpartition('[')[2].rstrip(']')})" if kind.startswith("fixed_size_list") else name
+        for name, kind in written.columns.items()
+    )
+    return f"Wrote {written.rows:,} rows to {', '.join(written.files)}.\nColumns: {columns}."
+
+
+def _predict(given: dict[str, object]) -> Written | None:
+    """Check what can be known at once, then import what is heavy, and embed."""
+    out = Path(str(given["out"]))
+    if out.suffix != ".parquet":
+        raise ValueError(f"--out {out}: must end in .parquet, which is what is written. Give such a name.")
+    check_new_file(out, overwrite="overwrite" in given)
+    from dynaclr_wds.commands.lightning import leave_processes
+    from dynaclr_wds.train.prediction import predict
+    from dynaclr_wds.train.settle import Request
+
+    pairs = ("z_range", "yx_patch_size", "final_yx_patch_size")
+    values = {name: tuple(value) if name in pairs else value for name, value in given.items()}  # type: ignore[arg-type]
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    written = predict(Request(**values))  # type: ignore[arg-type]
+    leave_processes()
+    return written
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be >= 1")
+    return number
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text} must be >= 0")
+    return number

@@ -1,0 +1,238 @@
+"""Checkpoint and shards to embeddings: what `python -m dynaclr_wds predict` does.
+
+`settle` says what the network will see. Here are network and data made of the checkpoint, and run.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+
+from dynaclr_wds.datamodule import MultiExperimentDataModule
+from dynaclr_wds.describe import list_undescribed, make_modules
+from dynaclr_wds.errors import CheckpointError, ConfigError
+from dynaclr_wds.files import check_new_file
+from dynaclr_wds.train.checkpoint_content import PACKAGE, Checkpoint, check_weights
+from dynaclr_wds.train.embeddings import EmbeddingWriter
+from dynaclr_wds.train.engine import ContrastiveModule
+from dynaclr_wds.train.settle import Job, Request, settle
+
+_WITH_WRITER = "call Trainer.predict with dynaclr_wds.train.EmbeddingWriter"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """What came of a prediction."""
+
+    files: tuple[str, ...]
+    rows: int
+    columns: dict[str, str]
+    """Name → type, in order; empty where this rank wrote no row."""
+
+
+def predict(asked: Request) -> Written | None:
+    """Embed cells with a trained network.
+
+    Returns
+    -------
+    None on all ranks but the first.
+
+    Raises
+    ------
+    CheckpointError
+        The checkpoint can't be used.
+    ConfigError, ValueError
+        What is asked, or what the shards hold, is not what the network was trained on.
+    StorageError
+        The output is there already, or can't be written.
+    """
+    out = Path(asked.out)
+    check_new_file(out, overwrite=asked.overwrite)
+    job = settle(asked)
+    data = make_data(job)
+    cells = len(data.list_predicted(job.shards))
+    module = make_network(job.checkpoint)
+    writer = EmbeddingWriter(str(out), overwrite=asked.overwrite, metadata=json.dumps(describe_origin(job)))
+    trainer = make_trainer(asked, [writer, Progress(cells)])
+    if trainer.is_global_zero:
+        print(describe_job(job, cells, trainer), file=sys.stderr, flush=True)
+    run(trainer, module, data)
+    if not trainer.is_global_zero:
+        return None
+    schema = writer.schema
+    columns = {} if schema is None else {name: str(schema.field(name).type) for name in schema.names}
+    return Written(files=tuple(map(str, writer.targets(trainer.world_size))), rows=cells, columns=columns)
+
+
+def make_data(job: Job) -> MultiExperimentDataModule:
+    """Make the DataModule that reads and normalises cells as in training."""
+    asked, trained = job.asked, job.checkpoint.data
+    if missing := list_undescribed({"normalizations": trained.get("normalizations")}):
+        raise CheckpointError(
+            f"{job.checkpoint.path} can't say how its data were normalised: {missing['normalizations']} was made in "
+            "Python and didn't keep its arguments. Embed from Python: give MultiExperimentDataModule the same "
+            f"normalizations, and {_WITH_WRITER}."
+        )
+    return MultiExperimentDataModule(
+        str(job.shards.root),
+        z_range=job.view.z_range,
+        yx_patch_size=job.view.yx_patch_size,
+        final_yx_patch_size=job.view.final_yx_patch_size,
+        batch_size=asked.batch_size or int(trained["batch_size"]),
+        num_workers=int(trained["num_workers"]) if asked.num_workers is None else asked.num_workers,
+        normalizations=list(make_modules(trained.get("normalizations"), "normalizations")),
+        include_wells=None if asked.include_wells is None else list(asked.include_wells),
+        exclude_fovs=None if asked.exclude_fovs is None else list(asked.exclude_fovs),
+        predict_experiments=None if asked.experiments is None else list(asked.experiments),
+        predict_limit=asked.limit,
+    )
+
+
+def make_network(checkpoint: Checkpoint) -> ContrastiveModule:
+    """Make the encoder of a checkpoint, with its weights; the loss plays no part in prediction."""
+    encoder = checkpoint.module.get("encoder")
+    if missing := list_undescribed({"encoder": encoder}):
+        raise CheckpointError(
+            f"{checkpoint.path} can't say how to make its encoder: {missing['encoder']} was made in Python and didn't "
+            f"keep its arguments. Embed from Python: load_from_checkpoint(path, encoder=…), then {_WITH_WRITER}."
+        )
+    if encoder is None:
+        raise CheckpointError(f"{checkpoint.path}: names no encoder. It is damaged; give another one.")
+    module = ContrastiveModule(encoder)
+    prefix = "encoder."
+    weights = {n.removeprefix(prefix): value for n, value in checkpoint.weights.items() if n.startswith(prefix)}
+    check_weights(module.encoder, weights, checkpoint.path)
+    module.encoder.load_state_dict(weights)
+    return module
+
+
+def make_trainer(asked: Request, callbacks: list[Callback]) -> Trainer:
+    """Make a Trainer that leaves nothing behind."""
+    try:
+        return Trainer(
+            accelerator=asked.accelerator,
+            devices=asked.devices,
+            precision=asked.precision,  # type: ignore[arg-type]
+            callbacks=callbacks,
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            enable_progress_bar=sys.stdout.isatty(),
+            use_distributed_sampler=False,
+        )
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        raise ConfigError(
+            f"--accelerator {asked.accelerator} --devices {asked.devices} --precision {asked.precision} can't be had: "
+            f"{' '.join(str(error).split())}"
+        ) from error
+
+
+def run(trainer: Trainer, module: ContrastiveModule, data: MultiExperimentDataModule) -> None:
+    """Predict; Ctrl-C comes out as KeyboardInterrupt, which Lightning turns into an exit."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.predict(module, datamodule=data, return_predictions=False)
+    except torch.OutOfMemoryError as error:
+        first = str(error).partition("\n")[0]
+        raise ConfigError(
+            f"--batch_size {data.batch_size} is more than the device holds ({first}). Give a smaller one."
+        ) from error
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):
+            signal.signal(signal.SIGINT, handler)
+            raise KeyboardInterrupt from None
+        raise
+
+
+def describe_origin(job: Job) -> dict[str, Any]:
+    """Say what made a table of embeddings, for its metadata."""
+    checkpoint, view = job.checkpoint, job.view
+    return {
+        "package": f"{PACKAGE} {version(PACKAGE)}",
+        "checkpoint": str(Path(checkpoint.path).resolve()),
+        "checkpoint_sha256": checkpoint.sha256,
+        "epoch": checkpoint.epoch,
+        "step": checkpoint.step,
+        "encoder": checkpoint.module.get("encoder"),
+        "shards": str(job.shards.root.resolve()),
+        "shards_config_hash": job.shards.manifest.config_hash,
+        "trained_on_config_hash": checkpoint.seen.config_hash,
+        "normalizations": checkpoint.data.get("normalizations") or [],
+        "z_range": list(view.z_range or job.shards.z_range),
+        "yx_patch_size": view.yx_patch_size,
+        "final_yx_patch_size": view.final_yx_patch_size,
+        "precision": job.asked.precision,
+        "overridden": list(job.overridden),
+    }
+
+
+def describe_job(job: Job, cells: int, trainer: Trainer) -> str:
+    """Say what is going to be done."""
+    checkpoint = job.checkpoint
+    first = (
+        f"Embedding {cells:,} cells of {len(job.experiments)} experiments in {job.shards.root} with {checkpoint.path} "
+        f"(epoch {checkpoint.epoch}, step {checkpoint.step:,}) on {trainer.world_size} × "
+        f"{trainer.strategy.root_device.type}."
+    )
+    return "\n".join([first, *(f"Overridden: {what}." for what in job.overridden)])
+
+
+class Progress(Callback):
+    """Says how far a prediction is, in lines, where there is no terminal for a bar; and obeys SIGTERM.
+
+    Parameters
+    ----------
+    cells
+        Cells to embed, over all ranks.
+    seconds
+        Least time between two lines.
+    """
+
+    def __init__(self, cells: int, seconds: float = 10.0) -> None:
+        super().__init__()
+        self.cells = cells
+        self.seconds = seconds
+        self._done, self._began, self._said = 0, 0.0, 0.0
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        del trainer, pl_module
+        self._done, self._began = 0, time.monotonic()
+        self._said = self._began
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Say it, and stop where the system asks for it (Lightning heeds that in training only)."""
+        del pl_module, outputs, batch_idx, dataloader_idx
+        if trainer.received_sigterm:
+            raise SystemExit(143)
+        self._done = min(self._done + len(batch["anchor"]) * trainer.world_size, self.cells)
+        now = time.monotonic()
+        if not trainer.is_global_zero or sys.stdout.isatty() or now - self._said < self.seconds:
+            return
+        self._said = now
+        speed = self._done / max(now - self._began, 1e-9)
+        left = (self.cells - self._done) / speed / 60
+        print(
+            f"{self._done:,} of {self.cells:,} cells, {speed:,.0f} a second, {left:.0f} min left",
+            file=sys.stderr,
+            flush=True,
+        )
