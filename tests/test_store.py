@@ -264,7 +264,7 @@ def remove_shard(root: Path) -> None:
 
 
 DAMAGES = {
-    "payload": (damage_payload, ChecksumError, r"block \d+, bytes [\d,]+ to [\d,]+, is not what was .*etl.verify"),
+    "payload": (damage_payload, ChecksumError, r"block \d+, bytes [\d,]+ to [\d,]+, is not what was .*dynaclr-wds verify"),
     "header": (damage_header, ChecksumError, r"block \d+, bytes [\d,]+ to [\d,]+, is not what was written"),
     "manifest": (damage_manifest, ChecksumError, r"manifest.json: was changed after it was written"),
     "order of shards": (edit_manifest, ChecksumError, r"manifest.json: was changed after it was written"),
