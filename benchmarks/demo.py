@@ -35,29 +35,29 @@ LATE_HPI = SimulationConfig().onset_hpi + 2.0
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run every step and print what came of it."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.demo", description=__doc__)
-    parser.add_argument("--simulate", default="", help="options for etl.simulate, such as '--fovs 2 --frames 12'")
+    parser.add_argument("--simulate", default="", help="options for simulate, such as '--fovs 2 --frames 12'")
     parser.add_argument("--fit", default="", help="options for fit, such as '--trainer.max_epochs 1'")
     given = parser.parse_args(arguments)
     began = time.monotonic()
     for made in ("checkpoints", "lightning_logs"):
         shutil.rmtree(OUT / made, ignore_errors=True)
     config = str(CONFIG.relative_to(Path.cwd()) if CONFIG.is_relative_to(Path.cwd()) else CONFIG)
-    run("etl.simulate", f"{OUT}/plates", *shlex.split(given.simulate))
-    run("etl.build_shards", f"{OUT}/plates/experiments.yaml", "--out", f"{OUT}/shards", *CENTRED)
-    run("dynaclr_wds", "fit", "-c", config, *shlex.split(given.fit))
+    run("simulate", f"{OUT}/plates", *shlex.split(given.simulate))
+    run("build", f"{OUT}/plates/experiments.yaml", "--out", f"{OUT}/shards", *CENTRED)
+    run("fit", "-c", config, *shlex.split(given.fit))
     ckpt, embeddings = f"{OUT}/checkpoints/last.ckpt", f"{OUT}/embeddings.parquet"
-    run("dynaclr_wds", "predict", "--ckpt", ckpt, "--out", embeddings, "--accelerator", "cpu", "--overwrite")
+    run("predict", "--ckpt", ckpt, "--out", embeddings, "--accelerator", "cpu", "--overwrite")
     report(time.monotonic() - began)
     return 0
 
 
-def run(module: str, *options: str) -> None:
+def run(command: str, *options: str) -> None:
     """Print a command and run it; end the demo with its exit status if it fails."""
-    print(f"\n$ python -m {shlex.join([module, *options])}", flush=True)
+    print(f"\n$ dynaclr-wds {shlex.join([command, *options])}", flush=True)
     began = time.monotonic()
-    status = subprocess.run([sys.executable, "-m", module, *options], check=False).returncode
+    status = subprocess.run([sys.executable, "-m", "dynaclr_wds", command, *options], check=False).returncode
     if status:
-        sys.exit(f"`python -m {module}` ended with status {status}; what it printed above says why.")
+        sys.exit(f"`dynaclr-wds {command}` ended with status {status}; what it printed above says why.")
     print(f"  ({time.monotonic() - began:.0f} s)", flush=True)
 
 

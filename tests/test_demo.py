@@ -12,23 +12,20 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-import dynaclr_wds.__main__ as training
+import dynaclr_wds.__main__ as command
 from benchmarks import demo
 from benchmarks.vote import LabelledCells, principal_components, read_pixels, score_vote, unit_length
 from dynaclr_wds.shardset import ShardSet
-from etl import build_shards
-from etl.simulate import __main__ as simulate
 
 SMALL = {
-    "etl.simulate": ["--fovs", "2", "--frames", "22", "--size", "96", "--cells", "5"],
-    "etl.build_shards": ["--quiet"],
+    "simulate": ["--fovs", "2", "--frames", "22", "--size", "96", "--cells", "5"],
+    "build": ["--quiet"],
     "fit": [
         *("--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1"),
         *("--data.batch_size", "16", "--trainer.log_every_n_steps", "1", "--trainer.enable_progress_bar", "false"),
     ],
     "predict": [],
 }
-MAINS = {"etl.simulate": simulate.main, "etl.build_shards": build_shards.main, "dynaclr_wds": training.main}
 
 
 def cells(folds: int, per_fov: int) -> LabelledCells:
@@ -81,9 +78,14 @@ def test_demo_ends_with_a_number_and_a_picture(
     monkeypatch.setattr(sys, "argv", ["python"])
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
+<<<<<<< HEAD
     def run_here(module: str, *options: str) -> None:
         small = SMALL[module] if module in SMALL else SMALL[options[0]]
         assert MAINS[module]([*options, *small]) == 0
+=======
+    def run_here(name: str, *options: str) -> None:
+        assert command.main([name, *options, *SMALL[name]]) == 0
+>>>>>>> onecmd
 
     monkeypatch.setattr(demo, "run", run_here)
     assert demo.main([]) == 0
@@ -105,8 +107,8 @@ def test_demo_ends_with_a_number_and_a_picture(
 
 
 def test_failed_step_ends_the_demo_and_is_named(capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match=r"`python -m etl\.simulate` ended with status 2"):
-        demo.run("etl.simulate", "somewhere", "--frames", "0")
+    with pytest.raises(SystemExit, match=r"`dynaclr-wds simulate` ended with status 2"):
+        demo.run("simulate", "somewhere", "--frames", "0")
     out, err = capfd.readouterr()
-    assert "$ python -m etl.simulate somewhere --frames 0" in out
+    assert "$ dynaclr-wds simulate somewhere --frames 0" in out
     assert "frames=0 must be >= 1" in err

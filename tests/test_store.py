@@ -264,7 +264,11 @@ def remove_shard(root: Path) -> None:
 
 
 DAMAGES = {
+<<<<<<< HEAD
     "payload": (damage_payload, ChecksumError, r"block \d+, bytes [\d,]+ to [\d,]+, is not what was .*wds verify"),
+=======
+    "payload": (damage_payload, ChecksumError, r"block \d+, bytes [\d,]+ to [\d,]+, is not what was .*dynaclr-wds verify"),
+>>>>>>> onecmd
     "header": (damage_header, ChecksumError, r"block \d+, bytes [\d,]+ to [\d,]+, is not what was written"),
     "manifest": (damage_manifest, ChecksumError, r"manifest.json: was changed after it was written"),
     "order of shards": (edit_manifest, ChecksumError, r"manifest.json: was changed after it was written"),

@@ -44,15 +44,24 @@ static void on_sigbus(int number, siginfo_t *info, void *context)
     }
 }
 
-/* Install the handler. The caller sees to it that this happens once. */
+/* Install the handler, unless it is there. Others may take it away: Lightning gives signals back to those whom Python
+ * knew before, and Python doesn't know of this one. */
 int dynaclr_guard(void)
 {
-    struct sigaction ours;
+    struct sigaction ours, there;
+    if (sigaction(SIGBUS, NULL, &there))
+        return -1;
+    if (there.sa_flags & SA_SIGINFO && there.sa_sigaction == on_sigbus)
+        return 0;
     memset(&ours, 0, sizeof ours);
     ours.sa_sigaction = on_sigbus;
     ours.sa_flags = SA_SIGINFO | SA_NODEFER | SA_ONSTACK; /* NODEFER: the jump then has no signal mask to restore */
     sigemptyset(&ours.sa_mask);
-    return sigaction(SIGBUS, &ours, &previous);
+    if (sigaction(SIGBUS, &ours, &there))
+        return -1;
+    if (!(there.sa_flags & SA_SIGINFO && there.sa_sigaction == on_sigbus)) /* no other thread was faster */
+        previous = there;
+    return 0;
 }
 
 #if defined(__SSE2__)
@@ -93,6 +102,7 @@ int64_t dynaclr_copy(char *to, const char *const *from, const int64_t *offset, s
     int past_caches = bytes * rows * runs >= PAST_CACHES_BYTES;
     volatile size_t row = 0;
     sigjmp_buf here;
+    dynaclr_guard(); /* one system call for a whole batch; that it can be installed was seen when this was loaded */
     if (sigsetjmp(here, 0)) {
         escape = NULL;
         finish();

@@ -44,7 +44,7 @@ def _load_libc() -> ctypes.CDLL:
 
 @functools.cache
 def load_copy() -> ctypes.CDLL | None:
-    """Load the compiled copy and install its SIGBUS handler; None where no compiler was at hand at installation."""
+    """Load the compiled copy, which installs its SIGBUS handler; None where no compiler was at hand at installation."""
     spec = importlib.util.find_spec("dynaclr_wds.read._copy")
     if spec is None or spec.origin is None:
         return None
