@@ -78,14 +78,8 @@ def test_demo_ends_with_a_number_and_a_picture(
     monkeypatch.setattr(sys, "argv", ["python"])
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
-<<<<<<< HEAD
-    def run_here(module: str, *options: str) -> None:
-        small = SMALL[module] if module in SMALL else SMALL[options[0]]
-        assert MAINS[module]([*options, *small]) == 0
-=======
     def run_here(name: str, *options: str) -> None:
         assert command.main([name, *options, *SMALL[name]]) == 0
->>>>>>> onecmd
 
     monkeypatch.setattr(demo, "run", run_here)
     assert demo.main([]) == 0

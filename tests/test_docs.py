@@ -72,15 +72,9 @@ def run_bash(text: str) -> None:
         words = shlex.split(line, comments=True)
         if not words:
             continue
-<<<<<<< HEAD
-        assert words[:2] == ["python", "-m"], f"can't run {line!r} here; say why above the block: <!-- not run: … -->"
-        small = {"fit": SMALL_FIT, "predict": ["--accelerator", "cpu"]}.get(words[3], [])
-        assert COMMANDS[words[2]]([*words[3:], *small]) == 0
-=======
         assert words[0] == "dynaclr-wds", f"can't run {line!r} here; say why above the block: <!-- not run: … -->"
-        small = {"fit": SMALL_FIT, "predict": SMALL_PREDICT}.get(words[1], [])
+        small = {"fit": SMALL_FIT, "predict": ["--accelerator", "cpu"]}.get(words[1], [])
         assert program.main([*words[1:], *small]) == 0
->>>>>>> onecmd
 
 
 def test_only_listings_and_blocks_with_a_reason_are_left_out() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from dynaclr_wds.plan.batch import BatchPlan
 from dynaclr_wds.read.crop import plan_crop
 from dynaclr_wds.read.dataset import MultiExperimentTripletDataset
 from dynaclr_wds.read.files import FileStore, check_inside
-from dynaclr_wds.read.mapped import MappedStore
+from dynaclr_wds.read.mapped import MappedStore, load_copy
 from dynaclr_wds.shardset import ShardSet
 from dynaclr_wds.store import BlockStore, RowFailure
 
@@ -147,6 +148,16 @@ def test_a_file_that_is_cut_short_while_in_use_is_an_error_and_not_the_end_of_th
     assert (read(store, [0], [0], 20 * PAGE - 5) == whole[:1]).all()  # the next copy is as safe as the first
 
 
+@pytest.mark.skipif(load_copy() is None, reason="not compiled")
+def test_a_handler_that_a_trainer_took_away_is_back_for_the_next_copy(tmp_path):
+    store = MappedStore(tmp_path, write_shards(tmp_path, 20 * PAGE))
+    read(store, [0], [0], PAGE)
+    os.truncate(tmp_path / "0.tar", PAGE)
+    signal.signal(signal.SIGBUS, signal.SIG_DFL)  # as Lightning does at the end of a run
+    with pytest.raises(RowFailure):
+        read(store, [0], [0], 20 * PAGE)
+
+
 def test_every_thread_survives_a_failing_file(tmp_path):
     from concurrent.futures import ThreadPoolExecutor
 
@@ -264,11 +275,7 @@ def remove_shard(root: Path) -> None:
 
 
 DAMAGES = {
-<<<<<<< HEAD
     "payload": (damage_payload, ChecksumError, r"block \d+, bytes [\d,]+ to [\d,]+, is not what was .*wds verify"),
-=======
-    "payload": (damage_payload, ChecksumError, r"block \d+, bytes [\d,]+ to [\d,]+, is not what was .*dynaclr-wds verify"),
->>>>>>> onecmd
     "header": (damage_header, ChecksumError, r"block \d+, bytes [\d,]+ to [\d,]+, is not what was written"),
     "manifest": (damage_manifest, ChecksumError, r"manifest.json: was changed after it was written"),
     "order of shards": (edit_manifest, ChecksumError, r"manifest.json: was changed after it was written"),
