@@ -11,12 +11,16 @@ import torch
 import yaml
 from jsonargparse import DefaultHelpFormatter
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_warn
 
+from dynaclr_wds.commands.quiet import quiet_libraries
 from dynaclr_wds.datamodule import MultiExperimentDataModule
 from dynaclr_wds.train.engine import ContrastiveModule
 from dynaclr_wds.train.epoch_ledger import EpochLedger
+from dynaclr_wds.train.plan_verdict import PlanVerdict
+from dynaclr_wds.train.progress import choose_progress
 
 TRAINER_DEFAULTS: dict[str, Any] = {"use_distributed_sampler": False}
 """The sampler deals batches to ranks itself; Lightning must not deal them out again."""
@@ -50,9 +54,14 @@ class DynaCLRCommand(LightningCLI):
     """
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Link what must be the same on both sides; account for every epoch."""
+        """Link what must be the same on both sides; judge the plan, and account for every epoch."""
         parser.link_arguments("model.hcl_beta", "data.hcl_beta")
         parser.add_lightning_class_args(EpochLedger, "ledger")
+        parser.add_lightning_class_args(PlanVerdict, "verdict")
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        progress = choose_progress(config.get("enable_progress_bar") is not False, config.get("callbacks") or [])
+        return super()._instantiate_trainer(config, [*callbacks, *progress])
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, and say so where a config sets what the link overrules."""
@@ -88,6 +97,7 @@ def run_lightning(argv: Sequence[str] | None, *, description: str = "") -> DynaC
     description
         Shown by `--help`.
     """
+    quiet_libraries()
     return DynaCLRCommand(
         ContrastiveModule,
         MultiExperimentDataModule,

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from dynaclr_wds.train.engine import ContrastiveModule
     from dynaclr_wds.train.epoch_ledger import EpochLedger
     from dynaclr_wds.train.loss import NTXentHCL
+    from dynaclr_wds.train.plan_verdict import PlanVerdict
+    from dynaclr_wds.train.progress import ProgressLines
 
 __all__ = [
     "BACKBONES",
@@ -23,6 +25,8 @@ __all__ = [
     "EpochLedger",
     "MonaiEncoder",
     "NTXentHCL",
+    "PlanVerdict",
+    "ProgressLines",
     "ProjectedEncoder",
 ]
 
@@ -33,6 +37,8 @@ _MODULES = {
     "EpochLedger": "dynaclr_wds.train.epoch_ledger",
     "MonaiEncoder": "dynaclr_wds.train.encoder",
     "NTXentHCL": "dynaclr_wds.train.loss",
+    "PlanVerdict": "dynaclr_wds.train.plan_verdict",
+    "ProgressLines": "dynaclr_wds.train.progress",
     "ProjectedEncoder": "dynaclr_wds.train.encoder",
 }
 
