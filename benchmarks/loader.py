@@ -16,7 +16,6 @@ import sys
 import tempfile
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,9 +99,7 @@ def measure_loader(setting: Setting, **sampling: Any) -> Measure:
         channel_dropout_channels=(),
         **sampling,
     )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "val_experiments is empty")
-        data.setup("fit")
+    data.setup("fit")
     assert data.train_sampler is not None
     sampler, loader, epoch = data.train_sampler, data.train_dataloader(), 0
 
@@ -134,9 +131,7 @@ def measure_first_epoch(setting: Setting, verify_reads: bool) -> Measure:
             channel_dropout_channels=(),
             verify_reads=verify_reads,
         )
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "val_experiments is empty")
-            data.setup("fit")
+        data.setup("fit")
         begin = time.perf_counter()
         samples = sum(len(batch["anchor"]) for batch in data.train_dataloader())
         return samples / (time.perf_counter() - begin)

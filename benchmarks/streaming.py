@@ -12,7 +12,6 @@ import mmap
 import os
 import statistics
 import time
-import warnings
 from collections.abc import Callable
 
 from dynaclr_wds.datamodule import MultiExperimentDataModule
@@ -57,9 +56,7 @@ def make_epoch(
         verify_reads=verify_reads,
         num_streams=1,
     )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "val_experiments is empty")
-        data.setup("fit")
+    data.setup("fit")
     loader, sampler = data.train_dataloader(), data.train_sampler
     assert sampler is not None
     number = 0

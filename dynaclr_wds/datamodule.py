@@ -209,10 +209,13 @@ class MultiExperimentDataModule(LightningDataModule):
     def __repr__(self) -> str:
         mode = "exact" if self.window_bytes is None else f"streaming in {self.window_bytes:,} bytes"
         what = repr(self.shards) if self.shard_set is None else repr(self.shard_set)
-        return (
-            f"MultiExperimentDataModule({what}, {mode}, batches of {self.batch_size}, "
-            f"{len(self.val_experiments)} experiments for validation)"
-        )
+        count = len(self.val_experiments)
+        held_out = f"{count} experiment{'s' * (count != 1)} for validation"
+        if self.train_sampler is not None:
+            mode = f"{len(self.train_sampler.index.row):,} anchors for training, {mode}"
+        if self.val_dataset is not None:
+            held_out = f"{len(self.val_dataset):,} anchors of {held_out}"
+        return f"MultiExperimentDataModule({what}, {mode}, batches of {self.batch_size}, {held_out})"
 
     def __str__(self) -> str:  # Lightning's own lists loaders in four lines
         return repr(self)
@@ -235,6 +238,12 @@ class MultiExperimentDataModule(LightningDataModule):
             relax_lineages=self.relax_lineages,
             seed=self.seed,
         )
+
+    def channel_names(self, experiment: str) -> list[str]:
+        """Names of the channels of an experiment's patches, in order."""
+        assert self.shard_set is not None
+        records = {record.name: record for record in self.shard_set.manifest.experiments}
+        return list(records[experiment].source_channel)
 
     def prepare_data(self) -> None:
         """Build the shards if a YAML is given and they are absent or of another config."""
@@ -317,7 +326,7 @@ class MultiExperimentDataModule(LightningDataModule):
                 f"which holds {list(shards.experiments)}: --data.val_experiments '[{shards.experiments[-1]}]'."
             )
         if not self.val_experiments:
-            rank_zero_warn("val_experiments is empty: nothing is held out, so there is no validation.")
+            rank_zero_info("val_experiments is empty: nothing is held out, so there is no validation.")
             return
         held_out = self._index(shards, self.val_experiments)
         if not len(held_out.row):

@@ -28,8 +28,6 @@ from tests.conftest import build
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "experiments.yaml"
 
-no_validation = pytest.mark.filterwarnings("ignore:val_experiments is empty")
-
 
 def make(shards, **options) -> MultiExperimentDataModule:
     options = {"tau_range": (0.5, 1.5), "batch_size": 8, "val_experiments": ["e2", "e3"]} | options
@@ -428,10 +426,11 @@ def test_loaders_before_setup_say_so(shards):
         make(shards).predict_dataloader()
 
 
-def test_no_validation_experiment_is_a_warning(shards):
+def test_no_validation_experiment_is_said(shards, caplog):
     data = make(shards, val_experiments=None)
-    with pytest.warns(UserWarning, match="val_experiments is empty: nothing is held out"):
+    with caplog.at_level("INFO"):
         data.setup("fit")
+    assert "val_experiments is empty: nothing is held out" in caplog.text
     assert data.val_dataloader() == []
     assert {s.experiment for s in data.train_sampler.index.strata} == {"e0", "e1", "e2", "e3"}
 

@@ -15,7 +15,6 @@ from dynaclr_wds.errors import StorageError
 from dynaclr_wds.train.embeddings import EmbeddingWriter, make_rows
 from dynaclr_wds.train.encoder import BACKBONES, MonaiEncoder, ProjectedEncoder
 from dynaclr_wds.train.engine import ContrastiveModule, measure_similarity, plan_lr_factor
-from dynaclr_wds.train.pair_image import apply_pair_image
 
 B = 4
 
@@ -112,7 +111,7 @@ def test_training_lowers_the_loss_and_logs_metrics_and_pairs(tmp_path):
     )
     for stage in ("train", "val"):
         last = events.Images(f"pairs/{stage}")[-1]
-        assert (last.step, last.width, last.height) == (7, 4 * 10, B * 10)  # 2 channels × anchor and positive
+        assert (last.step, last.width, last.height) == (7, 2 * 338, 44 + B * 164)  # 2 channels × anchor and positive
 
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning")
@@ -196,13 +195,6 @@ def test_cosine_schedule_without_an_end_is_refused(tmp_path):
     trainer = make_trainer(tmp_path, max_epochs=-1)
     with pytest.raises(ValueError, match=r"schedule='cosine' needs to know when training ends"):
         trainer.fit(make_module(schedule="cosine"), Batches())
-
-
-def test_pair_image_by_hand():
-    anchor = torch.tensor([[0.0, 4.0]]).reshape(1, 1, 1, 1, 2)
-    positive = torch.tensor([[2.0, 1.0]]).reshape(1, 1, 1, 1, 2)
-    image = apply_pair_image(anchor, positive, gap=1)
-    assert image.tolist() == [[0.0, 1.0, 1.0, 0.5, 0.25, 1.0], [1.0] * 6]
 
 
 # prediction

@@ -127,23 +127,52 @@ def test_more_experiments_than_the_window_holds_take_turns():
 
 
 def test_a_window_that_is_too_small_says_what_limits_it_and_what_would_do():
-    limit = (
-        "distinct lineages of 2 groups in each of 1 streams. What limits it is e0/infected: a batch takes 16 of its "
+    limit = "distinct lineages of 2 groups in each of 1 stream. What limits it is e0/infected: a batch takes 16 of its "
+    limit += (
+        "lineages, so a stream must hold 5 of its 38 blocks, 1,020,000 bytes. What would do: window_bytes=4,040,000."
     )
-    limit += "lineages, so a stream must hold 5 of its 38 blocks, 1,020,000 bytes. Give window_bytes=4,040,000, fewer"
     with pytest.raises(ValueError, match=re.escape(limit)) as error:
         streamed(share=0.02)
-    assert str(error.value).endswith("or give relax_lineages=True, which lets lineages repeat and counts it.")
+    assert str(error.value).endswith("Or build shards with a smaller block_bytes.")
     s = FlexibleBatchSampler(STREAMED, SamplingConfig(batch_size=32), window_bytes=4_040_000, num_streams=1)
     assert s.blocks(0).peak_bytes <= 4_040_000
 
 
 def test_a_window_as_large_as_the_set_that_streams_cannot_share_is_better_left_out():
-    with pytest.raises(ValueError, match=r"the best choice is window_bytes=None \(exact mode\)\.$"):
+    with pytest.raises(ValueError, match=r"What would do: window_bytes=None \(exact mode\), as a window would have to"):
         streamed(SMALL, share=0.9, num_streams=16, batch_size=64)
 
 
 FEW = make_index(Synthetic(experiments=2, lineages=(120, 120), clips_per_block=8, **LIVELY))
+
+
+@pytest.mark.parametrize(
+    ("share", "num_streams", "batch_size", "told", "done"),
+    [
+        (
+            0.5,
+            16,
+            64,
+            "window_bytes=None (exact mode), as a window would have to hold all 24,960,000",
+            {"window_bytes": None},
+        ),
+        (0.5, 16, 64, "; or num_streams=2 (has to be a multiple of the ranks)", {"num_streams": 2}),
+        (0.3, 8, 16, "What would do: window_bytes=18,240,000;", {"window_bytes": 18_240_000}),
+        (0.2, 1, 128, "; or batch_size=72;", {"batch_size": 72}),
+        (0.2, 1, 128, "; or relax_lineages=True, which lets lineages repeat", {"relax_lineages": True}),
+        (0.05, 8, 16, "; or window_bytes=2,280,000 with num_streams=1", {"window_bytes": 2_280_000, "num_streams": 1}),
+    ],
+)
+def test_what_would_do_is_accepted_when_it_is_done(share, num_streams, batch_size, told, done):
+    with pytest.raises(ValueError, match=re.escape(told)):
+        streamed(FEW, share=share, num_streams=num_streams, batch_size=batch_size)
+    given = {
+        "window_bytes": int(share * stored_bytes(FEW)),
+        "num_streams": num_streams,
+        "batch_size": batch_size,
+    } | done
+    reading = {name: given.pop(name) for name in ("window_bytes", "num_streams")}
+    assert FlexibleBatchSampler(FEW, SamplingConfig(**given), **reading).plan(0).number == 0
 
 
 @pytest.mark.parametrize("features", [{}, {**FEATURES, "return_negative": True}])
@@ -165,7 +194,7 @@ def test_lineages_repeat_in_a_small_window_when_the_user_lets_them_and_are_count
 
 def test_a_window_for_less_than_a_few_blocks_is_refused_even_so():
     with pytest.raises(
-        ValueError, match=r"can't hold 4 blocks of each stratum of 2 groups.*Give window_bytes=1,824,000"
+        ValueError, match=r"can't hold 4 blocks of each stratum of 2 groups.*What would do: window_bytes=1,824,000"
     ) as e:
         streamed(FEW, share=0.05, batch_size=128, relax_lineages=True)
     s = FlexibleBatchSampler(

@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 
-import numpy as np
 import pytest
 
 from dynaclr_wds import __main__ as command
 from dynaclr_wds.commands.mixing import parse_window
-from dynaclr_wds.commands.tables import Mode, judge
-from dynaclr_wds.plan.audit.ledger import Ledger
-from dynaclr_wds.plan.audit.quality import measure_quality
-from dynaclr_wds.plan.batch import BatchPlan
-from dynaclr_wds.plan.config import SamplingConfig
 from etl.build_shards import build_shards
 from etl.source.experiments import parse_build_config
 from tests.plates import make_collection
-from tests.synthetic import Synthetic, make_index
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +112,17 @@ def test_cells_can_be_chosen(shards, capsys):
         (["--condition_ratio", "mock"], "'mock' must be NAME=NUMBER"),
         (["--condition_ratio", "mock=1"], r"condition_ratio names \['mock'\].*Known: \['control', 'infected'\]"),
         (["--condition_balanced", "maybe"], "'maybe' is neither true nor false"),
-        (["--window_bytes", "lots"], "window_bytes='lots' is no size"),
+        (
+            ["--window_bytes", "lots"],
+            r"window_bytes='lots' is no size. Give bytes \(4000000.*leave it out for exact mode",
+        ),
+        (
+            ["--window_bytes", "0"],
+            "window_bytes=0 must be > 0. Give the bytes of memory to use, or None for exact mode",
+        ),
+        (["--window_bytes", "0%"], "window_bytes=0 must be > 0"),
+        (["--window_bytes=-5M"], "window_bytes=-5,242,880 must be > 0"),
+        (["--window_bytes", "50%", "--num_streams", "0"], r"num_streams=0 must be a multiple.*Give num_streams=1"),
         (["--window_bytes", "1K"], "window_bytes=1,024 bytes can't hold one batch"),
         (["--window_bytes", "inf"], "window_bytes='inf' is no size"),
         (["--tau_range", "0.5", "inf"], "τ range of 0.5 to inf hours must be two finite numbers"),
@@ -170,20 +174,23 @@ def test_a_mistake_in_a_config_is_named_with_its_file(capsys, tmp_path, content,
         raise ValueError(err)
 
 
-def test_clumps_shared_lineages_and_missed_quotas_are_called_by_name():
-    index = make_index(Synthetic(experiments=1, lineages=(60, 60)))
-    config = SamplingConfig(batch_size=8)
-    # one lineage's eight anchors: one FOV, one lineage, one condition
-    rows = index.row[index.lineage(np.arange(len(index.row))) == 0][:8].astype(np.int64)
-    plan = BatchPlan(number=0, anchor=rows, positive=None)
-    ledger = Ledger(index, config)
-    ledger.add(plan)
-    quality = measure_quality(index, config, [plan])
-    notes = judge(Mode(name="exact", report=ledger.report(), quality=quality, ms_per_batch=0.0))
-    assert [note.split("[/]")[0] for note in notes] == ["[red]bad", "[red]bad", "[yellow]fair"]
-    assert "cells of one FOV meet 3." in notes[0]  # 4 FOVs of about a quarter each
-    assert "87.5% of samples share a lineage" in notes[1]
-    assert "condition mock is more than one sample off in 1 of 1 batches" in notes[2]
+def test_the_batch_size_that_would_do_is_said_and_is_accepted(shards, capsys):
+    options = [shards, "--batch_size", "128"]
+    told = " ".join(run(capsys, *options)[1].split())
+    size = re.search(
+        r"bad exact: .* negatives that are positives. batch_size: (\d+) is the largest found without", told
+    )
+    assert size is not None
+    _, out, _ = run(capsys, shards, "--batch_size", size[1])
+    assert "good  exact: no two samples of a batch share a lineage." in out
+    notes = json.loads(run(capsys, *options, "--json")[1])["modes"]["exact"]["notes"]
+    assert [note["level"] for note in notes] == ["good", "bad", "bad", "good"]
+    assert all(note["text"] in told for note in notes)
+
+
+def test_a_window_larger_than_the_set_is_called_needless(shards, capsys):
+    told = run(capsys, shards, "--batch_size", "4", "--window_bytes", "200%", "--num_streams", "1")[1]
+    assert "window_bytes: null (exact mode) mixes at least as well" in " ".join(told.split())
 
 
 @pytest.mark.parametrize(

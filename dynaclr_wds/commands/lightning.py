@@ -18,6 +18,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.utilities import rank_zero_warn
 
 from dynaclr_wds.commands.going_on import describe_end, describe_failure, describe_stop
+from dynaclr_wds.commands.quiet import quiet_libraries
 from dynaclr_wds.config_errors import Asked, explain_mistake
 from dynaclr_wds.datamodule import MultiExperimentDataModule
 from dynaclr_wds.errors import ConfigError
@@ -26,6 +27,8 @@ from dynaclr_wds.train.checkpoints import TrainingCheckpoint
 from dynaclr_wds.train.engine import ContrastiveModule
 from dynaclr_wds.train.epoch_ledger import EpochLedger
 from dynaclr_wds.train.finite_loss import FiniteLoss
+from dynaclr_wds.train.plan_verdict import PlanVerdict
+from dynaclr_wds.train.progress import choose_progress
 from dynaclr_wds.train.stop_signals import Stopped
 
 TRAINER_DEFAULTS: dict[str, Any] = {"use_distributed_sampler": False}
@@ -81,6 +84,7 @@ class DynaCLRCommand(LightningCLI):
         """Link what must be the same on both sides; add what every training has."""
         parser.link_arguments("model.hcl_beta", "data.hcl_beta")
         parser.add_lightning_class_args(EpochLedger, "ledger")
+        parser.add_lightning_class_args(PlanVerdict, "verdict")
         parser.add_lightning_class_args(FiniteLoss, "finite_loss")
         parser.add_lightning_class_args(TrainingCheckpoint, "checkpoint")
 
@@ -101,7 +105,8 @@ class DynaCLRCommand(LightningCLI):
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         if config.get("enable_checkpointing") is False:
             callbacks = [callback for callback in callbacks if not isinstance(callback, TrainingCheckpoint)]
-        return super()._instantiate_trainer(config, callbacks)
+        progress = choose_progress(config.get("enable_progress_bar") is not False, config.get("callbacks") or [])
+        return super()._instantiate_trainer(config, [*callbacks, *progress])
 
     def _say(self, text: str) -> None:
         if self.trainer.is_global_zero:
@@ -166,6 +171,7 @@ def run_lightning(argv: Sequence[str]) -> DynaCLRCommand:
     ConfigError
         A mistake in the config or the options.
     """
+    quiet_libraries()
     try:
         return _make_command(argv)
     except MisconfigurationException as error:

@@ -9,7 +9,7 @@ import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from dynaclr_wds.plan.audit.bytes_read import account_bytes
 from dynaclr_wds.plan.audit.expected_pairs import UniformDraw
 from dynaclr_wds.plan.audit.ledger import Ledger
 from dynaclr_wds.plan.audit.quality import QualityMeter, sample_ideal
+from dynaclr_wds.plan.audit.verdict import judge
 from dynaclr_wds.plan.config import SamplingConfig
 from dynaclr_wds.plan.index import PlanIndex
 from dynaclr_wds.plan.sampler import FlexibleBatchSampler
@@ -99,7 +100,8 @@ def parse_window(text: str, used: int) -> int:
         return int(float(number) * scale)
     except (KeyError, ValueError, OverflowError) as error:
         raise ValueError(
-            f"window_bytes={text!r} is no size. Give bytes (4000000, 512M, 1.5GiB) or a share (10%)."
+            f"window_bytes={text!r} is no size. Give bytes (4000000, 512M, 1.5GiB) or a share of what is used (10%), "
+            "or leave it out for exact mode."
         ) from error
 
 
@@ -140,10 +142,13 @@ def measure(
     mean = {key: float(np.mean([t[key] for t in traffic])) for key in (traffic[0] if traffic else ())}
     reports = [ledger.report(streaming) for ledger, streaming in zip(ledgers, (mean, {}), strict=False)]
     ms = 1000 * seconds / max(reports[0].batches, 1)
-    return [
+    modes = [
         Mode(name=n, report=report, quality=meter.quality(), ms_per_batch=ms)
         for n, report, meter in zip((name, "ideal"), reports, meters, strict=False)
     ]
+    sampler.set_epoch(0)
+    notes = judge(sampler, modes[0].report, modes[0].quality, whole=asked.epochs == 1)
+    return [replace(modes[0], notes=notes), *modes[1:]]
 
 
 def describe(asked: Request, modes: Sequence[Mode]) -> dict[str, Any]:
@@ -157,7 +162,12 @@ def describe(asked: Request, modes: Sequence[Mode]) -> dict[str, Any]:
         "epochs": asked.epochs,
         "sampling": {name: getattr(asked.config, name) for name in _SAMPLING},
         "modes": {
-            m.name: {"quality": m.quality.to_dict(), "report": m.report.to_dict(), "ms_per_batch": m.ms_per_batch}
+            m.name: {
+                "quality": m.quality.to_dict(),
+                "report": m.report.to_dict(),
+                "ms_per_batch": m.ms_per_batch,
+                "notes": [{"level": note.level, "text": note.text} for note in m.notes],
+            }
             for m in modes
         },
     }

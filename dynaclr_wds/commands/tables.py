@@ -12,12 +12,10 @@ from rich.table import Table
 
 from dynaclr_wds.plan.audit.ledger import Composition, Report
 from dynaclr_wds.plan.audit.quality import KINDS, Collisions, Quality
+from dynaclr_wds.plan.audit.verdict import Note
 
 WIDTH = 110
-_CLUMPED, _FINE = 1.3, 1.1
-"""C of FOVs: above the first, batches hold clumps; below the second, none that matter."""
-_OFTEN = 0.02
-"""Fraction of samples that may share a lineage with another one before that is called bad."""
+_COLOURS = {"good": "[green]good[/]", "fair": "[yellow]fair[/]", "bad": "[red]bad[/] "}
 _SHOWN = 8
 """Missed quotas and strata that are listed one by one."""
 
@@ -32,6 +30,8 @@ class Mode:
     quality: Quality
     ms_per_batch: float
     """Milliseconds to plan a batch, without the measuring."""
+    notes: tuple[Note, ...] = ()
+    """What is good about it and what is not; nothing of the ideal."""
 
 
 def format_report(report: Report) -> str:
@@ -50,7 +50,7 @@ def format_report(report: Report) -> str:
 
 def format_modes(modes: Sequence[Mode]) -> RenderableType:
     """Lay out ways of reading side by side, and say in words what is good and what is not."""
-    notes = [f"  {note}" for mode in modes if mode.name != "ideal" for note in judge(mode)]
+    notes = [f"  {_COLOURS[note.level]}  {mode.name}: {note.text}" for mode in modes for note in mode.notes]
     reports = [(mode.name, mode.report) for mode in modes if mode.name != "ideal"]
     return Group(_mixing_table(modes), "", _quota_table(reports), "", _coverage_table(reports[0][1]), "", *notes)
 
@@ -60,40 +60,6 @@ def render(parts: Iterable[RenderableType]) -> str:
     out = io.StringIO()
     Console(file=out, width=WIDTH, color_system=None).print(*parts, sep="\n", highlight=False)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
-
-
-def judge(mode: Mode) -> list[str]:
-    """Say what is good and what is not, one sentence each."""
-    report, found = mode.report, mode.quality.collisions
-    notes = []
-    fov = found["fov"].ratio
-    if fov is not None and fov > _CLUMPED:
-        cure = "Give a larger window, fewer streams, or build with a smaller block_bytes."
-        notes.append(f"[red]bad[/]   {mode.name}: cells of one FOV meet {fov:.2f} times as often as by chance. {cure}")
-    elif fov is not None:
-        word = "hardly more often than" if fov > _FINE else "no more often than"
-        notes.append(f"[green]good[/]  {mode.name}: cells of one FOV meet {word} by chance ({fov:.2f}).")
-    samples = report.batches * report.batch_size
-    shared = report.relaxed["lineage"] / max(samples, 1)
-    if shared > _OFTEN:
-        cause = "Too few lineages are within reach: lower batch_size, or give a larger window or fewer streams."
-        notes.append(f"[red]bad[/]   {mode.name}: {shared:.1%} of samples share a lineage with another one. {cause}")
-    elif shared:
-        notes.append(
-            f"[yellow]fair[/]  {mode.name}: {shared:.2%} of samples share a lineage with another of the batch."
-        )
-    else:
-        notes.append(f"[green]good[/]  {mode.name}: no two samples of a batch share a lineage.")
-    missed = [c for c in report.composition if c.missed]
-    if missed:
-        worst = max(missed, key=lambda c: c.missed / c.batches)
-        notes.append(
-            f"[yellow]fair[/]  {mode.name}: {worst.name} is more than one sample off in {worst.missed:,} of "
-            f"{worst.batches:,} batches."
-        )
-    elif report.composition:
-        notes.append(f"[green]good[/]  {mode.name}: every quota is met in every batch, to one sample.")
-    return notes
 
 
 def _mixing_table(modes: Sequence[Mode]) -> Table:

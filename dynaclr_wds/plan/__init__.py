@@ -27,7 +27,8 @@ Map
     `residency` when each block comes and goes, `mixer` puts them together, `planner` makes batches of them.
 `audit/`
     What came of it. `ledger` counts batches against `targets`, `quality` measures how well they are mixed against
-    `expected_pairs`, `bytes_read` adds up what streaming reads.
+    `expected_pairs`, `bytes_read` adds up what streaming reads. `verdict` says all that in sentences, and `batch_size`
+    finds the largest one without shared lineages.
 
 Glossary
 --------

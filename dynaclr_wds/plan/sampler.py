@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int64
 
 from dynaclr_wds.errors import ConfigError
 from dynaclr_wds.plan.audit.bytes_read import account_bytes
@@ -22,6 +23,8 @@ from dynaclr_wds.plan.config import SamplingConfig
 from dynaclr_wds.plan.index import PlanIndex
 from dynaclr_wds.plan.streaming.mixer import Mixer, MixerStream
 from dynaclr_wds.plan.streaming.planner import BlockSchedule, StreamPlanner, WholeStream
+
+_SAMPLED_STREAMS = 2  # streams are dealt alike, and each has to be laid out before a batch of it can be planned
 
 
 class FlexibleBatchSampler:
@@ -64,6 +67,10 @@ class FlexibleBatchSampler:
             raise ConfigError(
                 "There is no anchor to draw: no sample is left, or none has a positive. "
                 "Check the experiments, wells and tau_range asked for."
+            )
+        if window_bytes is not None and window_bytes <= 0:
+            raise ConfigError(
+                f"window_bytes={window_bytes:,} must be > 0. Give the bytes of memory to use, or None for exact mode."
             )
         self.index = index
         self.config = config
@@ -116,6 +123,18 @@ class FlexibleBatchSampler:
         streams = len(self._planners)
         planner = self._planners[number % streams]
         return planner.plan(self.epoch, number // streams, number)
+
+    def sample_batches(self, most: int) -> Int64[np.ndarray, " n"]:
+        """Choose batches of the epoch that stand for all of it, as numbers of the global sequence, ascending.
+
+        All of them if there are no more than `most`. Else whole rounds, evenly spread over the rounds of all groups, of
+        a few streams: what is planned together is looked at together, which is cheapest.
+        """
+        if self.global_batches <= most:
+            return np.arange(self.global_batches)
+        streams = min(len(self._planners), _SAMPLED_STREAMS)
+        parts = [self._planners[k].sample_batches(self.epoch, most // streams) for k in range(streams)]
+        return np.sort(np.concatenate([len(self._planners) * part + k for k, part in enumerate(parts)]))
 
     @property
     def num_streams(self) -> int:
@@ -242,7 +261,7 @@ def _check_streams(num_streams: int | None, world_size: int) -> int:
     if streams < 1 or streams % world_size:
         fitting = world_size * max(1, -(-streams // world_size))
         raise ConfigError(
-            f"num_streams={streams} must be a multiple of the world size, {world_size}, so that every rank runs as "
-            f"many streams. Give num_streams={fitting}, or start another number of processes."
+            f"num_streams={streams} must be a multiple of the world size, {world_size}, and at least that, so that "
+            f"every rank runs as many streams. Give num_streams={fitting}, or start another number of processes."
         )
     return streams

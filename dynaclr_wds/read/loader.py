@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -73,6 +74,8 @@ class ThreadDataLoader(DataLoader[dict[str, Any]]):
         self.num_workers = num_workers
         self.prefetch_factor = prefetch_factor
         self.ahead = num_workers * prefetch_factor
+        self.waited_seconds = 0.0
+        """Time that the training loop has waited for batches, in all epochs."""
 
     def __len__(self) -> int:
         """Batches of the whole epoch on this rank, those before a restart included (as Lightning counts)."""
@@ -91,7 +94,7 @@ class ThreadDataLoader(DataLoader[dict[str, Any]]):
             self.dataset.open_window(reads)  # type: ignore[attr-defined]
         batches = self._read_here() if self.num_workers == 0 else self._read_ahead()
         try:
-            for step, batch in enumerate(batches, start=1):
+            for step, batch in enumerate(self._count_waiting(batches), start=1):
                 if planned is not None:
                     planned.deliver(step)
                 yield batch
@@ -99,6 +102,19 @@ class ThreadDataLoader(DataLoader[dict[str, Any]]):
             if reads is not None:
                 self.dataset.close_window()  # type: ignore[attr-defined]
             batches.close()
+
+    def _count_waiting(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """Add up the time until each batch is there."""
+        while True:
+            begun = time.perf_counter()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            finally:
+                self.waited_seconds += time.perf_counter() - begun
+            yield batch
+            del batch
 
     def state_dict(self) -> dict[str, Any]:
         """Where the epoch stands, in batches delivered; empty for sequential reading."""

@@ -36,7 +36,15 @@ class RowDicts:
     def __repr__(self) -> str:
         return f"RowDicts({len(self)} observations)"
 
+    def glance(self, place: int) -> dict[str, Any]:
+        """Return an identity without `lineage_id`, so that no table is read for it."""
+        return self._look_up(int(self.observations[place]))
+
     def _describe(self, observation: int) -> dict[str, Any]:
+        found = self._look_up(observation)
+        return {**found, "lineage_id": self._shards.lineage_ids[found["lineage"]]}
+
+    def _look_up(self, observation: int) -> dict[str, Any]:
         arrays, manifest = self._shards.arrays, self._shards.manifest
         fov = manifest.fovs[int(arrays["obs_fov"][observation])]
         experiment = manifest.experiments[int(self._shards.fov_experiment[arrays["obs_fov"][observation]])]
@@ -51,6 +59,5 @@ class RowDicts:
             "hpi": experiment.start_hpi + row["t"] * experiment.interval_minutes / 60,
             "observation": observation,
             "lineage": lineage,
-            "lineage_id": self._shards.lineage_ids[lineage],
             **row,
         }

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from dynaclr_wds.train.epoch_ledger import EpochLedger
     from dynaclr_wds.train.finite_loss import FiniteLoss
     from dynaclr_wds.train.loss import NTXentHCL
+    from dynaclr_wds.train.plan_verdict import PlanVerdict
+    from dynaclr_wds.train.progress import ProgressLines
 
 __all__ = [
     "BACKBONES",
@@ -26,6 +28,8 @@ __all__ = [
     "FiniteLoss",
     "MonaiEncoder",
     "NTXentHCL",
+    "PlanVerdict",
+    "ProgressLines",
     "ProjectedEncoder",
     "TrainingCheckpoint",
 ]
@@ -38,6 +42,8 @@ _MODULES = {
     "FiniteLoss": "dynaclr_wds.train.finite_loss",
     "MonaiEncoder": "dynaclr_wds.train.encoder",
     "NTXentHCL": "dynaclr_wds.train.loss",
+    "PlanVerdict": "dynaclr_wds.train.plan_verdict",
+    "ProgressLines": "dynaclr_wds.train.progress",
     "ProjectedEncoder": "dynaclr_wds.train.encoder",
     "TrainingCheckpoint": "dynaclr_wds.train.checkpoints",
 }

@@ -8,7 +8,6 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float
 from lightning.pytorch import LightningModule
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from pytorch_metric_learning.losses import BaseMetricLossFunction
 from torch import Tensor
@@ -24,7 +23,8 @@ from dynaclr_wds.train.checkpoint_content import (
 )
 from dynaclr_wds.train.encoder import MonaiEncoder
 from dynaclr_wds.train.loss import NTXentHCL, plan_pairs
-from dynaclr_wds.train.pair_image import apply_pair_image
+from dynaclr_wds.train.pair_image import Pairs, draw_pairs, take_pairs
+from dynaclr_wds.train.pair_logging import show_picture
 
 
 class ContrastiveModule(LightningModule):
@@ -56,7 +56,8 @@ class ContrastiveModule(LightningModule):
     warmup_steps
         Optimizer steps over which the learning rate rises linearly from 0 at the start.
     log_pairs
-        Pairs of patches from the first batch of each epoch to show in TensorBoard; 0 = none.
+        Pairs of patches from the first batch of each epoch to show in the logger, or to write as PNG files beside the
+        log; 0 = none.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class ContrastiveModule(LightningModule):
         self.schedule = schedule
         self.warmup_steps = warmup_steps
         self.log_pairs = log_pairs
-        self._pairs: dict[str, tuple[Tensor, Tensor]] = {}  # by stage: validation runs inside a training epoch
+        self._pairs: dict[str, Pairs] = {}  # by stage: validation runs inside a training epoch
 
     def forward(self, x: Float[Tensor, "b c z y x"]) -> tuple[Float[Tensor, "b f"], Float[Tensor, "b p"]]:
         """Return features and projections."""
@@ -159,9 +160,9 @@ class ContrastiveModule(LightningModule):
         else:
             loss = self.loss(projections, indices_tuple=plan_pairs(len(anchor), projections.device))
         self._log_step(loss, projections.detach().chunk(len(keys)), stage)
-        if batch_idx == 0 and self._tensorboard() is not None:
-            n = self.log_pairs
-            self._pairs[stage] = (anchor[:n].detach().clone(), batch["positive"][:n].detach().clone())
+        if batch_idx == 0 and self._shows_pairs():
+            data = getattr(self.trainer, "datamodule", None)
+            self._pairs[stage] = take_pairs(batch, self.log_pairs, data)
         return loss
 
     def _log_step(self, loss: Tensor, projections: tuple[Tensor, ...], stage: Literal["train", "val"]) -> None:
@@ -174,18 +175,14 @@ class ContrastiveModule(LightningModule):
         if stage == "train":
             self.log("loss/train_step", loss.detach(), on_step=True, on_epoch=False, batch_size=count)
 
-    def _tensorboard(self) -> TensorBoardLogger | None:
-        """Return the logger that shows the pairs; None on all ranks but the first."""
+    def _shows_pairs(self) -> bool:
         trainer = self.trainer
-        if self.log_pairs == 0 or trainer.sanity_checking or not trainer.is_global_zero:
-            return None
-        return next((one for one in trainer.loggers if isinstance(one, TensorBoardLogger)), None)
+        return self.log_pairs > 0 and not trainer.sanity_checking and trainer.is_global_zero
 
     def _show_pairs(self, stage: Literal["train", "val"]) -> None:
-        logger, pairs = self._tensorboard(), self._pairs.pop(stage, None)
-        if logger is not None and pairs is not None:
-            image = apply_pair_image(*pairs).cpu()
-            logger.experiment.add_image(f"pairs/{stage}", image, self.current_epoch, dataformats="HW")
+        pairs = self._pairs.pop(stage, None)
+        if pairs is not None:
+            show_picture(self.trainer, f"pairs/{stage}", draw_pairs(pairs))
 
 
 def measure_similarity(

@@ -1,4 +1,4 @@
-"""Logs what each training epoch covered and how it was composed, and keeps it beside the checkpoints."""
+"""Says what each training epoch covered and how it was composed, and keeps it beside the checkpoints."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from dynaclr_wds.datamodule import MultiExperimentDataModule
+from dynaclr_wds.plan.audit.verdict import summarize
 
 
 class EpochLedger(Callback):
@@ -29,8 +30,11 @@ class EpochLedger(Callback):
         self.folder = folder
         self.enabled = enabled
 
+    def __repr__(self) -> str:
+        return f"EpochLedger(folder={self.folder!r}, enabled={self.enabled})"
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the ledger and log its sums."""
+        """Write the ledger, print its summary, and log its sums."""
         del pl_module
         data = getattr(trainer, "datamodule", None)
         if not self.enabled or not isinstance(data, MultiExperimentDataModule) or data.train_sampler is None:
@@ -41,6 +45,7 @@ class EpochLedger(Callback):
             folder = self._find_folder(trainer)
             folder.mkdir(parents=True, exist_ok=True)
             report.write(folder / f"ledger-epoch={trainer.current_epoch:03d}.json")
+            print(f"ledger of epoch {trainer.current_epoch}: {summarize(report)}", flush=True)
             sums = {
                 "ledger/anchors_seen": report.seen,
                 "ledger/quotas_missed": float(sum(c.missed for c in report.composition)),

@@ -83,6 +83,10 @@ class NTXentHCL(Described, NTXentLoss):  # type: ignore[misc]
         self.beta = beta
         self.add_to_recordable_attributes(list_of_names=["beta"], is_stat=False)
 
+    def extra_repr(self) -> str:
+        """Say the parameters when printed."""
+        return f"temperature={self.temperature:g}, beta={self.beta:g}"
+
     def forward(
         self,
         embeddings: Float[Tensor, "n d"],

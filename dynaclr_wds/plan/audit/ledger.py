@@ -41,6 +41,8 @@ class StratumCoverage:
     repeated: int
     """Draws beyond the first of each anchor."""
     never_seen: int
+    often: int
+    """Anchors drawn more than twice."""
     most_repeats: int
     """Draws of the anchor that was drawn most."""
     without_positive: int
@@ -272,6 +274,7 @@ def _cover(stratum: Stratum, draws: UInt32[np.ndarray, " n"], without_positive: 
         unique=unique,
         repeated=int(draws.sum(dtype=np.int64)) - unique,
         never_seen=len(draws) - unique,
+        often=int((draws > 2).sum()),
         most_repeats=int(draws.max(initial=0)),
         without_positive=without_positive,
     )
@@ -294,6 +297,5 @@ def find_anchors(index: PlanIndex, plan: BatchPlan) -> Int64[SampleIndex, " b"]:
     return cast(SampleIndex, anchor)
 
 
-def _by_kind(item: tuple[str, _Quota]) -> int:
-    """Leak first, then stratify values, then the focal window; each kind in the order of its first batch."""
+def _by_kind(item: tuple[str, _Quota]) -> int:  # the order in which quotas are reported
     return {"leak": 0, "focal window": 2}.get(item[0], 1)

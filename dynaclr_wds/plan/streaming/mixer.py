@@ -62,7 +62,7 @@ class Mixer:
         groups = plan_groups(index, index.sizes, config)
         self.batches = int(plan_batch_counts(groups, index.sizes // num_streams, config).sum())
         self._needs = plan_needs(index, groups, config, num_streams)
-        self.active = plan_active(index, groups, self._needs, config, self.share_bytes, num_streams)
+        self.active = plan_active(index, groups, self._needs, config, window_bytes, num_streams)
         self._all_fits = self._needs.total_bytes <= self.share_bytes
         self._budget: float | None = None  # bytes of a group that the first stream of the first epoch found
         self._parts: tuple[int, list[list[Part]]] | None = None

@@ -123,6 +123,16 @@ class StreamPlanner:
             focal_hpi=float(plan.focal_hpi[place]),
         )
 
+    def sample_batches(self, epoch: int, most: int) -> Int64[np.ndarray, " n"]:
+        """Choose about so many batches of the stream, in whole rounds, evenly spread over those of all groups."""
+        schedule = self.epoch(epoch).schedule
+        rounds = np.concatenate([np.diff(q.round_first) for q in schedule.quotas])  # batches of each, by round id
+        wanted = max(1, int(most / rounds.mean()))
+        chosen = np.unique(np.linspace(0, len(rounds) - 1, min(wanted, len(rounds)) + 2)[1:-1].astype(np.int64))
+        # by round id: a group's batches in their order, group after group
+        by_group = np.argsort(schedule.order, kind="stable")
+        return np.sort(by_group[np.isin(np.repeat(np.arange(len(rounds)), rounds), chosen)])
+
     def _round(self, epoch: int, at: StreamEpoch, group: int, ordinal: int) -> RoundPlan:
         """Plan a round, or recall it: the latest of each group is kept, as batches of groups alternate."""
         if group not in self._rounds or self._rounds[group][0] != ordinal:

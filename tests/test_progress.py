@@ -1,0 +1,128 @@
+"""Progress is told as lines where output is no terminal: how far, how fast, and what is waited for."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.callbacks import TQDMProgressBar
+from torch import nn
+
+from dynaclr_wds.read.loader import ThreadDataLoader
+from dynaclr_wds.train.engine import ContrastiveModule
+from dynaclr_wds.train.progress import Pace, ProgressLines, WaitingBar, choose_progress
+
+LINE = re.compile(
+    r"epoch 0/1, step 2/4: loss [\d.]+, [\d,]+ samples/s, \d+% of the time waiting for the loader, 0:00:\d\d left"
+)
+EPOCH = re.compile(
+    r"epoch 1/1: loss/train [\d.]+, loss/val [\d.]+, \d+ s, [\d,]+ samples/s, \d+% of the time waiting for the loader, "
+    r"0:00:00 left"
+)
+
+
+class Batches:
+    """Four batches of two pairs, each after a while."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.seconds = seconds
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitems__(self, numbers: list[int]) -> dict[str, torch.Tensor]:
+        time.sleep(self.seconds)
+        x = torch.rand(len(numbers), 1, 1, 4, 4, generator=torch.Generator().manual_seed(numbers[0]))
+        return {"anchor": x, "positive": x + 0.1}
+
+
+class Data(LightningDataModule):
+    def train_dataloader(self) -> ThreadDataLoader:
+        return ThreadDataLoader(Batches(), batch_size=2, num_workers=0)
+
+    val_dataloader = predict_dataloader = train_dataloader
+
+
+def fit(tmp_path, *callbacks, **options) -> None:
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(16, 4))
+    trainer = Trainer(
+        accelerator="cpu", max_epochs=2, logger=False, enable_checkpointing=False, enable_model_summary=False,
+        num_sanity_val_steps=0, default_root_dir=tmp_path, log_every_n_steps=2, callbacks=list(callbacks), **options,
+    )  # fmt: skip
+    trainer.fit(ContrastiveModule(encoder, log_pairs=0), Data())
+
+
+def test_lines_say_step_loss_rate_waiting_and_time_left(tmp_path, capsys):
+    fit(tmp_path, ProgressLines(least_seconds=0.0))
+    out = capsys.readouterr().out
+    assert "\r" not in out
+    lines = [line for line in out.splitlines() if not line.startswith("validation")]
+    assert [line.split(":")[0] for line in lines] == [
+        "epoch 0/1, step 2/4", "epoch 0/1, step 4/4", "epoch 0/1",
+        "epoch 1/1, step 2/4", "epoch 1/1, step 4/4", "epoch 1/1",
+    ]  # fmt: skip
+    assert LINE.fullmatch(lines[0])
+    assert EPOCH.fullmatch(lines[-1])
+
+
+def test_lines_are_at_least_ten_seconds_apart(tmp_path, capsys):
+    fit(tmp_path, ProgressLines())
+    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == ["epoch 0/1", "epoch 1/1"]
+
+
+def test_only_the_first_rank_prints(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(Trainer, "is_global_zero", False)
+    fit(tmp_path, ProgressLines(least_seconds=0.0))
+    assert capsys.readouterr().out == ""
+
+
+def test_wrong_intervals_are_refused():
+    with pytest.raises(ValueError, match=r"every_n_steps=0 must be >= 1"):
+        ProgressLines(every_n_steps=0)
+    with pytest.raises(ValueError, match=r"least_seconds=-1.0 must be >= 0"):
+        ProgressLines(least_seconds=-1.0)
+
+
+def test_a_bar_in_a_terminal_and_lines_elsewhere(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", SimpleNamespace(isatty=lambda: True))
+    assert [type(one) for one in choose_progress(True, [])] == [WaitingBar]
+    monkeypatch.setattr(sys, "stdout", SimpleNamespace(isatty=lambda: False))
+    assert [type(one) for one in choose_progress(True, [])] == [ProgressLines]
+    assert choose_progress(False, []) == []
+    assert choose_progress(True, [TQDMProgressBar()]) == []
+
+
+def test_the_bar_shows_what_is_waited_for(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(WaitingBar, "_update_metrics", lambda self, *of: seen.append(self.get_metrics(*of)))
+    fit(tmp_path, WaitingBar())
+    assert all(re.fullmatch(r"\d+%", items["waiting for the loader"]) for items in seen)
+    assert len(seen) >= 8
+
+
+@pytest.mark.parametrize(("read", "train", "waits"), [(0.03, 0.0, True), (0.0, 0.03, False)])
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_waiting_is_counted_where_the_loader_is_slow(read, train, waits, num_workers):
+    loader = ThreadDataLoader(Batches(read), batch_size=2, num_workers=num_workers, prefetch_factor=1)
+    pace = Pace(loader)
+    for batch in loader:
+        pace.add(batch)
+        time.sleep(train)
+    assert (pace.steps, pace.samples) == (4, 8)
+    assert (pace.waiting > 0.7) is waits
+    assert (pace.waiting < 0.3) is not waits
+
+
+def test_pauses_are_left_out():
+    pace = Pace(None)
+    pace.pause()
+    time.sleep(0.05)
+    assert pace.seconds < 0.04
+    pace.resume()
+    assert pace.seconds < 0.04
+    assert pace.waiting is None
