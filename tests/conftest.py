@@ -85,11 +85,8 @@ def without_fsync():
 
 @pytest.fixture(autouse=True)
 def _same_log_level_for_every_test():
-    """Tests that silence Lightning would otherwise silence those that come after them in the same process."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    yield
-    logger.setLevel(level)
+    """Tests, and fixtures of modules, that silence Lightning would otherwise silence those that come after them."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.INFO)
 
 
 @pytest.fixture(autouse=True)

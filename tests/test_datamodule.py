@@ -384,7 +384,10 @@ def test_the_module_and_its_loaders_say_what_they_are_in_a_line(shards):
         "2 experiments for validation)"
     )
     data.setup("fit")
-    assert f"MultiExperimentDataModule({data.shard_set!r}, streaming" in repr(data)
+    assert repr(data) == (
+        f"MultiExperimentDataModule({data.shard_set!r}, 414 anchors for training, streaming in 134,217,728 bytes, "
+        "batches of 8, 420 anchors of 2 experiments for validation)"
+    )
     train, validation = repr(data.train_dataloader()), repr(data.val_dataloader())
     assert train.startswith("ThreadDataLoader(MultiExperimentTripletDataset(streaming, verify_reads=True, ShardSet(")
     assert train.endswith(f"{len(data.train_dataloader())} batches, planned, 2 threads)")

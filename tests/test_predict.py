@@ -122,7 +122,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
     assert predict(*argv) == 2
     said = capsys.readouterr()
     assert said.out == ""
-    assert said.err.startswith("python -m dynaclr_wds predict: error: ")
+    assert said.err.startswith("error: ")
     assert said.err.count("\n") == 1
     assert sorted(Path.cwd().rglob("*")) == before
     return said.err
@@ -438,7 +438,7 @@ def test_ctrl_c_leaves_nothing_and_says_so(ckpt, capsys, monkeypatch):
     assert predict("--ckpt", ckpt, "--out", "out.parquet") == 130
     assert signal.getsignal(signal.SIGINT) is before
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last == "python -m dynaclr_wds predict: stopped; nothing was written to out.parquet."
+    assert last == "stopped; nothing was written to out.parquet."
     assert list(Path.cwd().iterdir()) == []
 
 

@@ -58,4 +58,5 @@ def test_fit_and_validate_hold_no_noise(shards, tmp_path):
         assert not re.search(r"(?i)warning|💡|\btip\b|deprecat|num_workers|_pytree|TPU|\r", done.stdout + done.stderr)
     lines = [line.split(":")[0] for line in fit.stdout.splitlines() if not line.startswith("  ")]
     assert lines[0] == "plan of an epoch"
-    assert sorted(lines[1:]) == ["epoch 0/1", "epoch 1/1", "ledger of epoch 0", "ledger of epoch 1"]
+    assert sorted(lines[1:5]) == ["epoch 0/1", "epoch 1/1", "ledger of epoch 0", "ledger of epoch 1"]
+    assert lines[5:] == ["", "Finished", "Best checkpoint", "Last checkpoint", "Embed with"]

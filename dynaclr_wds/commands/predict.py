@@ -102,11 +102,13 @@ def _predict(given: dict[str, object]) -> Written | None:
         raise ValueError(f"--out {out}: must end in .parquet, which is what is written. Give such a name.")
     check_new_file(out, overwrite="overwrite" in given)
     from dynaclr_wds.commands.lightning import leave_processes
+    from dynaclr_wds.commands.quiet import quiet_libraries
     from dynaclr_wds.train.prediction import predict
     from dynaclr_wds.train.settle import Request
 
     pairs = ("z_range", "yx_patch_size", "final_yx_patch_size")
     values = {name: tuple(value) if name in pairs else value for name, value in given.items()}  # type: ignore[arg-type]
+    quiet_libraries()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     written = predict(Request(**values))  # type: ignore[arg-type]
     leave_processes()
