@@ -88,7 +88,11 @@ def _run(argv: Sequence[str]) -> int:
     for finding in found:
         print(json.dumps(dataclasses.asdict(finding)) if arguments.json else finding)
     if not arguments.quiet and not arguments.json:
-        print(f"{arguments.shards}: {len(found)} findings." if found else f"{arguments.shards}: all is well.")
+        print(
+            f"{arguments.shards}: {len(found)} finding{'s' * (len(found) > 1)}."
+            if found
+            else f"{arguments.shards}: all is well."
+        )
     return 1 if found else 0
 
 

@@ -39,6 +39,7 @@ from etl.cut.frames import plan_runs
 from etl.run.executors import Interrupted, report, run_units
 from etl.run.output import OutFolder
 from etl.run.progress import Progress
+from etl.run.update import describe_difference
 from etl.source.experiments import parse_build_config
 from tests.plates import make_collection, write_experiments, write_plate, write_tracks
 
@@ -444,11 +445,31 @@ def test_a_whole_set_is_up_to_date(collection: Path, tmp_path: Path, capsys: pyt
     assert capsys.readouterr() == ("", "")
 
 
+def test_what_differs_from_the_config_that_is_there_is_named() -> None:
+    stored = {"experiments": [{"name": "a", "start_hpi": 0.0}, {"name": "b"}], "yx_patch_size": [16, 16], "seed": 0}
+    asked = {"experiments": [{"name": "a", "start_hpi": 3.0}, {"name": "c"}], "yx_patch_size": [12, 12], "seed": 0}
+    said = "without c; with b; other start_hpi of a; yx_patch_size=[16, 16], asked for [12, 12]"
+    assert describe_difference(stored, asked) == said
+
+
+def test_shards_are_not_mixed_with_files_of_others(tmp_path: Path) -> None:
+    path = make_collection(tmp_path, experiments=1)
+    out = tmp_path / "results"
+    out.mkdir()
+    (out / "figure.png").write_bytes(b"figure")
+    (out / ".gitkeep").touch()
+    with pytest.raises(BuildError, match=r"holds other files \(figure\.png\), but no manifest\.json.*--overwrite"):
+        build_shards(parse_build_config(path), out)
+    assert sorted(p.name for p in out.iterdir() if p.name[0] != ".") == ["figure.png"]
+    build_shards(parse_build_config(path), out, overwrite=True)
+    assert (out / "figure.png").read_bytes() == b"figure"
+
+
 def test_another_config_needs_replace(collection: Path, built: tuple[Path, Manifest], tmp_path: Path):
     out = tmp_path / "out"
     build(collection, out, yx_patch_size=[8, 8], shard_bytes=30_000)
     many = set(digests(out))
-    with pytest.raises(BuildError, match=r"holds shards of another config .* Give --replace"):
+    with pytest.raises(BuildError, match=r"holds shards of another config: .*, asked for .*\. Give --replace"):
         build(collection, out)
     build_shards(parse_build_config(collection, {}), out, replace=True)
     assert digests(out) == digests(built[0])

@@ -244,13 +244,13 @@ def test_wrong_option_is_an_error_from_the_yaml_and_from_outside(
         ("experiments: 3", r"experiments=3 must be a list"),
         ("experiments: [3]", r"experiments\[0\]=3 must be a mapping"),
         ("experiment: []", r"unknown key 'experiment'; allowed are \['experiments', 'shards'\]\. Did you mean"),
-        ("a: [", r"is not YAML"),
-        ("experiments: *gone", r"is not YAML\. found undefined alias 'gone'"),
+        ("a: [", r"expected the node content.*in line 1, column 5\). Correct it\."),
+        ("experiments: *gone", r"can't be read as YAML \(found undefined alias 'gone'"),
         ("experiments: &a [*a]", r"a value contains itself \(line 1\)\. Remove the alias"),
         ("experiments: " + "[" * 1000, r"is nested too deeply\. Write it flat"),
-        ("experiments: [{interval_minutes: 2024-13-01}]", r"is not YAML\. month must be in 1\.\.12"),
+        ("experiments: [{interval_minutes: 2024-13-01}]", r"can't be read as YAML \(month must be in 1\.\.12"),
         ("a: 1\nb: {c: 1, c: 2}", r"key 'c' is written twice \(line 2\)\. Remove one"),
-        ("a: !!python/object/apply:os.getcwd []", r"is not YAML\. could not determine a constructor"),
+        ("a: !!python/object/apply:os.getcwd []", r"can't be read as YAML \(could not determine a constructor"),
     ],
 )
 def test_wrong_document_is_an_error(tmp_path: Path, text: str, match: str) -> None:

@@ -7,6 +7,7 @@ objects and refuses a file that is damaged, of somebody else, or of another vers
 from __future__ import annotations
 
 import hashlib
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -219,8 +220,9 @@ def _load(path: Path) -> tuple[dict[str, Any], str]:
             raw = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever the bytes lead to
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        why = f"{first:.200}" if zipfile.is_zipfile(path) else "it is no zip file, as every checkpoint is"
         raise CheckpointError(
-            f"{path}: can't be read as a checkpoint ({first:.200}). It is damaged, still being copied, or holds more "
+            f"{path}: can't be read as a checkpoint ({why}). It is damaged, still being copied, or holds more "
             "than weights and plain data. Copy it again, or give another one."
         ) from error
     if not isinstance(raw, dict):

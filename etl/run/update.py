@@ -6,8 +6,10 @@ again, and ends with the same bytes.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dynaclr_wds.contract import MANIFEST, Manifest
 from dynaclr_wds.errors import BuildError, FormatError
@@ -46,7 +48,7 @@ def build_set(
     folder = OutFolder(out, config.token)
     with folder.locked(lambda: progress.say(f"{out}: another build is running there; waiting for it to end.")):
         finish_commits(folder)
-        previous = _find_previous(folder, mode)
+        previous = _find_previous(folder, config, mode)
         trusted = previous.sources if previous is not None and mode.trust_sources else {}
         if previous is not None and trusted and _is_up_to_date(previous, config, mode, previous.sources):
             return _say_up_to_date(folder, previous, progress)
@@ -76,10 +78,11 @@ def build_set(
         return manifest
 
 
-def _find_previous(folder: OutFolder, mode: BuildMode) -> PreviousSet | None:
+def _find_previous(folder: OutFolder, config: BuildConfig, mode: BuildMode) -> PreviousSet | None:
     """Return the set that is there; None without one, or when it is damaged and may be replaced."""
     path = folder.out / MANIFEST
     if not path.exists():
+        _refuse_foreign_folder(folder, mode)
         return None
     try:
         manifest = parse_manifest(path.read_bytes(), str(path))
@@ -89,10 +92,41 @@ def _find_previous(folder: OutFolder, mode: BuildMode) -> PreviousSet | None:
         raise BuildError(f"{error} Give --replace to build it anew, or another --out.") from error
     if manifest.config_hash != folder.token and not mode.replace:
         raise BuildError(
-            f"{path}: holds shards of another config (config_hash={manifest.config_hash[:12]}, "
-            f"asked for {folder.token[:12]}). Give --replace to replace them, or another --out."
+            f"{path}: holds shards of another config: {describe_difference(manifest.config, config.as_record())}. "
+            "Give --replace to replace them, or another --out."
         )
     return read_previous(folder.out, manifest, checked=mode.repair)
+
+
+def _refuse_foreign_folder(folder: OutFolder, mode: BuildMode) -> None:
+    """Refuse to mix shards with files that are not ours; hidden files, our unfinished work among them, do no harm."""
+    others = sorted(path.name for path in folder.out.iterdir() if not path.name.startswith("."))
+    if others and not (mode.replace or mode.overwrite or mode.repair):
+        shown = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
+        raise BuildError(
+            f"{folder.out}: holds other files ({shown}), but no {MANIFEST}. Name an empty folder or a new one "
+            "with --out, or give --overwrite to build beside them."
+        )
+
+
+def describe_difference(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
+    """Say in which options and experiments two configs differ.
+
+    Parameters
+    ----------
+    stored, asked
+        Of a manifest, and of the build that is asked for.
+    """
+    old, new = ({entry["name"]: entry for entry in config["experiments"]} for config in (stored, asked))
+    parts = [f"without {name}" for name in new if name not in old]
+    parts += [f"with {name}" for name in old if name not in new]
+    for name in (name for name in new if name in old and new[name] != old[name]):
+        keys = [key for key in {**old[name], **new[name]} if old[name].get(key) != new[name].get(key)]
+        parts.append(f"other {', '.join(keys)} of {name}")
+    for key in {**stored, **asked}:
+        if key != "experiments" and stored.get(key) != asked.get(key):
+            parts.append(f"{key}={stored.get(key)}, asked for {asked.get(key)}")
+    return "; ".join(parts) or "the same experiments in another order"
 
 
 def _is_up_to_date(previous: PreviousSet, config: BuildConfig, mode: BuildMode, sources: Sources) -> bool:

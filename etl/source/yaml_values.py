@@ -87,10 +87,17 @@ def read_yaml(path: Path, as_text: Collection[str] = ()) -> object:
     except RecursionError as error:
         raise ConfigError(f"{path}: is nested too deeply. Write it flat.") from error
     except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"{path}: is not YAML. {error}") from error
+        raise ConfigError(f"{path}: can't be read as YAML ({_tell(error)}). Correct it.") from error
     finally:
         if loader is not None:
             loader.dispose()
+
+
+def _tell(error: Exception) -> str:
+    """Say in one line what is wrong, and in which line and column."""
+    mark = getattr(error, "problem_mark", None)
+    said = getattr(error, "problem", None) or " ".join(str(error).split())
+    return said if mark is None else f"{said}, in line {mark.line + 1}, column {mark.column + 1}"
 
 
 def _check_expansion(root: yaml.Node, path: Path) -> None:
