@@ -133,7 +133,7 @@ def _without_labels(config: BuildConfig) -> Any:
         (b"\n<!DOCTYPE html><html>\n", r"is HTML or XML, not a text table"),
         (b"PAR1" + bytes(100), r"is a Parquet file, not a text table"),
         ("track_id,t,y,x\n".encode("utf-16-le"), r"holds zero bytes, so it is not UTF-8 text\. Save it as UTF-8"),
-        (gzip.compress(b"track_id,t,y,x\n1,0,16,16\n")[:-9], r"is not a whole gzip file \(.*\)\. Write it again"),
+        (gzip.compress(b"track_id,t,y,x\n1,0,16,16\n", mtime=0)[:-9], r"is not a whole gzip file \(.*\)\. Write it again"),
         (
             b"track_id,t,y,x\n1,0,16,16\n1,1,16\n",
             r"row 1 has 3 fields \('1,1,16'\), but the header has 4, separated by ','",
@@ -146,7 +146,7 @@ def _without_labels(config: BuildConfig) -> Any:
         (b"track_id;t;y;x\n1;0;1,5;16\n1;1;2.5;16\n", r"y must be a number, but is not in row 0 \(1,5\)"),
         (b'track_id,t,y,x\n1,0,"1,234",16\n', r"y must be a number, but is not in row 0 \(1,234\)"),
         (b"track_id;t;y;x\n1;0;16;1", r"the last line \('1;0;16;1'\) must end with a newline"),
-        (gzip.compress(b"track_id;t;y;x\n1;0;16;1"), r"the last line \('1;0;16;1'\) must end with a newline"),
+        (gzip.compress(b"track_id;t;y;x\n1;0;16;1", mtime=0), r"the last line \('1;0;16;1'\) must end with a newline"),
     ],
 )
 def test_what_is_no_table_is_an_error_of_one_line(tmp_path: Path, content: bytes, match: str) -> None:

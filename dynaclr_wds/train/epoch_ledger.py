@@ -40,9 +40,9 @@ class EpochLedger(Callback):
         if not self.enabled or not isinstance(data, MultiExperimentDataModule) or data.train_sampler is None:
             return
         held = _add_up_held(trainer, data)
+        folder = self._find_folder(trainer)  # on every rank: Lightning tells the others where the first one logs
         if trainer.is_global_zero:
             report = data.train_sampler.report(data.train_sampler.position, held_peak_bytes=held)
-            folder = self._find_folder(trainer)
             folder.mkdir(parents=True, exist_ok=True)
             report.write(folder / f"ledger-epoch={trainer.current_epoch:03d}.json")
             print(f"ledger of epoch {trainer.current_epoch}: {summarize(report)}", flush=True)
