@@ -18,7 +18,7 @@ from dynaclr_wds.train.engine import ContrastiveModule
 from dynaclr_wds.train.progress import Pace, ProgressLines, WaitingBar, choose_progress
 
 LINE = re.compile(
-    r"epoch 0/1, step 2/4: loss [\d.]+, [\d,]+ samples/s, \d+% of the time waiting for the loader, 0:00:\d\d left"
+    r"epoch 0/1, step 2/4: loss [\d.e-]+, [\d,]+ samples/s, \d+% of the time waiting for the loader, 0:00:\d\d left"
 )
 EPOCH = re.compile(
     r"epoch 1/1: loss/train [\d.]+, loss/val [\d.]+, \d+ s, [\d,]+ samples/s, \d+% of the time waiting for the loader, "
