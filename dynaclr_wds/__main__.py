@@ -93,7 +93,7 @@ def _run_lightning(given: Sequence[str]) -> int:
             leave_processes()
     except Stopped as stopped:
         if not stopped.said and is_first_process():
-            print(f"Stopped by {stopped.cause}.", file=sys.stderr)
+            print(f"Stopped by {stopped.cause} before anything was done; nothing was saved.", file=sys.stderr)
         return stopped.code
     return 0
 

@@ -89,6 +89,8 @@ def _see_all(asked: Asked) -> str:
 
 def _explain_missing(found: re.Match[str], asked: Asked) -> str:
     keys = [key.removeprefix(f"{asked.command}.") for key in found[1].split(", ")]
+    if asked.command == "simulate":
+        return f"{', '.join(keys)} must be given: `{called_as('simulate')} FOLDER`."
     return (
         f"{', '.join(keys)} must be given. Give --{keys[0]}, or a config: -c configs/{asked.command}.yaml "
         f"(`{called_as('init')}` writes one)."
@@ -165,6 +167,8 @@ def _explain_kind(key: str, value: str, kinds: Sequence[str]) -> str:
     near = difflib.get_close_matches(value, choices, n=1)
     allowed = " or ".join([*([f"one of {', '.join(choices)}"] if choices else []), *dict.fromkeys(words)])
     advice = f"Did you mean {near[0]}?" if near else "Correct it."
+    if "list" in " ".join(kinds).lower() and re.fullmatch(r"[\w./-]+", value):
+        advice = f"Write '[{value}]'."
     return f"{key}={value:.100} must be {allowed}. {advice}"
 
 

@@ -12,13 +12,16 @@ import difflib
 import linecache
 import os
 import re
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import NoReturn
+from types import FrameType
+from typing import Any, NoReturn
 
 from dynaclr_wds.errors import DynaCLRError
 
@@ -60,7 +63,10 @@ def suggest(name: str, known: Collection[str]) -> str:
 
 
 class CommandParser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without the usage that hides it."""
+    """Says what is wrong in one line, without the usage that hides it. Options must be written out."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, **settings})
 
     def error(self, message: str) -> NoReturn:
         """Name the option, the nearest one that there is, and where all of them stand."""
@@ -90,15 +96,15 @@ def run_command(
     Returns
     -------
     int
-        Exit status: that of `run`, 2 for an error that is explained, 130 after Ctrl-C.
+        Exit status: that of `run`, 2 for an error that is explained, 130 after Ctrl-C, 143 after SIGTERM.
     """
     given = sys.argv[1:] if argv is None else list(argv)
-    with _debugging("--debug" in given):
+    with _debugging("--debug" in given), _ended_by_sigterm():
         try:
             return run([word for word in given if word != "--debug"])
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stopped:
             print(when_stopped, file=sys.stderr)
-            return 130
+            return 143 if isinstance(stopped, Terminated) else 130
         except Exception as error:
             lines = explain_error(error)
             if lines is None:
@@ -109,6 +115,27 @@ def run_command(
                 traceback.print_exception(error)
             print("error: " + "\n".join(lines), file=sys.stderr)
             return 2
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a command as Ctrl-C does."""
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Have SIGTERM end a command as Ctrl-C does, where nobody else handles it."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+
+    def stop(_: int, __: FrameType | None) -> None:
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @contextmanager

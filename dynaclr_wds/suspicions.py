@@ -41,6 +41,7 @@ SUSPICIONS: dict[str, str] = {
     "pixel_not_square": "pixels differ between y and x",
     "pixel_sizes_vary": "experiments, or FOVs of one experiment, differ in pixel size",
     "tracks_jump": "steps of tracks that are far longer than the others",
+    "patches_alike": "cells of one frame have the same patch, because it was moved into the image",
     "tau_shortened": "a part of tau_range_hours rounds to no frame",
 }
 """Code → what looks wrong."""

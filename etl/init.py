@@ -85,7 +85,8 @@ def _write_configs(path: Path, out: Path, shards: str, *, overwrite: bool) -> in
     facts = find_facts(config)
     values = choose_values(facts, shards, config.tau_range_hours, usable_memory())
     if facts[0].shape[1] == 1:
-        templates = [file for file in templates if "_3d" not in file.stem]  # nothing of 3D to see in one plane
+        templates = [file for file in templates if "_3d" not in file.stem]
+        print("No fit_3d.yaml: patches have one plane.")
     said = f"Filled in for {path} by `dynaclr-wds init`."
     for file in templates:
         _write(out / file.name, fill_template(file.read_text(encoding="utf-8"), values, said))

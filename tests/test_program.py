@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+import yaml
 
 import dynaclr_wds
 import etl
@@ -239,7 +240,7 @@ def test_a_name_far_from_all_suggests_nothing() -> None:
         (["simulate", "o", "--frames", "many"], "frames=many must be a whole number. Correct it."),
         (["simulate", "o", "--frames", "0"], "frames=0 must be >= 1. Give a larger value."),
         (["shuffle", "x", "--lekay", "3"], "unrecognized arguments: --lekay 3. Did you mean --leaky?"),
-        (["init", "x", "--overwrit", "--ovr"], "unrecognized arguments: --ovr."),
+        (["init", "x", "--overwrit", "--ovr"], "unrecognized arguments: --overwrit --ovr. Did you mean --overwrite?"),
     ],
     ids=str,
 )
@@ -345,3 +346,24 @@ def test_a_plate_in_a_bucket_needs_a_package(tmp_path: Path, monkeypatch: pytest
         ConfigError, match=r"data_path='s3://b/plate' needs a package .* Install s3fs to access S3, as with pip"
     ):
         preflight.open_plates(parse_build_config(tmp_path / "e.yaml"))
+
+
+@pytest.mark.slow
+def test_sigterm_ends_a_build_with_a_line_and_status_143(tmp_path):
+    script = """
+import os, signal, sys
+from etl import build_shards
+from etl.run import update
+update.open_plates = lambda config: os.kill(os.getpid(), signal.SIGTERM)
+sys.exit(build_shards.main(sys.argv[1:]))
+"""
+    entry = {
+        **dict.fromkeys(("name", "data_path", "tracks_path"), "a"),
+        **{"channel_names": ["P"], "source_channel": ["P"], "condition_wells": {"mock": ["A/1"]}},
+    }
+    (tmp_path / "e.yaml").write_text(yaml.safe_dump({"experiments": [entry]}))
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "e.yaml"), "--out", str(tmp_path / "out")],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (143, "stopped. Give the same command again to go on.\n")

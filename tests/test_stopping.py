@@ -184,7 +184,11 @@ sys.argv = ["dynaclr_wds", "fit"]
 runpy.run_module("dynaclr_wds", run_name="__main__")
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (143, "", "Stopped by SIGTERM.\n")
+    assert (done.returncode, done.stdout, done.stderr) == (
+        143,
+        "",
+        "Stopped by SIGTERM before anything was done; nothing was saved.\n",
+    )
 
 
 def test_slurm_requeues_at_the_very_step_and_the_next_job_goes_on(folder: Path, commands: ForkedCommands) -> None:

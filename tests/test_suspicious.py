@@ -308,6 +308,15 @@ def test_a_jump_is_suspected_and_the_worst_named(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_patches_as_large_as_the_image_are_suspected(tmp_path: Path) -> None:
+    path = write_plates(tmp_path)
+    shape = open_plates(parse_build_config(path))["a"].fovs["A/1/0"].shape
+    config = parse_build_config(path, {"yx_patch_size": list(shape[3:])})
+    found = [record for record in build_shards(config, tmp_path / "out").suspicious if record.code == "patches_alike"]
+    assert [(record.experiment, record.count) for record in found] == [("a", 320)]
+    assert "320 of 320 cells have the same patch as another cell of their frame" in found[0].text
+
+
 def test_an_experiment_without_anchors_is_suspected_among_others(tmp_path: Path) -> None:
     path = write_plates(tmp_path, {}, {}, edit=lambda _, row: row | {"track_id": 20 * row["track_id"] + row["t"]})
     assert said(path) == [

@@ -133,7 +133,10 @@ def _without_labels(config: BuildConfig) -> Any:
         (b"\n<!DOCTYPE html><html>\n", r"is HTML or XML, not a text table"),
         (b"PAR1" + bytes(100), r"is a Parquet file, not a text table"),
         ("track_id,t,y,x\n".encode("utf-16-le"), r"holds zero bytes, so it is not UTF-8 text\. Save it as UTF-8"),
-        (gzip.compress(b"track_id,t,y,x\n1,0,16,16\n", mtime=0)[:-9], r"is not a whole gzip file \(.*\)\. Write it again"),
+        (
+            gzip.compress(b"track_id,t,y,x\n1,0,16,16\n", mtime=0)[:-9],
+            r"is not a whole gzip file \(.*\)\. Write it again",
+        ),
         (
             b"track_id,t,y,x\n1,0,16,16\n1,1,16\n",
             r"row 1 has 3 fields \('1,1,16'\), but the header has 4, separated by ','",

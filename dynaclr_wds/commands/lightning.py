@@ -105,6 +105,8 @@ class DynaCLRCommand(LightningCLI):
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         if config.get("enable_checkpointing") is False:
             callbacks = [callback for callback in callbacks if not isinstance(callback, TrainingCheckpoint)]
+        if self.config.subcommand == "validate":
+            config["logger"] = False  # its numbers are printed; a log of its own would stand among the trainings'
         progress = choose_progress(config.get("enable_progress_bar") is not False, config.get("callbacks") or [])
         return super()._instantiate_trainer(config, [*callbacks, *progress])
 
@@ -189,6 +191,7 @@ def _make_command(argv: Sequence[str]) -> DynaCLRCommand:
         parser_class=_Parser,
         parser_kwargs={
             "prog": called_as(""),
+            "allow_abbrev": False,
             "formatter_class": _HelpFormatter,
             **{name: {"description": text} for name, text in DESCRIPTIONS.items()},
         },

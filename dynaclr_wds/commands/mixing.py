@@ -79,7 +79,7 @@ def parse_request(values: Mapping[str, Any]) -> Request:
     return Request(
         index=index,
         config=SamplingConfig(**given),
-        window_bytes=None if window is None else parse_window(str(window), index.stored_bytes),
+        window_bytes=None if str(window).lower() in ("none", "null") else parse_window(str(window), index.stored_bytes),
         num_streams=values.get("num_streams"),
         epochs=values["epochs"],
     )

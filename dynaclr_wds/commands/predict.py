@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dynaclr_wds.files import check_new_file
-from dynaclr_wds.program import CommandParser, called_as, run_command
+from dynaclr_wds.program import CommandParser, Terminated, called_as, run_command
 
 if TYPE_CHECKING:
     from dynaclr_wds.train.prediction import Written
@@ -37,9 +37,10 @@ def _run(argv: Sequence[str]) -> int:
     given = vars(make_parser().parse_args(argv))
     try:
         written = _predict(given)
-    except KeyboardInterrupt:
-        print(f"stopped; nothing was written to {given['out']}.", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stopped:
+        terminated = isinstance(stopped, Terminated)
+        print(f"stopped{' by SIGTERM' * terminated}; nothing was written to {given['out']}.", file=sys.stderr)
+        return 143 if terminated else 130
     except SystemExit as error:
         if error.code == 143:
             print(f"stopped by SIGTERM; nothing was written to {given['out']}.", file=sys.stderr)

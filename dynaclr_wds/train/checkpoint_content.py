@@ -209,10 +209,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 def _load(path: Path) -> tuple[dict[str, Any], str]:
     """Load a file and its SHA-256, of the same bytes even while a training replaces the file."""
     if not path.is_file():
-        raise CheckpointError(
-            f"{path}: {'is a folder' if path.is_dir() else 'there is no such file'}. Give the .ckpt file of a "
-            "training, such as logs/fit/version_0/checkpoints/last.ckpt."
-        )
+        what = "is a folder" if path.is_dir() else "there is no such file"
+        raise CheckpointError(f"{path}: {what}. Give the .ckpt file of a training{_list_near(path)}.")
     try:
         with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
@@ -228,6 +226,13 @@ def _load(path: Path) -> tuple[dict[str, Any], str]:
     if not isinstance(raw, dict):
         raise CheckpointError(f"{path}: holds a {type(raw).__name__}, not a checkpoint. Give the .ckpt of a training.")
     return raw, sha256
+
+
+def _list_near(path: Path) -> str:
+    """Name the newest checkpoints below the first folder of a path that is there, three levels up at most."""
+    near = next((folder for folder in [path, *path.parents[:4]] if folder.is_dir() and folder != Path()), None)
+    found = sorted(near.rglob("*.ckpt"), key=lambda file: -file.stat().st_mtime)[:3] if near else []
+    return f", such as {', '.join(map(str, found))}" if found else ""
 
 
 def _check_classes(content: Mapping[str, Any], path: str) -> None:

@@ -104,7 +104,8 @@ class StopSignals:
             self.received, self._since = signum, now
             if not self.waits:
                 raise Stopped(signum)
-            _say(f"{NAMES[signal.Signals(signum)]}: finishing the step, then saving. Ctrl-C again stops at once.")
+            again = " Ctrl-C again stops at once." if signum == signal.SIGINT else ""
+            _say(f"{NAMES[signal.Signals(signum)]}: finishing the step, then saving.{again}")
         elif signum == signal.SIGINT and now - self._since > SAME_PRESS_SECONDS:
             _say("Stopped at once, without saving.")
             signal.signal(signum, signal.SIG_DFL)

@@ -18,6 +18,8 @@ _LABEL_FREE = re.compile(
     r"phase|bright|(?:^|[^a-z])(?:bf|dic|pc|tl|trans)(?:[^a-z]|$)|retard|qpi|holo|label.?free", re.I
 )
 _SMALLEST_CROP = 32
+_LEAST_SCALE = 0.8
+"""Of the augmentations in the configs."""
 
 
 def choose_values(
@@ -104,16 +106,16 @@ def _shorten(names: Sequence[str]) -> str:
 
 
 def _choose_crop(height: int, width: int) -> Value:
-    """Crop to what stays whole under any rotation: the side over √2, in multiples of 8."""
-    crop = [8 * int(side / sqrt(2) / 8) for side in (height, width)]
+    """Crop to what stays whole when the patch is turned and shrunk: the side over √2, in multiples of 8."""
+    crop = [8 * int(side * _LEAST_SCALE / sqrt(2) / 8) for side in (height, width)]
     if min(crop) < _SMALLEST_CROP:
         return Value("null", f"(Y, X) that the network sees; null = all of {[height, width]}, which is small")
-    return Value(str(crop), f"of {[height, width]} stored, so that rotations bring in no black corners")
+    return Value(str(crop), f"of {[height, width]} stored, so that turning and shrinking bring in no black corners")
 
 
 def _choose_batch_size(training: Sequence[ExperimentFacts]) -> Value:
     """Choose the largest power of two that every experiment can fill with distinct lineages, conditions in balance."""
-    room = {fact.name: len(fact.lineages) * min(fact.lineages.values(), default=0) for fact in training}
+    room = {fact.name: _count_distinct(fact) for fact in training}
     name = min(room, key=lambda key: room[key])
     size = LEAST_SAMPLES
     while 2 * size <= min(room[name], MOST_SAMPLES):
@@ -160,9 +162,24 @@ def _choose_dropout(facts: Sequence[ExperimentFacts]) -> Value:
 
 
 def describe(facts: Sequence[ExperimentFacts]) -> Mapping[str, str]:
-    """Say per experiment what was found."""
+    """Say per experiment what was found, and what a batch of the smallest size can't do with it."""
     return {
-        fact.name: f"{sum(fact.lineages.values()):,} lineages, {', '.join(fact.channels)}, "
-        f"{'x'.join(map(str, fact.shape))}, about {_write_bytes(fact.stored_bytes)}"
+        fact.name: f"{sum(fact.lineages.values()):,} lineages with a positive, {', '.join(fact.channels)}, "
+        f"{'x'.join(map(str, fact.shape))}, about {_write_bytes(fact.stored_bytes)}" + _warn_of_few_lineages(fact)
         for fact in facts
     }
+
+
+def _warn_of_few_lineages(fact: ExperimentFacts) -> str:
+    room = _count_distinct(fact)
+    if room >= LEAST_SAMPLES:
+        return ""
+    return (
+        f". Careful: a batch of {LEAST_SAMPLES} can hold {room} distinct lineages of it, so others repeat as negatives "
+        "that are positives; leave it out, or hold it out (data.val_experiments)"
+    )
+
+
+def _count_distinct(fact: ExperimentFacts) -> int:
+    """Samples of distinct lineages that a batch can hold with conditions in balance."""
+    return len(fact.lineages) * min(fact.lineages.values(), default=0)

@@ -142,6 +142,8 @@ def find_track_file(root: str, fov: str, where: str) -> Path:
         there = sorted(file.name for file in folder.iterdir()) if folder.is_dir() else []
         what = f"{len(found)} track files ({[file.name for file in found]})" if found else "no track file"
         what += f" (there is {there[:5]})" if there and not found else ""
+        if not Path(root).is_dir():
+            raise ConfigError(f"{where} is no folder ({Path(root)}). Give the folder that holds <row>/<col>/<fov>.")
         raise ConfigError(
             f"{where} has {what} for FOV {fov!r}. Put exactly one table ({', '.join(READERS)}) into {folder}, "
             "or list the FOV in shards.exclude_fovs."

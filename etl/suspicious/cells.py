@@ -25,6 +25,9 @@ JUMP = 20.0
 """A step is a jump when it is longer than this many median steps of its experiment, and than half a patch. In real
 movies of slow cells, sound tracks have steps of 16 medians where the outline of a cell changes."""
 
+ALIKE = 0.25
+"""Fraction of cells that may have the patch of another cell of their frame."""
+
 Columns = Mapping[str, Shaped[np.ndarray, " obs"]]
 
 
@@ -94,6 +97,32 @@ def _reach_beyond(config: BuildConfig, cells: Cells, index: Index) -> Shaped[np.
         first = cells.columns[f"{axis}_clamp"] - size // 2
         beyond |= (first < 0) | (first + size > image)
     return beyond
+
+
+def find_alike(config: BuildConfig, experiment: ExperimentConfig, cells: Cells, index: Index) -> list[SuspicionRecord]:
+    """Find cells of one frame that have the very same patch, as all of them have where a patch is as large as an image.
+
+    Only where images are less than twice as high and wide as a patch, so that moving is what makes them alike.
+    """
+    fovs = [index.fovs[number] for number in np.unique(cells.columns["fov_index"]).tolist()]
+    height, width = config.yx_patch_size
+    if all(fov.height >= 2 * height or fov.width >= 2 * width for fov in fovs):
+        return []
+    names = ("fov_index", "t", "y_clamp", "x_clamp")
+    key = np.zeros(len(cells), np.int64)
+    for name in names:
+        values = cells.columns[name].astype(np.int64)
+        key = key * (int(values.max(initial=0)) + 1) + values
+    counts = np.unique(key, return_counts=True)[1]
+    alike = int(counts[counts > 1].sum())
+    if alike <= ALIKE * len(cells):
+        return []
+    text = (
+        f"{alike:,} of {len(cells):,} cells have the same patch as another cell of their frame, because patches of "
+        f"{list(config.yx_patch_size)} were moved to lie inside images that are hardly larger. Training can't tell "
+        "such cells apart. Lower yx_patch_size, or give --border pad, which keeps each cell in the middle."
+    )
+    return [suspicion("patches_alike", experiment.name, None, alike, text)]
 
 
 def find_jumps(config: BuildConfig, experiment: ExperimentConfig, cells: Cells, index: Index) -> list[SuspicionRecord]:

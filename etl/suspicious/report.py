@@ -15,7 +15,7 @@ from dynaclr_wds.suspicions import FactsRecord, SuspicionRecord
 from etl.index import Index
 from etl.source.config import BuildConfig, ExperimentConfig
 from etl.source.plates import Plate
-from etl.suspicious.cells import Cells, Columns, count_facts, find_jumps, find_no_anchors
+from etl.suspicious.cells import Cells, Columns, count_facts, find_alike, find_jumps, find_no_anchors
 from etl.suspicious.scales import find_between_experiments, find_in_scales
 from etl.suspicious.tables import find_gone_conditions, find_in_tables
 from etl.suspicious.words import suspicion
@@ -61,6 +61,7 @@ def _find(
         config, experiment, plate, cells.tables, _count_conditions(experiment, index, cells)
     )
     yield from find_jumps(config, experiment, cells, index)
+    yield from find_alike(config, experiment, cells, index)
     why = find_no_anchors(config, experiment, cells)
     if why is not None and len(cells):  # without cells, its conditions are said to be gone
         yield suspicion(

@@ -149,7 +149,8 @@ def _describe_cure(sampler: FlexibleBatchSampler) -> str:
         size = f"{size} At {larger} it is less than {RARE:.0%} of the samples."
     others = []
     if sampler.window_bytes is not None:
-        others.append("a larger window_bytes or fewer num_streams")
+        whole = sampler.window_bytes >= sampler.index.stored_bytes
+        others.append(f"{'no window_bytes' if whole else 'a larger window_bytes'} or fewer num_streams")
     if config.temporal_enrichment:
         others.append("a larger temporal_window_hours or temporal_global_fraction")
     return f"{size} What also helps: {', or '.join(others)}." if others else size
