@@ -151,7 +151,7 @@ def run(trainer: Trainer, module: ContrastiveModule, data: MultiExperimentDataMo
     except SystemExit as error:
         if isinstance(error.__context__, KeyboardInterrupt):
             signal.signal(signal.SIGINT, handler)
-            raise KeyboardInterrupt from None
+            raise error.__context__ from None
         raise
 
 
