@@ -33,6 +33,9 @@ _OURS = tuple(str(Path(__file__).parents[1] / package) + os.sep for package in (
 _STATED = (ValueError, TypeError, RuntimeError, OSError)
 """Builtin errors that our own code raises about what a user gave."""
 
+_INTERRUPTED = ("Query interrupted", "INTERRUPT Error: Interrupted!")
+"""What DuckDB raises, as an error of its own, after Ctrl-C in the middle of a query."""
+
 _debug: ContextVar[bool] = ContextVar("debug", default=False)
 
 
@@ -106,6 +109,9 @@ def run_command(
             print(when_stopped, file=sys.stderr)
             return 143 if isinstance(stopped, Terminated) else 130
         except Exception as error:
+            if str(error) in _INTERRUPTED:
+                print(when_stopped, file=sys.stderr)
+                return 130
             lines = explain_error(error)
             if lines is None:
                 if _REPORT not in getattr(error, "__notes__", ()):

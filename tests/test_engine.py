@@ -1,5 +1,6 @@
 """Laws of the engine: what is logged, what each loss is given, what prediction writes."""
 
+import logging
 import pathlib
 
 import pyarrow.parquet as pq
@@ -188,6 +189,14 @@ def test_cosine_schedule_ends_at_0(tmp_path):
     trainer = make_trainer(tmp_path)
     trainer.fit(module, Batches())
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.0, abs=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning")
+def test_a_warm_up_longer_than_the_training_is_said(tmp_path, caplog):
+    logging.getLogger("lightning.pytorch").setLevel(logging.INFO)
+    with caplog.at_level(logging.INFO):
+        make_trainer(tmp_path).fit(make_module(schedule="cosine", warmup_steps=500), Batches())
+    assert "model.warmup_steps=500 is no less than the " in caplog.text
 
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning")

@@ -367,3 +367,11 @@ sys.exit(build_shards.main(sys.argv[1:]))
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (143, "stopped. Give the same command again to go on.\n")
+
+
+def test_a_query_that_ctrl_c_interrupts_is_no_fault(capsys):
+    def run(_: Sequence[str]) -> int:
+        raise RuntimeError("Query interrupted")
+
+    assert run_command(run, [], when_stopped="stopped. Go on.") == 130
+    assert capsys.readouterr().err == "stopped. Go on.\n"

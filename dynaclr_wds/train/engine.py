@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from pytorch_metric_learning.losses import BaseMetricLossFunction
 from torch import Tensor
@@ -110,6 +111,11 @@ class ContrastiveModule(LightningModule):
         if self.schedule == "constant" and self.warmup_steps == 0:
             return optimizer
         total = float(self.trainer.estimated_stepping_batches) if self.schedule == "cosine" else math.inf
+        if self.warmup_steps >= total:
+            rank_zero_info(
+                f"model.warmup_steps={self.warmup_steps} is no less than the {total:.0f} steps of this training, so "
+                "the learning rate never reaches model.lr. Lower it, or train for longer."
+            )
         if self.schedule == "cosine" and math.isinf(total):
             raise ValueError(
                 "model.schedule='cosine' needs to know when training ends, but neither trainer.max_epochs nor "
