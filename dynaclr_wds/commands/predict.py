@@ -41,11 +41,6 @@ def _run(argv: Sequence[str]) -> int:
         terminated = isinstance(stopped, Terminated)
         print(f"stopped{' by SIGTERM' * terminated}; nothing was written to {given['out']}.", file=sys.stderr)
         return 143 if terminated else 130
-    except SystemExit as error:
-        if error.code == 143:
-            print(f"stopped by SIGTERM; nothing was written to {given['out']}.", file=sys.stderr)
-            return 143
-        raise
     if written is not None:  # by the first rank
         print(format_written(written))
     return 0

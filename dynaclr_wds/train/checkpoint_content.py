@@ -129,7 +129,7 @@ def warn_of_undescribed(module: ContrastiveModule) -> None:
         what = ", ".join(f"{name} ({kind})" for name, kind in missing.items())
         rank_zero_warn(
             f"The checkpoints will not say how to make {what}: made in Python, of a class that doesn't keep its "
-            "arguments. Weights are saved, but `dynaclr_wds predict` can't use them, and load_from_checkpoint needs "
+            "arguments. Weights are saved, but `dynaclr-wds predict` can't use them, and load_from_checkpoint needs "
             f"{', '.join(f'{name}=…' for name in missing)}. Derive the class from dynaclr_wds.describe.Described, or "
             "give its class_path and init_args in place of the object."
         )
@@ -179,7 +179,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     if not isinstance(content, Mapping) or not isinstance(raw.get("state_dict"), Mapping):
         raise CheckpointError(
             f"{path}: is not a checkpoint of dynaclr_wds (it has the keys {sorted(map(str, raw))}). Give one that "
-            "`python -m dynaclr_wds fit` saved."
+            "`dynaclr-wds fit` saved."
         )
     if content.get("version") != CONTENT_VERSION:
         raise CheckpointError(
@@ -229,9 +229,12 @@ def _load(path: Path) -> tuple[dict[str, Any], str]:
 
 
 def _list_near(path: Path) -> str:
-    """Name the newest checkpoints below the first folder of a path that is there, three levels up at most."""
-    near = next((folder for folder in [path, *path.parents[:4]] if folder.is_dir() and folder != Path()), None)
-    found = sorted(near.rglob("*.ckpt"), key=lambda file: -file.stat().st_mtime)[:3] if near else []
+    """Name the newest checkpoints in the first folder of a path that is there, or in logs below it."""
+    near = next((folder for folder in (path, *path.parents) if folder.is_dir()), Path())
+    files = [
+        file for pattern in ("*.ckpt", "checkpoints/*.ckpt", "*/checkpoints/*.ckpt") for file in near.glob(pattern)
+    ]
+    found = sorted(files, key=lambda file: -file.stat().st_mtime)[:3]
     return f", such as {', '.join(map(str, found))}" if found else ""
 
 

@@ -1,4 +1,4 @@
-"""Checkpoint and shards to embeddings: what `python -m dynaclr_wds predict` does.
+"""Checkpoint and shards to embeddings: what `dynaclr-wds predict` does.
 
 `settle` says what the network will see. Here are network and data made of the checkpoint, and run.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import signal
 import sys
-import time
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
 
 from dynaclr_wds.datamodule import MultiExperimentDataModule
@@ -26,6 +25,7 @@ from dynaclr_wds.files import check_new_file
 from dynaclr_wds.train.checkpoint_content import PACKAGE, Checkpoint, check_weights
 from dynaclr_wds.train.embeddings import EmbeddingWriter
 from dynaclr_wds.train.engine import ContrastiveModule
+from dynaclr_wds.train.progress import choose_progress
 from dynaclr_wds.train.settle import Job, Request, settle
 
 _WITH_WRITER = "call Trainer.predict with dynaclr_wds.train.EmbeddingWriter"
@@ -64,7 +64,7 @@ def predict(asked: Request) -> Written | None:
     cells = len(data.list_predicted(job.shards))
     module = make_network(job.checkpoint)
     writer = EmbeddingWriter(str(out), overwrite=asked.overwrite, metadata=json.dumps(describe_origin(job)))
-    trainer = make_trainer(asked, [writer, Progress(cells)])
+    trainer = make_trainer(asked, [writer, *choose_progress(True, [])])
     if trainer.is_global_zero:
         print(describe_job(job, cells, trainer), file=sys.stderr, flush=True)
     run(trainer, module, data)
@@ -128,7 +128,6 @@ def make_trainer(asked: Request, callbacks: list[Callback]) -> Trainer:
             logger=False,
             enable_checkpointing=False,
             enable_model_summary=False,
-            enable_progress_bar=sys.stdout.isatty(),
             use_distributed_sampler=False,
         )
     except (MisconfigurationException, ValueError, TypeError) as error:
@@ -186,53 +185,3 @@ def describe_job(job: Job, cells: int, trainer: Trainer) -> str:
         f"{trainer.strategy.root_device.type}."
     )
     return "\n".join([first, *(f"Overridden: {what}." for what in job.overridden)])
-
-
-class Progress(Callback):
-    """Says how far a prediction is, in lines, where there is no terminal for a bar; and obeys SIGTERM.
-
-    Parameters
-    ----------
-    cells
-        Cells to embed, over all ranks.
-    seconds
-        Least time between two lines.
-    """
-
-    def __init__(self, cells: int, seconds: float = 10.0) -> None:
-        super().__init__()
-        self.cells = cells
-        self.seconds = seconds
-        self._done, self._began, self._said = 0, 0.0, 0.0
-
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
-        del trainer, pl_module
-        self._done, self._began = 0, time.monotonic()
-        self._said = self._began
-
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Say it, and stop where the system asks for it (Lightning heeds that in training only)."""
-        del pl_module, outputs, batch_idx, dataloader_idx
-        if trainer.received_sigterm:
-            raise SystemExit(143)
-        self._done = min(self._done + len(batch["anchor"]) * trainer.world_size, self.cells)
-        now = time.monotonic()
-        if not trainer.is_global_zero or sys.stdout.isatty() or now - self._said < self.seconds:
-            return
-        self._said = now
-        speed = self._done / max(now - self._began, 1e-9)
-        left = (self.cells - self._done) / speed / 60
-        print(
-            f"{self._done:,} of {self.cells:,} cells, {speed:,.0f} a second, {left:.0f} min left",
-            file=sys.stderr,
-            flush=True,
-        )
