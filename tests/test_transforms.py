@@ -16,7 +16,7 @@ from dynaclr_wds.transforms import (
     RandomAdjustContrast,
     RandomAdjustIntensity,
     RandomNoise,
-    RandomSimilarity3D,
+    RandomAffineStack,
     apply_center_crop,
     describe_channel_dropout,
 )
@@ -70,7 +70,7 @@ AUGMENTATIONS = [
     RandomAdjustIntensity(),
     RandomAdjustContrast(),
     RandomNoise(),
-    RandomSimilarity3D(tilt=(-10.0, 10.0), scale=(0.8, 1.2), translate=0.1),
+    RandomAffineStack(tilt=(-10.0, 10.0), scale=(0.8, 1.2), translate=0.1),
 ]
 
 
@@ -281,40 +281,44 @@ def test_intensity_is_alike_over_z_and_differs_between_channels_and_samples(modu
     assert torch.cdist(planes, planes).fill_diagonal_(1.0).min() > 1e-3
 
 
-def test_similarity_3d_by_known_turns():
+def test_affine_stack_by_known_turns():
     x = torch.rand(2, C, 8, 8, 8)
-    quarter = RandomSimilarity3D((90.0, 90.0), p=1.0)(x)
+    quarter = RandomAffineStack((90.0, 90.0), p=1.0)(x)
     torch.testing.assert_close(quarter, x.rot90(1, (3, 4)), atol=1e-5, rtol=0)
-    tilted = RandomSimilarity3D((0.0, 0.0), (180.0, 180.0), p=1.0)(x)  # about Y, then about X: as 180° about Z
+    tilted = RandomAffineStack((0.0, 0.0), (180.0, 180.0), p=1.0)(x)  # about Y, then about X: as 180° about Z
     torch.testing.assert_close(tilted, x.flip(3, 4), atol=1e-5, rtol=0)
-    doubled = RandomSimilarity3D((0.0, 0.0), scale=(2.0, 2.0), p=1.0)(torch.ones(1, 1, 8, 8, 8))
+    doubled = RandomAffineStack((0.0, 0.0), scale=(2.0, 2.0), p=1.0)(torch.ones(1, 1, 8, 8, 8))
     assert torch.equal(doubled, torch.ones(1, 1, 8, 8, 8))
-    halved = RandomSimilarity3D((0.0, 0.0), scale=(0.5, 0.5), p=1.0)(torch.ones(1, 1, 8, 8, 8))
+    halved = RandomAffineStack((0.0, 0.0), scale=(0.5, 0.5), p=1.0)(torch.ones(1, 1, 8, 8, 8))
     assert halved.sum().item() == pytest.approx(4**3)
-    assert torch.equal(RandomSimilarity3D(p=0.0)(x), x)
+    assert torch.equal(RandomAffineStack(p=0.0)(x), x)
 
 
-def test_similarity_3d_keeps_shape_when_planes_lie_apart():
+def test_affine_stack_keeps_shape_when_planes_lie_apart():
     # a rod of 4 planes along Z; the two quarter turns lay it along X, where 4 planes are 8 pixels long
     x = torch.zeros(1, 1, 8, 16, 16)
     x[..., 2:6, 6:10, 6:10] = 1
     for z_spacing, length in ((2.0, 8), (1.0, 4)):
-        turned = RandomSimilarity3D((0.0, 0.0), (90.0, 90.0), z_spacing=z_spacing, p=1.0)(x)
+        turned = RandomAffineStack((0.0, 0.0), (90.0, 90.0), z_spacing=z_spacing, p=1.0)(x)
         assert (turned[0, 0, 4, 8] > 0.5).sum().item() == length
 
 
-def test_similarity_3d_is_alike_over_channels_and_differs_between_samples():
+def test_affine_stack_is_alike_over_channels_and_differs_between_samples():
     x = torch.rand(Z, Y, X).expand(B, C, Z, Y, X).contiguous()
-    moved = RandomSimilarity3D((-180.0, 180.0), (-10.0, 10.0), (0.8, 1.2), 0.1, 3.0, p=1.0)(x)
+    moved = RandomAffineStack((-180.0, 180.0), (-10.0, 10.0), (0.0, 5.0), (0.8, 1.2), 0.1, 3.0, p=1.0)(x)
     assert torch.equal(moved[:, 0], moved[:, 1])
     assert not torch.allclose(moved[0], moved[1])
 
 
-def test_similarity_3d_refuses_bad_settings():
+def test_affine_stack_refuses_bad_settings():
     with pytest.raises(ValueError, match=r"degrees=\(10.0, -10.0\) must be a range"):
-        RandomSimilarity3D((10.0, -10.0))
-    with pytest.raises(ValueError, match=r"scale=\(0.0, 1.0\) and z_spacing=1.0 must be > 0"):
-        RandomSimilarity3D(scale=(0.0, 1.0))
+        RandomAffineStack((10.0, -10.0))
+    with pytest.raises(ValueError, match=r"scale=\(0.0, 1.0\) must be > 0"):
+        RandomAffineStack(scale=(0.0, 1.0))
+    with pytest.raises(ValueError, match=r"shear=\(1.0, 2.0, 3.0\) must be a range \(low, high\) or six of them"):
+        RandomAffineStack(shear=(1.0, 2.0, 3.0))
+    with pytest.raises(ValueError, match=r"z_spacing=0.0 must be > 0"):
+        RandomAffineStack(z_spacing=0.0)
 
 
 def test_anchor_and_positive_are_drawn_apart():

@@ -4,7 +4,7 @@ from dynaclr_wds.transforms.augment import Augment
 from dynaclr_wds.transforms.batch import BatchTransform
 from dynaclr_wds.transforms.channel_dropout import ChannelDropout, describe_channel_dropout
 from dynaclr_wds.transforms.crop import apply_center_crop
-from dynaclr_wds.transforms.geometry import RandomSimilarity3D
+from dynaclr_wds.transforms.affine import RandomAffineStack
 from dynaclr_wds.transforms.intensity import RandomAdjustContrast, RandomAdjustIntensity, RandomNoise
 from dynaclr_wds.transforms.normalize import NormalizeSampled, ZeroDivisor
 
@@ -16,7 +16,7 @@ __all__ = [
     "RandomAdjustContrast",
     "RandomAdjustIntensity",
     "RandomNoise",
-    "RandomSimilarity3D",
+    "RandomAffineStack",
     "ZeroDivisor",
     "apply_center_crop",
     "describe_channel_dropout",

@@ -6,7 +6,7 @@ and is the same over Z. All draws follow `torch.manual_seed`.
 Kornia draws its few numbers on the CPU and sends them to the device without waiting for it. If its modules were moved
 to the device they would draw there and fetch the numbers back, which waits; so `Augment` keeps them on the CPU. Three
 wait anyway (Kornia 0.9), because they invert or solve on the device: `RandomAffine3D`, `RandomRotation3D` and
-`RandomThinPlateSpline`; `RandomSimilarity3D` does what the first two do. Our own modules draw on the device, because
+`RandomThinPlateSpline`; `RandomAffineStack` does what the first two do. Our own modules draw on the device, because
 noise drawn on the CPU would be a copy as large as the batch.
 """
 

@@ -9,33 +9,25 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from dynaclr_wds.transforms.ranges import Range, check_p, parse_range
+
 _VOLUME = (2, 3, 4)
 """Axes of one sample's channel in (B, C, Z, Y, X)."""
 
 
 class _RandomIntensity(nn.Module):
-    """Base of the modules here: a probability, checked ranges, draws of shape (B, C, 1, 1, 1)."""
+    """Base of the modules here: a probability, and draws of shape (B, C, 1, 1, 1)."""
 
     def __init__(self, p: float) -> None:
         super().__init__()
-        if not 0 <= p <= 1:
-            raise ValueError(f"{type(self).__name__}: p={p} must be in [0, 1]. Give the probability of a change.")
-        self.p = p
-
-    def _parse_range(self, name: str, value: tuple[float, float], minimum: float) -> tuple[float, float]:
-        low, high = value
-        if not minimum <= low <= high:
-            raise ValueError(
-                f"{type(self).__name__}: {name}=({low}, {high}) must be a range (low, high) with low >= {minimum}."
-            )
-        return float(low), float(high)
+        self.p = check_p(self, p)
 
     def _sample_gate(self, x: Float[Tensor, "b c z y x"]) -> Bool[Tensor, "b c 1 1 1"]:
         return torch.rand((*x.shape[:2], 1, 1, 1), device=x.device) < self.p
 
-    def _sample_uniform(self, x: Float[Tensor, "b c z y x"], value: tuple[float, float]) -> Float[Tensor, "b c 1 1 1"]:
+    def _sample_uniform(self, x: Float[Tensor, "b c z y x"], bounds: Range) -> Float[Tensor, "b c 1 1 1"]:
         draw = torch.rand((*x.shape[:2], 1, 1, 1), device=x.device, dtype=x.dtype)
-        return draw * (value[1] - value[0]) + value[0]
+        return draw * (bounds[1] - bounds[0]) + bounds[0]
 
 
 class RandomAdjustIntensity(_RandomIntensity):
@@ -55,8 +47,8 @@ class RandomAdjustIntensity(_RandomIntensity):
         self, scale: tuple[float, float] = (0.8, 1.2), shift: tuple[float, float] = (-0.1, 0.1), p: float = 0.5
     ) -> None:
         super().__init__(p)
-        self.scale = self._parse_range("scale", scale, 0.0)
-        self.shift = self._parse_range("shift", shift, float("-inf"))
+        self.scale = parse_range(self, "scale", scale, 0.0)
+        self.shift = parse_range(self, "shift", shift)
 
     def forward(self, x: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b c z y x"]:
         """Return the altered patches."""
@@ -81,7 +73,7 @@ class RandomAdjustContrast(_RandomIntensity):
 
     def __init__(self, gamma: tuple[float, float] = (0.8, 1.2), p: float = 0.5) -> None:
         super().__init__(p)
-        self.gamma = self._parse_range("gamma", gamma, 0.0)
+        self.gamma = parse_range(self, "gamma", gamma, 0.0)
 
     def forward(self, x: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b c z y x"]:
         """Return the altered patches."""
@@ -106,9 +98,29 @@ class RandomNoise(_RandomIntensity):
 
     def __init__(self, std: tuple[float, float] = (0.0, 0.2), p: float = 0.5) -> None:
         super().__init__(p)
-        self.std = self._parse_range("std", std, 0.0)
+        self.std = parse_range(self, "std", std, 0.0)
 
     def forward(self, x: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b c z y x"]:
         """Return the altered patches."""
         std = self._sample_uniform(x, self.std).where(self._sample_gate(x), 0.0)
         return torch.addcmul(x, torch.randn_like(x), std)
+
+
+class RandomInvert(_RandomIntensity):
+    """Turns dark to bright: `2 * about - x`.
+
+    Parameters
+    ----------
+    about
+        The value that stays: 0 for data around 0, 0.5 for data in [0, 1].
+    p
+        Probability of a change, per sample and channel.
+    """
+
+    def __init__(self, about: float = 0.0, p: float = 0.1) -> None:
+        super().__init__(p)
+        self.about = about
+
+    def forward(self, x: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b c z y x"]:
+        """Return the altered patches."""
+        return torch.where(self._sample_gate(x), 2 * self.about - x, x)
