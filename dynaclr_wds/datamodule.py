@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
+from jaxtyping import Bool
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
@@ -24,7 +26,10 @@ from dynaclr_wds.shardset import ShardSet
 from dynaclr_wds.split import check_experiments, keep_experiments, keep_fovs
 from dynaclr_wds.transforms.batch import BatchTransform
 from dynaclr_wds.transforms.channel_dropout import ChannelDropout, describe_channel_dropout
+from dynaclr_wds.transforms.dictionary import DictTransform
 from dynaclr_wds.transforms.normalize import NormalizeSampled
+from dynaclr_wds.transforms.percentiles import NormalizePercentiles
+from dynaclr_wds.transforms.z_reduction import LABELFREE, MIP, plan_z_reduction, table_labelfree
 from dynaclr_wds.world import World, detect_world
 
 
@@ -43,6 +48,11 @@ class MultiExperimentDataModule(LightningDataModule):
         (Y, X) to read around each cell, in pixels; may be less than what is stored; None = all of it.
     final_yx_patch_size
         (Y, X) that the network sees, cropped after augmentation; None = `yx_patch_size`.
+    final_z
+        Slices that are left of each stack, cropped to the centre after augmentation; None = all.
+    z_reduction
+        Makes one slice of each stack in the end: name of a channel or marker, `fluorescence`, `labelfree` or `default`
+        → `mip` (maximum over Z) or `center`; the first of these that fits a channel decides. None = stacks stay.
     val_experiments
         Names of experiments to hold out for validation.
     tau_range
@@ -126,6 +136,8 @@ class MultiExperimentDataModule(LightningDataModule):
         z_range: tuple[int, int] | None = None,
         yx_patch_size: tuple[int, int] | None = None,
         final_yx_patch_size: tuple[int, int] | None = None,
+        final_z: int | None = None,
+        z_reduction: dict[str, Literal["center", "mip"]] | None = None,
         val_experiments: list[str] | None = None,
         tau_range: tuple[float, float] = (0.5, 2.0),
         tau_decay_rate: float = 2.0,
@@ -166,6 +178,8 @@ class MultiExperimentDataModule(LightningDataModule):
         self.z_range = z_range
         self.yx_patch_size = yx_patch_size
         self.final_yx_patch_size = final_yx_patch_size
+        self.final_z = final_z
+        self.z_reduction = z_reduction
         self.val_experiments = list(val_experiments or [])
         self.tau_range = tau_range
         self.tau_decay_rate = tau_decay_rate
@@ -351,7 +365,7 @@ class MultiExperimentDataModule(LightningDataModule):
         """Say once, when training starts, what a user of the reference implementation would not expect."""
         channels = {e.name: e.source_channel for e in shards.manifest.experiments}
         for module in self.normalizations:
-            if isinstance(module, NormalizeSampled):
+            if isinstance(module, NormalizeSampled | NormalizePercentiles):
                 found = module.describe_zero_divisors(shards.statistics, shards.statistics_experiments, channels)
                 if found:
                     rank_zero_warn(found)
@@ -434,7 +448,17 @@ class MultiExperimentDataModule(LightningDataModule):
             pinned=torch.cuda.is_available(),
             streaming=streaming,
             verify_reads=streaming if self.verify_reads is None else self.verify_reads,
+            channel_flags=self._channel_flags(self.shard_set),
         )
+
+    def _channel_flags(self, shards: ShardSet) -> dict[str, Bool[np.ndarray, "e c"]]:
+        """Say of each stored channel what the transforms ask for."""
+        experiments, flags = shards.manifest.experiments, {}
+        if self.z_reduction is not None:
+            flags[MIP] = plan_z_reduction(self.z_reduction, experiments)
+        if any(isinstance(module, DictTransform) for module in (*self.normalizations, *self.augmentations)):
+            flags[LABELFREE] = table_labelfree(experiments)
+        return flags
 
     def _sequential(self, dataset: MultiExperimentTripletDataset) -> ThreadDataLoader:
         world = self._world()
@@ -447,8 +471,14 @@ class MultiExperimentDataModule(LightningDataModule):
 
     def _check_final_size(self, shards: ShardSet, crop: Crop) -> None:
         final = self.final_yx_patch_size
-        shapes = [crop.shape(e.shape)[2:] for e in shards.manifest.experiments]
-        read = min(y for y, _ in shapes), min(x for _, x in shapes)
+        shapes = [crop.shape(e.shape)[1:] for e in shards.manifest.experiments]
+        read = min(y for _, y, _ in shapes), min(x for _, _, x in shapes)
+        planes = min(z for z, _, _ in shapes)
+        if self.final_z is not None and self.final_z > planes:
+            raise ValueError(
+                f"final_z={self.final_z} is larger than the {planes} slices that are read. "
+                "Ask for less, or read more with z_range."
+            )
         if final is not None and (final[0] > read[0] or final[1] > read[1]):
             raise ValueError(
                 f"final_yx_patch_size={tuple(final)} is larger than the patches that are read, {read}. "
@@ -459,4 +489,7 @@ class MultiExperimentDataModule(LightningDataModule):
         """Make the transform of batches with so many channels; those that they lack are not dropped."""
         known = [c for c in self.channel_dropout_channels if c < channels]
         dropout = ChannelDropout(known, self.channel_dropout_prob)
-        return BatchTransform(self.normalizations, self.augmentations, self.final_yx_patch_size, dropout)
+        final_size = (self.final_z, *(self.final_yx_patch_size or (None, None)))
+        return BatchTransform(
+            self.normalizations, self.augmentations, final_size, dropout, reduce_z=self.z_reduction is not None
+        )

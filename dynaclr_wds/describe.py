@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -136,16 +137,41 @@ def make_module(value: ModuleOrDescription, name: str) -> nn.Module:
             f"load_from_checkpoint(path, {name}=…)."
         )
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(nn.Module, "module", fail_untyped=False)
-    try:
-        made: nn.Module = parser.instantiate_classes(parser.parse_object({"module": dict(value)})).module
-    except (ArgumentError, ImportError, AttributeError, TypeError, ValueError, KeyError) as error:
-        raise ConfigError(
-            f"{name}: {value.get('class_path')!r} can't be made of {value.get('init_args')!r:.300} "
-            f"({' '.join(str(error).split()):.400}). The class must be importable, as it was in training, and take "
-            "these arguments."
-        ) from error
+    parser.add_subclass_arguments(nn.Module, "object", fail_untyped=False)
+    made: nn.Module = _instantiate(parser, dict(value), value, name)
     return made
+
+
+def make_object(value: Mapping[str, Any], name: str) -> Any:
+    """Make the object that a description is of, whatever its class.
+
+    Raises
+    ------
+    ConfigError
+        The class can't be imported, or doesn't take these arguments.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    module, _, kind = str(value.get("class_path")).rpartition(".")
+    try:
+        parser.add_class_arguments(getattr(import_module(module), kind), "object", fail_untyped=False)
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        raise _cannot_make(value, name, error) from error
+    return _instantiate(parser, dict(value.get("init_args") or {}), value, name)
+
+
+def _instantiate(parser: ArgumentParser, given: dict[str, Any], value: Mapping[str, Any], name: str) -> Any:
+    try:
+        return parser.instantiate_classes(parser.parse_object({"object": given})).object
+    except (ArgumentError, ImportError, AttributeError, TypeError, ValueError, KeyError) as error:
+        raise _cannot_make(value, name, error) from error
+
+
+def _cannot_make(value: Mapping[str, Any], name: str, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"{name}: {value.get('class_path')!r} can't be made of {value.get('init_args')!r:.300} "
+        f"({' '.join(str(error).split()):.400}). The class must be importable, as it was in training, and take "
+        "these arguments."
+    )
 
 
 def make_modules(values: Sequence[ModuleOrDescription] | Mapping[str, Any] | None, name: str) -> list[nn.Module]:

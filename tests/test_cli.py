@@ -90,7 +90,7 @@ def test_the_3d_config_trains_on_a_stack(monkeypatch):
     batch = {"anchor": x, "positive": x, "anchor_norm_meta": {"fov": torch.ones(2, 2, 8)}}
     batch["positive_norm_meta"] = batch["anchor_norm_meta"]
     data = made.datamodule
-    batch = BatchTransform(data.normalizations, data.augmentations, (16, 16))(batch, training=True)
+    batch = BatchTransform(data.normalizations, data.augmentations, (None, 16, 16))(batch, training=True)
     features, projections = made.model(batch["anchor"])
     assert (features.shape, projections.shape) == ((2, 512), (2, 128))
 

@@ -109,6 +109,8 @@ def test_init_exposes_all_hyperparameters():
         "z_range": (0, 1),
         "yx_patch_size": (96, 96),
         "final_yx_patch_size": (64, 64),
+        "final_z": 1,
+        "z_reduction": {"default": "mip"},
         "val_experiments": ["a"],
         "tau_range": (0.5, 1.0),
         "tau_decay_rate": 1.0,

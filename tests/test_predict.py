@@ -211,6 +211,20 @@ def test_other_shards_are_embedded_where_they_hold_the_same(shards, ckpt, tmp_pa
     np.testing.assert_allclose(features_of("a.parquet"), by_hand, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
+def test_stacks_are_cropped_and_reduced_as_in_training(shards, tmp_path):
+    rule = {"default": "center", "GFP": "mip"}
+    model = json.loads(json.dumps(CONFIG["model"]))
+    model["encoder"]["init_args"]["backbone"]["init_args"]["planes"] = 2  # two channels of one plane
+    data = CONFIG["data"] | {"shards": str(shards), "final_z": 2, "z_reduction": rule}
+    ckpt = fit(tmp_path, CONFIG | {"model": model, "data": data})
+    seen = torch.load(ckpt, weights_only=True)["dynaclr_wds"]["shards"]["experiments"]["e0"]
+    assert (seen["read"], seen["shown"]) == ([2, 3, 14, 14], [2, 1, 12, 12])
+    assert predict("--ckpt", ckpt, "--out", "out.parquet", "--limit", 5) == 0
+    made = json.loads(pq.read_schema("out.parquet").metadata[b"dynaclr_wds"])
+    assert (made["final_z"], made["z_reduction"]) == (2, rule)
+
+
 # what is refused
 
 

@@ -11,12 +11,19 @@ from dynaclr_wds.contract import STATISTICS
 from dynaclr_wds.transforms import (
     Augment,
     BatchTransform,
+    CenterCrop,
     ChannelDropout,
     NormalizeSampled,
     RandomAdjustContrast,
     RandomAdjustIntensity,
-    RandomNoise,
     RandomAffineStack,
+    RandomBlur,
+    RandomCrop,
+    RandomElasticStack,
+    RandomInvert,
+    RandomNoise,
+    RandomSharpness,
+    RandomShiftZ,
     apply_center_crop,
     describe_channel_dropout,
 )
@@ -71,6 +78,15 @@ AUGMENTATIONS = [
     RandomAdjustContrast(),
     RandomNoise(),
     RandomAffineStack(tilt=(-10.0, 10.0), scale=(0.8, 1.2), translate=0.1),
+    RandomAffineStack(shear=(-5.0, 5.0), scale=((0.8, 1.2), (0.9, 1.1), (0.9, 1.1)), border="reflection"),
+    RandomInvert(),
+    RandomSharpness(),
+    RandomBlur(sigma_z=(0.0, 0.2)),
+    RandomShiftZ(),
+    RandomElasticStack(p=0.8),
+    RandomElasticStack(z_magnitude=(0.1, 0.5), border="border", p=0.8),
+    RandomCrop((2, None, 30)),
+    CenterCrop((None, 24, 24)),
 ]
 
 
@@ -232,14 +248,15 @@ def test_normalize_errors_name_what_is_there():
 
 def test_crop_keeps_the_centre():
     x = torch.arange(6.0 * 8).reshape(1, 1, 1, 6, 8)
-    assert apply_center_crop(x, (2, 4)).flatten().tolist() == [18, 19, 20, 21, 26, 27, 28, 29]
+    assert apply_center_crop(x, (None, 2, 4)).flatten().tolist() == [18, 19, 20, 21, 26, 27, 28, 29]
     for size in range(1, 7):  # the cell is at size // 2, odd or even
-        assert apply_center_crop(x, (size, size))[0, 0, 0, size // 2, size // 2] == x[0, 0, 0, 3, 4]
+        assert apply_center_crop(x, (None, size, size))[0, 0, 0, size // 2, size // 2] == x[0, 0, 0, 3, 4]
 
 
 def test_crop_refuses_to_grow():
-    with pytest.raises(ValueError, match=r"final_yx_patch_size=\(8, 4\) must be > 0 and at most the patch's \(6, 8\)"):
-        apply_center_crop(torch.zeros(1, 1, 1, 6, 8), (8, 4))
+    message = r"final size=\(None, 8, 4\) must be > 0 and at most the patch's \(Z, Y, X\) = \(1, 6, 8\)"
+    with pytest.raises(ValueError, match=message):
+        apply_center_crop(torch.zeros(1, 1, 1, 6, 8), (None, 8, 4), "final size")
 
 
 # augment: who shares a draw
@@ -423,7 +440,7 @@ def test_training_batch_is_float32_cropped_dropped_and_rid_of_statistics(dtype):
     transform = BatchTransform(
         [NormalizeSampled("fov")],
         [K.RandomAffine(10.0)],
-        final_yx_patch_size=(16, 20),
+        final_size=(None, 16, 20),
         channel_dropout=ChannelDropout([1], 1.0),
     )
     batch = make_batch(dtype=dtype)
@@ -441,7 +458,7 @@ def test_training_batch_is_float32_cropped_dropped_and_rid_of_statistics(dtype):
 
 def test_validation_batch_is_normalised_and_cropped_only():
     transform = BatchTransform(
-        [NormalizeSampled("fov")], AUGMENTATIONS, final_yx_patch_size=(16, 16), channel_dropout=ChannelDropout([1], 1.0)
+        [NormalizeSampled("fov")], AUGMENTATIONS, final_size=(None, 16, 16), channel_dropout=ChannelDropout([1], 1.0)
     )
     batch = make_batch(dtype=torch.float32)
     result = transform(batch, training=False)
@@ -480,10 +497,12 @@ KNOWN_TO_WAIT = {"RandomAffine3D", "RandomRotation3D"}
 @pytest.mark.parametrize("augmentation", AUGMENTATIONS, ids=lambda m: type(m).__name__)
 def test_nothing_waits_for_the_device(augmentation):
     """Meta tensors have no values: reading one (`.item()`, `if tensor`, a boolean index, a copy to the CPU) raises."""
-    transform = BatchTransform([NormalizeSampled("fov", channels=[0])], [augmentation], (16, 16), ChannelDropout([1]))
+    transform = BatchTransform(
+        [NormalizeSampled("fov", channels=[0])], [augmentation], (None, 16, 16), ChannelDropout([1])
+    )
     with Waits() as waits:
         result = transform.to("meta")(make_batch("meta"), training=True)
-    assert result["anchor"].shape == (B, C, Z, 16, 16)
+    assert result["anchor"].shape == (B, C, 2 if isinstance(augmentation, RandomCrop) else Z, 16, 16)
     assert bool(waits.seen) == (type(augmentation).__name__ in KNOWN_TO_WAIT)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -44,13 +44,15 @@ class MultiExperimentTripletDataset(Dataset[dict[str, Any]]):
         Check the checksum of each block before anything of it is read for the first time.
     store
         Where the bytes are; None = on a local disk, in the folder of the set.
+    channel_flags
+        What is true of which stored channel of each experiment (E, C); comes with every batch, for its samples.
 
     Notes
     -----
     A batch is a dict: `anchor`, `positive` (and `negative`): (B, C, Z, Y, X) tensors in the stored dtype (float32 if
     the experiments of a batch differ); `anchor_meta`, …: one dict per sample, made when looked at; `anchor_norm_meta`,
-    …: level → float32 (B, C, 8), the last axis as `contract.STATISTICS`. For prediction: `anchor`,
-    `anchor_norm_meta`, `index`.
+    …: level → float32 (B, C, 8), the last axis as `contract.STATISTICS`; with `channel_flags`, `anchor_channel_meta`,
+    …: name → bool (B, C). For prediction: `anchor`, `anchor_norm_meta`, `index`.
     """
 
     def __init__(
@@ -63,8 +65,10 @@ class MultiExperimentTripletDataset(Dataset[dict[str, Any]]):
         streaming: bool = False,
         verify_reads: bool = False,
         store: BlockStore | None = None,
+        channel_flags: Mapping[str, Bool[np.ndarray, "e c"]] | None = None,
     ) -> None:
         self.shards = shards
+        self.channel_flags = dict(channel_flags or {})
         self.table = table
         self.pinned = pinned
         self.streaming = streaming
@@ -165,11 +169,16 @@ class MultiExperimentTripletDataset(Dataset[dict[str, Any]]):
         self._reader.read(rows, array)
         observations = self.shards.arrays["patch_obs"][rows].astype(np.int64)
         statistics = level_statistics(self.shards, observations)
-        return {
+        batch = {
             name: tensor,
             f"{name}_meta": RowDicts(self.shards, observations),
             f"{name}_norm_meta": {level: torch.from_numpy(values) for level, values in statistics.items()},
         }
+        if self.channel_flags:
+            experiment = self.shards.fov_experiment[self.shards.arrays["obs_fov"][observations]]
+            flags = {flag: table[experiment, : shape[0]] for flag, table in self.channel_flags.items()}
+            batch[f"{name}_channel_meta"] = {flag: torch.from_numpy(values) for flag, values in flags.items()}
+        return batch
 
 
 def open_store(shards: ShardSet, *, ask: bool = True) -> BlockStore:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
@@ -105,7 +105,7 @@ def _describe_shards(data: MultiExperimentDataModule, shards: ShardSet) -> dict[
                 "channels": list(e.source_channel),
                 "stored": list(e.shape),
                 "read": list(crop.shape(e.shape)),
-                "shown": list(shown_shape(crop.shape(e.shape), data.final_yx_patch_size)),
+                "shown": list(shown_shape(crop.shape(e.shape), data)),
                 "held_out": e.name in data.val_experiments,
             }
             for e in shards.manifest.experiments
@@ -113,9 +113,28 @@ def _describe_shards(data: MultiExperimentDataModule, shards: ShardSet) -> dict[
     }
 
 
-def shown_shape(read: Shape, final_yx: tuple[int, int] | None) -> Shape:
+@runtime_checkable
+class LastSteps(Protocol):
+    """What gives patches their last shape, as DataModule and `settle.View` have it."""
+
+    @property
+    def final_yx_patch_size(self) -> tuple[int, int] | None:
+        """(Y, X) of the last crop."""
+
+    @property
+    def final_z(self) -> int | None:
+        """Slices that the last crop leaves."""
+
+    @property
+    def z_reduction(self) -> Mapping[str, Any] | None:
+        """How one slice is made of a stack."""
+
+
+def shown_shape(read: Shape, steps: LastSteps) -> Shape:
     """Return (C, Z, Y, X) as the network sees it, of a patch as it is read."""
-    return read if final_yx is None else (read[0], read[1], final_yx[0], final_yx[1])
+    height, width = steps.final_yx_patch_size or read[2:]
+    depth = 1 if steps.z_reduction is not None else steps.final_z or read[1]
+    return read[0], depth, height, width
 
 
 def warn_of_undescribed(module: ContrastiveModule) -> None:
@@ -148,7 +167,7 @@ def warn_of_other_data(module: ContrastiveModule, saved: Mapping[str, Any]) -> N
     data = module.trainer.datamodule  # type: ignore[attr-defined]
     if not isinstance(data, MultiExperimentDataModule) or not saved:
         return
-    for name in ("z_range", "yx_patch_size", "final_yx_patch_size", "normalizations"):
+    for name in ("z_range", "yx_patch_size", "final_yx_patch_size", "final_z", "z_reduction", "normalizations"):
         try:
             then, now = (_settled(name, arguments.get(name)) for arguments in (saved, data.hparams))
         except (NotDescribedError, ConfigError):  # can't be compared

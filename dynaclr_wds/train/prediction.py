@@ -89,6 +89,8 @@ def make_data(job: Job) -> MultiExperimentDataModule:
         z_range=job.view.z_range,
         yx_patch_size=job.view.yx_patch_size,
         final_yx_patch_size=job.view.final_yx_patch_size,
+        final_z=job.view.final_z,
+        z_reduction=None if job.view.z_reduction is None else dict(job.view.z_reduction),
         batch_size=asked.batch_size or int(trained["batch_size"]),
         num_workers=int(trained["num_workers"]) if asked.num_workers is None else asked.num_workers,
         normalizations=list(make_modules(trained.get("normalizations"), "normalizations")),
@@ -171,6 +173,8 @@ def describe_origin(job: Job) -> dict[str, Any]:
         "z_range": list(view.z_range or job.shards.z_range),
         "yx_patch_size": view.yx_patch_size,
         "final_yx_patch_size": view.final_yx_patch_size,
+        "final_z": view.final_z,
+        "z_reduction": view.z_reduction,
         "precision": job.asked.precision,
         "overridden": list(job.overridden),
     }

@@ -6,7 +6,7 @@ that shows both, or, where it can be done and is asked for (`override`), a note 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,9 @@ class View:
     z_range: Pair | None
     yx_patch_size: Pair | None
     final_yx_patch_size: Pair | None
+    final_z: int | None
+    """This and the next are always those of the training."""
+    z_reduction: Mapping[str, Any] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +133,7 @@ def settle_view(asked: Request, checkpoint: Checkpoint, differences: _Difference
             what = f"--{name} {given[0]} {given[1]}, but {checkpoint.path} was trained on {shown}"
             differences.add(what, "Leave the option out to embed as in training")
             settled[name] = given
-    return View(**settled)
+    return View(**settled, final_z=data.get("final_z"), z_reduction=data.get("z_reduction"))
 
 
 def open_shards(asked: Request, checkpoint: Checkpoint) -> ShardSet:
@@ -165,7 +168,7 @@ def check_seen(job: Job, differences: _Differences) -> None:
     crop = plan_crop(shards, view.z_range, view.yx_patch_size, job.asked.experiments)
     where = f"{job.checkpoint.path} was trained on"
     for e in job.experiments:
-        shape = shown_shape(crop.shape(e.shape), view.final_yx_patch_size)
+        shape = shown_shape(crop.shape(e.shape), view)
         known = sorted({s[:2] for s in seen.shown})
         if shape[:2] not in known:
             raise ConfigError(

@@ -30,10 +30,7 @@ class _Linear(NamedTuple):
     def __matmul__(self, other: _Linear) -> _Linear:
         columns = tuple(zip(*other.rows, strict=True))
         return _Linear(
-            tuple(
-                (_dot(row, columns[0]), _dot(row, columns[1]), _dot(row, columns[2]))  # type: ignore[arg-type]
-                for row in self.rows
-            )
+            tuple((_dot(row, columns[0]), _dot(row, columns[1]), _dot(row, columns[2])) for row in self.rows)
         )
 
     def invert(self) -> _Linear:
@@ -109,7 +106,7 @@ class RandomAffineStack(nn.Module):
         return torch.where(draw_gate(x, self.p), moved, x)
 
     def _sample_inverse(self, x: Float[Tensor, "b c z y x"]) -> tuple[_Linear, tuple[Tensor, Tensor]]:
-        """Draw the map from places of the result to places of the stack, in [-1, 1], and the shift, which comes first."""
+        """Draw the map from places of the result to places of the stack, both in [-1, 1], and the shift before it."""
 
         def draw(bounds: Range) -> Tensor:
             return torch.rand(x.shape[0], device=x.device, dtype=x.dtype) * (bounds[1] - bounds[0]) + bounds[0]

@@ -76,7 +76,8 @@ class NormalizeSampled(Described, nn.Module):
 
     def forward(self, x: Float32[Tensor, "b c z y x"], norm_meta: NormMeta) -> Float32[Tensor, "b c z y x"]:
         """Return the normalised copy of `x`."""
-        statistics = self._statistics(x, norm_meta)
+        check_channels(self, self.channels, x.shape[1])
+        statistics = pick_statistics(self, x, norm_meta, self.level)
         shift = statistics[:, :, STATISTICS.index(self.subtrahend)]
         scale = self._choose_divisor(statistics) + self.eps
         if self.channels is not None:
@@ -131,19 +132,13 @@ class NormalizeSampled(Described, nn.Module):
         -------
         None where no divisor is zero.
         """
-        places: dict[tuple[str, int, bool], int] = {}
-        for row, channel, constant in self.find_zero_divisors(statistics):
-            key = (row_experiments[self.level][row], channel, constant)
-            places[key] = places.get(key, 0) + 1
-        if not places:
+        found = self.find_zero_divisors(statistics)
+        if not found:
             return None
-        parts = [
-            f"channel {channel_names[experiment][channel]!r} of experiment {experiment!r} ({count} of level "
-            f"{self.level!r}: {'becomes 0, as std is 0 too' if constant else 'divided by std'})"
-            for (experiment, channel, constant), count in places.items()
-        ]
+        ends = "divided by std", "becomes 0, as std is 0 too"
+        places = describe_places(found, row_experiments[self.level], channel_names, self.level, ends)
         return (
-            f"NormalizeSampled: divisor {self.divisor!r} is 0 in {'; '.join(parts)}. "
+            f"NormalizeSampled: divisor {self.divisor!r} is 0 in {places}. "
             "Choose divisor: std, or another level, to treat all alike."
         )
 
@@ -156,28 +151,73 @@ class NormalizeSampled(Described, nn.Module):
         # `<=` and not `>`: a statistic that is not a number stays one
         return torch.where(divisor <= zero, torch.where(std <= zero, torch.inf, std), divisor)
 
-    def _statistics(self, x: Tensor, norm_meta: NormMeta) -> Tensor:
-        count = x.shape[1]
-        if self.channels is not None and not all(0 <= c < count for c in self.channels):
-            raise ValueError(
-                f"NormalizeSampled: channels={list(self.channels)}, but the data have {count} "
-                f"(allowed: 0 to {count - 1}). Name only those, or leave `channels` out for all."
-            )
-        if self.level not in norm_meta:
-            raise ValueError(
-                f"NormalizeSampled: level={self.level!r} is not among the statistics of the batch "
-                f"({', '.join(sorted(norm_meta)) or 'none'}). Choose one of them."
-            )
-        statistics = norm_meta[self.level]
-        expected = (x.shape[0], count, len(STATISTICS))
-        if tuple(statistics.shape) != expected:
-            raise ValueError(
-                f"NormalizeSampled: statistics of level {self.level!r} have shape {tuple(statistics.shape)}, "
-                f"but must have {expected}: (sample, channel, {', '.join(STATISTICS)})."
-            )
-        return statistics
-
     def extra_repr(self) -> str:
         """Say the settings in `print(module)`."""
         channels = "all" if self.channels is None else list(self.channels)
         return f"level={self.level}, ({self.subtrahend}, {self.divisor}), channels={channels}"
+
+
+def check_channels(owner: object, channels: Sequence[int] | None, count: int) -> None:
+    """Refuse channels that the data don't have."""
+    if channels is not None and not all(0 <= c < count for c in channels):
+        raise ValueError(
+            f"{type(owner).__name__}: channels={list(channels)}, but the data have {count} "
+            f"(allowed: 0 to {count - 1}). Name only those, or leave `channels` out for all."
+        )
+
+
+def pick_statistics(owner: object, x: Tensor, norm_meta: NormMeta, level: str) -> Float32[Tensor, "b c k"]:
+    """Return the statistics of one level.
+
+    Raises
+    ------
+    ValueError
+        They are not there, or of another shape than the patches need.
+    """
+    name = type(owner).__name__
+    if level not in norm_meta:
+        raise ValueError(
+            f"{name}: level={level!r} is not among the statistics of the batch "
+            f"({', '.join(sorted(norm_meta)) or 'none'}). Choose one of them."
+        )
+    statistics = norm_meta[level]
+    expected = (x.shape[0], x.shape[1], len(STATISTICS))
+    if tuple(statistics.shape) != expected:
+        raise ValueError(
+            f"{name}: statistics of level {level!r} have shape {tuple(statistics.shape)}, "
+            f"but must have {expected}: (sample, channel, {', '.join(STATISTICS)})."
+        )
+    return statistics
+
+
+def describe_places(
+    found: Sequence[ZeroDivisor],
+    row_experiments: Sequence[str],
+    channel_names: Mapping[str, Sequence[str]],
+    level: str,
+    ends: tuple[str, str],
+) -> str:
+    """Say in which channels of which experiments divisors are zero, and what becomes of them.
+
+    Parameters
+    ----------
+    found
+        Where they are.
+    row_experiments
+        Experiment of each row of the statistics.
+    channel_names
+        Experiment → names of its stored channels.
+    level
+        Of the statistics.
+    ends
+        What becomes of a channel, and of one that is constant.
+    """
+    places: dict[tuple[str, int, bool], int] = {}
+    for row, channel, constant in found:
+        key = (row_experiments[row], channel, constant)
+        places[key] = places.get(key, 0) + 1
+    return "; ".join(
+        f"channel {channel_names[experiment][channel]!r} of experiment {experiment!r} ({count} of level {level!r}: "
+        f"{ends[constant]})"
+        for (experiment, channel, constant), count in places.items()
+    )
