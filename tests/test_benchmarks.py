@@ -4,8 +4,10 @@ import dataclasses
 import gc
 
 import pytest
+import torch
 
-from benchmarks import loader, plan
+from benchmarks import gpu, loader, plan
+from benchmarks.kornia_chain import KorniaChain
 from dynaclr_wds.shardset import ShardSet
 from etl.simulate.__main__ import simulate_collection
 
@@ -45,3 +47,30 @@ def test_simulated_shards_have_the_size_asked_for(tmp_path, monkeypatch):
     monkeypatch.setattr(loader, "simulate_collection", simulate_less)
     shards = ShardSet.open(loader.make_shards(tmp_path, size=32, dtype="source", gib=0.001))
     assert {(e.shape, e.dtype) for e in shards.manifest.experiments} == {((2, 1, 32, 32), "<u2")}
+
+
+@pytest.mark.slow
+def test_gpu_benchmark_runs_on_a_cpu_and_names_every_part(shards, capsys):
+    small = ["--device", "cpu", "--batch_size", "4", "--steps", "1", "--threads", "1", "--final", "16"]
+    assert gpu.main([*small, "--shards", str(shards)]) == 0
+    out = capsys.readouterr().out
+    parts = ("copy", "normalise", "augment", "crop, drop", "encoder, loss, optimizer", gpu.KORNIA, "whole step")
+    assert all(f"\n{part} " in out for part in parts)
+    assert "Kornia, channel by channel, takes " in out
+    assert "The device computes " in out
+
+
+def test_busy_time_counts_overlapping_work_once():
+    assert gpu.share_busy([(0.0, 2.0), (1.0, 3.0), (1.5, 1.6), (6.0, 10.0)]) == 0.7  # 3 + 4 of 10
+
+
+@pytest.mark.parametrize("planes", [1, 3])
+def test_kornia_chain_moves_channels_alike(planes):
+    torch.manual_seed(0)
+    x = torch.rand(3, 1, planes, 16, 16).expand(3, 2, planes, 16, 16)
+    chain = KorniaChain(planes)
+    chain.intensity = torch.nn.ModuleList()
+    moved = chain(x)
+    assert moved.shape == x.shape
+    assert torch.equal(moved[:, 0], moved[:, 1])
+    assert not torch.equal(moved, x)
