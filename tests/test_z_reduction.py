@@ -15,8 +15,8 @@ from dynaclr_wds.read.crop import plan_crop
 from dynaclr_wds.read.dataset import MultiExperimentTripletDataset, list_observations
 from dynaclr_wds.shardset import ShardSet
 from dynaclr_wds.split import keep_experiments
-from dynaclr_wds.train.checkpoint_content import shown_shape
 from dynaclr_wds.transforms import BatchTransform, apply_z_reduction, plan_z_reduction
+from dynaclr_wds.transforms.batch import shown_shape
 from dynaclr_wds.transforms.z_reduction import find_kind, table_labelfree
 
 
@@ -53,6 +53,7 @@ TWO = (experiment("Phase3D", "raw GFP EX488 EM525-45"), experiment("mCherry", ma
         ("nuclei_prediction from Phase3D", "fluorescence"),
         ("viral_sensor", "fluorescence"),
         ("BFP", "fluorescence"),
+        ("Pol2", "fluorescence"),
         ("indicator", "fluorescence"),
     ],
 )

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
@@ -23,6 +23,7 @@ from dynaclr_wds.describe import NotDescribedError, describe, list_undescribed, 
 from dynaclr_wds.errors import CheckpointError, ConfigError
 from dynaclr_wds.read.crop import Shape, plan_crop
 from dynaclr_wds.shardset import ShardSet
+from dynaclr_wds.transforms.batch import shown_shape
 
 if TYPE_CHECKING:
     from dynaclr_wds.train.engine import ContrastiveModule
@@ -111,30 +112,6 @@ def _describe_shards(data: MultiExperimentDataModule, shards: ShardSet) -> dict[
             for e in shards.manifest.experiments
         },
     }
-
-
-@runtime_checkable
-class LastSteps(Protocol):
-    """What gives patches their last shape, as DataModule and `settle.View` have it."""
-
-    @property
-    def final_yx_patch_size(self) -> tuple[int, int] | None:
-        """(Y, X) of the last crop."""
-
-    @property
-    def final_z(self) -> int | None:
-        """Slices that the last crop leaves."""
-
-    @property
-    def z_reduction(self) -> Mapping[str, Any] | None:
-        """How one slice is made of a stack."""
-
-
-def shown_shape(read: Shape, steps: LastSteps) -> Shape:
-    """Return (C, Z, Y, X) as the network sees it, of a patch as it is read."""
-    height, width = steps.final_yx_patch_size or read[2:]
-    depth = 1 if steps.z_reduction is not None else steps.final_z or read[1]
-    return read[0], depth, height, width
 
 
 def warn_of_undescribed(module: ContrastiveModule) -> None:

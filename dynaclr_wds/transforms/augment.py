@@ -41,7 +41,10 @@ UNBOUNDED = frozenset(
 UNBOUNDED_WITHOUT_CLIP = frozenset({"RandomBrightness", "RandomContrast"})
 """Those that do not clamp when `clip_output` is false."""
 
-OWN = "RandomAdjustIntensity, RandomAdjustContrast, RandomNoise (dynaclr_wds.transforms)"
+OWN = (
+    "RandomAdjustIntensity, RandomAdjustContrast, RandomInvert, RandomBlur, RandomSharpness, RandomNoise "
+    "(dynaclr_wds.transforms)"
+)
 
 _KORNIA = (AugmentationBase2D, AugmentationBase3D)
 

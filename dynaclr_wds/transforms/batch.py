@@ -7,12 +7,13 @@ is needed on the host.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float32
 from torch import Tensor, nn
 
+from dynaclr_wds.read.crop import Shape
 from dynaclr_wds.transforms.augment import as_augmentation
 from dynaclr_wds.transforms.channel_dropout import ChannelDropout
 from dynaclr_wds.transforms.crop import apply_center_crop, parse_size
@@ -123,3 +124,27 @@ class BatchTransform(nn.Module):
                 "Give the dataset its channel_flags, or reduce_z=False."
             )
         return apply_z_reduction(x, channel_meta[MIP])
+
+
+@runtime_checkable
+class LastSteps(Protocol):
+    """What gives patches their last shape, as the DataModule and `train.settle.View` have it."""
+
+    @property
+    def final_yx_patch_size(self) -> tuple[int, int] | None:
+        """(Y, X) of the last crop."""
+
+    @property
+    def final_z(self) -> int | None:
+        """Slices that the last crop leaves."""
+
+    @property
+    def z_reduction(self) -> Mapping[str, Any] | None:
+        """How one slice is made of a stack."""
+
+
+def shown_shape(read: Shape, steps: LastSteps) -> Shape:
+    """Return (C, Z, Y, X) as the network sees it, of a patch as it is read."""
+    height, width = steps.final_yx_patch_size or read[2:]
+    depth = 1 if steps.z_reduction is not None else steps.final_z or read[1]
+    return read[0], depth, height, width

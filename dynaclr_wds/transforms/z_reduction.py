@@ -27,7 +27,7 @@ MIP = "mip"
 LABELFREE = "labelfree"
 """Key of `<key>_channel_meta`: whether a channel is label-free; (B, C)."""
 
-_LABELFREE = re.compile(r"phase|bright.?field|retardance|birefringence|(?<![a-z])(bf|dic|pol|phc)(?![a-z])", re.I)
+_LABELFREE = re.compile(r"phase|bright.?field|retardance|birefringence|(?<![a-z0-9])(bf|dic|pol|phc)(?![a-z0-9])", re.I)
 _STAINED = re.compile(r"prediction|virtual|vs_", re.I)
 
 
