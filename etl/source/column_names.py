@@ -14,9 +14,7 @@ import yaml
 
 from dynaclr_wds.errors import ConfigError
 from etl.source.track_formats import TableFile
-
-MICROMETRES = ("micron", "microns", "um", "µm", "μm", "micrometer", "micrometre")
-"""Units of TrackMate that are micrometres."""
+from etl.source.trackmate import name_unit
 
 _MOST_SHOWN = 40
 
@@ -123,7 +121,7 @@ def _advise(file: TableFile, required: Sequence[str], optional: Sequence[str], w
         return f"Rename it in the table, or say in {where} which column it is: `{key}: {{<your name>: {lost[0]}}}`."
     line = _write_yaml({key: {**named, **found}})
     if key == "columns" and any(
-        file.units.get(theirs) in MICROMETRES for theirs, ours in found.items() if ours in "yx"
+        name_unit(file.units.get(theirs, "")) == "um" for theirs, ours in found.items() if ours in "yx"
     ):
         line += " and `tracks_unit: um`"
     more = f" and add {lost}, for which no column looks right" if lost else ""
