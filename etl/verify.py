@@ -82,6 +82,7 @@ def _run(argv: Sequence[str]) -> int:
     import json
 
     from etl.run.progress import make_progress
+    from etl.suspicious.words import count_of
 
     progress = make_progress(arguments.quiet)
     found = verify(arguments.shards, quick=arguments.quick, workers=arguments.workers, progress=progress)
@@ -89,9 +90,7 @@ def _run(argv: Sequence[str]) -> int:
         print(json.dumps(dataclasses.asdict(finding)) if arguments.json else finding)
     if not arguments.quiet and not arguments.json:
         print(
-            f"{arguments.shards}: {len(found)} finding{'s' * (len(found) > 1)}."
-            if found
-            else f"{arguments.shards}: all is well."
+            f"{arguments.shards}: {count_of(len(found), 'finding')}." if found else f"{arguments.shards}: all is well."
         )
     return 1 if found else 0
 

@@ -123,8 +123,8 @@ def _without_labels(config: BuildConfig) -> Any:
 @pytest.mark.parametrize(
     ("content", "match"),
     [
-        (b"", r"is empty \(0 bytes\), but the first line must name the columns"),
-        (b"\xef\xbb\xbf\n\n", r"is empty \(5 bytes\)"),
+        (b"", r"is empty, but the first line must name the columns"),
+        (b"\xef\xbb\xbf\n\n", r"is empty, but"),
         (
             b"PK\x03\x04" + bytes(100),
             r"is an Excel workbook \(or another zip file\), not a text table\. Export it as CSV",

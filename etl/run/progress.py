@@ -24,7 +24,7 @@ from dynaclr_wds.contract import ExperimentRecord, Manifest
 from dynaclr_wds.suspicions import FactsRecord
 from dynaclr_wds.tau import least_tau
 from etl.run.executors import Advance
-from etl.suspicious.words import count_of, write_size
+from etl.suspicious.words import count_of, write_bytes, write_size
 
 EVERY_SECONDS = 15.0
 """Between two lines where there is no terminal."""
@@ -32,6 +32,9 @@ EVERY_SECONDS = 15.0
 
 class Progress:
     """Says nothing. What a build tells while it runs."""
+
+    found_up_to_date = False
+    """Whether the build found that there is nothing to do."""
 
     def say(self, text: str) -> None:
         """Tell something once."""
@@ -133,11 +136,12 @@ def make_progress(quiet: bool) -> Progress:
 def print_summary(manifest: Manifest) -> None:
     """Print what a shard set holds, partition by partition, and what was left out and why."""
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
-    table = Table(title=f"{sum(p.observations for p in manifest.partitions):,} cells as {_shape(manifest)} patches")
+    cells = count_of(sum(p.observations for p in manifest.partitions), "cell")
+    table = Table(title=f"{cells}; patches (C, Z, Y, X) of {_shape(manifest)}")
     for name in manifest.shard_by:
         table.add_column(name, overflow="fold")
     for name in _COUNTS:
-        table.add_column(name.replace("_", " "), justify="right")
+        table.add_column(_HEADINGS.get(name, name), justify="right")
     for partition in manifest.partitions:
         numbers = [f"{getattr(partition, name):,}" for name in _COUNTS]
         table.add_row(*(partition.labels[name] or "" for name in manifest.shard_by), *numbers)
@@ -207,8 +211,23 @@ def list_suspicious(manifest: Manifest) -> list[str]:
     return ["suspicious:", *(f"- {record.text}" for record in manifest.suspicious)] if manifest.suspicious else []
 
 
-_COUNTS = ("observations", "with_candidate", "lineages", "clips", "patches", "shards", "bytes")
+def describe_up_to_date(manifest: Manifest) -> list[str]:
+    """Say in one line what a set holds that needs no work, and in another how much of it is suspicious."""
+    counts = [
+        count_of(len(manifest.experiments), "experiment"),
+        count_of(sum(p.observations for p in manifest.partitions), "cell"),
+        count_of(sum(p.shards for p in manifest.partitions), "shard"),
+        write_bytes(sum(p.bytes for p in manifest.partitions)),
+    ]
+    lines = [f"up to date, nothing to do: {', '.join(counts)}."]
+    if manifest.suspicious:
+        found = count_of(len(manifest.suspicious), "suspicious finding")
+        lines.append(f"{found} about its data, as said when it was built; --json shows them again, and all counts.")
+    return lines
 
+
+_COUNTS = ("observations", "with_candidate", "lineages", "clips", "patches", "shards", "bytes")
+_HEADINGS = {"observations": "cells", "with_candidate": "with a positive", "patches": "stored patches"}
 
 _REASONS = {
     "outside_image": "cells whose centroid is outside the image",

@@ -42,6 +42,7 @@ from etl.source.experiments import BuildConfig
 from etl.source.plates import Plate
 from etl.suspicious.cells import check_anchors
 from etl.suspicious.report import make_report
+from etl.suspicious.words import count_of
 
 Sources = Mapping[tuple[str, str], SourceRecord]
 """(experiment, fov_name) → fingerprint."""
@@ -181,7 +182,7 @@ class Build:
         self._cut({key: job for key, job in cuts.jobs.items() if key in needed - is_cut})
         todo = [number for number in range(len(contents.paths)) if number not in packed]
         if packed:
-            self._progress.say(f"pack: {len(packed)} shards are kept, {len(todo)} are written")
+            self._progress.say(f"pack: {count_of(len(packed), 'shard')} kept, {count_of(len(todo), 'shard')} to write")
         packed |= self._write(contents, todo, earlier)
         return tuple(packed[number] for number in range(len(contents.paths)))
 

@@ -80,9 +80,7 @@ def find_layout(path: Path) -> TextLayout:
     encoding = _find_encoding(path, head)
     text = codecs.getincrementaldecoder(encoding)("replace").decode(head)
     if not text.strip():
-        raise ConfigError(
-            f"{path}: is empty, but the first line must name the columns. Write it again."
-        )
+        raise ConfigError(f"{path}: is empty, but the first line must name the columns. Write it again.")
     return _parse_head(path, encoding, text)
 
 

@@ -63,7 +63,8 @@ def find_gone_conditions(
         if not mine:
             why = f"the plate has no field of view in {named}"
         elif not rows:
-            why = f"there is no row in the {count_of(len(mine), 'track table')} of {named}"
+            where = "track table" if len(mine) == 1 else f"{len(mine):,} track tables"
+            why = f"there is no row in the {where} of {named}"
         else:
             why = f"all {count_of(rows, 'row')} of {named} were left out; the summary says why"
         yield suspicion(

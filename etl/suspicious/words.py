@@ -25,6 +25,16 @@ def write_size(size: Sequence[float]) -> str:
     return " x ".join(f"{value:g}" for value in (size[:1] if alike else size)) + " µm" * bool(size)
 
 
+def write_bytes(count: int) -> str:
+    """Write a number of bytes in the largest unit: `6.35 MB`."""
+    size = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"
+
+
 def list_some(names: Sequence[str], most: int = 4) -> str:
     """List the first few names, and say how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
