@@ -623,7 +623,10 @@ def test_the_command_says_what_is_drawn_and_nothing_of_sound_data(
     assert main([str(write_plates(tmp_path, scales=[scale])), "--out", str(tmp_path / "shards"), "--quiet"]) == 0
     assert capsys.readouterr().out == ""
     main([str(tmp_path / "experiments.yaml"), "--out", str(tmp_path / "shards")])
-    assert capsys.readouterr().out.splitlines()[-2:] == [
+    out = capsys.readouterr().out
+    assert "cells with a positive" in out
+    assert "candidate" not in out
+    assert out.splitlines()[-2:] == [
         "a: 30 minutes a frame, positives 1 to 2 frames later (0.5 to 1 h), pixels of 0.325 µm; 32 tracks, 0 "
         "divisions, 230 patches near the border moved into the image (by 7.87 px at most)",
         "nothing was dropped",

@@ -8,6 +8,7 @@ from math import sqrt
 
 from dynaclr_wds.errors import ConfigError
 from dynaclr_wds.tau import least_tau, tau_range_frames
+from dynaclr_wds.words import count_of
 from etl.configure.facts import ExperimentFacts
 from etl.configure.templates import Value
 
@@ -164,7 +165,7 @@ def _choose_dropout(facts: Sequence[ExperimentFacts]) -> Value:
 def describe(facts: Sequence[ExperimentFacts]) -> Mapping[str, str]:
     """Say per experiment what was found, and what a batch of the smallest size can't do with it."""
     return {
-        fact.name: f"{sum(fact.lineages.values()):,} lineages with a positive, {', '.join(fact.channels)}, "
+        fact.name: f"{count_of(sum(fact.lineages.values()), 'lineage')} with a positive, {', '.join(fact.channels)}, "
         f"{'x'.join(map(str, fact.shape))}, about {_write_bytes(fact.stored_bytes)}" + _warn_of_few_lineages(fact)
         for fact in facts
     }

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dynaclr_wds.errors import ConfigError
+from dynaclr_wds.words import count_of
 from etl.configure.choices import quote
 from etl.configure.templates import MARK, Value, fill_template
 from etl.source.plates import Fov, Plate, open_plate
@@ -68,7 +69,10 @@ def _describe_plate(plate: Plate, tracks: Path | None, folder: Path) -> Mapping[
     wells = [well for well in plate.wells if any(fov.well == well for fov in plate.fovs.values())]
     entry = {
         "name": Value(quote(name), "unique; embeddings and batches carry it"),
-        "data_path": Value(quote(_relative(path, folder)), f"{len(plate.fovs)} fields of view in {len(wells)} wells"),
+        "data_path": Value(
+            quote(_relative(path, folder)),
+            f"{count_of(len(plate.fovs), 'field')} of view in {count_of(len(wells), 'well')}",
+        ),
         "condition_wells": Value(
             "{all: [" + ", ".join(quote(well) for well in wells) + "]}",
             f"{MARK}: condition to wells, as {{uninfected: [A/1], infected: [A/2]}}",
