@@ -16,6 +16,7 @@ from dynaclr_wds.plan.batch import BatchPlan
 from dynaclr_wds.plan.config import SamplingConfig
 from dynaclr_wds.plan.index import PlanIndex
 from dynaclr_wds.plan.sampler import FlexibleBatchSampler
+from dynaclr_wds.plan.streaming.window import parse_window
 from dynaclr_wds.plan.validation import plan_validation
 from dynaclr_wds.read.crop import Crop, check_one_shape, plan_crop
 from dynaclr_wds.read.dataset import MultiExperimentTripletDataset, list_observations
@@ -25,6 +26,7 @@ from dynaclr_wds.split import check_experiments, keep_experiments, keep_fovs
 from dynaclr_wds.transforms.batch import BatchTransform
 from dynaclr_wds.transforms.channel_dropout import ChannelDropout, describe_channel_dropout
 from dynaclr_wds.transforms.normalize import NormalizeSampled
+from dynaclr_wds.words import count_of
 from dynaclr_wds.world import World, detect_world
 
 
@@ -92,7 +94,8 @@ class MultiExperimentDataModule(LightningDataModule):
         `row/col/fov` to leave out.
     window_bytes
         None: exact mode, every patch within reach on a local disk. Else streaming: most bytes of shards that are
-        resident at a time, over all ranks; shards are read from front to back.
+        resident at a time, over all ranks; shards are read from front to back. A number, or text such as `"64G"`, or
+        `"10%"` of the bytes of the blocks that training draws from; `setup` works it out.
     num_streams
         Streaming only: logical streams, a multiple of the number of ranks; None = 8, or the ranks if they are more.
     relax_lineages
@@ -149,7 +152,7 @@ class MultiExperimentDataModule(LightningDataModule):
         seed: int = 0,
         include_wells: list[str] | None = None,
         exclude_fovs: list[str] | None = None,
-        window_bytes: int | None = None,
+        window_bytes: int | str | None = None,
         num_streams: int | None = None,
         relax_lineages: bool = False,
         verify_reads: bool | None = None,
@@ -207,14 +210,16 @@ class MultiExperimentDataModule(LightningDataModule):
         self._state: Mapping[str, Any] | None = None
 
     def __repr__(self) -> str:
-        mode = "exact" if self.window_bytes is None else f"streaming in {self.window_bytes:,} bytes"
+        window = self.window_bytes if self.train_sampler is None else self.train_sampler.window_bytes
+        held = f"{window:,} bytes" if isinstance(window, int) else str(window)
+        mode = "exact" if window is None else f"streaming in {held}"
         what = repr(self.shards) if self.shard_set is None else repr(self.shard_set)
         count = len(self.val_experiments)
-        held_out = f"{count} experiment{'s' * (count != 1)} for validation"
+        held_out = f"{count_of(count, 'experiment')} for validation"
         if self.train_sampler is not None:
-            mode = f"{len(self.train_sampler.index.row):,} anchors for training, {mode}"
+            mode = f"{count_of(len(self.train_sampler.index.row), 'anchor')} for training, {mode}"
         if self.val_dataset is not None:
-            held_out = f"{len(self.val_dataset):,} anchors of {held_out}"
+            held_out = f"{count_of(len(self.val_dataset), 'anchor')} of {held_out}"
         return f"MultiExperimentDataModule({what}, {mode}, batches of {self.batch_size}, {held_out})"
 
     def __str__(self) -> str:  # Lightning's own lists loaders in four lines
@@ -310,10 +315,10 @@ class MultiExperimentDataModule(LightningDataModule):
             config,
             rank=world.rank,
             world_size=world.size,
-            window_bytes=self.window_bytes,
+            window_bytes=parse_window(self.window_bytes, index.stored_bytes),
             num_streams=self.num_streams,
         )
-        self.train_dataset = self._dataset(crop, None, streaming=self.window_bytes is not None)
+        self.train_dataset = self._dataset(crop, None, streaming=self.train_sampler.window_bytes is not None)
         if self.cache_pool_bytes:
             warmed = self.train_dataset.warm(index, self.cache_pool_bytes)
             rank_zero_info(f"Read {warmed / 2**20:,.0f} MiB of shards into the page cache.")

@@ -24,6 +24,7 @@ from dynaclr_wds.manifest_checks import parse_manifest
 from dynaclr_wds.plan.columns import CodeBook, ExperimentClock, PlanColumns
 from dynaclr_wds.plan.index import PlanIndex, plan_index
 from dynaclr_wds.split import check_experiments, keep_fovs
+from dynaclr_wds.words import count_of
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -39,9 +40,10 @@ class ShardSet:
         m = self.manifest
         samples, size = len(self.arrays["obs_fov"]), sum(s.bytes for s in m.shards)
         shapes = sorted({"x".join(map(str, e.shape)) + f" {np.dtype(e.dtype).name}" for e in m.experiments})
+        experiments = count_of(len(m.experiments), "experiment")
         return (
-            f"ShardSet({str(self.root)!r}, {len(m.experiments)} experiments, {samples:,} samples of "
-            f"{' or '.join(shapes)}, {len(m.shards)} shards, {size / 2**30:.2f} GiB)"
+            f"ShardSet({str(self.root)!r}, {experiments}, {count_of(samples, 'sample')} of "
+            f"{' or '.join(shapes)}, {count_of(len(m.shards), 'shard')}, {size / 2**30:.2f} GiB)"
         )
 
     @classmethod

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from dynaclr_wds.local_paths import parse_local_path, refuse_url
 from dynaclr_wds.program import CommandParser, called_as, run_command
+from dynaclr_wds.words import count_of
 
 if TYPE_CHECKING:
     from etl.pack.read_back import Finding
@@ -82,7 +83,6 @@ def _run(argv: Sequence[str]) -> int:
     import json
 
     from etl.run.progress import make_progress
-    from etl.suspicious.words import count_of
 
     progress = make_progress(arguments.quiet)
     found = verify(arguments.shards, quick=arguments.quick, workers=arguments.workers, progress=progress)

@@ -259,7 +259,7 @@ def test_a_training_ends_with_where_its_checkpoints_are_and_how_to_embed(monkeyp
     assert command.main(["fit", "-c", "fit.yaml", *QUIET]) == 0
     kept = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)["callbacks"]["TrainingCheckpoint"]
     assert capsys.readouterr().out.endswith(
-        "\nFinished: 1 epochs, 3 steps.\n"
+        "\nFinished: 1 epoch, 3 steps.\n"
         f"Best checkpoint: checkpoints/epoch=0-step=3.ckpt (loss/val {float(kept['best_model_score']):.4g})\n"
         "Last checkpoint: checkpoints/last.ckpt\n"
         "Embed with:\n"
@@ -275,7 +275,7 @@ def test_a_training_that_fails_says_from_where_it_can_go_on(monkeypatch, tmp_pat
     assert command.main(given) == 2
     again = shlex.join(["python", "-m", "dynaclr_wds", *given, "--ckpt_path", "checkpoints/last.ckpt"])
     *_, what, last, go_on = capsys.readouterr().err.splitlines()
-    assert what.startswith("error: The loss is nan in step 2 (epoch 0, batch 1 of the epoch), so training stopped.")
+    assert what.startswith("error: The loss is nan in step 2 (epoch 1, batch 2 of the epoch), so training stopped.")
     assert [last, go_on] == ["The last checkpoint is checkpoints/last.ckpt. Go on from it with:", f"  {again}"]
 
 
@@ -285,7 +285,7 @@ def test_a_training_without_checkpoints_is_left_without(monkeypatch, tmp_path, c
     (tmp_path / "fit.yaml").write_text(FLAT)
     assert command.main(["fit", "-c", "fit.yaml", *QUIET, "--trainer.enable_checkpointing=false"]) == 0
     assert list(tmp_path.rglob("*.ckpt")) == []
-    assert capsys.readouterr().out.endswith("Finished: 1 epochs, 3 steps.\nNo checkpoint was saved.\n")
+    assert capsys.readouterr().out.endswith("Finished: 1 epoch, 3 steps.\nNo checkpoint was saved.\n")
 
 
 @pytest.mark.parametrize(

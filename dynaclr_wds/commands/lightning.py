@@ -17,11 +17,11 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_warn
 
-from dynaclr_wds.commands.going_on import describe_end, describe_failure, describe_stop
+from dynaclr_wds.commands.going_on import describe_end, describe_failure, describe_run, describe_stop
 from dynaclr_wds.commands.quiet import quiet_libraries
 from dynaclr_wds.config_errors import Asked, explain_mistake
 from dynaclr_wds.datamodule import MultiExperimentDataModule
-from dynaclr_wds.errors import ConfigError
+from dynaclr_wds.errors import ConfigError, WindowError
 from dynaclr_wds.program import called_as, explain_error
 from dynaclr_wds.train.checkpoints import TrainingCheckpoint
 from dynaclr_wds.train.engine import ContrastiveModule
@@ -31,8 +31,8 @@ from dynaclr_wds.train.plan_verdict import PlanVerdict
 from dynaclr_wds.train.progress import choose_progress
 from dynaclr_wds.train.stop_signals import Stopped
 
-TRAINER_DEFAULTS: dict[str, Any] = {"use_distributed_sampler": False}
-"""The sampler deals batches to ranks itself; Lightning must not deal them out again."""
+TRAINER_DEFAULTS: dict[str, Any] = {"use_distributed_sampler": False, "enable_model_summary": False}
+"""The sampler deals batches to ranks itself; Lightning must not deal them out again. Our line replaces its summary."""
 
 DESCRIPTIONS = {
     "fit": "Train, validate after every epoch, keep checkpoints. --ckpt_path resumes, in the middle of an epoch too.",
@@ -88,19 +88,27 @@ class DynaCLRCommand(LightningCLI):
         parser.add_lightning_class_args(FiniteLoss, "finite_loss")
         parser.add_lightning_class_args(TrainingCheckpoint, "checkpoint")
 
+    def before_fit(self) -> None:
+        """Say what is trained, and where."""
+        self._say(describe_run("Training", self.trainer, self.model))
+
+    def before_validate(self) -> None:
+        """Say what is validated, and where."""
+        self._say(describe_run("Validating", self.trainer, self.model))
+
     def fit(self, model: LightningModule, **kwargs: Any) -> None:
         """Train, and say last how to go on."""
         try:
             self.trainer.fit(model, **kwargs)
         except Stopped as stopped:
             stopped.said = True
-            self._say(describe_stop(stopped, self.trainer, self.given))
+            self._say("\n" + describe_stop(stopped, self.trainer, self.given))
             raise
         except Exception as error:
             if hint := describe_failure(self.trainer, self.given):
                 error.add_note(hint)
             raise
-        self._say(describe_end(self.trainer))
+        self._say("\n" + describe_end(self.trainer))
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         if config.get("enable_checkpointing") is False:
@@ -112,7 +120,7 @@ class DynaCLRCommand(LightningCLI):
 
     def _say(self, text: str) -> None:
         if self.trainer.is_global_zero:
-            print(f"\n{text}", flush=True)
+            print(text, flush=True)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; explain mistakes in a few lines, and say so where a config sets what the link overrules."""
@@ -176,6 +184,8 @@ def run_lightning(argv: Sequence[str]) -> DynaCLRCommand:
     quiet_libraries()
     try:
         return _make_command(argv)
+    except WindowError as error:
+        raise ConfigError(error.spell("--data.")) from error
     except MisconfigurationException as error:
         raise ConfigError(str(error)) from error
 

@@ -6,14 +6,26 @@ Each is named by its module and its beginning, so that whatever else these libra
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 
 _INFO = (
     "💡 Tip: For seamless cloud",
     "TPU available: False",
+    "GPU available: ",  # `describe_run` and `describe_job` say what is used
+    "`Trainer.fit` stopped: `max_epochs=",  # the last lines say how far it came
+    "`Trainer.fit` stopped: `max_steps=",
+    "Seed set to ",
+    "LOCAL_RANK: ",
     "Loading `train_dataloader` to estimate number of stepping batches.",
 )
-"""Beginnings of what Lightning logs through `rank_zero_info`."""
+"""Beginnings of what Lightning logs."""
+
+_LOGGERS = (
+    "lightning.pytorch.utilities.rank_zero",
+    "lightning.fabric.utilities.seed",
+    "lightning.pytorch.accelerators.cuda",
+)
 
 _WARNINGS: tuple[tuple[str, type[Warning], str], ...] = (
     # Lightning 2.6 uses a check that torch 2.13 deprecates
@@ -28,10 +40,11 @@ _WARNINGS: tuple[tuple[str, type[Warning], str], ...] = (
 
 def quiet_libraries() -> None:
     """Leave these messages out from now on, in this process."""
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_says_something)
+    for name in _LOGGERS:
+        logging.getLogger(name).addFilter(_says_something)
     for message, category, module in _WARNINGS:
         warnings.filterwarnings("ignore", message=message, category=category, module=module)
 
 
 def _says_something(record: logging.LogRecord) -> bool:
-    return not str(record.msg).startswith(_INFO)
+    return not re.sub(r"^\[rank: \d+\] ", "", str(record.msg)).startswith(_INFO)

@@ -17,6 +17,7 @@ from dynaclr_wds.errors import ConfigError
 from dynaclr_wds.plan.columns import CodeBook, ExperimentClock, PatchRow, PlanColumns, SampleIndex
 from dynaclr_wds.plan.strata import find_strata, follows_from_partitions, has_candidate
 from dynaclr_wds.tau import check_tau_range, tau_range_frames
+from dynaclr_wds.words import count_of
 
 
 def join_values(values: Sequence[str | None]) -> str:
@@ -86,10 +87,10 @@ class PlanIndex:
     def __repr__(self) -> str:
         """Say how much there is, in one line."""
         experiments = len({s.experiment for s in self.strata})
-        by = ", ".join(dict.fromkeys((*self.batch_group_by, *self.stratify_by)))
-        return (
-            f"PlanIndex({len(self.row):,} anchors in {len(self.strata)} strata of {experiments} experiments, by {by})"
-        )
+        by = " and ".join(dict.fromkeys((*self.batch_group_by, *self.stratify_by)))
+        strata = count_of(len(self.strata), "combination")
+        anchors = count_of(len(self.row), "anchor")
+        return f"PlanIndex({anchors} of {count_of(experiments, 'experiment')}, in {strata} of {by})"
 
     @property
     def group_label(self) -> str:

@@ -23,6 +23,7 @@ from dynaclr_wds.read.patches import PatchReader, level_statistics
 from dynaclr_wds.read.prefetch import BlockWindow
 from dynaclr_wds.shardset import ShardSet
 from dynaclr_wds.store import BlockStore
+from dynaclr_wds.words import count_of
 
 
 class MultiExperimentTripletDataset(Dataset[dict[str, Any]]):
@@ -85,7 +86,7 @@ class MultiExperimentTripletDataset(Dataset[dict[str, Any]]):
     def __repr__(self) -> str:
         what = "streaming" if self.streaming else "by plan"
         if self.table is not None:
-            what = f"{len(self.table) - self._gaps:,} samples in sequence"
+            what = f"{count_of(len(self.table) - self._gaps, 'sample')} in sequence"
         return f"MultiExperimentTripletDataset({what}, verify_reads={self._reader.verify}, {self.shards!r})"
 
     def __getitem__(self, number: int) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from dynaclr_wds.shardset import ShardSet
+from dynaclr_wds.words import count_of
 
 _COLUMNS = ("track_id", "t", "id", "parent_track_id", "parent_id", "z", "y", "x")
 
@@ -34,7 +35,7 @@ class RowDicts:
         return (self._describe(int(o)) for o in self.observations)
 
     def __repr__(self) -> str:
-        return f"RowDicts({len(self)} observations)"
+        return f"RowDicts({count_of(len(self), 'observation')})"
 
     def glance(self, place: int) -> dict[str, Any]:
         """Return an identity without `lineage_id`, so that no table is read for it."""

@@ -27,6 +27,7 @@ from dynaclr_wds.train.embeddings import EmbeddingWriter
 from dynaclr_wds.train.engine import ContrastiveModule
 from dynaclr_wds.train.progress import choose_progress
 from dynaclr_wds.train.settle import Job, Request, settle
+from dynaclr_wds.words import count_of
 
 _WITH_WRITER = "call Trainer.predict with dynaclr_wds.train.EmbeddingWriter"
 
@@ -180,8 +181,8 @@ def describe_job(job: Job, cells: int, trainer: Trainer) -> str:
     """Say what is going to be done."""
     checkpoint = job.checkpoint
     first = (
-        f"Embedding {cells:,} cells of {len(job.experiments)} experiments in {job.shards.root} with {checkpoint.path} "
-        f"(epoch {checkpoint.epoch}, step {checkpoint.step:,}) on {trainer.world_size} × "
+        f"Embedding {count_of(cells, 'cell')} of {count_of(len(job.experiments), 'experiment')} in {job.shards.root} "
+        f"with {checkpoint.path} (epoch {checkpoint.epoch + 1}, step {checkpoint.step:,}) on {trainer.world_size} × "
         f"{trainer.strategy.root_device.type}."
     )
     return "\n".join([first, *(f"Overridden: {what}." for what in job.overridden)])

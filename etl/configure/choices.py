@@ -8,9 +8,10 @@ from math import sqrt
 
 from dynaclr_wds.errors import ConfigError
 from dynaclr_wds.tau import least_tau, tau_range_frames
+from dynaclr_wds.words import count_of
 from etl.configure.facts import ExperimentFacts
 from etl.configure.templates import Value
-from etl.suspicious.words import count_of, write_bytes
+from etl.suspicious.words import write_bytes
 
 MOST_SAMPLES, LEAST_SAMPLES = 256, 8
 """Of a batch."""

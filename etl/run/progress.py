@@ -23,8 +23,9 @@ from rich.table import Table
 from dynaclr_wds.contract import ExperimentRecord, Manifest
 from dynaclr_wds.suspicions import FactsRecord
 from dynaclr_wds.tau import least_tau
+from dynaclr_wds.words import count_of
 from etl.run.executors import Advance
-from etl.suspicious.words import count_of, write_bytes, write_size
+from etl.suspicious.words import write_bytes, write_size
 
 EVERY_SECONDS = 15.0
 """Between two lines where there is no terminal."""
@@ -187,8 +188,10 @@ def _describe_scales(experiment: ExperimentRecord) -> str:
     low = int(least_tau(low))
     size = write_size([value for value in experiment.pixel_size_um if value is not None])
     pixel = f"pixels of {size}" if size else "pixel size unknown"
-    drawn = f"{low * minutes / 60:.3g} to {high * minutes / 60:.3g} h"
-    return f"{minutes:g} minutes a frame, positives {low} to {high} frames later ({drawn}), {pixel}"
+    least, most = f"{low * minutes / 60:.3g}", f"{high * minutes / 60:.3g}"
+    drawn = f"{least} to {most} h" if low < high else f"{least} h"
+    later = f"{low} to {high} frames" if low < high else count_of(low, "frame")
+    return f"{minutes:g} minutes a frame, positives {later} later ({drawn}), {pixel}"
 
 
 def _describe_tracks(facts: FactsRecord) -> str:
@@ -245,13 +248,21 @@ def summarize_dropped(manifest: Manifest) -> list[str]:
     if manifest.config.get("on_nan") == "zero":
         kept["nan_pixels"] = "cells whose patch had NaN or infinite pixels, which are 0 now"
     lines = [
-        f"{'kept in' if reason in kept else 'dropped from'} {experiment}: {count:,} "
-        f"{kept.get(reason) or _REASONS.get(reason, reason)} ({reason})"
+        f"{'kept in' if reason in kept else 'dropped from'} {experiment}: "
+        f"{_describe_reason(count, kept.get(reason) or _REASONS.get(reason, reason))} ({reason})"
         for experiment, reasons in manifest.dropped.items()
         for reason, count in sorted(reasons.items())
         if count and reason != "candidates_dropped"  # of large lineages, always: every cell keeps its own line
     ]
     return lines or ["nothing was dropped"]
+
+
+def _describe_reason(count: int, text: str) -> str:
+    """Put the number before a reason, whose first word and its verbs are plural."""
+    if count != 1:
+        return f"{count:,} {text}"
+    text = text.replace("cells", "cell", 1).replace("spots", "spot", 1).replace("their", "its", 1)
+    return f"1 {text.replace('that are', 'that is', 1)}"
 
 
 def _shape(manifest: Manifest) -> str:

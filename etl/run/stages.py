@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from dynaclr_wds.contract import Manifest, SourceRecord
+from dynaclr_wds.words import count_of
 from etl.cut.frames import CutJob, FovCut, cut_fov
 from etl.cut.intensities import ExperimentStatistics, plan_experiment_statistics, plan_intensities
 from etl.index import Index, drop_observations
@@ -42,7 +43,6 @@ from etl.source.experiments import BuildConfig
 from etl.source.plates import Plate
 from etl.suspicious.cells import check_anchors
 from etl.suspicious.report import make_report
-from etl.suspicious.words import count_of
 
 Sources = Mapping[tuple[str, str], SourceRecord]
 """(experiment, fov_name) → fingerprint."""

@@ -29,6 +29,7 @@ from dynaclr_wds.errors import ConfigError
 from dynaclr_wds.files import write_whole
 from dynaclr_wds.local_paths import refuse_url
 from dynaclr_wds.program import called_as, run_command
+from dynaclr_wds.words import count_of
 from etl.simulate.colony import sample_frames
 from etl.simulate.design import CONDITIONS, ExperimentDesign, SimulationConfig, plan_experiment
 from etl.simulate.render import render_frame, sample_scenery
@@ -42,7 +43,6 @@ from etl.simulate.write import (
     write_plate,
     write_tracks,
 )
-from etl.suspicious.words import count_of
 
 __all__ = ["SimulationConfig", "main", "simulate_collection"]
 

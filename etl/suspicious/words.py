@@ -14,11 +14,6 @@ def suspicion(code: str, experiment: str | None, place: str | None, count: int, 
     return SuspicionRecord(code=code, experiment=experiment, place=place, count=count, text=line)
 
 
-def count_of(number: int, noun: str, plural: str | None = None) -> str:
-    """Write a number and what it counts: `1 track`, `1,200 tracks`."""
-    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
-
-
 def write_size(size: Sequence[float]) -> str:
     """Write a pixel size in micrometres: one number where y and x are alike, else all; empty where it is not known."""
     alike = len(size) == 2 and size[0] == size[1]

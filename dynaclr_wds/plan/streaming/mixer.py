@@ -13,18 +13,19 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int64
 
-from dynaclr_wds.errors import ConfigError
+from dynaclr_wds.errors import WindowError
 from dynaclr_wds.plan.compose.leak import plan_leaks
 from dynaclr_wds.plan.compose.quotas import largest_remainder
 from dynaclr_wds.plan.compose.schedule import Group, plan_batch_counts, plan_groups, plan_schedule, split_by_weight
 from dynaclr_wds.plan.config import SamplingConfig
 from dynaclr_wds.plan.index import PlanIndex, Stratum
 from dynaclr_wds.plan.rng import Tag, make_generator
-from dynaclr_wds.plan.streaming.needs import Needs, plan_active, plan_needs
+from dynaclr_wds.plan.streaming.needs import Needs, plan_needs
 from dynaclr_wds.plan.streaming.partition import Part, check_blocks, plan_streams
 from dynaclr_wds.plan.streaming.planner import StreamEpoch, batches_per_round
 from dynaclr_wds.plan.streaming.residency import ResidentPool, plan_blocks, plan_queue, plan_stays
 from dynaclr_wds.plan.streaming.rotation import Lanes, plan_lanes
+from dynaclr_wds.plan.streaming.window import Way, Window, plan_active
 
 _ROUND_SHARE = 0.25  # a round draws at most this share of the resident blocks
 _AHEAD = 2  # rounds that may be reading ahead at a time
@@ -62,7 +63,8 @@ class Mixer:
         groups = plan_groups(index, index.sizes, config)
         self.batches = int(plan_batch_counts(groups, index.sizes // num_streams, config).sum())
         self._needs = plan_needs(index, groups, config, num_streams)
-        self.active = plan_active(index, groups, self._needs, config, window_bytes, num_streams)
+        self._window = Window(index=index, groups=groups, config=config, bytes=window_bytes, num_streams=num_streams)
+        self.active = plan_active(self._window, self._needs)
         self._all_fits = self._needs.total_bytes <= self.share_bytes
         self._budget: float | None = None  # bytes of a group that the first stream of the first epoch found
         self._parts: tuple[int, list[list[Part]]] | None = None
@@ -95,11 +97,11 @@ class Mixer:
             before = peak
             budget *= _AIM / use if use > 1 else min(_AIM / use, 2.0) ** 0.5
         if best is None:
-            raise ConfigError(
-                f"window_bytes={self.share_bytes * self.num_streams:,} bytes: the rounds of one stream need "
-                f"{peak:,} at a time, its share is {self.share_bytes:,}. "
-                f"Give window_bytes={peak * self.num_streams:,}, or fewer num_streams."
-            )
+            problem = f"One stream needs {peak:,} bytes at a time, and its share is {self.share_bytes:,}."
+            ways: list[Way] = [({"window_bytes": peak * self.num_streams}, "")]
+            if self.num_streams > 1:
+                ways.append(({"num_streams": self.num_streams // 2}, "must be a multiple of the ranks"))
+            raise WindowError(self._window.bytes, problem, ways)
         return best
 
     def _first_budget(self, first: bool, groups: int) -> float:
