@@ -397,7 +397,7 @@ def test_validation_as_trained_says_nothing(shards, ckpt, capsys):
 def test_a_file_that_is_there_is_not_replaced_unasked(ckpt, capsys):
     Path("out.parquet").write_text("precious")
     said = refusal(capsys, "--ckpt", "not looked at", "--out", "out.parquet")
-    assert "out.parquet: is there already. Give another name, or --overwrite" in said
+    assert "out.parquet: is there already. Give another name, or --overwrite to replace it." in said
     assert Path("out.parquet").read_text() == "precious"
     assert predict("--ckpt", ckpt, "--out", "out.parquet", "--limit", 3, "--overwrite") == 0
     assert len(pq.read_table("out.parquet")) == 3
