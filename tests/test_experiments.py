@@ -148,7 +148,7 @@ BAD_EXPERIMENTS = [
     ),
     (
         {"intervall_minutes": 5},
-        r"experiments\[1\]: unknown key 'intervall_minutes'\. Did you mean 'interval_minutes'\? Allowed are annotation_",
+        r"experiments\[1\]: unknown key 'intervall_minutes'\. Did you mean 'interval_minutes'\? Allowed are annot",
     ),
     ({"written": {}}, r"unknown key 'written'\. Remove it\. Allowed are "),
     (
@@ -243,7 +243,10 @@ def test_wrong_option_is_an_error_from_the_yaml_and_from_outside(
         ("experiments: []", r"experiments=\[\] must be a list of at least one experiment"),
         ("experiments: 3", r"experiments=3 must be a list"),
         ("experiments: [3]", r"experiments\[0\]=3 must be a mapping"),
-        ("experiment: []", r"unknown key 'experiment'\. Did you mean 'experiments'\? Allowed are experiments, shards\."),
+        (
+            "experiment: []",
+            r"unknown key 'experiment'\. Did you mean 'experiments'\? Allowed are experiments, shards\.",
+        ),
         ("a: [", r"expected the node content.*in line 1, column 5\). Correct it\."),
         ("experiments: *gone", r"can't be read as YAML \(found undefined alias 'gone'"),
         ("experiments: &a [*a]", r"a value contains itself \(line 1\)\. Remove the alias"),

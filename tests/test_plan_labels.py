@@ -149,9 +149,13 @@ def test_a_narrower_tau_range_leaves_those_without_a_positive_out():
 def test_a_label_that_is_not_there_is_named_with_its_setting_and_the_way_to_add_it():
     with pytest.raises(ValueError, match=r"^stratify_by names \['stain'\], .* Their labels are \['condition', 'experi"):
         make_index(Synthetic(stratify_by=("condition", "stain")))
-    with pytest.raises(ValueError, match=r"^batch_group_by names \['dye'\] and stratify_by names \['stain'\], which the"):
+    with pytest.raises(
+        ValueError, match=r"^batch_group_by names \['dye'\] and stratify_by names \['stain'\], which the"
+    ):
         make_index(Synthetic(batch_group_by=("dye",), stratify_by=("stain",)))
-    with pytest.raises(ValueError, match=r"give it in experiments\.yaml \(labels, well_labels or label_columns\) and build"):
+    with pytest.raises(
+        ValueError, match=r"give it in experiments\.yaml \(labels, well_labels or label_columns\) and build"
+    ):
         make_index(Synthetic(batch_group_by=("dye",)))
 
 

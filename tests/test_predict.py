@@ -25,6 +25,7 @@ from torch import nn
 
 from dynaclr_wds import ContrastiveModule, ShardSet
 from dynaclr_wds import __main__ as command
+from dynaclr_wds.commands.lightning import describe_overruled
 from dynaclr_wds.contract import STATISTICS
 from dynaclr_wds.read.crop import Crop
 from dynaclr_wds.read.dataset import open_store
@@ -372,16 +373,29 @@ def test_validation_says_where_config_and_checkpoint_differ(shards, ckpt):
     data = CONFIG["data"] | {"shards": str(shards), "final_yx_patch_size": [10, 10]}
     Path("own.yaml").write_text(yaml.safe_dump(CONFIG | {"data": data, "model": CONFIG["model"] | {"lr": 0.3}}))
     with (
-        pytest.warns(UserWarning, match="checkpoint was trained with") as told,
+        pytest.warns(UserWarning, match="heckpoint") as told,
         pytest.raises(RuntimeError, match="mat1 and mat2"),
     ):
         command.main(["validate", "-c", "own.yaml", "--ckpt_path", str(ckpt)])
     said = {str(one.message) for one in told}
     assert said >= {
-        "model.lr=0.3 is not used: the checkpoint was trained with 0.05.",
+        "The checkpoint decides, not config and options: model.lr is 0.05 as in training, not 0.3 as asked.",
         "data.final_yx_patch_size=[10, 10], but the checkpoint was trained with [12, 12]. Make sure that you mean it.",
     }
-    assert len([one for one in said if "checkpoint was trained with" in one]) == 2
+    assert len([one for one in said if "heckpoint" in one]) == 2
+
+
+def test_an_overruled_argument_of_a_class_is_told_by_its_path():
+    used = {"lr": 0.1, "encoder": {"class_path": "a.Net", "init_args": {"depth": 10, "width": 4}}, "loss": None}
+    other = {"class_path": "a.Net", "init_args": {"depth": 18, "width": 4}}
+    assert describe_overruled({"lr": 0.1, "encoder": other}, used, "model.") == [
+        "model.encoder.init_args.depth is 10 as in training, not 18 as asked"
+    ]
+    other = {"class_path": "b.Net", "init_args": {"depth": 18}}
+    assert describe_overruled({"encoder": other, "loss": {"class_path": "c.Loss"}}, used, "model.") == [
+        "model.encoder.class_path is a.Net as in training, not b.Net as asked",
+        "model.loss is None as in training, not {'class_path': 'c.Loss'} as asked",
+    ]
 
 
 @pytest.mark.filterwarnings("ignore:The dirpath has changed:UserWarning")
