@@ -365,7 +365,9 @@ def test_groups_and_strata_are_of_any_labels(shards, window_bytes):
 
 
 def test_a_label_that_is_not_there_is_named(shards):
-    with pytest.raises(ValueError, match=r"name \['stain'\], .*Its labels are \['condition', 'experiment', 'well'\]"):
+    with pytest.raises(
+        ValueError, match=r"names \['stain'\], .*Their labels are \['condition', 'experiment', 'well'\]"
+    ):
         ready(shards, stratify_by=["stain"])
 
 

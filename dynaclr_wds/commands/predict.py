@@ -97,7 +97,7 @@ def _predict(given: dict[str, object]) -> Written | None:
     out = Path(str(given["out"]))
     if out.suffix != ".parquet":
         raise ValueError(f"--out {out}: must end in .parquet, which is what is written. Give such a name.")
-    check_new_file(out, overwrite="overwrite" in given)
+    check_new_file(out, overwrite="overwrite" in given, option="--overwrite")
     from dynaclr_wds.commands.lightning import leave_processes
     from dynaclr_wds.commands.quiet import quiet_libraries
     from dynaclr_wds.train.prediction import predict

@@ -6,8 +6,10 @@ Each is named by its module and its beginning, so that whatever else these libra
 from __future__ import annotations
 
 import logging
+import os
 import re
 import warnings
+from pathlib import Path
 
 _INFO = (
     "💡 Tip: For seamless cloud",
@@ -38,12 +40,26 @@ _WARNINGS: tuple[tuple[str, type[Warning], str], ...] = (
 """Beginning (a regular expression), category and module of what is left out."""
 
 
+_OURS = str(Path(__file__).parents[1]) + os.sep
+_formatted = warnings.formatwarning
+
+
 def quiet_libraries() -> None:
-    """Leave these messages out from now on, in this process."""
+    """Leave these messages out from now on, in this process, and write our own warnings as sentences."""
     for name in _LOGGERS:
         logging.getLogger(name).addFilter(_says_something)
     for message, category, module in _WARNINGS:
         warnings.filterwarnings("ignore", message=message, category=category, module=module)
+    warnings.formatwarning = _format_warning
+
+
+def _format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """Write our own warnings without the place in our code that gives them."""
+    if filename.startswith(_OURS) and category is UserWarning:
+        return f"warning: {message}\n"
+    return _formatted(message, category, filename, lineno, line)
 
 
 def _says_something(record: logging.LogRecord) -> bool:

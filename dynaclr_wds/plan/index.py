@@ -208,7 +208,7 @@ def plan_index(
     ValueError
         A τ range that the shards were not built for.
     """
-    _check_labels(codes, (*batch_group_by, *stratify_by))
+    _check_labels(codes, {"batch_group_by": batch_group_by, "stratify_by": stratify_by})
     keep = [True] * len(codes.experiments) if keep_experiment is None else list(keep_experiment)
     tau = [_tau_frames(e, tau_range_hours) if k else (0, 0) for e, k in zip(codes.experiments, keep, strict=True)]
     labels = tuple(dict.fromkeys((*batch_group_by, *stratify_by)))
@@ -273,11 +273,14 @@ def _lineages_meet(columns: PlanColumns, rows: Sequence[Integer[np.ndarray, " _"
     return False
 
 
-def _check_labels(codes: CodeBook, names: Sequence[str]) -> None:
-    if unknown := sorted(set(names) - set(codes.values)):
+def _check_labels(codes: CodeBook, asked: Mapping[str, Sequence[str]]) -> None:
+    """Check that the set has the labels that each setting names."""
+    unknown = {setting: [name for name in names if name not in codes.values] for setting, names in asked.items()}
+    if any(unknown.values()):
+        wrong = " and ".join(f"{setting} names {names}" for setting, names in unknown.items() if names)
         raise ConfigError(
-            f"batch_group_by and stratify_by name {unknown}, which are no labels of the set. "
-            f"Its labels are {sorted(codes.values)}."
+            f"{wrong}, which the shards don't have as a label. Their labels are {sorted(codes.values)}. Name one of "
+            "these; to add one, give it in experiments.yaml (labels, well_labels or label_columns) and build again."
         )
 
 

@@ -18,6 +18,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
 
+from dynaclr_wds.config_errors import explain_absent_device
 from dynaclr_wds.datamodule import MultiExperimentDataModule
 from dynaclr_wds.describe import list_undescribed, make_modules
 from dynaclr_wds.errors import CheckpointError, ConfigError
@@ -132,6 +133,8 @@ def make_trainer(asked: Request, callbacks: list[Callback]) -> Trainer:
             use_distributed_sampler=False,
         )
     except (MisconfigurationException, ValueError, TypeError) as error:
+        if absent := explain_absent_device("--accelerator", asked.accelerator, str(error)):
+            raise ConfigError(absent) from error
         raise ConfigError(
             f"--accelerator {asked.accelerator} --devices {asked.devices} --precision {asked.precision} can't be had: "
             f"{' '.join(str(error).split())}"
