@@ -160,7 +160,10 @@ def test_a_label_that_is_not_there_is_named_with_its_setting_and_the_way_to_add_
 
 
 def test_an_index_and_a_sampler_say_what_they_are_in_one_line():
-    assert repr(STAGES) == "PlanIndex(4,400 anchors in 8 strata of 2 experiments, by experiment, condition, stage)"
+    assert (
+        repr(STAGES)
+        == "PlanIndex(4,400 anchors of 2 experiments, in 8 combinations of experiment and condition and stage)"
+    )
     assert repr(sampler(STAGES)) == "FlexibleBatchSampler(exact, 2 experiments, 4,400 samples, 274 batches of 16)"
     told = repr(sampler(OWN, 0.8))
     assert told.startswith("FlexibleBatchSampler(streaming in ")
