@@ -13,7 +13,8 @@ from torch import Tensor
 from dynaclr_wds.build import build_from_yaml
 from dynaclr_wds.describe import ModuleOrDescription, keep_arguments, make_modules
 from dynaclr_wds.plan.batch import BatchPlan
-from dynaclr_wds.plan.config import SamplingConfig
+from dynaclr_wds.plan.channels import ChannelChoices
+from dynaclr_wds.plan.config import PositiveChannel, PositiveKind, PositiveRule, SamplingConfig, TauDirection
 from dynaclr_wds.plan.index import PlanIndex
 from dynaclr_wds.plan.sampler import FlexibleBatchSampler
 from dynaclr_wds.plan.streaming.window import parse_window
@@ -110,6 +111,22 @@ class MultiExperimentDataModule(LightningDataModule):
         they mean the group. In streaming, every block of the shards must be of one group.
     stratify_by
         Labels to balance in a batch; where other parameters say "condition", they mean a value of these.
+    channels_per_sample
+        None: a sample holds all channels that are stored. A number k: it holds k of them, and every set of k channels
+        of a cell is a sample of its own (a "bag of channels"), so experiments may differ in their channels. The labels
+        `channel` and `marker` are then those of the channels drawn, for `batch_group_by`, `stratify_by` and
+        `positive_match_columns` too. A list of channels or markers: these, in this order.
+    positive
+        What the positive of an anchor is. "temporal": the cell, or a descendant, some τ later. "self": the same patch,
+        augmented anew; every cell is an anchor, and `tau_range` plays no part. "columns": another cell that agrees in
+        `positive_match_columns`, of another lineage where there is one within reach.
+    positive_match_columns
+        Labels that a positive by columns shares with its anchor, such as ["perturbation", "marker"].
+    positive_channel
+        With `channels_per_sample`: "same" gives the positive the channels of its anchor (by columns: channels of the
+        same marker); "any" draws them anew.
+    tau_direction
+        "forward", or "both": a cell near the end of its track, without a positive ahead, takes one as far behind.
     predict_experiments
         Names of experiments to embed; None = all. In prediction only.
     predict_limit
@@ -158,6 +175,11 @@ class MultiExperimentDataModule(LightningDataModule):
         verify_reads: bool | None = None,
         batch_group_by: Sequence[str] = ("experiment",),
         stratify_by: Sequence[str] = ("condition",),
+        channels_per_sample: int | list[str] | None = None,
+        positive: PositiveKind = "temporal",
+        positive_match_columns: Sequence[str] = (),
+        positive_channel: PositiveChannel = "same",
+        tau_direction: TauDirection = "forward",
         predict_experiments: list[str] | None = None,
         predict_limit: int | None = None,
     ) -> None:
@@ -198,6 +220,11 @@ class MultiExperimentDataModule(LightningDataModule):
         self.verify_reads = verify_reads
         self.batch_group_by = list(batch_group_by)
         self.stratify_by = list(stratify_by)
+        self.channels_per_sample = channels_per_sample
+        self.positive = positive
+        self.positive_match_columns = list(positive_match_columns)
+        self.positive_channel = positive_channel
+        self.tau_direction = tau_direction
         self.predict_experiments = predict_experiments
         self.predict_limit = predict_limit
         self.shard_set: ShardSet | None = None
@@ -244,9 +271,21 @@ class MultiExperimentDataModule(LightningDataModule):
             seed=self.seed,
         )
 
+    @property
+    def positives(self) -> PositiveRule:
+        """What may be a positive, as the plan takes it."""
+        return PositiveRule(
+            kind=self.positive,
+            match_columns=tuple(self.positive_match_columns),
+            channel=self.positive_channel,
+            tau_direction=self.tau_direction,
+        )
+
     def channel_names(self, experiment: str) -> list[str]:
-        """Names of the channels of an experiment's patches, in order."""
+        """Names of the channels of an experiment's patches, in order; none where each sample has its own."""
         assert self.shard_set is not None
+        if self.channels_per_sample is not None:
+            return []
         records = {record.name: record for record in self.shard_set.manifest.experiments}
         return list(records[experiment].source_channel)
 
@@ -269,16 +308,19 @@ class MultiExperimentDataModule(LightningDataModule):
         read = self.predict_experiments if stage == "predict" else None
         crop = plan_crop(shards, self.z_range, self.yx_patch_size, read)
         self._check_final_size(shards, crop)
-        self.transforms = {
-            count: self._make_transform(count) for count in {e.shape[0] for e in shards.manifest.experiments}
-        }
+        counts = {e.shape[0] for e in shards.manifest.experiments}
+        if self.channels_per_sample is not None:
+            several = self.channels_per_sample
+            counts = {several if isinstance(several, int) else len(several)}
+        self.transforms = {count: self._make_transform(count) for count in counts}
         check_experiments(self.val_experiments, shards.experiments, "val_experiments")
         if stage in (None, "fit"):
             self._setup_train(shards, crop)
         if stage in (None, "fit", "validate"):
             self._setup_validation(shards, crop, needed=stage == "validate")
         if stage in (None, "predict"):
-            self.predict_dataset = self._dataset(crop, self.list_predicted(shards))
+            predicted = self.predict_experiments or shards.experiments
+            self.predict_dataset = self._dataset(crop, self.list_predicted(shards), predicted)
 
     def list_predicted(self, shards: ShardSet) -> BatchPlan:
         """List the cells that prediction embeds, each once.
@@ -293,7 +335,7 @@ class MultiExperimentDataModule(LightningDataModule):
         if chosen is not None:
             check_experiments(chosen, shards.experiments, "predict_experiments")
             keep &= keep_experiments(fovs, chosen)
-        table = list_observations(shards, keep, self.predict_limit)
+        table = list_observations(shards, keep, self.predict_limit, self._choices(shards, chosen or shards.experiments))
         if not len(table):
             raise ValueError(
                 f"Nothing to predict: no cell of {self.shards} is in predict_experiments={chosen}, include_wells="
@@ -318,7 +360,8 @@ class MultiExperimentDataModule(LightningDataModule):
             window_bytes=parse_window(self.window_bytes, index.stored_bytes),
             num_streams=self.num_streams,
         )
-        self.train_dataset = self._dataset(crop, None, streaming=self.train_sampler.window_bytes is not None)
+        streaming = self.train_sampler.window_bytes is not None
+        self.train_dataset = self._dataset(crop, None, train, streaming=streaming)
         if self.cache_pool_bytes:
             warmed = self.train_dataset.warm(index, self.cache_pool_bytes)
             rank_zero_info(f"Read {warmed / 2**20:,.0f} MiB of shards into the page cache.")
@@ -340,7 +383,7 @@ class MultiExperimentDataModule(LightningDataModule):
                 f"{tuple(self.tau_range)}, include_wells={self.include_wells}, exclude_fovs={self.exclude_fovs}: "
                 "nothing to validate on. Hold out other experiments, or leave fewer cells out."
             )
-        self.val_dataset = self._dataset(crop, plan_validation(held_out, self.sampling))
+        self.val_dataset = self._dataset(crop, plan_validation(held_out, self.sampling), self.val_experiments)
 
     def _index(self, shards: ShardSet, experiments: Sequence[str]) -> PlanIndex:
         return shards.plan_index(
@@ -350,7 +393,12 @@ class MultiExperimentDataModule(LightningDataModule):
             self.exclude_fovs,
             batch_group_by=self.batch_group_by,
             stratify_by=self.stratify_by,
+            positives=self.positives,
+            channels_per_sample=self.channels_per_sample,
         )
+
+    def _choices(self, shards: ShardSet, experiments: Sequence[str]) -> ChannelChoices | None:
+        return shards.list_choices(self.channels_per_sample, experiments)
 
     def _say_what_differs(self, shards: ShardSet) -> None:
         """Say once, when training starts, what a user of the reference implementation would not expect."""
@@ -402,6 +450,13 @@ class MultiExperimentDataModule(LightningDataModule):
             raise RuntimeError("Call setup('predict') before predict_dataloader().")
         return self._sequential(self.predict_dataset)
 
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Move a batch to the device; patches that are anchors and positives at once are moved once."""
+        same = isinstance(batch, dict) and "positive" in batch and batch["positive"] is batch["anchor"]
+        own = {key: value for key, value in batch.items() if key != "positive"} if same else batch
+        moved = super().transfer_batch_to_device(own, device, dataloader_idx)
+        return moved | {"positive": moved["anchor"]} if same else moved
+
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Normalise, augment (in training), crop, drop channels (in training); a bare Tensor passes through."""
         del dataloader_idx
@@ -429,7 +484,7 @@ class MultiExperimentDataModule(LightningDataModule):
         return world
 
     def _dataset(
-        self, crop: Crop, table: BatchPlan | None, *, streaming: bool = False
+        self, crop: Crop, table: BatchPlan | None, experiments: Sequence[str], *, streaming: bool = False
     ) -> MultiExperimentTripletDataset:
         assert self.shard_set is not None
         return MultiExperimentTripletDataset(
@@ -439,6 +494,7 @@ class MultiExperimentDataModule(LightningDataModule):
             pinned=torch.cuda.is_available(),
             streaming=streaming,
             verify_reads=streaming if self.verify_reads is None else self.verify_reads,
+            choices=self._choices(self.shard_set, experiments),
         )
 
     def _sequential(self, dataset: MultiExperimentTripletDataset) -> ThreadDataLoader:

@@ -7,7 +7,7 @@ there and of the right size, and every index file to be what was written.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -21,7 +21,9 @@ from dynaclr_wds.errors import ChecksumError, FormatError, StorageError
 from dynaclr_wds.index_checks import check_arrays, map_array
 from dynaclr_wds.local_paths import refuse_url
 from dynaclr_wds.manifest_checks import parse_manifest
+from dynaclr_wds.plan.channels import ChannelChoices, ChannelsPerSample, list_choices
 from dynaclr_wds.plan.columns import CodeBook, ExperimentClock, PlanColumns
+from dynaclr_wds.plan.config import TEMPORAL, PositiveRule
 from dynaclr_wds.plan.index import PlanIndex, plan_index
 from dynaclr_wds.split import check_experiments, keep_fovs
 from dynaclr_wds.words import count_of
@@ -208,6 +210,9 @@ class ShardSet:
         exclude_fovs: Sequence[str] | None = None,
         batch_group_by: Sequence[str] = ("experiment",),
         stratify_by: Sequence[str] = ("condition",),
+        *,
+        positives: PositiveRule = TEMPORAL,
+        channels_per_sample: ChannelsPerSample = None,
     ) -> PlanIndex:
         """List the anchors of some experiments.
 
@@ -223,6 +228,10 @@ class ShardSet:
             `row/col/fov`.
         batch_group_by, stratify_by
             Labels that make groups and stratify values; see `dynaclr_wds.plan`.
+        positives
+            What may be a positive, and so which observations are anchors.
+        channels_per_sample
+            Channels that a sample holds; see `list_choices`.
 
         Raises
         ------
@@ -232,12 +241,28 @@ class ShardSet:
         check_experiments(experiments, self.experiments, "experiments")
         return plan_index(
             self.columns,
-            self.codes,
+            replace(self.codes, choices=self.list_choices(channels_per_sample, experiments)),
             tau_range_hours,
             batch_group_by=tuple(batch_group_by),
             stratify_by=tuple(stratify_by),
             keep_experiment=[name in experiments for name in self.experiments],
             keep_fov=keep_fovs(self.manifest.fovs, include_wells, exclude_fovs),
+            positives=positives,
+        )
+
+    def list_choices(
+        self, channels_per_sample: ChannelsPerSample, experiments: Collection[str]
+    ) -> ChannelChoices | None:
+        """List the choices of channels that samples of some experiments have; None where they hold all."""
+        records = self.manifest.experiments
+        if channels_per_sample is None:
+            return None
+        return list_choices(
+            [e.name for e in records],
+            [e.source_channel for e in records],
+            [e.markers for e in records],
+            channels_per_sample,
+            [e.name in experiments for e in records],
         )
 
 

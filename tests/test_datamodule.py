@@ -138,6 +138,11 @@ def test_init_exposes_all_hyperparameters():
         "verify_reads": False,
         "batch_group_by": ["condition"],
         "stratify_by": ["well", "experiment"],
+        "channels_per_sample": 1,
+        "positive": "columns",
+        "positive_match_columns": ["condition"],
+        "positive_channel": "any",
+        "tau_direction": "both",
         "predict_experiments": ["a"],
         "predict_limit": 3,
     }

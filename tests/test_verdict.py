@@ -133,6 +133,7 @@ def test_strata_without_an_anchor_are_named():
         row=columns.row[begin:],
         first=columns.first[1:] - begin,
         group_of=columns.group_of[1:],
+        base_of=columns.base_of[1:] - 1,
         without_positive=columns.without_positive[1:],
         barren=((lost, 1200),),
     )

@@ -23,7 +23,7 @@ from dynaclr_wds.plan.audit.expected_pairs import UniformDraw
 from dynaclr_wds.plan.audit.ledger import Ledger
 from dynaclr_wds.plan.audit.quality import QualityMeter, sample_ideal
 from dynaclr_wds.plan.audit.verdict import judge
-from dynaclr_wds.plan.config import SamplingConfig
+from dynaclr_wds.plan.config import PositiveRule, SamplingConfig
 from dynaclr_wds.plan.index import PlanIndex
 from dynaclr_wds.plan.sampler import FlexibleBatchSampler
 from dynaclr_wds.plan.streaming.window import parse_window
@@ -33,9 +33,15 @@ from dynaclr_wds.words import count_of
 
 _SAMPLING = tuple(f.name for f in fields(SamplingConfig))
 _LABELS = ("batch_group_by", "stratify_by")
+_POSITIVES = {
+    "positive": "kind",
+    "positive_match_columns": "match_columns",
+    "positive_channel": "channel",
+    "tau_direction": "tau_direction",
+}
 _OURS = (
     *("shards", "tau_range", "val_experiments", "include_wells", "exclude_fovs", "window_bytes", "num_streams"),
-    *_LABELS,
+    *(*_LABELS, *_POSITIVES, "channels_per_sample"),
 )
 
 
@@ -68,7 +74,18 @@ def parse_request(values: Mapping[str, Any]) -> Request:
     chosen = values.get("experiments") or [e for e in shards.experiments if e not in held_out]
     low, high = values.get("tau_range") or shards.manifest.tau_range_hours
     labels = {name: tuple(values[name]) for name in _LABELS if name in values}
-    index = shards.plan_index(chosen, (low, high), values.get("include_wells"), values.get("exclude_fovs"), **labels)
+    rule = {own: values[name] for name, own in _POSITIVES.items() if name in values}
+    if "match_columns" in rule:
+        rule["match_columns"] = tuple(rule["match_columns"])
+    index = shards.plan_index(
+        chosen,
+        (low, high),
+        values.get("include_wells"),
+        values.get("exclude_fovs"),
+        **labels,
+        positives=PositiveRule(**rule),
+        channels_per_sample=values.get("channels_per_sample"),
+    )
     given = {name: values[name] for name in _SAMPLING if name in values}
     for name in ("experiment_weights", "condition_ratio"):
         if name in given:  # pairs from the command line, a mapping from a config

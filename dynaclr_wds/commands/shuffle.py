@@ -10,9 +10,10 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from typing import get_args
 
 from dynaclr_wds.errors import ConfigError, WindowError
-from dynaclr_wds.plan.config import SamplingConfig
+from dynaclr_wds.plan.config import PositiveChannel, PositiveKind, SamplingConfig, TauDirection
 from dynaclr_wds.program import CommandParser, called_as, run_command
 
 _EPILOG = """examples:
@@ -93,13 +94,18 @@ def _add_batch_options(parser: argparse.ArgumentParser) -> None:
     ):
         shown = str(getattr(default, name)).lower()
         add(f"--{name}", nargs="?", const=True, type=_flag, metavar="true|false", help=f"{text} (default: {shown})")
-    add(
-        "--batch_group_by",
-        nargs="+",
-        metavar="LABEL",
-        help="labels in place of experiment (default: experiment)",
-    )
+    add("--batch_group_by", nargs="+", metavar="LABEL", help="labels in place of experiment (default: experiment)")
     add("--stratify_by", nargs="+", metavar="LABEL", help="labels in place of condition (default: condition)")
+    add(
+        "--channels_per_sample",
+        type=int,
+        metavar="K",
+        help="channels of a sample, any K of those stored (default: all)",
+    )
+    add("--positive", choices=get_args(PositiveKind), help="what a positive is (default: temporal)")
+    add("--positive_match_columns", nargs="+", metavar="LABEL", help="labels that a positive by columns shares")
+    add("--positive_channel", choices=get_args(PositiveChannel), help="channels of the positive (default: same)")
+    add("--tau_direction", choices=get_args(TauDirection), help="may a positive be earlier? (default: forward)")
     add("--leaky", type=float, help="fraction of a batch from other experiments (default: 0)")
     add(
         "--experiment_weights",

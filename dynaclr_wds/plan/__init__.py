@@ -8,7 +8,9 @@ Map
 `index`
     Columns of a shard set → `PlanIndex`: the anchors that may be drawn, by stratum.
 `config`
-    `SamplingConfig`: what the user asks of a batch.
+    `SamplingConfig`: what the user asks of a batch; `PositiveRule`: what makes a positive.
+`channels`, `matches`
+    Which channels a sample may hold, and which samples agree in the columns that positives share.
 `sampler`
     `FlexibleBatchSampler`: the door of the wing. It yields one `BatchPlan` per batch.
 `batch`

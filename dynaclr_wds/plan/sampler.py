@@ -190,12 +190,15 @@ class FlexibleBatchSampler:
     def identity(self) -> dict[str, Any]:
         """All that the order depends on beside the epoch, as plain values."""
         sizes = zip(self.index.strata, self.index.sizes, strict=True)
+        positives, choices = dataclasses.asdict(self.index.positives), self.index.choices
         return {
             **dataclasses.asdict(self.config),
             "window_bytes": self.window_bytes,
             "num_streams": self.num_streams,
             "batch_group_by": list(self.index.batch_group_by),
             "stratify_by": list(self.index.stratify_by),
+            "positives": {k: list(v) if isinstance(v, tuple) else v for k, v in positives.items()},
+            "channels": None if choices is None else {k: [list(of) for of in v] for k, v in choices.labels.items()},
             "anchors": {s.name: int(n) for s, n in sizes},
             "tau_frames": {s.experiment: list(s.tau_frames) for s in self.index.strata},
         }

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from dynaclr_wds.datamodule import MultiExperimentDataModule
 from dynaclr_wds.describe import NotDescribedError, describe, list_undescribed, make_modules
 from dynaclr_wds.errors import CheckpointError, ConfigError
+from dynaclr_wds.plan.channels import ChannelsPerSample, list_positions
 from dynaclr_wds.read.crop import Shape, plan_crop
 from dynaclr_wds.shardset import ShardSet
 
@@ -102,10 +103,10 @@ def _describe_shards(data: MultiExperimentDataModule, shards: ShardSet) -> dict[
         "z_range": list(data.z_range or shards.z_range),
         "experiments": {
             e.name: {
-                "channels": list(e.source_channel),
+                "channels": list_positions(e.source_channel, data.channels_per_sample),
                 "stored": list(e.shape),
                 "read": list(crop.shape(e.shape)),
-                "shown": list(shown_shape(crop.shape(e.shape), data.final_yx_patch_size)),
+                "shown": list(shown_shape(crop.shape(e.shape), data.final_yx_patch_size, data.channels_per_sample)),
                 "held_out": e.name in data.val_experiments,
             }
             for e in shards.manifest.experiments
@@ -113,9 +114,12 @@ def _describe_shards(data: MultiExperimentDataModule, shards: ShardSet) -> dict[
     }
 
 
-def shown_shape(read: Shape, final_yx: tuple[int, int] | None) -> Shape:
-    """Return (C, Z, Y, X) as the network sees it, of a patch as it is read."""
-    return read if final_yx is None else (read[0], read[1], final_yx[0], final_yx[1])
+def shown_shape(read: Shape, final_yx: tuple[int, int] | None, channels_per_sample: ChannelsPerSample) -> Shape:
+    """Return (C, Z, Y, X) as the network sees it, of a patch with all its channels as it is read."""
+    channels, planes, height, width = read
+    if channels_per_sample is not None:
+        channels = channels_per_sample if isinstance(channels_per_sample, int) else len(channels_per_sample)
+    return channels, planes, *(final_yx or (height, width))
 
 
 def warn_of_undescribed(module: ContrastiveModule) -> None:
@@ -252,7 +256,8 @@ def _parse_seen(record: Mapping[str, Any]) -> Seen:
     experiments = [_typed(e, dict) for e in _typed(record["experiments"], dict).values()]
     most = max(len(e["channels"]) for e in experiments)
     names = [
-        dict.fromkeys(_typed(e["channels"][c], str) for e in experiments if c < len(e["channels"])) for c in range(most)
+        dict.fromkeys(_typed(name, str) for e in experiments if c < len(e["channels"]) for name in e["channels"][c])
+        for c in range(most)
     ]
     low, high = record["z_range"]
     return Seen(

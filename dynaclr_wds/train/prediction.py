@@ -91,6 +91,7 @@ def make_data(job: Job) -> MultiExperimentDataModule:
         z_range=job.view.z_range,
         yx_patch_size=job.view.yx_patch_size,
         final_yx_patch_size=job.view.final_yx_patch_size,
+        channels_per_sample=trained.get("channels_per_sample"),
         batch_size=asked.batch_size or int(trained["batch_size"]),
         num_workers=int(trained["num_workers"]) if asked.num_workers is None else asked.num_workers,
         normalizations=list(make_modules(trained.get("normalizations"), "normalizations")),

@@ -13,6 +13,7 @@ from typing import Any
 
 from dynaclr_wds.contract import ExperimentRecord
 from dynaclr_wds.errors import ConfigError
+from dynaclr_wds.plan.channels import list_positions
 from dynaclr_wds.read.crop import Crop, Shape
 from dynaclr_wds.shardset import ShardSet
 from dynaclr_wds.split import check_experiments, keep_experiments, keep_fovs
@@ -212,8 +213,8 @@ def _compare_channels(job: Job, names: str, e: ExperimentRecord) -> Iterator[_Di
             fatal=True,
         )
         return
-    for place, name in enumerate(e.source_channel):
-        if name not in seen.channels[place]:
+    for place, own in enumerate(list_positions(e.source_channel, job.checkpoint.data.get("channels_per_sample"))):
+        for name in (name for name in own if name not in seen.channels[place]):
             yield _Difference(
                 what=f"Channel {place} of {names} in {root} is {name!r}, {where} "
                 f"{' or '.join(map(repr, seen.channels[place]))} there",
@@ -262,7 +263,8 @@ def _shown(job: Job, e: ExperimentRecord) -> Shape:
     """(C, Z, Y, X) that the network sees of an experiment."""
     view, first = job.view, job.shards.z_range[0]
     z = slice(None) if view.z_range is None else slice(max(view.z_range[0] - first, 0), max(view.z_range[1] - first, 0))
-    return shown_shape(Crop(z=z, yx=view.yx_patch_size).shape(e.shape), view.final_yx_patch_size)
+    per_sample = job.checkpoint.data.get("channels_per_sample")
+    return shown_shape(Crop(z=z, yx=view.yx_patch_size).shape(e.shape), view.final_yx_patch_size, per_sample)
 
 
 def _holds_slices(shards: ShardSet, view: View) -> bool:

@@ -17,7 +17,7 @@ from jaxtyping import Int64, UInt32
 from dynaclr_wds.plan.audit.report import BatchShare, Composition, Report, StratumCoverage
 from dynaclr_wds.plan.audit.targets import Targets
 from dynaclr_wds.plan.batch import BatchPlan
-from dynaclr_wds.plan.columns import SampleIndex
+from dynaclr_wds.plan.columns import PatchRow, SampleIndex
 from dynaclr_wds.plan.compose.focal_window import in_focal_window
 from dynaclr_wds.plan.config import SamplingConfig
 from dynaclr_wds.plan.index import PlanIndex, Stratum
@@ -66,6 +66,7 @@ class Ledger:
         self._used = np.zeros(len(index.columns.patch_obs), bool)
         self._relaxed: Counter[str] = Counter(lineage=0, track=0, observation=0)
         self._tau: Counter[tuple[float, int]] = Counter()
+        self._partners: Counter[str] = Counter()
         self._quotas: dict[str, _Quota] = {}
         self._groups: Counter[str] = Counter()
         self._batches = 0
@@ -89,14 +90,25 @@ class Ledger:
             self._relaxed[name] += len(anchor) - len(np.unique(key))
         stratum = index.stratum(anchor)
         if plan.positive is not None:
-            tau = index.columns.patch_t[plan.positive].astype(np.int64) - index.columns.patch_t[plan.anchor]
-            self._tau.update(zip(self._interval[stratum].tolist(), tau.tolist(), strict=True))
+            self._add_positives(plan.anchor, plan.positive, stratum)
         self._add_composition(plan, np.bincount(stratum, minlength=len(index.strata)))
         if self._config.temporal_enrichment:
             inside = in_focal_window(index.hpi(anchor), plan.focal_hpi, self._config.temporal_window_hours)
             self._note("focal window", 1 - self._config.temporal_global_fraction, inside.sum(), len(plan))
         self._groups[plan.group] += 1
         self._batches += 1
+
+    def _add_positives(
+        self, anchor: Int64[PatchRow, " b"], positive: Int64[PatchRow, " b"], stratum: Int64[np.ndarray, " b"]
+    ) -> None:
+        columns = self._index.columns
+        if self._index.positives.kind == "temporal":
+            tau = columns.patch_t[positive].astype(np.int64) - columns.patch_t[anchor]
+            self._tau.update(zip(self._interval[stratum].tolist(), tau.tolist(), strict=True))
+        elif self._index.positives.kind == "columns":
+            lineage, other = (columns.clip_lineage[columns.patch_clip[rows]] for rows in (anchor, positive))
+            itself = columns.patch_obs[anchor] == columns.patch_obs[positive]
+            self._partners.update(same_lineage=int(((lineage == other) & ~itself).sum()), itself=int(itself.sum()))
 
     def _add_composition(self, plan: BatchPlan, count: Int64[np.ndarray, " s"]) -> None:
         config, size = self._config, len(plan)
@@ -142,6 +154,7 @@ class Ledger:
             relaxed=dict(self._relaxed),
             tau_frames=dict(sorted(frames.items())),
             tau_hours=dict(sorted(hours.items())),
+            partners=dict(self._partners),
             bytes_used=self._bytes_used(),
             streaming=dict(streaming or {}),
         )
@@ -198,7 +211,7 @@ def find_anchors(index: PlanIndex, plan: BatchPlan) -> Int64[SampleIndex, " b"]:
     ValueError
         The batch has an anchor that the index doesn't list.
     """
-    anchor = index.find(plan.anchor)
+    anchor = index.find(plan.anchor, plan.anchor_choice)
     if (anchor < 0).any():
         raise ValueError(
             f"Batch {plan.number} has patch row {int(plan.anchor[anchor.argmin()])} as an anchor, which is not among "

@@ -89,6 +89,8 @@ class Report:
     """τ in frames → positives."""
     tau_hours: Mapping[float, int]
     """τ in hours → positives: what can be compared between experiments of different frame intervals."""
+    partners: Mapping[str, int]
+    """Positives by columns that are not of another lineage, as no other was within reach: `same_lineage`, `itself`."""
     bytes_used: int
     """Bytes of the patches that were drawn as anchor, positive or negative, each counted once."""
     streaming: Mapping[str, float] = field(default_factory=dict)

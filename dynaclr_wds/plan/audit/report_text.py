@@ -33,7 +33,11 @@ def describe_report(report: Report) -> str:
         shares = [f"{hours:.3g} h {count / total:.0%}" for hours, count in report.tau_hours.items()]
         lines.append(f"time from anchor to positive (τ): {_list_some(shares, 2 * _LISTED)}")
     if lost := sum(c.without_positive for c in report.coverage):
-        lines.append(f"never drawn: {count_of(lost, 'cell')} without a positive in the τ range")
+        lines.append(f"never drawn: {count_of(lost, 'sample')} without a positive")
+    for kind, number in report.partners.items():
+        if number:
+            told = "the anchor itself" if kind == "itself" else "of the anchor's lineage"
+            lines.append(f"positives that are {told}, as no other agrees: {number:,}")
     if report.streaming:
         read, stored = report.streaming["bytes_read"], report.streaming["bytes_stored"]
         peak = report.streaming["planned_peak_bytes"]

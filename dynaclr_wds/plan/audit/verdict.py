@@ -196,10 +196,10 @@ def _judge_strata(sampler: FlexibleBatchSampler) -> list[Note]:
     if not barren:
         return []
     listed = [f"{stratum.name} ({count_of(samples, 'cell')})" for stratum, samples in barren[:_LISTED]]
-    text = (
-        f"Never drawn, because no cell has a positive in the τ range: {', '.join(listed)}{_and_more(barren)}. "
-        "Widen tau_range, or leave them out."
-    )
+    why, cure = "has a positive in the τ range", "Widen tau_range"
+    if sampler.index.positives.kind == "columns":
+        why, cure = "agrees with another in positive_match_columns", "Name fewer columns"
+    text = f"Never drawn, because no cell {why}: {', '.join(listed)}{_and_more(barren)}. {cure}, or leave them out."
     return [Note(level="bad", text=text)]
 
 

@@ -82,7 +82,7 @@ class Mixer:
         groups = plan_groups(self.index, sizes, self.config)
         batches = _fit_batches(plan_batch_counts(groups, sizes, self.config), groups, sizes, self.batches, self.config)
         rng = make_generator(Tag.BATCH_ORDER, self.config.seed, epoch, stream)
-        pieces = plan_pieces(self.index.strata, groups, plan_lanes(rng, batches, self.active))
+        pieces = plan_pieces(self.index, groups, plan_lanes(rng, batches, self.active))
         first = (epoch, stream) == (0, 0)
         budget, best, most, before = self._first_budget(first, len(groups)), None, 0, -1
         for _ in range(_TRIES):
@@ -133,7 +133,7 @@ class Mixer:
         for s, part in enumerate(parts):
             # a round keeps blocks for all of its batches, and so do rounds of other groups that leak from here
             blocks = int(resident[s]) if whole[s] else max(int(resident[s] - _AHEAD * per_round * drawn[s] - 2), 1)
-            rng = make_generator(Tag.BLOCKS, config.seed, *key, s)
+            rng = make_generator(Tag.BLOCKS, config.seed, *key, int(pieces.base_of[s]))
             queues.append(plan_queue(rng, self.index, part, int(schedule.draws[s]), blocks))
             stays.append(plan_stays(queues[-1], s, schedule))
         reads = plan_blocks(self.index, queues, stays, len(pieces.lanes.order))
@@ -166,19 +166,23 @@ class Pieces:
     strata: tuple[Stratum, ...]
     origin: Int64[np.ndarray, " s"]
     """Stratum of the set."""
+    base_of: Int64[np.ndarray, " s"]
+    """First piece of the segment with the same patches: their blocks come and go in the same order."""
 
 
-def plan_pieces(strata: tuple[Stratum, ...], groups: tuple[Group, ...], lanes: Lanes) -> Pieces:
+def plan_pieces(index: PlanIndex, groups: tuple[Group, ...], lanes: Lanes) -> Pieces:
     """Give each segment strata of its own."""
     origin = np.concatenate([groups[g].strata for g in lanes.group])
-    named = tuple(strata[s] for s in origin)
-    out, first = [], 0
+    named = tuple(index.strata[s] for s in origin)
+    out, base_of, first = [], [], 0
     for group in (groups[g] for g in lanes.group):
         at = np.arange(first, first + len(group.strata))
+        base = index.base_of[group.strata]
+        base_of.append(first + np.array([base.tolist().index(b) for b in base], np.int64))
         first += len(at)
         partner = group.partner[origin]
         out.append(Group(name=group.name, strata=at, share=group.share, value=group.value, partner=partner))
-    return Pieces(out, lanes, named, origin)
+    return Pieces(out, lanes, named, origin, np.concatenate(base_of))
 
 
 def deal_pieces(pieces: Pieces, own: list[Part], draws: Int64[np.ndarray, " s"]) -> list[Part]:

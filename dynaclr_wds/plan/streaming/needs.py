@@ -26,6 +26,7 @@ class Needs:
     """What each stratum asks of the window, per stream; 0 blocks where nothing is drawn."""
 
     block_bytes: Float64[np.ndarray, " s"]
+    """Where strata of a group share blocks, because they differ in channels only, each counts its part of them."""
     block_anchors: Float64[np.ndarray, " s"]
     blocks: Int64[np.ndarray, " s"]
     """All blocks of the stratum that a stream owns."""
@@ -33,11 +34,13 @@ class Needs:
     """Lineages that a batch takes."""
     least: Int64[np.ndarray, " s"]
     """Blocks that hold a batch's worth of lineages."""
+    alone: Bool[np.ndarray, " s"]
+    """False for strata whose blocks a stratum of an earlier group has counted."""
 
     @property
     def total_bytes(self) -> float:
         """Bytes of all blocks of a stream."""
-        return float((self.blocks * self.block_bytes).sum())
+        return float((self.blocks * self.block_bytes)[self.alone].sum())
 
 
 def plan_needs(index: PlanIndex, groups: tuple[Group, ...], config: SamplingConfig, num_streams: int) -> Needs:
@@ -49,13 +52,18 @@ def plan_needs(index: PlanIndex, groups: tuple[Group, ...], config: SamplingConf
         share[group.strata] = group.share
     for s in np.flatnonzero(share).tolist():
         part = make_part(index, cast(SampleIndex, np.arange(index.first[s], index.first[s + 1])))
-        size[s] = float(index.columns.block_bytes[part.blocks].max())
+        alike = (index.base_of == index.base_of[s]) & (index.group_of == index.group_of[s]) & (share > 0)
+        size[s] = float(index.columns.block_bytes[part.blocks].max()) / int(alike.sum())
         anchors[s] = len(part.anchors) / len(part.blocks)
         # a stratum with fewer blocks than streams is read by all of them
         blocks[s] = len(part.blocks) if len(part.blocks) < num_streams else -(-len(part.blocks) // num_streams)
         some = cast(SampleIndex, part.anchors[: _SAMPLE // num_streams + 1])
         least[s] = min(blocks[s], _blocks_of_a_batch(index, some, share[s] * config.batch_size, config) + _SPARE_BLOCKS)
-    return Needs(size, anchors, blocks, np.ceil(share * config.batch_size).astype(np.int64), least)
+    counted: dict[int, int] = {}  # base → group
+    alone = np.ones(strata, bool)
+    for s in np.flatnonzero(share).tolist():
+        alone[s] = counted.setdefault(int(index.base_of[s]), int(index.group_of[s])) == index.group_of[s]
+    return Needs(size, anchors, blocks, np.ceil(share * config.batch_size).astype(np.int64), least, alone)
 
 
 def _blocks_of_a_batch(
