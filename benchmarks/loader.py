@@ -4,6 +4,9 @@ A sample is an anchor and its positive: two patches. Plain WebDataset knows no p
 twos; it reads the same shards, front to back, and stacks what it reads into batches of as many patches. The ceiling
 is copying as many bytes from memory to memory, with as many threads. All are measured in turn, several times over,
 on shards that are in the page cache; medians count.
+
+Where a sample is less than two patches, as with one channel of two or where the positive is the anchor itself, it is
+compared with copying as many bytes as are copied for it.
 """
 
 from __future__ import annotations
@@ -67,6 +70,9 @@ class Setting:
     def sample_bytes(self) -> int:
         """Of an anchor and its positive."""
         return 2 * int(np.prod(self.patch_shape)) * self.dtype.itemsize
+
+
+_BAG, _SELF = "…, one channel", "…, self-positives"
 
 
 def make_shards(root: Path, size: int, dtype: str, gib: float, planes: int = 1) -> Path:
@@ -225,6 +231,8 @@ def run(setting: Setting, seconds: float, repeats: int) -> dict[str, list[float]
         "memcpy": measure_memcpy(setting),
         "dynaclr_wds": measure_loader(setting),
         "…, leak and focus": measure_loader(setting, leaky=0.1, temporal_enrichment=True),
+        _BAG: measure_loader(setting, channels_per_sample=1),
+        _SELF: measure_loader(setting, positive="self"),
         "first epoch": measure_first_epoch(setting, verify_reads=False),
         "first epoch, verified": measure_first_epoch(setting, verify_reads=True),
         "WebDataset": measure_webdataset(setting, 0),
@@ -249,12 +257,14 @@ def report(setting: Setting, rates: dict[str, list[float]]) -> None:
     print(f"batches of {setting.batch_size} samples of {setting.sample_bytes:,} bytes, {setting.threads} threads\n")
     print(f"{'':22}{'samples/s':>12}{'MB/s':>10}{'of memcpy':>12}{'of WebDataset':>16}")
     for name, values in rates.items():
+        share = {_BAG: 1 / setting.patch_shape[0], _SELF: 0.5}.get(name, 1.0)  # of a sample's bytes that are copied
         rate = statistics.median(values)
         ratios = [
-            statistics.median(v / b for v, b in zip(values, rates[base], strict=True))
+            statistics.median(v * share / b for v, b in zip(values, rates[base], strict=True))
             for base in ("memcpy", "WebDataset")
         ]
-        print(f"{name:22}{rate:12,.0f}{rate * setting.sample_bytes / 1e6:10,.0f}{ratios[0]:12.1%}{ratios[1]:15.1f}x")
+        size = share * setting.sample_bytes
+        print(f"{name:22}{rate:12,.0f}{rate * size / 1e6:10,.0f}{ratios[0]:12.1%}{ratios[1]:15.1f}x")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

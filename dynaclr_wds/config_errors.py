@@ -58,6 +58,16 @@ def explain_mistake(message: str, asked: Asked) -> str:
     return "\n".join(line.strip() for line in message.strip().splitlines()[:_LINES])
 
 
+def explain_absent_device(option: str, accelerator: object, message: str) -> str | None:
+    """Say what to do where Lightning finds no device of the kind that was asked for; None if it says something else."""
+    if not re.search(r"No supported gpu backend found|can not run on your system", message):
+        return None
+    return (
+        f"{option} {accelerator}: torch finds no such device on this machine. Give {option} auto, or cpu; where there "
+        "is a GPU, install its driver and a torch that was built for it."
+    )
+
+
 def find_nearest(key: str, keys: Collection[str]) -> str | None:
     """Return the key that was probably meant: `batch_size` and `data.batchsize` are `data.batch_size`."""
     last = {known.rpartition(".")[2]: known for known in keys}

@@ -15,9 +15,11 @@ from torch import Tensor
 from dynaclr_wds.build import build_from_yaml
 from dynaclr_wds.describe import ModuleOrDescription, keep_arguments, make_modules
 from dynaclr_wds.plan.batch import BatchPlan
-from dynaclr_wds.plan.config import SamplingConfig
+from dynaclr_wds.plan.channels import ChannelChoices
+from dynaclr_wds.plan.config import PositiveChannel, PositiveKind, PositiveRule, SamplingConfig, TauDirection
 from dynaclr_wds.plan.index import PlanIndex
 from dynaclr_wds.plan.sampler import FlexibleBatchSampler
+from dynaclr_wds.plan.streaming.window import parse_window
 from dynaclr_wds.plan.validation import plan_validation
 from dynaclr_wds.read.crop import Crop, check_one_shape, plan_crop
 from dynaclr_wds.read.dataset import MultiExperimentTripletDataset, list_observations
@@ -30,6 +32,7 @@ from dynaclr_wds.transforms.dictionary import DictTransform
 from dynaclr_wds.transforms.normalize import NormalizeSampled
 from dynaclr_wds.transforms.percentiles import NormalizePercentiles
 from dynaclr_wds.transforms.z_reduction import LABELFREE, MIP, plan_z_reduction, table_labelfree
+from dynaclr_wds.words import count_of
 from dynaclr_wds.world import World, detect_world
 
 
@@ -102,7 +105,8 @@ class MultiExperimentDataModule(LightningDataModule):
         `row/col/fov` to leave out.
     window_bytes
         None: exact mode, every patch within reach on a local disk. Else streaming: most bytes of shards that are
-        resident at a time, over all ranks; shards are read from front to back.
+        resident at a time, over all ranks; shards are read from front to back. A number, or text such as `"64G"`, or
+        `"10%"` of the bytes of the blocks that training draws from; `setup` works it out.
     num_streams
         Streaming only: logical streams, a multiple of the number of ranks; None = 8, or the ranks if they are more.
     relax_lineages
@@ -117,6 +121,22 @@ class MultiExperimentDataModule(LightningDataModule):
         they mean the group. In streaming, every block of the shards must be of one group.
     stratify_by
         Labels to balance in a batch; where other parameters say "condition", they mean a value of these.
+    channels_per_sample
+        None: a sample holds all channels that are stored. A number k: it holds k of them, and every set of k channels
+        of a cell is a sample of its own (a "bag of channels"), so experiments may differ in their channels. The labels
+        `channel` and `marker` are then those of the channels drawn, for `batch_group_by`, `stratify_by` and
+        `positive_match_columns` too. A list of channels or markers: these, in this order.
+    positive
+        What the positive of an anchor is. "temporal": the cell, or a descendant, some τ later. "self": the same patch,
+        augmented anew; every cell is an anchor, and `tau_range` plays no part. "columns": another cell that agrees in
+        `positive_match_columns`, of another lineage where there is one within reach.
+    positive_match_columns
+        Labels that a positive by columns shares with its anchor, such as ["perturbation", "marker"].
+    positive_channel
+        With `channels_per_sample`: "same" gives the positive the channels of its anchor (by columns: channels of the
+        same marker); "any" draws them anew.
+    tau_direction
+        "forward", or "both": a cell near the end of its track, without a positive ahead, takes one as far behind.
     predict_experiments
         Names of experiments to embed; None = all. In prediction only.
     predict_limit
@@ -161,12 +181,17 @@ class MultiExperimentDataModule(LightningDataModule):
         seed: int = 0,
         include_wells: list[str] | None = None,
         exclude_fovs: list[str] | None = None,
-        window_bytes: int | None = None,
+        window_bytes: int | str | None = None,
         num_streams: int | None = None,
         relax_lineages: bool = False,
         verify_reads: bool | None = None,
         batch_group_by: Sequence[str] = ("experiment",),
         stratify_by: Sequence[str] = ("condition",),
+        channels_per_sample: int | list[str] | None = None,
+        positive: PositiveKind = "temporal",
+        positive_match_columns: Sequence[str] = (),
+        positive_channel: PositiveChannel = "same",
+        tau_direction: TauDirection = "forward",
         predict_experiments: list[str] | None = None,
         predict_limit: int | None = None,
     ) -> None:
@@ -209,6 +234,11 @@ class MultiExperimentDataModule(LightningDataModule):
         self.verify_reads = verify_reads
         self.batch_group_by = list(batch_group_by)
         self.stratify_by = list(stratify_by)
+        self.channels_per_sample = channels_per_sample
+        self.positive = positive
+        self.positive_match_columns = list(positive_match_columns)
+        self.positive_channel = positive_channel
+        self.tau_direction = tau_direction
         self.predict_experiments = predict_experiments
         self.predict_limit = predict_limit
         self.shard_set: ShardSet | None = None
@@ -221,14 +251,16 @@ class MultiExperimentDataModule(LightningDataModule):
         self._state: Mapping[str, Any] | None = None
 
     def __repr__(self) -> str:
-        mode = "exact" if self.window_bytes is None else f"streaming in {self.window_bytes:,} bytes"
+        window = self.window_bytes if self.train_sampler is None else self.train_sampler.window_bytes
+        held = f"{window:,} bytes" if isinstance(window, int) else str(window)
+        mode = "exact" if window is None else f"streaming in {held}"
         what = repr(self.shards) if self.shard_set is None else repr(self.shard_set)
         count = len(self.val_experiments)
-        held_out = f"{count} experiment{'s' * (count != 1)} for validation"
+        held_out = f"{count_of(count, 'experiment')} for validation"
         if self.train_sampler is not None:
-            mode = f"{len(self.train_sampler.index.row):,} anchors for training, {mode}"
+            mode = f"{count_of(len(self.train_sampler.index.row), 'anchor')} for training, {mode}"
         if self.val_dataset is not None:
-            held_out = f"{len(self.val_dataset):,} anchors of {held_out}"
+            held_out = f"{count_of(len(self.val_dataset), 'anchor')} of {held_out}"
         return f"MultiExperimentDataModule({what}, {mode}, batches of {self.batch_size}, {held_out})"
 
     def __str__(self) -> str:  # Lightning's own lists loaders in four lines
@@ -253,9 +285,21 @@ class MultiExperimentDataModule(LightningDataModule):
             seed=self.seed,
         )
 
+    @property
+    def positives(self) -> PositiveRule:
+        """What may be a positive, as the plan takes it."""
+        return PositiveRule(
+            kind=self.positive,
+            match_columns=tuple(self.positive_match_columns),
+            channel=self.positive_channel,
+            tau_direction=self.tau_direction,
+        )
+
     def channel_names(self, experiment: str) -> list[str]:
-        """Names of the channels of an experiment's patches, in order."""
+        """Names of the channels of an experiment's patches, in order; none where each sample has its own."""
         assert self.shard_set is not None
+        if self.channels_per_sample is not None:
+            return []
         records = {record.name: record for record in self.shard_set.manifest.experiments}
         return list(records[experiment].source_channel)
 
@@ -278,16 +322,19 @@ class MultiExperimentDataModule(LightningDataModule):
         read = self.predict_experiments if stage == "predict" else None
         crop = plan_crop(shards, self.z_range, self.yx_patch_size, read)
         self._check_final_size(shards, crop)
-        self.transforms = {
-            count: self._make_transform(count) for count in {e.shape[0] for e in shards.manifest.experiments}
-        }
+        counts = {e.shape[0] for e in shards.manifest.experiments}
+        if self.channels_per_sample is not None:
+            several = self.channels_per_sample
+            counts = {several if isinstance(several, int) else len(several)}
+        self.transforms = {count: self._make_transform(count) for count in counts}
         check_experiments(self.val_experiments, shards.experiments, "val_experiments")
         if stage in (None, "fit"):
             self._setup_train(shards, crop)
         if stage in (None, "fit", "validate"):
             self._setup_validation(shards, crop, needed=stage == "validate")
         if stage in (None, "predict"):
-            self.predict_dataset = self._dataset(crop, self.list_predicted(shards))
+            predicted = self.predict_experiments or shards.experiments
+            self.predict_dataset = self._dataset(crop, self.list_predicted(shards), predicted)
 
     def list_predicted(self, shards: ShardSet) -> BatchPlan:
         """List the cells that prediction embeds, each once.
@@ -302,7 +349,7 @@ class MultiExperimentDataModule(LightningDataModule):
         if chosen is not None:
             check_experiments(chosen, shards.experiments, "predict_experiments")
             keep &= keep_experiments(fovs, chosen)
-        table = list_observations(shards, keep, self.predict_limit)
+        table = list_observations(shards, keep, self.predict_limit, self._choices(shards, chosen or shards.experiments))
         if not len(table):
             raise ValueError(
                 f"Nothing to predict: no cell of {self.shards} is in predict_experiments={chosen}, include_wells="
@@ -324,10 +371,11 @@ class MultiExperimentDataModule(LightningDataModule):
             config,
             rank=world.rank,
             world_size=world.size,
-            window_bytes=self.window_bytes,
+            window_bytes=parse_window(self.window_bytes, index.stored_bytes),
             num_streams=self.num_streams,
         )
-        self.train_dataset = self._dataset(crop, None, streaming=self.window_bytes is not None)
+        streaming = self.train_sampler.window_bytes is not None
+        self.train_dataset = self._dataset(crop, None, train, streaming=streaming)
         if self.cache_pool_bytes:
             warmed = self.train_dataset.warm(index, self.cache_pool_bytes)
             rank_zero_info(f"Read {warmed / 2**20:,.0f} MiB of shards into the page cache.")
@@ -349,7 +397,7 @@ class MultiExperimentDataModule(LightningDataModule):
                 f"{tuple(self.tau_range)}, include_wells={self.include_wells}, exclude_fovs={self.exclude_fovs}: "
                 "nothing to validate on. Hold out other experiments, or leave fewer cells out."
             )
-        self.val_dataset = self._dataset(crop, plan_validation(held_out, self.sampling))
+        self.val_dataset = self._dataset(crop, plan_validation(held_out, self.sampling), self.val_experiments)
 
     def _index(self, shards: ShardSet, experiments: Sequence[str]) -> PlanIndex:
         return shards.plan_index(
@@ -359,7 +407,12 @@ class MultiExperimentDataModule(LightningDataModule):
             self.exclude_fovs,
             batch_group_by=self.batch_group_by,
             stratify_by=self.stratify_by,
+            positives=self.positives,
+            channels_per_sample=self.channels_per_sample,
         )
+
+    def _choices(self, shards: ShardSet, experiments: Sequence[str]) -> ChannelChoices | None:
+        return shards.list_choices(self.channels_per_sample, experiments)
 
     def _say_what_differs(self, shards: ShardSet) -> None:
         """Say once, when training starts, what a user of the reference implementation would not expect."""
@@ -411,6 +464,13 @@ class MultiExperimentDataModule(LightningDataModule):
             raise RuntimeError("Call setup('predict') before predict_dataloader().")
         return self._sequential(self.predict_dataset)
 
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Move a batch to the device; patches that are anchors and positives at once are moved once."""
+        same = isinstance(batch, dict) and "positive" in batch and batch["positive"] is batch["anchor"]
+        own = {key: value for key, value in batch.items() if key != "positive"} if same else batch
+        moved = super().transfer_batch_to_device(own, device, dataloader_idx)
+        return moved | {"positive": moved["anchor"]} if same else moved
+
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Normalise, augment (in training), crop, drop channels (in training); a bare Tensor passes through."""
         del dataloader_idx
@@ -438,7 +498,7 @@ class MultiExperimentDataModule(LightningDataModule):
         return world
 
     def _dataset(
-        self, crop: Crop, table: BatchPlan | None, *, streaming: bool = False
+        self, crop: Crop, table: BatchPlan | None, experiments: Sequence[str], *, streaming: bool = False
     ) -> MultiExperimentTripletDataset:
         assert self.shard_set is not None
         return MultiExperimentTripletDataset(
@@ -449,6 +509,7 @@ class MultiExperimentDataModule(LightningDataModule):
             streaming=streaming,
             verify_reads=streaming if self.verify_reads is None else self.verify_reads,
             channel_flags=self._channel_flags(self.shard_set),
+            choices=self._choices(self.shard_set, experiments),
         )
 
     def _channel_flags(self, shards: ShardSet) -> dict[str, Bool[np.ndarray, "e c"]]:

@@ -5,6 +5,7 @@ Exception
     ├── FormatError            a shard set that is not what its manifest or docs/FORMAT.md says (ValueError)
     │   └── ChecksumError      bytes that are not those that were written
     ├── ConfigError            a setting, YAML file or track table that can't be used (ValueError)
+    │   └── WindowError        a window that is too small; it holds the settings that would do
     ├── CheckpointError        a checkpoint that can't be read or used for what is asked (ValueError)
     ├── PlateError             a plate that can't be read, or is not OME-Zarr (ValueError)
     ├── BuildError             a build that can't start or go on, for a reason outside its input (RuntimeError)
@@ -32,6 +33,38 @@ class ChecksumError(FormatError):
 
 class ConfigError(DynaCLRError, ValueError):
     """A setting, an experiments.yaml, or a track file it names, that cannot be used."""
+
+
+class WindowError(ConfigError):
+    """A window that is too small; holds the settings that would do, to be written as the user gives them.
+
+    Parameters
+    ----------
+    window_bytes
+        The window.
+    problem
+        What it can't hold, a sentence.
+    ways
+        Settings that would do, name → value, each with a remark or an empty text.
+    """
+
+    def __init__(self, window_bytes: int, problem: str, ways: list[tuple[dict[str, object], str]]) -> None:
+        self.window_bytes, self.problem, self.ways = window_bytes, problem, ways
+        super().__init__(self.spell())
+
+    def spell(self, before: str | None = None) -> str:
+        """Write the message with settings as options that begin with `before`, such as `--`; None = as in Python."""
+
+        def write(settings: dict[str, object]) -> str:
+            if before is None:
+                return ", ".join(f"{name}={value}" for name, value in settings.items())
+            words = {name: str(value).lower().replace("none", "null") for name, value in settings.items()}
+            return " ".join(f"{before}{name} {word}" for name, word in words.items())
+
+        ways = [write(settings) + f" ({remark})" * bool(remark) for settings, remark in self.ways]
+        given = write({"window_bytes": self.window_bytes})
+        advice = f"Give one of these instead: {'; '.join(ways)}. Or build shards with a smaller block_bytes."
+        return f"{given} is too small. {self.problem} {advice}"
 
 
 class CheckpointError(DynaCLRError, ValueError):

@@ -62,8 +62,17 @@ def rename_whole(partial: Path, path: Path) -> None:
         os.close(descriptor)
 
 
-def check_new_file(path: Path, *, overwrite: bool) -> None:
+def check_new_file(path: Path, *, overwrite: bool, option: str = "overwrite=True") -> None:
     """Check that a file can be written, before the work for it begins.
+
+    Parameters
+    ----------
+    path
+        The file.
+    overwrite
+        Whether it may be there.
+    option
+        How the caller says that it may, for the message.
 
     Raises
     ------
@@ -73,9 +82,7 @@ def check_new_file(path: Path, *, overwrite: bool) -> None:
     if path.is_dir():
         raise StorageError(f"{path}: is a folder. Give the name of a file.")
     if path.exists() and not overwrite:
-        raise StorageError(
-            f"{path}: is there already. Give another name, or --overwrite (overwrite=True) to replace it."
-        )
+        raise StorageError(f"{path}: is there already. Give another name, or {option} to replace it.")
     folder = path.absolute().parent
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent

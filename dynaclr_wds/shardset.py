@@ -7,7 +7,7 @@ there and of the right size, and every index file to be what was written.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -21,9 +21,12 @@ from dynaclr_wds.errors import ChecksumError, FormatError, StorageError
 from dynaclr_wds.index_checks import check_arrays, map_array
 from dynaclr_wds.local_paths import refuse_url
 from dynaclr_wds.manifest_checks import parse_manifest
+from dynaclr_wds.plan.channels import ChannelChoices, ChannelsPerSample, list_choices
 from dynaclr_wds.plan.columns import CodeBook, ExperimentClock, PlanColumns
+from dynaclr_wds.plan.config import TEMPORAL, PositiveRule
 from dynaclr_wds.plan.index import PlanIndex, plan_index
 from dynaclr_wds.split import check_experiments, keep_fovs
+from dynaclr_wds.words import count_of
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -39,9 +42,10 @@ class ShardSet:
         m = self.manifest
         samples, size = len(self.arrays["obs_fov"]), sum(s.bytes for s in m.shards)
         shapes = sorted({"x".join(map(str, e.shape)) + f" {np.dtype(e.dtype).name}" for e in m.experiments})
+        experiments = count_of(len(m.experiments), "experiment")
         return (
-            f"ShardSet({str(self.root)!r}, {len(m.experiments)} experiments, {samples:,} samples of "
-            f"{' or '.join(shapes)}, {len(m.shards)} shards, {size / 2**30:.2f} GiB)"
+            f"ShardSet({str(self.root)!r}, {experiments}, {count_of(samples, 'sample')} of "
+            f"{' or '.join(shapes)}, {count_of(len(m.shards), 'shard')}, {size / 2**30:.2f} GiB)"
         )
 
     @classmethod
@@ -206,6 +210,9 @@ class ShardSet:
         exclude_fovs: Sequence[str] | None = None,
         batch_group_by: Sequence[str] = ("experiment",),
         stratify_by: Sequence[str] = ("condition",),
+        *,
+        positives: PositiveRule = TEMPORAL,
+        channels_per_sample: ChannelsPerSample = None,
     ) -> PlanIndex:
         """List the anchors of some experiments.
 
@@ -221,6 +228,10 @@ class ShardSet:
             `row/col/fov`.
         batch_group_by, stratify_by
             Labels that make groups and stratify values; see `dynaclr_wds.plan`.
+        positives
+            What may be a positive, and so which observations are anchors.
+        channels_per_sample
+            Channels that a sample holds; see `list_choices`.
 
         Raises
         ------
@@ -230,12 +241,28 @@ class ShardSet:
         check_experiments(experiments, self.experiments, "experiments")
         return plan_index(
             self.columns,
-            self.codes,
+            replace(self.codes, choices=self.list_choices(channels_per_sample, experiments)),
             tau_range_hours,
             batch_group_by=tuple(batch_group_by),
             stratify_by=tuple(stratify_by),
             keep_experiment=[name in experiments for name in self.experiments],
             keep_fov=keep_fovs(self.manifest.fovs, include_wells, exclude_fovs),
+            positives=positives,
+        )
+
+    def list_choices(
+        self, channels_per_sample: ChannelsPerSample, experiments: Collection[str]
+    ) -> ChannelChoices | None:
+        """List the choices of channels that samples of some experiments have; None where they hold all."""
+        records = self.manifest.experiments
+        if channels_per_sample is None:
+            return None
+        return list_choices(
+            [e.name for e in records],
+            [e.source_channel for e in records],
+            [e.markers for e in records],
+            channels_per_sample,
+            [e.name in experiments for e in records],
         )
 
 

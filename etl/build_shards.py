@@ -167,10 +167,11 @@ def _run(argv: Sequence[str]) -> int:
     overrides = {k: v for k, v in vars(arguments).items() if k not in _NOT_OPTIONS and v is not None}
     switches = {name: getattr(arguments, name) for name in _SWITCHES}
     config = parse_build_config(arguments.experiments_yaml, overrides)
-    manifest = build_shards(config, arguments.out, progress=make_progress(arguments.quiet), **switches)
+    progress = make_progress(arguments.quiet)
+    manifest = build_shards(config, arguments.out, progress=progress, **switches)
     if arguments.json:
         print_json(manifest, arguments.out)
-    elif not arguments.quiet:
+    elif not arguments.quiet and not progress.found_up_to_date:
         print_summary(manifest)
     return 0
 

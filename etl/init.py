@@ -70,6 +70,11 @@ def _run(argv: Sequence[str]) -> int:
         )
     if yamls:
         return _write_configs(yamls[0], given.out or Path("configs"), given.shards, overwrite=given.overwrite)
+    if given.out is not None:
+        raise ConfigError(
+            f"--out={given.out} is a folder for configs, but for plates init writes ./{EXPERIMENTS}. Leave --out out, "
+            "or run init in the folder that the file is for."
+        )
     return _write_experiments(what, given.overwrite)
 
 
@@ -99,6 +104,8 @@ def _write_configs(path: Path, out: Path, shards: str, *, overwrite: bool) -> in
 
 
 def _write_experiments(what: Sequence[Path], overwrite: bool) -> int:
+    import yaml
+
     from etl.configure.experiments import is_plate, write_experiments
     from etl.configure.templates import MARK, find_templates
 
@@ -118,6 +125,9 @@ def _write_experiments(what: Sequence[Path], overwrite: bool) -> int:
     template = (find_templates() / EXPERIMENTS.name).read_text(encoding="utf-8")
     text = write_experiments(template, plates, Path())
     _write(EXPERIMENTS, text)
+    for entry in yaml.safe_load(text)["experiments"]:
+        there = "" if Path(entry["tracks_path"]).is_dir() else " (not there)"
+        print(f"{entry['name']}: plate {entry['data_path']}, tracks {entry['tracks_path']}{there}")
     _say_what_is_left([line.strip() for line in text.splitlines() if MARK in line and not line.startswith("#")])
     return 0
 
@@ -141,9 +151,8 @@ def _say_what_is_left(lines: Sequence[str]) -> None:
 def _refuse_existing(paths: Sequence[Path], overwrite: bool) -> None:
     there = [str(path) for path in paths if path.exists()]
     if there and not overwrite:
-        raise BuildError(
-            f"{', '.join(there)}: already there. Give --overwrite to replace them, or another --out for configs."
-        )
+        other = "move it away" if EXPERIMENTS in paths else "give another --out"
+        raise BuildError(f"{', '.join(there)}: already there. Give --overwrite to replace it, or {other}.")
 
 
 def _write(path: Path, text: str) -> None:

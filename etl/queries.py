@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -17,6 +18,7 @@ import pyarrow as pa
 from dynaclr_wds.errors import ConfigError
 from etl.source.config import BuildConfig
 from etl.source.plates import Plate
+from etl.source.track_formats import open_table
 from etl.source.tracks import parse_track_files
 
 
@@ -133,9 +135,10 @@ def _note_unmatched(con: duckdb.DuckDBPyConnection, config: BuildConfig) -> tupl
     notes = []
     for number, unmatched, count, first in read_query(con, "unmatched").fetchall():
         experiment = config.experiments[number]
+        file = open_table(Path(str(experiment.annotations)))
         notes.append(
-            f"{experiment.annotations}: rows about no observation of {experiment.name} that is built: {unmatched} of "
-            f"{count}; the first is row {first} (the first below the header is row 0)."
+            f"{file.path}: rows about no cell of {experiment.name} that is built: {unmatched:,} of {count:,}; the "
+            f"first is {file.name_rows([first])[0]}."
         )
     return tuple(notes)
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from dynaclr_wds.local_paths import parse_local_path, refuse_url
 from dynaclr_wds.program import CommandParser, called_as, run_command
+from dynaclr_wds.words import count_of
 
 if TYPE_CHECKING:
     from etl.pack.read_back import Finding
@@ -89,9 +90,7 @@ def _run(argv: Sequence[str]) -> int:
         print(json.dumps(dataclasses.asdict(finding)) if arguments.json else finding)
     if not arguments.quiet and not arguments.json:
         print(
-            f"{arguments.shards}: {len(found)} finding{'s' * (len(found) > 1)}."
-            if found
-            else f"{arguments.shards}: all is well."
+            f"{arguments.shards}: {count_of(len(found), 'finding')}." if found else f"{arguments.shards}: all is well."
         )
     return 1 if found else 0
 

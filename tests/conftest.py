@@ -25,7 +25,13 @@ SHAPE = (10, 2, 3, 48, 48)
 CHANNELS = ("Phase", "GFP", "RFP")
 
 
-def write_collection(root: Path, dtypes: Sequence[str], channels: Sequence[int] | int = 2, seed: int = 0) -> Path:
+def write_collection(
+    root: Path,
+    dtypes: Sequence[str],
+    channels: Sequence[int] | int = 2,
+    seed: int = 0,
+    names_of_channels: Sequence[str] = CHANNELS,
+) -> Path:
     """Write one experiment per dtype, with so many channels (each); return the path of experiments.yaml.
 
     Experiments are `e0`, `e1`, …, alternately OME-Zarr 0.4 with channels (Phase, GFP) and 0.5, sharded, with the
@@ -36,7 +42,7 @@ def write_collection(root: Path, dtypes: Sequence[str], channels: Sequence[int] 
         name, odd = f"e{number}", number % 2 == 1
         count = channels if isinstance(channels, int) else channels[number]
         shape = (SHAPE[0], count, *SHAPE[2:])
-        names = list(CHANNELS[:count][:: -1 if odd else 1])
+        names = list(names_of_channels[:count][:: -1 if odd else 1])
         rng = np.random.default_rng([23, seed, number])
         write_plate(
             root / name / "plate.zarr",
@@ -57,7 +63,7 @@ def write_collection(root: Path, dtypes: Sequence[str], channels: Sequence[int] 
                 "data_path": f"{name}/plate.zarr",
                 "tracks_path": f"{name}/tracks",
                 "channel_names": names,
-                "source_channel": list(CHANNELS[:count]),
+                "source_channel": list(names_of_channels[:count]),
                 "condition_wells": {"control": ["A/1"], "infected": ["B/2"]},
                 "interval_minutes": 30.0,
                 "start_hpi": float(number),

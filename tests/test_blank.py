@@ -86,7 +86,7 @@ def test_kept_blanks_are_counted_and_take_the_statistics_of_their_fov(tmp_path: 
     np.testing.assert_array_equal(array(out, "stats_timepoint")[1, 1], array(out, "stats_fov")[0, 1])
     assert np.isfinite(array(out, "stats_timepoint")).all()
     assert summarize_dropped(manifest) == [
-        "kept in one: 1 cells whose patch has a channel that is entirely fill value (blank_channel_kept)"
+        "kept in one: 1 cell whose patch has a channel that is entirely fill value (blank_channel_kept)"
     ]
 
 
@@ -135,7 +135,7 @@ def test_pixels_that_are_no_number_can_be_zero(tmp_path: Path):
     out = tmp_path / "out"
     manifest = build(broken(tmp_path), out, on_nan="zero")
     assert manifest.dropped["one"] == {"nan_pixels": 1}
-    assert summarize_dropped(manifest)[0].startswith("kept in one: 1 cells whose patch had NaN")
+    assert summarize_dropped(manifest)[0].startswith("kept in one: 1 cell whose patch had NaN")
     patch = stored_patches(out, manifest)[1][1, 0]
     assert patch[3].tolist()[2:5] == [0, 0, 0]
     assert patch[4, 4] == 0

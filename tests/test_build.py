@@ -8,6 +8,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -424,7 +425,43 @@ def test_too_little_space_is_said_before_any_work(collection: Path, tmp_path: Pa
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
     with pytest.raises(BuildError, match=r"needs about [\d,]+ bytes, but 1,000 are free"):
         build(collection, tmp_path / "out")
-    assert not list((tmp_path / "out").rglob("*.patches"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_build_that_fails_in_its_checks_leaves_no_folder(tmp_path: Path):
+    path = one_plate(tmp_path / "few", np.ones((3, 1, 1, 32, 32), np.uint8), [one_cell(0)])  # no cell has a positive
+    there = tmp_path / "there"
+    there.mkdir()
+    for out in (tmp_path / "new" / "shards", there / "shards", there):
+        with pytest.raises(ConfigError, match="no cell has a positive"):
+            build(path, out)
+    assert not (tmp_path / "new").exists()
+    assert [entry.name for entry in there.iterdir() if not entry.name.startswith(".")] == []  # it was there before
+    path.write_text(path.read_text().replace("data_path: ", "data_path: no_"))
+    with pytest.raises(ConfigError, match=r"has no plate"):
+        build(path, tmp_path / "new" / "shards")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_build_that_waited_for_one_that_failed_makes_the_folder_anew(tmp_path: Path):
+    out, told = tmp_path / "out", threading.Event()
+
+    def wait() -> bool:
+        with OutFolder(out, "b" * 16).locked(told.set):
+            return out.is_dir()
+
+    def fail(pool: ThreadPoolExecutor, waiting: list[Any]) -> None:
+        with OutFolder(out, "a" * 16).locked(lambda: None):
+            waiting.append(pool.submit(wait))
+            assert told.wait(10)
+            raise ConfigError("bad")
+
+    waiting: list[Any] = []
+    with ThreadPoolExecutor(1) as pool:
+        with pytest.raises(ConfigError, match="bad"):
+            fail(pool, waiting)
+        assert waiting[0].result(10)
+    assert out.is_dir()
 
 
 def test_a_whole_set_is_up_to_date(collection: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -435,7 +472,12 @@ def test_a_whole_set_is_up_to_date(collection: Path, tmp_path: Path, capsys: pyt
     assert "control" in first.out
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
     assert main([str(collection), "--out", str(out), "--workers", "1"]) == 0
-    assert "up to date" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert said.out == ""  # the table was printed when it was built
+    assert re.fullmatch(
+        rf"{re.escape(str(out))}: up to date, nothing to do: 2 experiments, [\d,]+ cells, \d+ shards, [\d.]+ kB\.\n",
+        said.err,
+    )
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
     shard = next(out.rglob("*.tar"))
     expected = digests(out)

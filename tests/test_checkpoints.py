@@ -356,7 +356,7 @@ def test_a_loss_that_is_not_finite_names_step_batch_and_cells(shards, tmp_path):
     with pytest.raises(NotFiniteError) as caught:
         trainer.fit(model, datamodule=make_data(shards))
     said, meta = str(caught.value), spoil.meta
-    assert said.startswith("The loss is nan in step 6 (epoch 0, batch 5 of the epoch), so training stopped.")
+    assert said.startswith("The loss is nan in step 6 (epoch 1, batch 6 of the epoch), so training stopped.")
     assert f"The batch is of {meta['experiment']} (40 cells)." in said
     assert (
         f"Cells: {meta['experiment']} fov {meta['fov_name']} track {meta['track_id']} t {meta['t']} "

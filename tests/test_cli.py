@@ -11,14 +11,19 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from lightning.pytorch import Trainer
+from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.data import DataLoader
 
 from dynaclr_wds import __main__ as command
 from dynaclr_wds.commands import lightning as cli
 from dynaclr_wds.commands.going_on import find_program, format_resume
 from dynaclr_wds.commands.short_help import GROUPS
+from dynaclr_wds.commands.unused_logs import take_back_unused_logs
 from dynaclr_wds.datamodule import MultiExperimentDataModule
+from dynaclr_wds.errors import ConfigError
 from dynaclr_wds.train.engine import ContrastiveModule
 from dynaclr_wds.transforms import BatchTransform, NormalizeSampled
 
@@ -259,7 +264,7 @@ def test_a_training_ends_with_where_its_checkpoints_are_and_how_to_embed(monkeyp
     assert command.main(["fit", "-c", "fit.yaml", *QUIET]) == 0
     kept = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)["callbacks"]["TrainingCheckpoint"]
     assert capsys.readouterr().out.endswith(
-        "\nFinished: 1 epochs, 3 steps.\n"
+        "\nFinished: 1 epoch, 3 steps.\n"
         f"Best checkpoint: checkpoints/epoch=0-step=3.ckpt (loss/val {float(kept['best_model_score']):.4g})\n"
         "Last checkpoint: checkpoints/last.ckpt\n"
         "Embed with:\n"
@@ -275,7 +280,7 @@ def test_a_training_that_fails_says_from_where_it_can_go_on(monkeypatch, tmp_pat
     assert command.main(given) == 2
     again = shlex.join(["python", "-m", "dynaclr_wds", *given, "--ckpt_path", "checkpoints/last.ckpt"])
     *_, what, last, go_on = capsys.readouterr().err.splitlines()
-    assert what.startswith("error: The loss is nan in step 2 (epoch 0, batch 1 of the epoch), so training stopped.")
+    assert what.startswith("error: The loss is nan in step 2 (epoch 1, batch 2 of the epoch), so training stopped.")
     assert [last, go_on] == ["The last checkpoint is checkpoints/last.ckpt. Go on from it with:", f"  {again}"]
 
 
@@ -285,7 +290,73 @@ def test_a_training_without_checkpoints_is_left_without(monkeypatch, tmp_path, c
     (tmp_path / "fit.yaml").write_text(FLAT)
     assert command.main(["fit", "-c", "fit.yaml", *QUIET, "--trainer.enable_checkpointing=false"]) == 0
     assert list(tmp_path.rglob("*.ckpt")) == []
-    assert capsys.readouterr().out.endswith("Finished: 1 epochs, 3 steps.\nNo checkpoint was saved.\n")
+    assert capsys.readouterr().out.endswith("Finished: 1 epoch, 3 steps.\nNo checkpoint was saved.\n")
+
+
+class Refusing(InMemory):
+    """Data that can't be had."""
+
+    def setup(self, **_: object) -> None:
+        raise ConfigError("window_bytes=1 is too small.")
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning")
+def test_only_a_training_that_made_a_step_leaves_a_log(monkeypatch, tmp_path):
+    def fit(data: type, *argv: str) -> int:
+        monkeypatch.setattr(cli, "MultiExperimentDataModule", data)
+        return command.main(["fit", "-c", "fit.yaml", *QUIET, *argv])
+
+    (tmp_path / "fit.yaml").write_text(FLAT.replace("logger: false", "logger: true"))
+    assert fit(Refusing) == 2
+    assert fit(InMemory, "--ckpt_path=lost.ckpt") == 2
+    assert fit(InMemory, "--model.loss.class_path=torch.nn.TripletMarginLoss") == 2  # in the first batch
+    assert [path.name for path in tmp_path.iterdir()] == ["fit.yaml"]
+    assert fit(Diverging, "--checkpoint.every_n_train_steps=1") == 2  # in the second batch
+    logs = tmp_path / "lightning_logs"
+    assert [path.name for path in logs.iterdir()] == ["version_0"]
+    before = sorted(logs.rglob("*"))
+    assert before[0].name == "version_0"
+    assert fit(Refusing) == 2
+    assert fit(Refusing, "--trainer.logger.class_path=CSVLogger", "--trainer.logger.init_args.save_dir=csv") == 2
+    assert sorted(logs.rglob("*")) == before
+    assert not (tmp_path / "csv").exists()
+
+
+def fail_with(version: str, there: str) -> None:
+    """Fail as a training would, after its logger has made its folder and somebody else has written a file there."""
+    trainer = Trainer(logger=TensorBoardLogger(".", version=version), accelerator="cpu", enable_checkpointing=False)
+    with take_back_unused_logs(trainer):
+        assert trainer.logger.experiment is not None
+        (Path(trainer.log_dir) / there).touch()
+        raise ConfigError("refused")
+
+
+@pytest.mark.parametrize("there", ["notes.txt", "events.out.tfevents.1.host.1.0"])
+def test_a_folder_that_somebody_else_writes_to_is_left(tmp_path, there):
+    with pytest.raises(ConfigError, match="refused"):
+        fail_with("a", there)
+    assert (tmp_path / "lightning_logs/a" / there).exists()
+
+
+def test_a_folder_that_was_there_is_left(tmp_path):
+    before = tmp_path / "lightning_logs/a/hparams.yaml"
+    before.parent.mkdir(parents=True)
+    before.touch()
+    with pytest.raises(ConfigError, match="refused"):
+        fail_with("a", "config.yaml")
+    assert before.exists()
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda", "mps"])
+def test_a_device_that_is_not_there_is_answered_with_what_to_do(monkeypatch, tmp_path, capsys, name):
+    for kind in (CUDAAccelerator, MPSAccelerator):
+        monkeypatch.setattr(kind, "is_available", staticmethod(lambda: False))
+    (tmp_path / "fit.yaml").write_text(FLAT)
+    assert command.main(["fit", "-c", "fit.yaml", "--trainer.accelerator", name]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"error: --trainer.accelerator {name}: torch finds no such device on this machine. Give --trainer.accelerator "
+        "auto, or cpu; where there is a GPU, install its driver and a torch that was built for it."
+    )
 
 
 @pytest.mark.parametrize(

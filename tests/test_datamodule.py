@@ -140,6 +140,11 @@ def test_init_exposes_all_hyperparameters():
         "verify_reads": False,
         "batch_group_by": ["condition"],
         "stratify_by": ["well", "experiment"],
+        "channels_per_sample": 1,
+        "positive": "columns",
+        "positive_match_columns": ["condition"],
+        "positive_channel": "any",
+        "tau_direction": "both",
         "predict_experiments": ["a"],
         "predict_limit": 3,
     }
@@ -367,7 +372,9 @@ def test_groups_and_strata_are_of_any_labels(shards, window_bytes):
 
 
 def test_a_label_that_is_not_there_is_named(shards):
-    with pytest.raises(ValueError, match=r"name \['stain'\], .*Its labels are \['condition', 'experiment', 'well'\]"):
+    with pytest.raises(
+        ValueError, match=r"names \['stain'\], .*Their labels are \['condition', 'experiment', 'well'\]"
+    ):
         ready(shards, stratify_by=["stain"])
 
 
@@ -395,6 +402,37 @@ def test_the_module_and_its_loaders_say_what_they_are_in_a_line(shards):
     assert train.endswith(f"{len(data.train_dataloader())} batches, planned, 2 threads)")
     assert validation.endswith(f"{len(data.val_dataloader())} batches, sequential, 2 threads)")
     assert "\n" not in train + validation + repr(data)
+
+
+@pytest.mark.parametrize(("given", "window"), [("150%", 1.5), ("200%", 2.0), (1 << 27, None), ("128MiB", None)])
+def test_a_window_may_be_a_share_of_the_bytes_that_training_draws_from(shards, given, window):
+    data = ready(shards, window_bytes=given, num_streams=1)
+    used = data.train_sampler.index.stored_bytes
+    assert data.train_sampler.window_bytes == (1 << 27 if window is None else int(window * used))
+    assert data.train_dataset.streaming
+    assert f"streaming in {data.train_sampler.window_bytes:,} bytes" in repr(data)
+
+
+def test_a_share_and_its_bytes_are_one_window_for_a_checkpoint(shards):
+    share = ready(shards, window_bytes="150%", num_streams=1)
+    share.train_sampler.deliver(3)
+    number = share.train_sampler.window_bytes
+    again = make(shards, window_bytes=number, num_streams=1)
+    again.setup("fit")
+    again.load_state_dict(share.state_dict())
+    again.train_dataloader()
+    rest = [plan.anchor.tolist() for plan in again.train_sampler]
+    assert rest == [share.train_sampler.plan(n).anchor.tolist() for n in range(3, share.train_sampler.global_batches)]
+    other = make(shards, window_bytes="160%", num_streams=1)
+    other.setup("fit")
+    other.load_state_dict(share.state_dict())
+    with pytest.raises(ValueError, match=f"The checkpoint was written with window_bytes={number}, but window_bytes="):
+        other.train_dataloader()
+
+
+def test_a_window_that_is_no_size_is_refused_when_the_shards_are_opened(shards):
+    with pytest.raises(ValueError, match=r"window_bytes='lots' is no size\. Give bytes \(4000000, 512M, 1\.5GiB\)"):
+        make(shards, window_bytes="lots").setup("fit")
 
 
 def test_channel_dropout_is_announced_once_when_training_starts(shards, single_channel, caplog):

@@ -259,7 +259,7 @@ def test_a_table_that_is_there_is_replaced_only_where_that_is_said(tmp_path):
     path.write_text("precious")
     trainer = make_trainer(tmp_path, callbacks=[EmbeddingWriter(str(path))])
     with pytest.raises(
-        StorageError, match=r"embeddings\.parquet: is there already\. Give another name, or --overwrite"
+        StorageError, match=r"embeddings\.parquet: is there already\. Give another name, or overwrite=True to"
     ):
         trainer.predict(module, Batches(), return_predictions=False)
     assert path.read_text() == "precious"

@@ -16,8 +16,11 @@ from dynaclr_wds.errors import BuildError, ConfigError
 from etl.configure.choices import choose_values, is_label_free, quote
 from etl.configure.facts import ExperimentFacts, find_facts
 from etl.configure.templates import Value, fill_template, find_templates
+from etl.index import build_index
 from etl.simulate.__main__ import SimulationConfig, simulate_collection
 from etl.source.experiments import parse_build_config
+from etl.source.preflight import open_plates
+from etl.source.scales import fill_in_scales
 from tests.plates import write_plate
 
 ROOT = Path(__file__).parent.parent
@@ -174,7 +177,8 @@ def test_nothing_is_replaced_without_being_told(collection: Path, capsys: pytest
     own = Path("configs/fit.yaml")
     own.write_text("mine")
     assert program.main(["init", str(collection)]) == 2
-    assert capsys.readouterr().err.startswith("error: configs/fit.yaml: already there. Give --overwrite to replace")
+    said = "error: configs/fit.yaml: already there. Give --overwrite to replace it, or give another --out.\n"
+    assert capsys.readouterr().err == said
     assert own.read_text() == "mine"
     assert [path.name for path in Path("configs").iterdir()] == ["fit.yaml"]
     assert program.main(["init", str(collection), "--overwrite"]) == 0
@@ -197,7 +201,9 @@ def test_plates_fill_in_what_they_say_of_themselves(tmp_path: Path, capsys: pyte
     common = {"fovs": ["A/1/0", "B/2/0", "B/2/1"], "shape": (3, 2, 4, 100, 60), "channel_names": channels}
     write_plate(tmp_path / "first" / "plate.zarr", version="0.4", dtype="uint16", seed=0, **common)
     write_plate(tmp_path / "second.zarr", version="0.5", dtype="uint16", seed=0, **common)
-    (tmp_path / "first/tracks").mkdir()
+    for fov in common["fovs"]:
+        (tmp_path / "first/tracks" / fov).mkdir(parents=True)
+        (tmp_path / "first/tracks" / fov / "tracks.csv").write_text("track_id,t,y,x\n")
     (tmp_path / "other").mkdir()
     assert program.main(["init", "first/plate.zarr", "second.zarr", "other"]) == 0
     text = Path("experiments.yaml").read_text()
@@ -211,12 +217,85 @@ def test_plates_fill_in_what_they_say_of_themselves(tmp_path: Path, capsys: pyte
     assert document["shards"]["yx_patch_size"] == [56, 56]
     waiting = [line.strip() for line in text.splitlines() if "CHANGE" in line and not line.startswith("#")]
     assert [line.partition(":")[0] for line in waiting] == [
-        *("condition_wells", "interval_minutes", "start_hpi") * 2,
+        *("condition_wells", "interval_minutes", "start_hpi"),
+        *("tracks_path", "condition_wells", "interval_minutes", "start_hpi"),
         "yx_patch_size",
     ]
-    assert [line.strip() for line in capsys.readouterr().out.splitlines()[1:-1]] == waiting
+    out = capsys.readouterr().out.splitlines()
+    assert out[:2] == [
+        "first: plate first/plate.zarr, tracks first/tracks",
+        "second: plate second.zarr, tracks other",
+    ]
+    assert [line.strip() for line in out[3:-1]] == waiting
+    assert "  tracks_path: other # CHANGE: has no table of this plate; it must hold <row>/<col>/<fov>/*.csv, " in out[6]
     assert program.main(["init", "second.zarr"]) == 2
-    assert capsys.readouterr().err.startswith("error: experiments.yaml: already there. Give --overwrite")
+    said = "error: experiments.yaml: already there. Give --overwrite to replace it, or move it away.\n"
+    assert capsys.readouterr().err == said
+
+
+def test_a_plate_without_tracks_and_a_name_waits_for_both(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    common = {"fovs": ["A/1/0"], "shape": (3, 1, 1, 60, 60), "channel_names": ["GFP"], "version": "0.5"}
+    for folder in ("data", "mitosis", "x/mitosis"):
+        write_plate(tmp_path / folder / "plate.zarr", dtype="uint16", seed=0, **common)
+    assert program.main(["init", *(f"{folder}/plate.zarr" for folder in ("data", "mitosis", "x/mitosis"))]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("data: plate data/plate.zarr, tracks data/tracks (not there)\n")
+    assert "\n  tracks_path: data/tracks # CHANGE: is not there; give the folder of <row>/<col>/<fov>/*.csv, " in out
+    explained = "# CHANGE: unique; embeddings and batches carry it; this is the name of a folder"
+    assert [line.strip() for line in out.splitlines() if "- name" in line] == [
+        f"- name: {name} {explained}" for name in ("data", "mitosis", "mitosis")
+    ]
+    assert program.main(["init", "mitosis/plate.zarr", "--overwrite"]) == 0
+    assert "- name" not in capsys.readouterr().out
+
+
+TRACKMATE = """\
+LABEL,ID,TRACK_ID,POSITION_X,POSITION_Y,FRAME
+Label,Spot ID,Track ID,X,Y,Frame
+Label,Spot ID,Track ID,X,Y,Frame
+,,,(micron),(micron),
+ID7,7,0,20.0,15.0,0
+"""
+
+
+@pytest.mark.parametrize(("unit", "size"), [("micron", 0.5), ("micron", None), ("pixel", None)])
+def test_tables_of_trackmate_get_a_map_and_their_unit(tmp_path: Path, unit: str, size: float | None):
+    scales = {"A/1/0": {"scale": [1, 1, 1, size, size], "units": dict.fromkeys("yx", "micrometer")}} if size else None
+    shape = (3, 1, 1, 64, 64)
+    write_plate(tmp_path / "mitosis.zarr", fovs=["A/1/0"], shape=shape, channel_names=["GFP"], dtype="uint16", seed=0,
+                scales=scales)  # fmt: skip
+    (tmp_path / "tracks/A/1/0").mkdir(parents=True)
+    (tmp_path / "tracks/A/1/0/spots.csv").write_text(TRACKMATE.replace("micron", unit))
+    assert program.main(["init", "mitosis.zarr", "tracks"]) == 0
+    text = Path("experiments.yaml").read_text()
+    (entry,) = yaml.safe_load(text)["experiments"]
+    names = {"TRACK_ID": "track_id", "FRAME": "t", "POSITION_Y": "y", "POSITION_X": "x", "ID": "id"}
+    assert entry["columns"] == names
+    assert "} # CHANGE: a guess from the names in A/1/0/spots.csv; name in the table: what it is\n" in text
+    assert entry.get("tracks_unit") == ("um" if unit == "micron" else None)
+    assert ("CHANGE: positions are micrometres, as the table says; add pixel_size_um" in text) == (
+        unit == "micron" and size is None
+    )
+    if size:
+        Path("experiments.yaml").write_text(text.replace("interval_minutes: null", "interval_minutes: 30.0"))
+        config = parse_build_config("experiments.yaml")
+        plates = open_plates(config)
+        observations = build_index(fill_in_scales(config, plates), plates).observations
+        assert observations.select(["y", "x"]).to_pylist() == [{"y": 30.0, "x": 40.0}]
+
+
+def test_a_table_with_our_names_needs_no_map(tmp_path: Path):
+    write_plate(tmp_path / "mitosis.zarr", fovs=["A/1/0"], shape=(3, 1, 1, 64, 64), channel_names=["GFP"],
+                dtype="uint16", seed=0)  # fmt: skip
+    (tmp_path / "tracks/A/1/0").mkdir(parents=True)
+    (tmp_path / "tracks/A/1/0/spots.csv").write_text("track_id,t,y,x,parent\n")
+    assert program.main(["init", "mitosis.zarr", "tracks"]) == 0
+    assert "columns:" not in Path("experiments.yaml").read_text()
+    (tmp_path / "tracks/A/1/0/spots.csv").write_text("track_id,t,y,across\n")
+    assert program.main(["init", "mitosis.zarr", "tracks", "--overwrite"]) == 0
+    assert "columns: {} # CHANGE: a guess from the names in A/1/0/spots.csv; name in the table: what it is; no " in (
+        Path("experiments.yaml").read_text()
+    )
 
 
 def test_a_plate_that_says_its_interval_needs_no_change_of_it(tmp_path: Path):
@@ -232,6 +311,10 @@ def test_a_plate_that_says_its_interval_needs_no_change_of_it(tmp_path: Path):
 @pytest.mark.parametrize(
     ("what", "said"),
     [
+        (
+            ["group.zarr", "--out", "x"],
+            "--out=x is a folder for configs, but for plates init writes ./experiments.yaml. Leave --out out, ",
+        ),
         (["nowhere"], "nowhere: no such folder. Give an experiments.yaml, or a plate and the folder of its tracks."),
         (["empty"], "empty: is no Zarr folder, and tracks follow their plate. Give PLATE TRACKS."),
         (["a.yaml", "b.yaml"], "init takes one YAML, or plates, but not ['a.yaml', 'b.yaml']. Give one of the two."),

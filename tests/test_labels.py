@@ -170,9 +170,11 @@ def test_annotations_of_no_cell_are_counted_and_said(config: BuildConfig, index:
     root = Path(config.where).parent
     rows = (len(pd.read_csv(root / "a/annotations.csv")), len(pd.read_parquet(root / "b/annotations.parquet")))
     assert index.notes == tuple(
-        f"{root / name}: rows about no observation of {name[0]} that is built: 1 of {count}; the first is row "
-        f"{count - 1} (the first below the header is row 0)."
-        for name, count in zip(("a/annotations.csv", "b/annotations.parquet"), rows, strict=True)
+        f"{root / name}: rows about no cell of {name[0]} that is built: 1 of {count}; the first is "
+        f"{place} {count + (1 if place == 'line' else -1)}."
+        for name, count, place in zip(
+            ("a/annotations.csv", "b/annotations.parquet"), rows, ("line", "row"), strict=True
+        )
     )
 
 
@@ -266,7 +268,7 @@ def test_a_label_is_a_category_of_plain_values() -> None:
         ("track_id,,fov_name\n", r"annotations\.csv: a column has no name; there are"),
         (
             "track_id,fov_name,state,\n1,A/1/0,x,\n2,A/1/0,x,y\n",
-            r"annotations\.csv: the last column, which has no name, must be empty, .* row 1 \(y\)",
+            r"annotations\.csv: the last column, which has no name, must be empty, .* line 3 \(y\)",
         ),
         ("track_id,fov_name,well\n", r"column 'well' must be none of the index's own columns \['observation', "),
         (
@@ -275,16 +277,16 @@ def test_a_label_is_a_category_of_plain_values() -> None:
         ),
         (
             "track_id,fov_name,state\n1,A/1/0,x\n2,A/1/0,x\n1,A/1/0,y\n",
-            r"annotations\.csv: \(fov_name, track_id\) must be in one row only, but is not in row 2",
+            r"annotations\.csv: \(fov_name, track_id\) must be in one row only, but is not in line 4",
         ),
         (
             "track_id,t,fov_name,state\n1,0,A/1/0,x\n1,1,A/1/0,x\n1,1,A/1/0,y\n",
-            r"\(fov_name, track_id, t\) must be in one row only, but is not in row 2",
+            r"\(fov_name, track_id, t\) must be in one row only, but is not in line 4",
         ),
-        ("track_id,fov_name,state\n1.5,A/1/0,x\n", r"annotations\.csv: track_id must be a whole number, but .* row 0"),
+        ("track_id,fov_name,state\n1.5,A/1/0,x\n", r"annotations\.csv: track_id must be a whole number, but .* line 2"),
         (
             "track_id,fov_name,state\n1,,x\n",
-            r"annotations\.csv: fov_name must be row/col/fov, but is not in row 0 \(empty",
+            r"annotations\.csv: fov_name must be row/col/fov, but is not in line 2 \(empty",
         ),
         (
             "track_id,fov_name,state\n1,A/1/0,x",
@@ -319,8 +321,7 @@ def test_several_annotations_of_no_cell_are_said_at_once(tmp_path: Path) -> None
     index = index_of(make_fov(tmp_path, cells((1, 0, -1)), experiment=annotate(tmp_path, text)))
     assert labels_of(index, "state") == ["x"]
     assert index.notes == (
-        f"{tmp_path / 'annotations.csv'}: rows about no observation of a that is built: 2 of 3; the first is row 1 "
-        "(the first below the header is row 0).",
+        f"{tmp_path / 'annotations.csv'}: rows about no cell of a that is built: 2 of 3; the first is line 3.",
     )
 
 

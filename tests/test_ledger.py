@@ -11,7 +11,8 @@ import pytest
 
 from dynaclr_wds.commands.tables import format_report
 from dynaclr_wds.plan.audit.bytes_read import account_bytes
-from dynaclr_wds.plan.audit.ledger import Composition, Ledger, Report
+from dynaclr_wds.plan.audit.ledger import Ledger
+from dynaclr_wds.plan.audit.report import Composition, Report
 from dynaclr_wds.plan.batch import BatchPlan
 from dynaclr_wds.plan.config import SamplingConfig
 from dynaclr_wds.plan.index import PlanIndex
@@ -218,7 +219,7 @@ def test_a_report_is_plain_json_and_prints(tmp_path):
     assert read["composition"][0]["name"] == "leak"
     text = format_report(report)
     assert "20 batches of 32" in text
-    assert "focal window" in text
+    assert "samples near one time (temporal_enrichment)" in text
     assert max(map(len, text.splitlines())) <= 110
 
 

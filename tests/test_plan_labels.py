@@ -146,13 +146,24 @@ def test_a_narrower_tau_range_leaves_those_without_a_positive_out():
         index_columns(spec, *make_columns(spec), tau_range_hours=(1.5, 2.5))
 
 
-def test_a_label_that_is_not_there_is_named():
-    with pytest.raises(ValueError, match=r"name \['stain'\], .*Its labels are \['condition', 'experiment', 'marker'"):
-        make_index(Synthetic(stratify_by=("stain",)))
+def test_a_label_that_is_not_there_is_named_with_its_setting_and_the_way_to_add_it():
+    with pytest.raises(ValueError, match=r"^stratify_by names \['stain'\], .* Their labels are \['condition', 'experi"):
+        make_index(Synthetic(stratify_by=("condition", "stain")))
+    with pytest.raises(
+        ValueError, match=r"^batch_group_by names \['dye'\] and stratify_by names \['stain'\], which the"
+    ):
+        make_index(Synthetic(batch_group_by=("dye",), stratify_by=("stain",)))
+    with pytest.raises(
+        ValueError, match=r"give it in experiments\.yaml \(labels, well_labels or label_columns\) and build"
+    ):
+        make_index(Synthetic(batch_group_by=("dye",)))
 
 
 def test_an_index_and_a_sampler_say_what_they_are_in_one_line():
-    assert repr(STAGES) == "PlanIndex(4,400 anchors in 8 strata of 2 experiments, by experiment, condition, stage)"
+    assert (
+        repr(STAGES)
+        == "PlanIndex(4,400 anchors of 2 experiments, in 8 combinations of experiment and condition and stage)"
+    )
     assert repr(sampler(STAGES)) == "FlexibleBatchSampler(exact, 2 experiments, 4,400 samples, 274 batches of 16)"
     told = repr(sampler(OWN, 0.8))
     assert told.startswith("FlexibleBatchSampler(streaming in ")

@@ -25,6 +25,7 @@ from torch import nn
 
 from dynaclr_wds import ContrastiveModule, ShardSet
 from dynaclr_wds import __main__ as command
+from dynaclr_wds.commands.lightning import describe_overruled
 from dynaclr_wds.contract import STATISTICS
 from dynaclr_wds.read.crop import Crop
 from dynaclr_wds.read.dataset import open_store
@@ -284,8 +285,8 @@ def test_override_is_told_and_kept_with_the_table(ckpt, capsys):
 
 def test_planes_that_the_network_never_saw_cannot_be_overridden(ckpt, capsys):
     said = refusal(capsys, "--ckpt", ckpt, "--out", "out.parquet", "--z_range", 0, 2, "--override")
-    assert "'e0' in " in said
-    assert f"has patches of (channels, planes) = (2, 2), {ckpt} was trained on (2, 3). Choose other" in said
+    assert "Patches of 'e0', 'e1', 'e2' and 1 more in " in said
+    assert f" are (channels, planes) = (2, 2), {ckpt} was trained on (2, 3). Choose other" in said
 
 
 def test_channels_of_other_names_are_refused_unless_overridden(ckpt, tmp_path, capsys):
@@ -302,16 +303,62 @@ def test_channels_of_other_names_are_refused_unless_overridden(ckpt, tmp_path, c
 
 def test_another_number_of_channels_is_refused_always(ckpt, single_channel, capsys):
     said = refusal(capsys, "--ckpt", ckpt, "--out", "out.parquet", "--shards", single_channel, "--override")
-    assert f"has patches of (channels, planes) = (1, 3), {ckpt} was trained on (2, 3)" in said
+    assert f"are (channels, planes) = (1, 3), {ckpt} was trained on (2, 3)" in said
 
 
 def test_smaller_patches_and_other_slices_are_refused(ckpt, collection, tmp_path, capsys):
-    small = build(collection, tmp_path / "small", yx_patch_size=[12, 12], include_wells=["A/1"])
+    small = build(collection, tmp_path / "small", yx_patch_size=[10, 10], include_wells=["A/1"])
     said = refusal(capsys, "--ckpt", ckpt, "--out", "out.parquet", "--shards", small)
-    assert "yx_patch_size=(14, 14) is larger than the stored patches (12, 12) of 'e0'" in said
+    assert (
+        f"Stored patches of 'e0', 'e1', 'e2' and 1 more in {small} are (Y, X) = (10, 10), {ckpt} was trained on (12, 12"
+        "). Build shards with a yx_patch_size of at least [12, 12], or give --yx_patch_size and --final_yx_patch_size "
+        "of at most 10 10 with --override." in said
+    )
+    options = ["--yx_patch_size", 10, 10, "--final_yx_patch_size", 10, 10]
+    said = refusal(capsys, "--ckpt", ckpt, "--out", "out.parquet", "--shards", small, *options)
+    assert "error: 3 things differ from the training. (1) Patches of 'e0', 'e1', 'e2' and 1 more in " in said
+    assert said.endswith(
+        "(3) --final_yx_patch_size 10 10, but " + f"{ckpt} was trained on 12 12. Leave the option out to "
+        "embed as in training. Add --override to embed nevertheless.\n"
+    )
     flat = build(collection, tmp_path / "flat", z_range=[0, 2], include_wells=["A/1"])
     said = refusal(capsys, "--ckpt", ckpt, "--out", "out.parquet", "--shards", flat)
     assert "(channels, planes) = (2, 2)" in said
+
+
+def test_patches_of_the_final_crop_are_enough_where_no_pixel_around_it_plays_a_part(ckpt, collection, tmp_path, capsys):
+    """The network sees 12 x 12; 14 x 14 were read in training, of 16 x 16 stored."""
+    small = build(collection, tmp_path / "small", yx_patch_size=[12, 13], include_wells=["A/1"])
+    assert predict("--ckpt", ckpt, "--out", "a.parquet", "--include_wells", "A/1", "--experiments", "e0") == 0
+    assert predict("--ckpt", ckpt, "--out", "b.parquet", "--shards", small, "--experiments", "e0") == 0
+    assert pq.read_table("a.parquet")["name"].equals(pq.read_table("b.parquet")["name"])
+    y, x = (pq.read_table("a.parquet")[axis].to_numpy() for axis in "yx")
+    unmoved = (y >= 8) & (y < 40) & (x >= 8) & (x < 40)  # the border moves the others by less where patches are smaller
+    assert unmoved.sum() > 50
+    a, b = (features_of(path)[unmoved] for path in ("a.parquet", "b.parquet"))
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+    capsys.readouterr()
+    own = {"class_path": "torch.nn.InstanceNorm3d", "init_args": {"num_features": 2}}  # of all pixels that are read
+    other = edited(ckpt, lambda c: c["datamodule_hyper_parameters"].update(normalizations=[own]))
+    said = refusal(capsys, "--ckpt", other, "--out", "c.parquet", "--shards", small)
+    assert " are (Y, X) = (12, 13), edited.ckpt was trained on (14, 14). Build shards with" in said
+
+
+def test_all_that_differs_is_told_at_once_and_channels_first(ckpt, collection, tmp_path, capsys):
+    document = yaml.safe_load(collection.read_text())
+    for entry in document["experiments"]:
+        entry["source_channel"] = entry["source_channel"][:1]
+    other = collection.with_name("one_channel.yaml")
+    other.write_text(yaml.safe_dump(document))
+    small = build(other, tmp_path / "small", yx_patch_size=[10, 10], include_wells=["A/1"])
+    said = refusal(capsys, "--ckpt", ckpt, "--out", "out.parquet", "--shards", small, "--z_range", 0, 9, "--override")
+    assert said.startswith(
+        "error: 3 things differ from the training. "
+        f"(1) Patches of 'e0', 'e1', 'e2' and 1 more in {small} are (channels, planes) = (1, 3), "
+    )
+    assert f"(2) {small} holds the slices (0, 3) of the plates, --z_range asks for (0, 9). Build shards with" in said
+    assert f"(3) Stored patches of 'e0', 'e1', 'e2' and 1 more in {small} are (Y, X) = (10, 10), " in said
+    assert "nevertheless" not in said
 
 
 def test_shards_that_moved_are_asked_for(ckpt, capsys):
@@ -386,16 +433,29 @@ def test_validation_says_where_config_and_checkpoint_differ(shards, ckpt):
     data = CONFIG["data"] | {"shards": str(shards), "final_yx_patch_size": [10, 10]}
     Path("own.yaml").write_text(yaml.safe_dump(CONFIG | {"data": data, "model": CONFIG["model"] | {"lr": 0.3}}))
     with (
-        pytest.warns(UserWarning, match="checkpoint was trained with") as told,
+        pytest.warns(UserWarning, match="heckpoint") as told,
         pytest.raises(RuntimeError, match="mat1 and mat2"),
     ):
         command.main(["validate", "-c", "own.yaml", "--ckpt_path", str(ckpt)])
     said = {str(one.message) for one in told}
     assert said >= {
-        "model.lr=0.3 is not used: the checkpoint was trained with 0.05.",
+        "The checkpoint decides, not config and options: model.lr is 0.05 as in training, not 0.3 as asked.",
         "data.final_yx_patch_size=[10, 10], but the checkpoint was trained with [12, 12]. Make sure that you mean it.",
     }
-    assert len([one for one in said if "checkpoint was trained with" in one]) == 2
+    assert len([one for one in said if "heckpoint" in one]) == 2
+
+
+def test_an_overruled_argument_of_a_class_is_told_by_its_path():
+    used = {"lr": 0.1, "encoder": {"class_path": "a.Net", "init_args": {"depth": 10, "width": 4}}, "loss": None}
+    other = {"class_path": "a.Net", "init_args": {"depth": 18, "width": 4}}
+    assert describe_overruled({"lr": 0.1, "encoder": other}, used, "model.") == [
+        "model.encoder.init_args.depth is 10 as in training, not 18 as asked"
+    ]
+    other = {"class_path": "b.Net", "init_args": {"depth": 18}}
+    assert describe_overruled({"encoder": other, "loss": {"class_path": "c.Loss"}}, used, "model.") == [
+        "model.encoder.class_path is a.Net as in training, not b.Net as asked",
+        "model.loss is None as in training, not {'class_path': 'c.Loss'} as asked",
+    ]
 
 
 @pytest.mark.filterwarnings("ignore:The dirpath has changed:UserWarning")
@@ -411,7 +471,7 @@ def test_validation_as_trained_says_nothing(shards, ckpt, capsys):
 def test_a_file_that_is_there_is_not_replaced_unasked(ckpt, capsys):
     Path("out.parquet").write_text("precious")
     said = refusal(capsys, "--ckpt", "not looked at", "--out", "out.parquet")
-    assert "out.parquet: is there already. Give another name, or --overwrite" in said
+    assert "out.parquet: is there already. Give another name, or --overwrite to replace it." in said
     assert Path("out.parquet").read_text() == "precious"
     assert predict("--ckpt", ckpt, "--out", "out.parquet", "--limit", 3, "--overwrite") == 0
     assert len(pq.read_table("out.parquet")) == 3

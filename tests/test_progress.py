@@ -18,11 +18,11 @@ from dynaclr_wds.train.engine import ContrastiveModule
 from dynaclr_wds.train.progress import Pace, ProgressLines, WaitingBar, choose_progress
 
 LINE = re.compile(
-    r"epoch 0/1, step 2/4: loss [\d.e-]+, [\d,]+ samples/s, \d+% of the time waiting for the loader, 0:00:\d\d left"
+    r"epoch 1 of 2, step 2/4: loss [\d.e-]+, [\d,]+ samples/s, \d+% of the time waiting for the loader, 0:00:\d\d left"
 )
 EPOCH = re.compile(
-    r"epoch 1/1: loss/train [\d.]+, loss/val [\d.]+, \d+ s, [\d,]+ samples/s, \d+% of the time waiting for the loader, "
-    r"0:00:00 left"
+    r"epoch 2 of 2: loss/train [\d.]+, loss/val [\d.]+, \d+ s, [\d,]+ samples/s, \d+% of the time waiting for the "
+    r"loader, 0:00:00 left"
 )
 
 
@@ -63,8 +63,8 @@ def test_lines_say_step_loss_rate_waiting_and_time_left(tmp_path, capsys):
     assert "\r" not in out
     lines = [line for line in out.splitlines() if not line.startswith("validation")]
     assert [line.split(":")[0] for line in lines] == [
-        "epoch 0/1, step 2/4", "epoch 0/1, step 4/4", "epoch 0/1",
-        "epoch 1/1, step 2/4", "epoch 1/1, step 4/4", "epoch 1/1",
+        "epoch 1 of 2, step 2/4", "epoch 1 of 2, step 4/4", "epoch 1 of 2",
+        "epoch 2 of 2, step 2/4", "epoch 2 of 2, step 4/4", "epoch 2 of 2",
     ]  # fmt: skip
     assert LINE.fullmatch(lines[0])
     assert EPOCH.fullmatch(lines[-1])
@@ -72,7 +72,7 @@ def test_lines_say_step_loss_rate_waiting_and_time_left(tmp_path, capsys):
 
 def test_lines_are_at_least_ten_seconds_apart(tmp_path, capsys):
     fit(tmp_path, ProgressLines())
-    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == ["epoch 0/1", "epoch 1/1"]
+    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == ["epoch 1 of 2", "epoch 2 of 2"]
 
 
 def test_only_the_first_rank_prints(tmp_path, capsys, monkeypatch):
@@ -95,6 +95,16 @@ def test_a_bar_in_a_terminal_and_lines_elsewhere(monkeypatch):
     assert [type(one) for one in choose_progress(True, [])] == [ProgressLines]
     assert choose_progress(False, []) == []
     assert choose_progress(True, [TQDMProgressBar()]) == []
+
+
+def test_the_bar_counts_epochs_from_one(tmp_path, monkeypatch):
+    seen = []
+    tell = WaitingBar._get_train_description
+    monkeypatch.setattr(
+        WaitingBar, "_get_train_description", lambda self, epoch: seen.append(tell(self, epoch)) or seen[-1]
+    )
+    fit(tmp_path, WaitingBar())
+    assert [text.strip() for text in dict.fromkeys(seen)] == ["Epoch 1 of 2", "Epoch 2 of 2"]
 
 
 def test_the_bar_shows_what_is_waited_for(tmp_path, monkeypatch):

@@ -1,5 +1,7 @@
 """What a user prints says what is inside, in words and one line."""
 
+import re
+
 from dynaclr_wds import ChannelDropout, Crop, FlexibleBatchSampler, MultiExperimentDataModule, NTXentHCL, SamplingConfig
 from dynaclr_wds.shardset import ShardSet
 from dynaclr_wds.train import EpochLedger, PlanVerdict
@@ -9,7 +11,7 @@ INDEX = make_index(Synthetic(experiments=2, lineages=(60, 15)))
 
 
 def test_plans():
-    assert repr(INDEX) == "PlanIndex(2,700 anchors in 4 strata of 2 experiments, by experiment, condition)"
+    assert repr(INDEX) == "PlanIndex(2,700 anchors of 2 experiments, in 4 combinations of experiment and condition)"
     exact = FlexibleBatchSampler(INDEX, SamplingConfig(batch_size=16))
     assert repr(exact) == "FlexibleBatchSampler(exact, 2 experiments, 2,700 samples, 168 batches of 16)"
     streaming = FlexibleBatchSampler(INDEX, SamplingConfig(batch_size=16), window_bytes=10_000_000, num_streams=2)
@@ -17,6 +19,29 @@ def test_plans():
         "FlexibleBatchSampler(streaming in 10,000,000 bytes and 2 streams, 2 experiments, 2,700 samples, "
         "168 batches of 16)"
     )
+
+
+def test_one_of_a_kind_is_singular():
+    one = make_index(Synthetic(experiments=1, lineages=(60, 15)))
+    assert repr(one) == "PlanIndex(1,350 anchors of 1 experiment, in 2 combinations of experiment and condition)"
+    sampler = FlexibleBatchSampler(one, SamplingConfig(batch_size=16), window_bytes=10_000_000, num_streams=1)
+    assert "(streaming in 10,000,000 bytes and 1 stream, 1 experiment, 1,350 samples, " in repr(sampler)
+
+
+def test_a_report_prints_a_few_lines_that_need_no_glossary():
+    report = FlexibleBatchSampler(INDEX, SamplingConfig(batch_size=16)).report()
+    lines = str(report).splitlines()
+    assert lines[:3] == [
+        "168 batches of 16 samples",
+        f"coverage: {report.seen:.1%} of the anchors seen, {sum(c.repeated for c in report.coverage):,} drawn again",
+        "lineages: no lineage twice in a batch",
+    ]
+    assert lines[3:5] == ["batches by experiment: e0 50%, e1 50%", "asked of a batch: every batch as asked"]
+    assert lines[5].startswith("time from anchor to positive (τ): 0.5 h ")
+    assert len(lines) <= 8
+    assert max(map(len, lines)) < 130
+    assert repr(report).startswith("Report(168 batches of 16; ")
+    assert not re.search("stratum|strata|quota|focal|candidate|ledger", f"{report} {report!r}")
 
 
 def test_parts_of_a_training():

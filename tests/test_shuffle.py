@@ -10,7 +10,7 @@ import shutil
 import pytest
 
 from dynaclr_wds import __main__ as command
-from dynaclr_wds.commands.mixing import parse_window
+from dynaclr_wds.plan.streaming.window import parse_window
 from etl.build_shards import build_shards
 from etl.source.experiments import parse_build_config
 from tests.plates import make_collection
@@ -42,11 +42,12 @@ def test_tables_show_exact_beside_ideal(shards, capsys):
     status, out, _ = run(capsys, shards, "--batch_size", "8", "--leaky", "0.25")
     assert status == 0
     lines = out.splitlines()
-    assert "anchors in 4 strata of 2 experiments" in lines[0]
+    assert "anchors of 2 experiments; " in lines[0]
     assert next(line for line in lines if "exact" in line).split()[:2] == ["exact", "ideal"]
-    (leak,) = [line.split() for line in lines if line.startswith("  leak")]
-    assert leak[1:4] == ["0.250", "0.250", "(0.250)"]
-    assert "good  exact: every quota is met in every batch, to one sample." in out
+    (leak,) = [line.split() for line in lines if "(leaky)" in line]
+    assert leak[5:8] == ["0.250", "0.250", "(0.250)"]
+    assert "  good  exact      Every batch holds the shares that were asked for, to within one sample." in lines
+    assert not re.search("stratum|strata|quota|focal|candidate|ledger", out)
 
 
 def test_json_is_complete_and_strict(shards, capsys):
@@ -123,7 +124,7 @@ def test_cells_can_be_chosen(shards, capsys):
         (["--window_bytes", "0%"], "window_bytes=0 must be > 0"),
         (["--window_bytes=-5M"], "window_bytes=-5,242,880 must be > 0"),
         (["--window_bytes", "50%", "--num_streams", "0"], r"num_streams=0 must be a multiple.*Give num_streams=1"),
-        (["--window_bytes", "1K"], "window_bytes=1,024 bytes can't hold one batch"),
+        (["--window_bytes", "1K"], "--window_bytes 1024 is too small. Each of 8 streams must hold"),
         (["--window_bytes", "inf"], "window_bytes='inf' is no size"),
         (["--tau_range", "0.5", "inf"], "τ range of 0.5 to inf hours must be two finite numbers"),
         (["--tau_range", "nan", "1"], "τ range of nan to 1.0 hours must be two finite numbers"),
@@ -178,14 +179,28 @@ def test_the_batch_size_that_would_do_is_said_and_is_accepted(shards, capsys):
     options = [shards, "--batch_size", "128"]
     told = " ".join(run(capsys, *options)[1].split())
     size = re.search(
-        r"bad exact: .* negatives that are positives. batch_size: (\d+) is the largest found without", told
+        r"bad exact .* negatives that are positives. batch_size: (\d+) is the largest found that avoids this", told
     )
     assert size is not None
     _, out, _ = run(capsys, shards, "--batch_size", size[1])
-    assert "good  exact: no two samples of a batch share a lineage." in out
+    assert "good  exact      No two samples of a batch share a lineage." in out
     notes = json.loads(run(capsys, *options, "--json")[1])["modes"]["exact"]["notes"]
     assert [note["level"] for note in notes] == ["good", "bad", "bad", "good"]
     assert all(note["text"] in told for note in notes)
+
+
+def test_every_way_out_of_a_small_window_is_an_option_of_this_command_and_works(shards, capsys):
+    given = [shards, "--batch_size", "12", "--window_bytes", "20%"]
+    status, _, err = run(capsys, *given)
+    assert status == 2
+    told = re.search("Give one of these instead: (.*)[.] Or build", err)[1]
+    ways = re.sub(r" \([^)]*\)", "", told).split("; ")
+    named = [set(re.findall("--([a-z_]+)", way)) for way in ways]
+    assert {"window_bytes"} in named
+    assert any("relax_lineages" in way for way in named)
+    for way in ways:
+        status, _, err = run(capsys, *given, *way.split())
+        assert (status, err) == (0, ""), way
 
 
 def test_a_window_larger_than_the_set_is_called_needless(shards, capsys):
@@ -194,7 +209,11 @@ def test_a_window_larger_than_the_set_is_called_needless(shards, capsys):
 
 
 @pytest.mark.parametrize(
-    ("text", "size"), [("4000000", 4_000_000), ("512M", 2**29), ("1.5GiB", 3 * 2**29), ("2kb", 2048), ("10%", 70)]
+    ("text", "size"),
+    [
+        *(("4000000", 4_000_000), ("512M", 2**29), ("1.5GiB", 3 * 2**29), ("2kb", 2048), ("10%", 70)),
+        *((None, None), ("null", None), ("none", None), (1e6, 1_000_000), (5, 5)),
+    ],
 )
 def test_windows_are_read_as_people_write_them(text, size):
     assert parse_window(text, 700) == size

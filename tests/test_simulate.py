@@ -222,7 +222,9 @@ def test_second_run_finds_its_work_done(tiny: Path) -> None:
 
 
 def test_other_options_never_overwrite(tiny: Path) -> None:
-    with pytest.raises(FileExistsError, match="was made with other options"):
+    with pytest.raises(
+        FileExistsError, match=r"is there already, but was made with seed=0 \(asked for 7\)\. Give another"
+    ):
         simulate_collection(tiny.parent, config(seed=7))
 
 
@@ -247,10 +249,25 @@ def test_impossible_options_are_named(change: dict[str, object], message: str) -
         config(**change)
 
 
-def test_command_prints_the_path(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--experiments", "1", "--fovs", "1", "--frames", "2", "--size", "48", "--cells", "2"]
-    assert main([str(tmp_path), *options, "--condition_ratio", "[1, 1]"]) == 0
-    assert capsys.readouterr().out.strip() == str(tmp_path / "experiments.yaml")
+def test_command_says_what_it_made_or_found_and_what_is_next(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["dynaclr-wds"])
+    options = ["--experiments", "1", "--fovs", "1", "--frames", "2", "--size", "48", "--cells", "2", "--wells", "4"]
+    made = "1 experiment of 4 fields of view. Next:\n  dynaclr-wds init "
+    path = tmp_path / "experiments.yaml"
+    assert main([str(tmp_path), *options, "--condition_ratio", "3", "1"]) == 0
+    assert capsys.readouterr().out == f"{path}: written: {made}{path}\n"
+    before = digests(tmp_path)
+    assert main([str(tmp_path), *options, "--condition_ratio", "3", "1"]) == 0
+    assert capsys.readouterr().out == f"{path}: already there with these options, unchanged: {made}{path}\n"
+    assert main([str(tmp_path), *options, "--cells", "3"]) == 2
+    differs = "cells=2 (asked for 3), condition_ratio=[3, 1] (asked for [1, 1])"
+    said = (
+        f"error: {path}: is there already, but was made with {differs}. Give another directory, or delete this one.\n"
+    )
+    assert capsys.readouterr().err == said
+    assert digests(tmp_path) == before
     document = yaml.safe_load((tmp_path / "experiments.yaml").read_text())
     assert document["shards"]["yx_patch_size"] == [48, 48]
 
@@ -258,3 +275,14 @@ def test_command_prints_the_path(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_command_names_a_bad_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path), "--frames", "0"]) == 2
     assert "frames=0 must be >= 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", [["3"], ["3", "x"], ["[3,1]"]])
+def test_command_says_the_form_of_the_ratio(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], given: list[str]
+) -> None:
+    assert main([str(tmp_path), "--condition_ratio", *given]) == 2
+    assert capsys.readouterr().err == (
+        "error: --condition_ratio must be two whole numbers: the wells of uninfected to infected cells. "
+        "Write `--condition_ratio 3 1`.\n"
+    )

@@ -274,7 +274,7 @@ def test_a_condition_that_is_gone_is_suspected_unless_it_was_left_out(tmp_path: 
     path = write_plates(tmp_path, edit=lambda fov, row: None if fov == "B/2/0" else row)
     expected = (
         "condition_gone", "virus", 0,
-        "a: no cell of the condition 'virus' is left: there is no row in the 1 track table of B/2. Compare "
+        "a: no cell of the condition 'virus' is left: there is no row in the track table of B/2. Compare "
         "condition_wells with the plate and its track tables, or remove the condition.",
     )  # fmt: skip
     assert said(path) == [expected]
@@ -594,16 +594,22 @@ def test_a_tau_that_cannot_be_had_is_suspected(tmp_path: Path) -> None:
     assert said(path, tau_range_hours=[0.0, 0.7]) == []
 
 
-def test_the_command_prints_suspicions_also_when_there_is_nothing_to_do(
+def test_the_command_prints_suspicions_and_counts_them_when_there_is_nothing_to_do(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write_plates(tmp_path, edit=scale_by(0.3))
     command = [str(path), "--out", str(tmp_path / "shards")]
-    for _ in range(2):
-        assert main(command) == 0
-        lines = capsys.readouterr().out.splitlines()
-        assert lines[lines.index("suspicious:") + 1].startswith("- a: all 320 centroids lie in the corner of the image")
-        assert lines[-1].endswith("If so, give the experiment `tracks_unit: um`.")
+    assert main(command) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[lines.index("suspicious:") + 1].startswith("- a: all 320 centroids lie in the corner of the image")
+    assert lines[-1].endswith("If so, give the experiment `tracks_unit: um`.")
+    assert main(command) == 0
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.splitlines()[-1] == (
+        f"{tmp_path / 'shards'}: 1 suspicious finding about its data, as said when it was built; "
+        "--json shows them again, and all counts."
+    )
     texts = []
     for more in ([], ["--quiet"], ["--overwrite"]):
         assert main([*command, "--json", *more]) == 0
@@ -622,7 +628,7 @@ def test_the_command_says_what_is_drawn_and_nothing_of_sound_data(
     scale = {"scale": [1800.0, 1, 1, 0.325, 0.325], "units": UNITS}
     assert main([str(write_plates(tmp_path, scales=[scale])), "--out", str(tmp_path / "shards"), "--quiet"]) == 0
     assert capsys.readouterr().out == ""
-    main([str(tmp_path / "experiments.yaml"), "--out", str(tmp_path / "shards")])
+    main([str(tmp_path / "experiments.yaml"), "--out", str(tmp_path / "shards"), "--overwrite"])
     assert capsys.readouterr().out.splitlines()[-2:] == [
         "a: 30 minutes a frame, positives 1 to 2 frames later (0.5 to 1 h), pixels of 0.325 µm; 32 tracks, 0 "
         "divisions, 230 patches near the border moved into the image (by 7.87 px at most)",

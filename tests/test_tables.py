@@ -111,7 +111,7 @@ def test_a_table_that_is_not_utf8_is_said_to_be_read_as_latin_1(tmp_path: Path) 
     # a header in UTF-8 above rows that are not: neither encoding is right
     path.write_bytes("track_id,t,y,x,kind,µ\n1,0,16,16,a,b\n".encode() + b"1,1,16,16,\xff,b\n")
     with pytest.raises(
-        ConfigError, match=r"tracks\.csv: begins as UTF-8 text, but row 1 is not \(invalid start byte\)"
+        ConfigError, match=r"tracks\.csv: begins as UTF-8 text, but line 3 is not \(invalid start byte\)"
     ):
         index_of(config)
 
@@ -123,8 +123,8 @@ def _without_labels(config: BuildConfig) -> Any:
 @pytest.mark.parametrize(
     ("content", "match"),
     [
-        (b"", r"is empty \(0 bytes\), but the first line must name the columns"),
-        (b"\xef\xbb\xbf\n\n", r"is empty \(5 bytes\)"),
+        (b"", r"is empty, but the first line must name the columns"),
+        (b"\xef\xbb\xbf\n\n", r"is empty, but"),
         (
             b"PK\x03\x04" + bytes(100),
             r"is an Excel workbook \(or another zip file\), not a text table\. Export it as CSV",
@@ -139,15 +139,15 @@ def _without_labels(config: BuildConfig) -> Any:
         ),
         (
             b"track_id,t,y,x\n1,0,16,16\n1,1,16\n",
-            r"row 1 has 3 fields \('1,1,16'\), but the header has 4, separated by ','",
+            r"line 3 has 3 fields \('1,1,16'\), but the header has 4, separated by ','",
         ),
         (
             b"track_id,t,y,x\n1,0,16,5,16,5\n",
-            r"row 0 has 6 fields .* a decimal comma need ; or tabs between the columns",
+            r"line 2 has 6 fields .* a decimal comma need ; or tabs between the columns",
         ),
         (b"track_id t y x\n1 0 16 16\n", r"'track_id' is missing; there are \['track_id t y x'\].* Only commas, semi"),
-        (b"track_id;t;y;x\n1;0;1,5;16\n1;1;2.5;16\n", r"y must be a number, but is not in row 0 \(1,5\)"),
-        (b'track_id,t,y,x\n1,0,"1,234",16\n', r"y must be a number, but is not in row 0 \(1,234\)"),
+        (b"track_id;t;y;x\n1;0;1,5;16\n1;1;2.5;16\n", r"y must be a number, but is not in line 2 \(1,5\)"),
+        (b'track_id,t,y,x\n1,0,"1,234",16\n', r"y must be a number, but is not in line 2 \(1,234\)"),
         (b"track_id;t;y;x\n1;0;16;1", r"the last line \('1;0;16;1'\) must end with a newline"),
         (gzip.compress(b"track_id;t;y;x\n1;0;16;1", mtime=0), r"the last line \('1;0;16;1'\) must end with a newline"),
     ],
@@ -160,11 +160,20 @@ def test_what_is_no_table_is_an_error_of_one_line(tmp_path: Path, content: bytes
     assert "\n" not in str(caught.value)
 
 
-def test_rows_are_counted_from_the_first_below_the_header_in_every_dialect(tmp_path: Path) -> None:
+def test_errors_name_the_line_of_the_file_in_every_dialect(tmp_path: Path) -> None:
     config = make_fov(tmp_path, cells((1, 0, -1)))
-    for text in ("track_id,t,y,x\n1,0,1,1\n1,z,1,1\n", "\n\ntrack_id;t;y;x\n1;0;1,5;1\n1;z;1;1\n"):
-        (tmp_path / FOLDER / "tracks.csv").write_text(text)
-        with pytest.raises(ConfigError, match=r"t must be a number, but is not in row 1 \(z\)"):
+    texts = {
+        "track_id,t,y,x\n1,0,1,1\n1,z,1,1\n": 3,
+        "\n\ntrack_id;t;y;x\n1;0;1,5;1\n1;z;1;1\n": 5,
+        "track_id,t,y,x\r\n\r\n1,0,1,1\r\n\r\n1,z,1,1\r\n": 5,
+    }
+    for text, line in texts.items():
+        (tmp_path / FOLDER / "tracks.csv").write_bytes(text.encode())
+        said = rf"t must be a number, but is not in line {line} \(z\)\. Correct these lines\."
+        with pytest.raises(ConfigError, match=said):
+            index_of(config)
+        (tmp_path / FOLDER / "tracks.csv").write_bytes(text.replace("z", "1;1" if ";" in text else "1,1").encode())
+        with pytest.raises(ConfigError, match=rf"line {line} has \d fields .* Correct the line"):
             index_of(config)
 
 
@@ -287,7 +296,7 @@ def test_micrometres_of_any_table_are_converted_with_z(tmp_path: Path) -> None:
     index = index_of(make_fov(tmp_path, rows, experiment=unit))
     assert index.observations.select(["z", "y", "x"]).to_pylist() == [{"z": 2.0, "y": 16.0, "x": 16.0}]
     unit["pixel_size_um"] = [0.5, 0.25]
-    with pytest.raises(ConfigError, match=r"tracks\.csv: z must be 0 where pixel_size_um has no z .* row 0 \(3\.0\)"):
+    with pytest.raises(ConfigError, match=r"tracks\.csv: z must be 0 where pixel_size_um has no z .* line 2 \(3\.0\)"):
         index_of(make_fov(tmp_path, rows, experiment=unit))
 
 
@@ -303,9 +312,13 @@ def test_micrometres_are_converted_by_the_pixel_size_of_the_plate(tmp_path: Path
 
 def test_daughters_in_a_track_of_trackmate_are_explained(tmp_path: Path) -> None:
     divided = SPOTS + "ID5,5,0,9.5,14.5,24.5,0.0,900.0,1,4.0,1,\n"
-    with pytest.raises(ConfigError, match=r"\(track_id, t\) must be in one row only, .* row 4 \(\[0 1\]\)") as caught:
+    with pytest.raises(ConfigError, match=r"\(track_id, t\) must be in one row only, .* line 9 \(\[0 1\]\)") as caught:
         index_of(spots(tmp_path, divided))
-    assert caught.value.__notes__[0].startswith("TrackMate gives daughters the TRACK_ID of their mother. Track without")
+    (said,) = caught.value.__notes__
+    assert said.startswith(
+        "TrackMate gives daughters the TRACK_ID of their mother, so after a division one track has two"
+    )
+    assert "`Branch hierarchy analysis`" in said
 
 
 def test_time_in_seconds_is_no_frame(tmp_path: Path) -> None:

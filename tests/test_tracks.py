@@ -31,22 +31,22 @@ def index_of(config: BuildConfig) -> Index:
         (cells((3, 0, None), (3, 1, 2)), r"track 3 has parents -1 and 2 in different rows \(-1 is none\)"),
         (
             cells((3, 0, -1), (4, 0, -1), (3, 0, -1)),
-            r"tracks\.csv: \(track_id, t\) must be in one row only, but .* row 2 \(\[3 0\]\)",
+            r"tracks\.csv: \(track_id, t\) must be in one row only, but .* line 4 \(\[3 0\]\)",
         ),
         (
             cells((3, 0.5, -1)),
-            r"tracks\.csv: t must be a whole number, but is not in row 0 \(0\.5\)\. Correct these rows",
+            r"tracks\.csv: t must be a whole number, but is not in line 2 \(0\.5\)\. Correct these lines",
         ),
-        (cells((1, 0, -1), (1.5, 0, -1)), r"track_id must be a whole number, but is not in row 1 \(1\.5\)"),
-        (cells((None, 0, -1), (1, 0, -1)), r"track_id must be a whole number, but is not in row 0 \(nan\)"),
-        (cells((-1, 0, -1)), r"track_id must be ≥ 0, but is not in row 0 \(-1\)"),
-        (cells((1, 0, "x"), (2, 0, 1)), r"parent_track_id must be a number, but is not in row 0 \(x\)"),
-        (cells((1, 0, 0.5)), r"parent_track_id must be a whole number, but is not in row 0 \(0\.5\)"),
+        (cells((1, 0, -1), (1.5, 0, -1)), r"track_id must be a whole number, but is not in line 3 \(1\.5\)"),
+        (cells((None, 0, -1), (1, 0, -1)), r"track_id must be a whole number, but is not in line 2 \(nan\)"),
+        (cells((-1, 0, -1)), r"track_id must be ≥ 0, but is not in line 2 \(-1\)"),
+        (cells((1, 0, "x"), (2, 0, 1)), r"parent_track_id must be a number, but is not in line 2 \(x\)"),
+        (cells((1, 0, 0.5)), r"parent_track_id must be a whole number, but is not in line 2 \(0\.5\)"),
         (
             cells((1, 0, "nan"), header="track_id t y"),
-            r"y must be a finite number of pixels, but is not in row 0 \(nan\)",
+            r"y must be a finite number of pixels, but is not in line 2 \(nan\)",
         ),
-        (cells(*[(1, t, "inf") for t in range(7)], header="track_id t x"), r"row 4 \(inf\) and 2 more\."),
+        (cells(*[(1, t, "inf") for t in range(7)], header="track_id t x"), r"line 6 \(inf\) and 2 more\."),
         (cells((1, 0), header="track_id frame"), r"column 't' is missing; there are \['y', 'x', 'track_id', 'frame'\]"),
     ],
 )
@@ -65,13 +65,13 @@ def test_wrong_files_are_errors_that_name_them(tmp_path: Path) -> None:
         index_of(config)
     (folder / "more.parquet").unlink()
     (folder / "tracks.csv").write_text("track_id,t,y,x\n1,2\n")
-    with pytest.raises(ConfigError, match=r"tracks\.csv: row 0 has 2 fields \('1,2'\), but the header has 4"):
+    with pytest.raises(ConfigError, match=r"tracks\.csv: line 2 has 2 fields \('1,2'\), but the header has 4"):
         index_of(config)
     (folder / "tracks.csv").write_text("track_id,t,y,x,t\n")
     with pytest.raises(ConfigError, match=r"tracks\.csv: column 't' is there twice\. Remove one"):
         index_of(config)
     (folder / "tracks.csv").write_text("")
-    with pytest.raises(ConfigError, match=r"tracks\.csv: is empty \(0 bytes\), but the first line must name the"):
+    with pytest.raises(ConfigError, match=r"tracks\.csv: is empty, but the first line must name the"):
         index_of(config)
     (folder / "tracks.csv").unlink()
     with pytest.raises(
@@ -80,7 +80,10 @@ def test_wrong_files_are_errors_that_name_them(tmp_path: Path) -> None:
         index_of(config)
     table = pa.table({"track_id": [1], "t": [True], "y": [1.0], "x": [1.0]})
     pq.write_table(table, folder / "tracks.parquet")
-    with pytest.raises(ConfigError, match=r"tracks\.parquet: t must be a number, but is not in row 0 \(True\)"):
+    with pytest.raises(
+        ConfigError,
+        match=r"tracks\.parquet: t must be a number, .* row 0 \(True\)\. Correct these rows \(the first is row 0\)",
+    ):
         index_of(config)
 
 

@@ -15,7 +15,8 @@ from dynaclr_wds import __main__ as command
 from dynaclr_wds.plan.audit.batch_size import count_lineages, find_batch_size
 from dynaclr_wds.plan.audit.ledger import Ledger
 from dynaclr_wds.plan.audit.quality import measure_quality
-from dynaclr_wds.plan.audit.verdict import judge, plan_verdict, summarize
+from dynaclr_wds.plan.audit.report_text import summarize
+from dynaclr_wds.plan.audit.verdict import judge, plan_verdict
 from dynaclr_wds.plan.batch import BatchPlan
 from dynaclr_wds.plan.config import SamplingConfig
 from dynaclr_wds.plan.index import PlanIndex
@@ -50,10 +51,10 @@ def test_clumps_shared_lineages_and_missed_quotas_are_called_by_name():
     ledger.add(plan)
     notes = judge(sampler(index, batch_size=8), ledger.report(), measure_quality(index, config, [plan]), whole=False)
     assert [note.level for note in notes] == ["bad", "bad", "fair"]
-    assert notes[0].text.startswith("cells of one FOV meet 3.")  # 4 FOVs of about a quarter each
-    assert notes[1].text.startswith("7 of 8 samples (87.5%) are of a lineage that their batch already holds: negatives")
+    assert notes[0].text.startswith("Cells of one FOV meet 3.")  # 4 FOVs of about a quarter each
+    assert notes[1].text.startswith("7 of 8 samples (87.5%) are of a lineage that the batch already holds: negatives")
     assert notes[2].text == (
-        "condition mock is more than one sample off in 1 of 1 batches, and 1 other quotas in fewer."
+        "The share of condition mock is more than one sample off in 1 of 1 batch, and 1 other share in fewer."
     )
 
 
@@ -68,10 +69,10 @@ def test_a_batch_of_too_few_lineages_is_told_with_the_size_that_would_do():
     assert (verdict.batches, verdict.planned) == (58, 58)
     texts = [note.text for note in verdict.troubles]
     assert texts == [
-        f"{total} of 1,856 samples ({total / 18.56:.1f}%) are of a lineage that their batch already holds: negatives "
-        "that are positives. batch_size: 22 is the largest found without, by planning it. At 24 it is less than 1% of "
-        "the samples.",
-        "too few lineages for the batch: e0/infected has 12, a batch takes 16; e1/infected has 12, a batch takes 16.",
+        f"{total} of 1,856 samples ({total / 18.56:.1f}%) are of a lineage that the batch already holds: negatives "
+        "that are positives. batch_size: 22 is the largest found that avoids this. With 24 it is less than 1% of the "
+        "samples.",
+        "Too few lineages for the batch: e0/infected has 12, a batch takes 16; e1/infected has 12, a batch takes 16.",
     ]
 
 
@@ -96,7 +97,7 @@ def test_what_is_tolerated_is_held():
 def test_no_size_would_do_where_all_is_one_lineage():
     index = make_index(Synthetic(experiments=1, lineages=(1, 0), mother=60, daughter=60, frames=200))
     verdict = plan_verdict(sampler(index, batch_size=16))
-    assert "No batch_size above 1 is without." in verdict.troubles[0].text
+    assert "No batch_size above 1 avoids this." in verdict.troubles[0].text
 
 
 def test_a_focal_window_that_holds_too_few_lineages_has_another_cure():
@@ -118,7 +119,7 @@ def test_anchors_drawn_often_are_told_whether_all_is_planned_or_not():
     for number in of.sample_batches(100):
         ledger.add(of.plan(int(number)))
     (guess,) = [note for note in judge(of, ledger.report(), None, whole=False) if note.level == "fair"]
-    assert guess.text.startswith("about ")
+    assert guess.text.startswith("About ")
     assert guess.text.endswith("those of e0/infected 2.5 times on average.")
 
 
@@ -132,12 +133,13 @@ def test_strata_without_an_anchor_are_named():
         row=columns.row[begin:],
         first=columns.first[1:] - begin,
         group_of=columns.group_of[1:],
+        base_of=columns.base_of[1:] - 1,
         without_positive=columns.without_positive[1:],
         barren=((lost, 1200),),
     )
     texts = [note.text for note in plan_verdict(sampler(index, batch_size=8)).troubles]
     assert (
-        "never drawn, because no cell has a positive in the τ range: e0/mock (1,200 cells). Widen tau_range, or leave "
+        "Never drawn, because no cell has a positive in the τ range: e0/mock (1,200 cells). Widen tau_range, or leave "
         "them out."
     ) in texts
 
@@ -157,22 +159,24 @@ def test_a_sample_of_an_epoch_is_whole_rounds_of_all_groups(window):
 def test_when_all_is_well_one_line_says_so():
     told = format_verdict(plan_verdict(sampler(MANY, batch_size=16)), 16, 0.31)
     assert told == (
-        "plan of an epoch: 540 batches of 16, judged in 0.3 s: all is well, cells of one FOV meet no more often than "
-        "by chance (0.98); no two samples of a batch share a lineage; every quota is met in every batch, to one sample."
+        "plan of an epoch: 540 batches of 16, judged in 0.3 s. All is well: Cells of one FOV meet no more often than "
+        "by chance (0.98). No two samples of a batch share a lineage. Every batch holds the shares that were asked "
+        "for, to within one sample."
     )
 
 
 def test_an_epoch_is_summed_up_in_a_line():
     assert summarize(sampler(MANY, batch_size=16).report()) == (
-        "100.0% of the anchors seen, 0 drawn again, no lineage met itself, every quota met"
+        "100.0% of the anchors seen, 0 drawn again, no lineage twice in a batch, every batch as asked"
     )
     report = sampler(FEW, batch_size=32, temporal_enrichment=True).report()
     missed = next(c.missed for c in report.composition if c.name == "focal window")
     repeated, relaxed = sum(c.repeated for c in report.coverage), report.relaxed["lineage"]
     assert missed > 0
     assert summarize(report) == (
-        f"{report.seen:.1%} of the anchors seen, {repeated:,} drawn again, {relaxed:,} of a lineage that their batch "
-        f"already held, {missed} quotas missed (focal window in {missed} of {report.batches} batches)"
+        f"{report.seen:.1%} of the anchors seen, {repeated:,} drawn again, {relaxed:,} samples of a lineage that their "
+        f"batch already held, samples near one time (temporal_enrichment) off by more than one in {missed} of "
+        f"{report.batches} batches"
     )
 
 
@@ -192,7 +196,7 @@ def test_training_says_before_the_first_step_what_shuffle_says(shards, tmp_path,
     encoder = nn.Sequential(nn.Flatten(), nn.Linear(2 * 3 * 16 * 16, 4))
     trainer.fit(ContrastiveModule(encoder, log_pairs=0), data)
     told = " ".join(capsys.readouterr().out.split())
-    assert 0 == told.index("plan of an epoch: ") < told.index("ledger of epoch 0: ")
+    assert 0 == told.index("plan of an epoch: ") < told.index("summary of epoch 1 of 1: ")
     well = all(note["level"] == "good" for note in notes)
-    assert well is (batch_size == 4) is ("all is well" in told)
+    assert well is (batch_size == 4) is ("All is well" in told)
     assert [note["text"].rstrip(".") in told for note in notes] == [well or note["level"] != "good" for note in notes]

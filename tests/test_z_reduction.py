@@ -154,3 +154,18 @@ def test_the_datamodule_crops_z_to_final_z(shards):
         MultiExperimentDataModule(str(shards), final_z=4, **options).setup("fit")
     with pytest.raises(ValueError, match=r"'DAPI' is no channel"):
         MultiExperimentDataModule(str(shards), z_reduction={"DAPI": "mip"}, **options).setup("fit")
+
+
+def test_each_sample_of_a_bag_of_channels_is_reduced_as_its_own_channel(shards):
+    options = {"tau_range": (0.5, 1.5), "batch_size": 16, "val_experiments": ["e3"], "channel_dropout_channels": ()}
+    rule = {"default": "center", "GFP": "mip"}
+    data = MultiExperimentDataModule(str(shards), z_reduction=rule, channels_per_sample=1, **options)
+    data.setup("fit")
+    data.trainer = None
+    read = next(iter(data.train_dataloader()))
+    drawn = [meta["channel"] for meta in read["positive_meta"]]
+    x = read["positive"].float()
+    expected = torch.stack([p.amax(1) if channel == "GFP" else p[:, 1] for p, channel in zip(x, drawn, strict=True)])
+    assert set(drawn) == {"Phase", "GFP"}
+    assert torch.equal(data.on_after_batch_transfer(read, 0)["positive"][:, :, 0], expected)
+    assert shown_shape((2, 3, 16, 16), data, data.channels_per_sample) == (1, 1, 16, 16)

@@ -1,4 +1,4 @@
-"""What a training says last: where its checkpoints are, and the commands that go on from there."""
+"""What a training says first and last: what it trains on which device; where its checkpoints are, and how to go on."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightning.pytorch import Trainer
+import torch
+from lightning.pytorch import LightningModule, Trainer
 
 from dynaclr_wds.train.checkpoints import TrainingCheckpoint
 from dynaclr_wds.train.stop_signals import Stopped
+from dynaclr_wds.words import count_of
 
 
 def find_program() -> list[str]:
@@ -43,6 +45,16 @@ def format_resume(given: Sequence[str], checkpoint: str | None) -> str:
     return shlex.join([*find_program(), *words, *(["--ckpt_path", checkpoint] if checkpoint else [])])
 
 
+def describe_run(doing: str, trainer: Trainer, model: LightningModule) -> str:
+    """Say in one line what is done with which network, how large it is, and on which devices."""
+    network = type(getattr(model, "encoder", model)).__name__
+    weights = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    size = f"{weights / 1e6:,.1f} million weights" if weights >= 100_000 else count_of(weights, "weight")
+    kind = trainer.strategy.root_device.type
+    device = torch.cuda.get_device_name(trainer.strategy.root_device) if kind == "cuda" else kind.upper()
+    return f"{doing} {network} ({size}) on {trainer.world_size} × {device}, precision {trainer.precision}."
+
+
 def describe_stop(stopped: Stopped, trainer: Trainer, given: Sequence[str]) -> str:
     """Say where a training was stopped, where its checkpoint is, and how to go on."""
     saved = find_last(trainer)
@@ -51,7 +63,7 @@ def describe_stop(stopped: Stopped, trainer: Trainer, given: Sequence[str]) -> s
         again = format_resume(given, None)
         return f"Stopped by {stopped.cause} before {began}, so nothing was saved. Start again:\n  {again}"
     return (
-        f"Stopped by {stopped.cause} in epoch {trainer.current_epoch} after step {trainer.global_step}.\n"
+        f"Stopped by {stopped.cause} in epoch {trainer.current_epoch + 1} after step {trainer.global_step}.\n"
         f"Checkpoint: {saved}\nGo on with:\n  {format_resume(given, saved)}"
     )
 
@@ -69,7 +81,7 @@ def describe_failure(trainer: Trainer, given: Sequence[str]) -> str | None:
 def describe_end(trainer: Trainer) -> str:
     """Say where the checkpoints of a finished training are, and how to embed with them."""
     saved = find_last(trainer)
-    lines = [f"Finished: {trainer.current_epoch} epochs, {trainer.global_step} steps."]
+    lines = [f"Finished: {count_of(trainer.current_epoch, 'epoch')}, {count_of(trainer.global_step, 'step')}."]
     if saved is None:
         return "\n".join([*lines, "No checkpoint was saved."])
     best = next(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,11 +17,12 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_warn
 
-from dynaclr_wds.commands.going_on import describe_end, describe_failure, describe_stop
+from dynaclr_wds.commands.going_on import describe_end, describe_failure, describe_run, describe_stop
 from dynaclr_wds.commands.quiet import quiet_libraries
-from dynaclr_wds.config_errors import Asked, explain_mistake
+from dynaclr_wds.commands.unused_logs import take_back_unused_logs
+from dynaclr_wds.config_errors import Asked, explain_absent_device, explain_mistake
 from dynaclr_wds.datamodule import MultiExperimentDataModule
-from dynaclr_wds.errors import ConfigError
+from dynaclr_wds.errors import ConfigError, WindowError
 from dynaclr_wds.program import called_as, explain_error
 from dynaclr_wds.train.checkpoints import TrainingCheckpoint
 from dynaclr_wds.train.engine import ContrastiveModule
@@ -31,8 +32,8 @@ from dynaclr_wds.train.plan_verdict import PlanVerdict
 from dynaclr_wds.train.progress import choose_progress
 from dynaclr_wds.train.stop_signals import Stopped
 
-TRAINER_DEFAULTS: dict[str, Any] = {"use_distributed_sampler": False}
-"""The sampler deals batches to ranks itself; Lightning must not deal them out again."""
+TRAINER_DEFAULTS: dict[str, Any] = {"use_distributed_sampler": False, "enable_model_summary": False}
+"""The sampler deals batches to ranks itself; Lightning must not deal them out again. Our line replaces its summary."""
 
 DESCRIPTIONS = {
     "fit": "Train, validate after every epoch, keep checkpoints. --ckpt_path resumes, in the middle of an epoch too.",
@@ -88,19 +89,28 @@ class DynaCLRCommand(LightningCLI):
         parser.add_lightning_class_args(FiniteLoss, "finite_loss")
         parser.add_lightning_class_args(TrainingCheckpoint, "checkpoint")
 
+    def before_fit(self) -> None:
+        """Say what is trained, and where."""
+        self._say(describe_run("Training", self.trainer, self.model))
+
+    def before_validate(self) -> None:
+        """Say what is validated, and where."""
+        self._say(describe_run("Validating", self.trainer, self.model))
+
     def fit(self, model: LightningModule, **kwargs: Any) -> None:
         """Train, and say last how to go on."""
         try:
-            self.trainer.fit(model, **kwargs)
+            with take_back_unused_logs(self.trainer):
+                self.trainer.fit(model, **kwargs)
         except Stopped as stopped:
             stopped.said = True
-            self._say(describe_stop(stopped, self.trainer, self.given))
+            self._say("\n" + describe_stop(stopped, self.trainer, self.given))
             raise
         except Exception as error:
             if hint := describe_failure(self.trainer, self.given):
                 error.add_note(hint)
             raise
-        self._say(describe_end(self.trainer))
+        self._say("\n" + describe_end(self.trainer))
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         if config.get("enable_checkpointing") is False:
@@ -108,11 +118,15 @@ class DynaCLRCommand(LightningCLI):
         if self.config.subcommand == "validate":
             config["logger"] = False  # its numbers are printed; a log of its own would stand among the trainings'
         progress = choose_progress(config.get("enable_progress_bar") is not False, config.get("callbacks") or [])
-        return super()._instantiate_trainer(config, [*callbacks, *progress])
+        try:
+            return super()._instantiate_trainer(config, [*callbacks, *progress])
+        except MisconfigurationException as error:
+            absent = explain_absent_device("--trainer.accelerator", config.get("accelerator"), str(error))
+            raise ConfigError(absent or str(error)) from error
 
     def _say(self, text: str) -> None:
         if self.trainer.is_global_zero:
-            print(f"\n{text}", flush=True)
+            print(text, flush=True)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; explain mistakes in a few lines, and say so where a config sets what the link overrules."""
@@ -141,9 +155,9 @@ class DynaCLRCommand(LightningCLI):
         """Say where the checkpoint, which Lightning merges into the config, overrules what was given for the model."""
         used = self.config[self.config.subcommand].model.as_dict()
         default = self._subcommand_parsers[self.config.subcommand].get_defaults().model.as_dict()
-        for name, value in self._given_model.items():
-            if value != used[name] and value != default[name]:
-                rank_zero_warn(f"model.{name}={value} is not used: the checkpoint was trained with {used[name]}.")
+        given = {name: value for name, value in self._given_model.items() if value != default[name]}
+        if overruled := describe_overruled(given, used, "model."):
+            rank_zero_warn(f"The checkpoint decides, not config and options: {'; '.join(overruled)}.")
 
     def instantiate_classes(self) -> None:
         """Make model, data and trainer; what their classes refuse is a mistake in the config."""
@@ -158,6 +172,22 @@ class DynaCLRCommand(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         """Return Lightning's commands but `test`, for which there is no data, and `predict`, which needs no config."""
         return {name: skip for name, skip in LightningCLI.subcommands().items() if name in DESCRIPTIONS}
+
+
+def describe_overruled(given: Mapping[str, Any], used: Mapping[str, Any], prefix: str) -> list[str]:
+    """List the options whose value is not the one that was given, each with both values.
+
+    Where another class is used, its arguments are not compared.
+    """
+    both = [name for name in given if name in used and given[name] != used[name]]
+    lines = []
+    for name in ["class_path"] if "class_path" in both else both:
+        mine, own = given[name], used[name]
+        if isinstance(mine, Mapping) and isinstance(own, Mapping):
+            lines += describe_overruled(mine, own, f"{prefix}{name}.")
+        else:
+            lines.append(f"{prefix}{name} is {own} as in training, not {mine} as asked")
+    return lines
 
 
 def run_lightning(argv: Sequence[str]) -> DynaCLRCommand:
@@ -176,6 +206,8 @@ def run_lightning(argv: Sequence[str]) -> DynaCLRCommand:
     quiet_libraries()
     try:
         return _make_command(argv)
+    except WindowError as error:
+        raise ConfigError(error.spell("--data.")) from error
     except MisconfigurationException as error:
         raise ConfigError(str(error)) from error
 

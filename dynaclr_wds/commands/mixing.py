@@ -23,19 +23,26 @@ from dynaclr_wds.plan.audit.expected_pairs import UniformDraw
 from dynaclr_wds.plan.audit.ledger import Ledger
 from dynaclr_wds.plan.audit.quality import QualityMeter, sample_ideal
 from dynaclr_wds.plan.audit.verdict import judge
-from dynaclr_wds.plan.config import SamplingConfig
+from dynaclr_wds.plan.config import PositiveRule, SamplingConfig
 from dynaclr_wds.plan.index import PlanIndex
 from dynaclr_wds.plan.sampler import FlexibleBatchSampler
+from dynaclr_wds.plan.streaming.window import parse_window
 from dynaclr_wds.shardset import ShardSet
 from dynaclr_wds.split import check_experiments
+from dynaclr_wds.words import count_of
 
 _SAMPLING = tuple(f.name for f in fields(SamplingConfig))
 _LABELS = ("batch_group_by", "stratify_by")
+_POSITIVES = {
+    "positive": "kind",
+    "positive_match_columns": "match_columns",
+    "positive_channel": "channel",
+    "tau_direction": "tau_direction",
+}
 _OURS = (
     *("shards", "tau_range", "val_experiments", "include_wells", "exclude_fovs", "window_bytes", "num_streams"),
-    *_LABELS,
+    *(*_LABELS, *_POSITIVES, "channels_per_sample"),
 )
-_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +74,18 @@ def parse_request(values: Mapping[str, Any]) -> Request:
     chosen = values.get("experiments") or [e for e in shards.experiments if e not in held_out]
     low, high = values.get("tau_range") or shards.manifest.tau_range_hours
     labels = {name: tuple(values[name]) for name in _LABELS if name in values}
-    index = shards.plan_index(chosen, (low, high), values.get("include_wells"), values.get("exclude_fovs"), **labels)
+    rule = {own: values[name] for name, own in _POSITIVES.items() if name in values}
+    if "match_columns" in rule:
+        rule["match_columns"] = tuple(rule["match_columns"])
+    index = shards.plan_index(
+        chosen,
+        (low, high),
+        values.get("include_wells"),
+        values.get("exclude_fovs"),
+        **labels,
+        positives=PositiveRule(**rule),
+        channels_per_sample=values.get("channels_per_sample"),
+    )
     given = {name: values[name] for name in _SAMPLING if name in values}
     for name in ("experiment_weights", "condition_ratio"):
         if name in given:  # pairs from the command line, a mapping from a config
@@ -75,34 +93,13 @@ def parse_request(values: Mapping[str, Any]) -> Request:
     for name in ("leaky", "temporal_window_hours", "temporal_global_fraction", "tau_decay_rate"):
         if name in given:
             given[name] = float(given[name])
-    window = values.get("window_bytes")
     return Request(
         index=index,
         config=SamplingConfig(**given),
-        window_bytes=None if str(window).lower() in ("none", "null") else parse_window(str(window), index.stored_bytes),
+        window_bytes=parse_window(values.get("window_bytes"), index.stored_bytes),
         num_streams=values.get("num_streams"),
         epochs=values["epochs"],
     )
-
-
-def parse_window(text: str, used: int) -> int:
-    """Read a number of bytes: `4000000`, `512M`, `1.5GiB`, or `10%` of the bytes that are used.
-
-    Raises
-    ------
-    ValueError
-        The text is none of these.
-    """
-    number = text.rstrip("%BbiKMGTkmgt")
-    unit = text[len(number) :]
-    try:
-        scale = used / 100 if unit == "%" else _UNITS[unit.upper().removesuffix("B").removesuffix("I")]
-        return int(float(number) * scale)
-    except (KeyError, ValueError, OverflowError) as error:
-        raise ValueError(
-            f"window_bytes={text!r} is no size. Give bytes (4000000, 512M, 1.5GiB) or a share of what is used (10%), "
-            "or leave it out for exact mode."
-        ) from error
 
 
 def measure_modes(asked: Request) -> list[Mode]:
@@ -183,16 +180,18 @@ def print_modes(shards: str, asked: Request, modes: Sequence[Mode]) -> None:
 
 def _headline(shards: str, asked: Request, modes: Sequence[Mode]) -> str:
     config, index = asked.config, asked.index
-    experiments = len({s.experiment for s in index.strata})
+    experiments = count_of(len({s.experiment for s in index.strata}), "experiment")
     what = [f"batch of {config.batch_size}", f"seed {config.seed}"]
     what += [f"leak {config.leaky:g}"] if config.leaky else []
     what += [f"{index.value_label}s balanced"] if config.condition_balanced else []
     if config.temporal_enrichment:
-        what.append(f"±{config.temporal_window_hours:g} h around a focal HPI")
+        share = f"{1 - config.temporal_global_fraction:.0%}"
+        what.append(f"{share} of a batch within ±{config.temporal_window_hours:g} h of one time after infection (HPI)")
     if asked.window_bytes is not None:
         what.append(f"window {asked.window_bytes / index.stored_bytes:.1%} of the bytes")
-    anchors = f"{len(index.row):,} anchors in {len(index.strata)} strata of {experiments} experiments"
-    return f"[bold]{shards}[/]: {anchors}; {modes[0].report.batches:,} batches\n{', '.join(what)}"
+    batches = count_of(modes[0].report.batches, "batch", "batches")
+    anchors = f"{count_of(len(index.row), 'anchor')} of {experiments}"
+    return f"[bold]{shards}[/]: {anchors}; {batches}\n{', '.join(what)}"
 
 
 def merge_config(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from dynaclr_wds.files import check_new_file
 from dynaclr_wds.program import CommandParser, Terminated, called_as, run_command
+from dynaclr_wds.words import count_of
 
 if TYPE_CHECKING:
     from dynaclr_wds.train.prediction import Written
@@ -88,7 +89,7 @@ def format_written(written: Written) -> str:
         f"{name} ({kind.rpartition('[')[2].rstrip(']')})" if kind.startswith("fixed_size_list") else name
         for name, kind in written.columns.items()
     )
-    return f"Wrote {written.rows:,} rows to {', '.join(written.files)}.\nColumns: {columns}."
+    return f"Wrote {count_of(written.rows, 'row')} to {', '.join(written.files)}.\nColumns: {columns}."
 
 
 def _predict(given: dict[str, object]) -> Written | None:
@@ -96,7 +97,7 @@ def _predict(given: dict[str, object]) -> Written | None:
     out = Path(str(given["out"]))
     if out.suffix != ".parquet":
         raise ValueError(f"--out {out}: must end in .parquet, which is what is written. Give such a name.")
-    check_new_file(out, overwrite="overwrite" in given)
+    check_new_file(out, overwrite="overwrite" in given, option="--overwrite")
     from dynaclr_wds.commands.lightning import leave_processes
     from dynaclr_wds.commands.quiet import quiet_libraries
     from dynaclr_wds.train.prediction import predict

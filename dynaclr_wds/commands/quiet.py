@@ -6,14 +6,28 @@ Each is named by its module and its beginning, so that whatever else these libra
 from __future__ import annotations
 
 import logging
+import os
+import re
 import warnings
+from pathlib import Path
 
 _INFO = (
     "💡 Tip: For seamless cloud",
     "TPU available: False",
+    "GPU available: ",  # `describe_run` and `describe_job` say what is used
+    "`Trainer.fit` stopped: `max_epochs=",  # the last lines say how far it came
+    "`Trainer.fit` stopped: `max_steps=",
+    "Seed set to ",
+    "LOCAL_RANK: ",
     "Loading `train_dataloader` to estimate number of stepping batches.",
 )
-"""Beginnings of what Lightning logs through `rank_zero_info`."""
+"""Beginnings of what Lightning logs."""
+
+_LOGGERS = (
+    "lightning.pytorch.utilities.rank_zero",
+    "lightning.fabric.utilities.seed",
+    "lightning.pytorch.accelerators.cuda",
+)
 
 _WARNINGS: tuple[tuple[str, type[Warning], str], ...] = (
     # Lightning 2.6 uses a check that torch 2.13 deprecates
@@ -26,12 +40,27 @@ _WARNINGS: tuple[tuple[str, type[Warning], str], ...] = (
 """Beginning (a regular expression), category and module of what is left out."""
 
 
+_OURS = str(Path(__file__).parents[1]) + os.sep
+_formatted = warnings.formatwarning
+
+
 def quiet_libraries() -> None:
-    """Leave these messages out from now on, in this process."""
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_says_something)
+    """Leave these messages out from now on, in this process, and write our own warnings as sentences."""
+    for name in _LOGGERS:
+        logging.getLogger(name).addFilter(_says_something)
     for message, category, module in _WARNINGS:
         warnings.filterwarnings("ignore", message=message, category=category, module=module)
+    warnings.formatwarning = _format_warning
+
+
+def _format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """Write our own warnings without the place in our code that gives them."""
+    if filename.startswith(_OURS) and category is UserWarning:
+        return f"warning: {message}\n"
+    return _formatted(message, category, filename, lineno, line)
 
 
 def _says_something(record: logging.LogRecord) -> bool:
-    return not str(record.msg).startswith(_INFO)
+    return not re.sub(r"^\[rank: \d+\] ", "", str(record.msg)).startswith(_INFO)

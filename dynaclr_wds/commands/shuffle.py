@@ -10,8 +10,10 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from typing import get_args
 
-from dynaclr_wds.plan.config import SamplingConfig
+from dynaclr_wds.errors import ConfigError, WindowError
+from dynaclr_wds.plan.config import PositiveChannel, PositiveKind, SamplingConfig, TauDirection
 from dynaclr_wds.program import CommandParser, called_as, run_command
 
 _EPILOG = """examples:
@@ -35,7 +37,10 @@ def _run(argv: Sequence[str]) -> int:
 
     values = merge_config(given)
     asked = parse_request(values)
-    modes = measure_modes(asked)
+    try:
+        modes = measure_modes(asked)
+    except WindowError as error:
+        raise ConfigError(error.spell("--")) from error
     if given["json"]:
         print(json.dumps(describe(asked, modes), indent=1, allow_nan=False))
     else:
@@ -65,7 +70,11 @@ def make_parser() -> argparse.ArgumentParser:
     )
     _add_batch_options(parser)
     add = parser.add_argument_group("how it is read").add_argument
-    add("--window_bytes", metavar="BYTES", help="streaming: resident at a time, as 4G, 512M, or 10%% of what is used")
+    add(
+        "--window_bytes",
+        metavar="BYTES",
+        help="streaming: memory to use, as 4G, 512M, or 10%% of the shards' bytes; none = exact mode",
+    )
     add("--num_streams", type=int, help="streaming: logical streams (default: 8)")
     add = parser.add_argument_group("output").add_argument
     add("--epochs", type=int, default=1, help="epochs to plan, taken together (default: 1)")
@@ -78,16 +87,26 @@ def _add_batch_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("what a batch holds").add_argument
     add("--batch_size", type=int, help=f"samples per step per rank (default: {default.batch_size})")
     for name, text in (
-        ("experiment_aware", "each batch from one group"),
-        ("condition_balanced", "stratify values in equal parts, or those of --condition_ratio"),
-        ("temporal_enrichment", "most of a batch near one focal HPI"),
+        ("experiment_aware", "each batch from one experiment"),
+        ("condition_balanced", "conditions in equal parts, or those of --condition_ratio"),
+        ("temporal_enrichment", "most of a batch near one time after infection (HPI)"),
         ("relax_lineages", "streaming: accept a window too small for distinct lineages"),
     ):
         shown = str(getattr(default, name)).lower()
         add(f"--{name}", nargs="?", const=True, type=_flag, metavar="true|false", help=f"{text} (default: {shown})")
-    add("--batch_group_by", nargs="+", metavar="LABEL", help="labels that make a group (default: experiment)")
-    add("--stratify_by", nargs="+", metavar="LABEL", help="labels to balance in a batch (default: condition)")
-    add("--leaky", type=float, help="fraction of a batch from other groups (default: 0)")
+    add("--batch_group_by", nargs="+", metavar="LABEL", help="labels in place of experiment (default: experiment)")
+    add("--stratify_by", nargs="+", metavar="LABEL", help="labels in place of condition (default: condition)")
+    add(
+        "--channels_per_sample",
+        type=int,
+        metavar="K",
+        help="channels of a sample, any K of those stored (default: all)",
+    )
+    add("--positive", choices=get_args(PositiveKind), help="what a positive is (default: temporal)")
+    add("--positive_match_columns", nargs="+", metavar="LABEL", help="labels that a positive by columns shares")
+    add("--positive_channel", choices=get_args(PositiveChannel), help="channels of the positive (default: same)")
+    add("--tau_direction", choices=get_args(TauDirection), help="may a positive be earlier? (default: forward)")
+    add("--leaky", type=float, help="fraction of a batch from other experiments (default: 0)")
     add(
         "--experiment_weights",
         nargs="+",
@@ -96,8 +115,8 @@ def _add_batch_options(parser: argparse.ArgumentParser) -> None:
         help="share of batches (default: by size)",
     )
     add("--condition_ratio", nargs="+", type=_share, metavar="NAME=SHARE", help="share of samples (default: equal)")
-    add("--temporal_window_hours", type=float, help="half-width of the focal window (default: 2)")
-    add("--temporal_global_fraction", type=float, help="fraction from outside the focal window (default: 0.3)")
+    add("--temporal_window_hours", type=float, help="hours to either side of that time (default: 2)")
+    add("--temporal_global_fraction", type=float, help="fraction of a batch from other times (default: 0.3)")
     add("--tau_decay_rate", type=float, help="decay of P(τ) (default: 2)")
     add("--seed", type=int, help="seed of the order and of all draws (default: 0)")
 

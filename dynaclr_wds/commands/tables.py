@@ -10,14 +10,15 @@ from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
-from dynaclr_wds.plan.audit.ledger import Composition, Report
 from dynaclr_wds.plan.audit.quality import KINDS, Collisions, Quality
+from dynaclr_wds.plan.audit.report import Composition, Report
 from dynaclr_wds.plan.audit.verdict import Note
+from dynaclr_wds.words import count_of
 
 WIDTH = 110
 _COLOURS = {"good": "[green]good[/]", "fair": "[yellow]fair[/]", "bad": "[red]bad[/] "}
 _SHOWN = 8
-"""Missed quotas and strata that are listed one by one."""
+"""Rows of a table of shares that are listed one by one; twice as many of a table of anchors."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +37,8 @@ class Mode:
 
 def format_report(report: Report) -> str:
     """Write a ledger as text: quotas, coverage, relaxations, τ, bytes."""
-    lines = [f"{report.batches:,} batches of {report.batch_size}; {report.seen:.1%} of the anchors seen"]
+    batches = count_of(report.batches, "batch", "batches")
+    lines = [f"{batches} of {report.batch_size}; {report.seen:.1%} of the anchors seen"]
     relaxed = ", ".join(f"{name} {count:,}" for name, count in report.relaxed.items())
     tau = report.tau_hours
     lines.append(f"shared within a batch: {relaxed}")
@@ -50,9 +52,19 @@ def format_report(report: Report) -> str:
 
 def format_modes(modes: Sequence[Mode]) -> RenderableType:
     """Lay out ways of reading side by side, and say in words what is good and what is not."""
-    notes = [f"  {_COLOURS[note.level]}  {mode.name}: {note.text}" for mode in modes for note in mode.notes]
+    notes = [_lay_out(mode.name, note) for mode in modes for note in mode.notes]
     reports = [(mode.name, mode.report) for mode in modes if mode.name != "ideal"]
     return Group(_mixing_table(modes), "", _quota_table(reports), "", _coverage_table(reports[0][1]), "", *notes)
+
+
+def _lay_out(mode: str, note: Note) -> RenderableType:
+    """Put level and mode before a sentence, and its further lines below its first."""
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(width=6)
+    table.add_column(width=9)
+    table.add_column()
+    table.add_row(f"  {_COLOURS[note.level]}", mode, note.text)
+    return table
 
 
 def render(parts: Iterable[RenderableType]) -> str:
@@ -67,28 +79,32 @@ def _mixing_table(modes: Sequence[Mode]) -> Table:
     table.add_column("", no_wrap=True)
     for mode in modes:
         table.add_column(mode.name, justify="right")
-    table.add_column("what to look for")
+    table.add_column("what is good")
     hints = {
-        "value": "1 as asked",
-        "fov": "1 as by chance; > 1.3 is clumped",
-        "lineage": "0: none meets itself",
-        "block": "streaming: ≈ stored / resident",
+        "value": "1 means as asked",
+        "fov": "about 1, as by chance; above 1.3 cells come in clumps",
+        "lineage": "0 means that no lineage is in a batch twice",
+        "block": "any, as long as FOV and lineage are good",
     }
     for kind in KINDS:
         found = [mode.quality.collisions[kind] for mode in modes]
         table.add_row(
-            f"pairs of one {_word(kind, modes[0].quality)}, over chance (worst)", *map(_ratio, found), hints[kind]
+            f"cells that share {_article(_word(kind, modes[0].quality))}, over chance (worst)",
+            *map(_ratio, found),
+            hints[kind],
         )
     table.add_section()
     size = modes[0].quality.batch_size
     for kind in ("fov", "lineage", "block"):
         effective = [f"{mode.quality.collisions[kind].effective:.0f}" for mode in modes]
-        table.add_row(f"effective samples of {size}, by {_word(kind, modes[0].quality)}", *effective, "ideal's")
+        table.add_row(
+            f"batch of {size} is worth, by {_word(kind, modes[0].quality)}", *effective, "as much as the ideal"
+        )
     table.add_section()
     distances = [(mode.quality.repeat_median, mode.quality.repeat_tenth) for mode in modes]
     cells = ["–" if median is None else f"{median:.0f} ({tenth:.0f})" for median, tenth in distances]
-    table.add_row("batches between uses of a lineage (10th %)", *cells, "ideal's or more")
-    table.add_row("anchors seen", *[f"{mode.report.seen:.1%}" for mode in modes], "100 % if nothing is balanced")
+    table.add_row("batches until a lineage comes again (10th %)", *cells, "as many as the ideal, or more")
+    table.add_row("anchors seen", *[f"{mode.report.seen:.1%}" for mode in modes], "100 % where nothing is balanced")
     table.add_section()
     for row in _byte_rows(modes):
         table.add_row(*row)
@@ -97,14 +113,14 @@ def _mixing_table(modes: Sequence[Mode]) -> Table:
 
 def _byte_rows(modes: Sequence[Mode]) -> list[list[str]]:
     used = [_bytes(float(mode.report.bytes_used)) for mode in modes]
-    rows = [["bytes drawn, each patch once", *used, ""]]
+    rows = [["bytes of the patches drawn, each once", *used, ""]]
     hints = {
         "bytes_read": ("bytes read", ""),
-        "amplification": ("bytes read over bytes stored", "≤ 1.05 unless strata repeat"),
-        "planned_peak_bytes": ("most bytes resident, as planned", "within the window"),
-        "held_peak_bytes": ("most bytes resident, as measured", "within the window"),
-        "burst": ("most bytes of a step, over the mean", "a few"),
-        "groups": (f"{modes[0].report.group_label}s within reach of a stream", "2 or more"),
+        "amplification": ("bytes read over bytes stored", "up to 1.05; more where small conditions repeat"),
+        "planned_peak_bytes": ("most bytes in memory, as planned", "less than the window"),
+        "held_peak_bytes": ("most bytes in memory, as measured", "less than the window"),
+        "burst": ("most bytes of a step, over the mean", "a few times"),
+        "groups": (f"{modes[0].report.group_label}s in memory at a time, per stream", "2 or more"),
     }
     for key, (name, hint) in hints.items():
         if any(key in mode.report.streaming for mode in modes):
@@ -115,12 +131,17 @@ def _byte_rows(modes: Sequence[Mode]) -> list[list[str]]:
 
 
 def _quota_table(reports: Sequence[tuple[str, Report]]) -> Table:
-    table = Table(title="What was asked of a batch", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table = Table(
+        title="Shares of a batch, as asked and as planned",
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+    )
     table.add_column("", no_wrap=True)
     table.add_column("asked", justify="right")
     for name, _ in reports:
         table.add_column(f"{name} (worst)", justify="right")
-        table.add_column("off by > 1", justify="right")
+        table.add_column("batches off by > 1 sample", justify="right")
     first = reports[0][1]
     for share in first.groups[:_SHOWN]:
         others = [next(s for s in report.groups if s.group == share.group) for _, report in reports]
@@ -134,9 +155,10 @@ def _quota_table(reports: Sequence[tuple[str, Report]]) -> Table:
     for name in _most_missed(names, found.values()):
         ones = [known.get(name) for known in found.values()]
         asked = next(c.asked for c in ones if c)
-        table.add_row(name, f"{asked:.3f}", *[cell for c in ones for cell in _quota(c)])
+        title = next(c.title for c in ones if c)
+        table.add_row(title, f"{asked:.3f}", *[cell for c in ones for cell in _quota(c)])
     if (left := len(names) - _SHOWN) > 0:
-        table.add_row(f"… and {left} more, met as well or better")
+        table.add_row(f"… and {left} more, as good or better")
     return table
 
 
@@ -149,8 +171,9 @@ def _most_missed(names: list[str], found: Iterable[Mapping[str, Composition]]) -
 
 
 def _coverage_table(report: Report) -> Table:
-    table = Table(title="Anchors of each stratum", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     names = dict.fromkeys(("experiment", report.group_label, report.value_label))
+    title = f"Anchors of each {' and '.join(names)}"
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     for name in names:
         table.add_column(name)
     for name in ("anchors", "seen", "never seen", "drawn again", "most often", "no positive"):
@@ -167,6 +190,10 @@ def _coverage_table(report: Report) -> Table:
 
 def _word(kind: str, quality: Quality) -> str:
     return {"fov": "FOV", "value": quality.value_label}.get(kind, kind)
+
+
+def _article(noun: str) -> str:
+    return f"{'an' if noun[0].lower() in 'aeo' or noun == 'FOV' else 'a'} {noun}"
 
 
 def _ratio(found: Collisions) -> str:

@@ -8,7 +8,9 @@ Map
 `index`
     Columns of a shard set → `PlanIndex`: the anchors that may be drawn, by stratum.
 `config`
-    `SamplingConfig`: what the user asks of a batch.
+    `SamplingConfig`: what the user asks of a batch; `PositiveRule`: what makes a positive.
+`channels`, `matches`
+    Which channels a sample may hold, and which samples agree in the columns that positives share.
 `sampler`
     `FlexibleBatchSampler`: the door of the wing. It yields one `BatchPlan` per batch.
 `batch`
@@ -23,12 +25,13 @@ Map
     (from the table in `draws`),
     `positives` and `negatives` complete the samples.
 `streaming/`
-    What must be resident. `partition` deals blocks to streams, `rotation` says which groups are active when,
-    `residency` when each block comes and goes, `mixer` puts them together, `planner` makes batches of them.
+    What must be resident. `needs` counts what a batch needs, `window` what a window can hold, `partition` deals blocks
+    to streams, `rotation` says which groups are active when, `residency` when each block comes and goes, `mixer` puts
+    them together, `planner` makes batches of them.
 `audit/`
-    What came of it. `ledger` counts batches against `targets`, `quality` measures how well they are mixed against
-    `expected_pairs`, `bytes_read` adds up what streaming reads. `verdict` says all that in sentences, and `batch_size`
-    finds the largest one without shared lineages.
+    What came of it. `ledger` counts batches against `targets` and makes a `report` (`report_text` prints it), `quality`
+    measures how well they are mixed against `expected_pairs`, `bytes_read` adds up what streaming reads. `verdict`
+    says all that in sentences, and `batch_size` finds the largest one without shared lineages.
 
 Glossary
 --------

@@ -23,6 +23,10 @@ class BatchPlan:
     """None where only the cells themselves are asked for (prediction)."""
     negative: Int64[PatchRow, " b"] | None = None
     """None unless asked for."""
+    anchor_choice: Int64[np.ndarray, " b"] | None = None
+    """Choice of channels of each, of those of its experiment; None where all channels are read."""
+    positive_choice: Int64[np.ndarray, " b"] | None = None
+    negative_choice: Int64[np.ndarray, " b"] | None = None
     group: str = ""
     """Group that the batch is about; empty when it is about all."""
     focal_hpi: float = float("nan")

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, NewType
 import numpy as np
 from jaxtyping import Bool, Integer
 
+from dynaclr_wds.plan.channels import ChannelChoices
+
 if TYPE_CHECKING:
     PatchRow = NewType("PatchRow", np.ndarray)
     SampleIndex = NewType("SampleIndex", np.ndarray)
@@ -61,3 +63,5 @@ class CodeBook:
     partitions: Sequence[Mapping[str, str | None]]
     """Value of every `shard_by` label, for each partition."""
     experiments: Sequence[ExperimentClock]
+    choices: ChannelChoices | None = None
+    """Which channels a sample may hold; None = all of them, always."""

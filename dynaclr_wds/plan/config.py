@@ -1,12 +1,60 @@
-"""Holds what the user asks of a batch, as one frozen value."""
+"""Holds what the user asks of a batch, and what makes a positive, as frozen values."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from dynaclr_wds.errors import ConfigError
+
+PositiveKind = Literal["temporal", "self", "columns"]
+PositiveChannel = Literal["same", "any"]
+TauDirection = Literal["forward", "both"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PositiveRule:
+    """What may be the positive of an anchor, and so which observations may be anchors."""
+
+    kind: str = "temporal"
+    """`temporal`: the cell, or a descendant, some τ later. `self`: the same patch, to be augmented anew. `columns`:
+    another cell that agrees in `match_columns`, of another lineage where there is one."""
+    match_columns: tuple[str, ...] = ()
+    """Labels that a positive by columns shares with its anchor; null agrees with nothing."""
+    channel: str = "same"
+    """Where samples hold some of the channels: `same` takes those of the anchor (by columns: of the same marker), `any`
+    draws them anew."""
+    tau_direction: str = "forward"
+    """`both`: an anchor without a candidate ahead, near the end of its track, takes one as far behind."""
+
+    def __post_init__(self) -> None:
+        """Check every value by itself, and that the columns fit the kind.
+
+        Raises
+        ------
+        ConfigError
+            A value is out of range; the message names it and what is allowed.
+        """
+        kinds = (("positive", self.kind, PositiveKind), ("positive_channel", self.channel, PositiveChannel))
+        for name, value, allowed in (*kinds, ("tau_direction", self.tau_direction, TauDirection)):
+            if value not in get_args(allowed):
+                raise ConfigError(f"{name}={value!r} must be one of {list(get_args(allowed))}.")
+        if (self.kind == "columns") != bool(self.match_columns):
+            raise ConfigError(
+                f"positive={self.kind!r} with positive_match_columns={list(self.match_columns)}: columns are needed "
+                "for positive='columns', and for nothing else."
+            )
+        if "lineage_id" in self.match_columns:
+            raise ConfigError(
+                "positive_match_columns names 'lineage_id'. A positive of the same lineage is positive='temporal', "
+                "without positive_match_columns."
+            )
+
+
+TEMPORAL = PositiveRule()
+"""The rule where nothing else is asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,17 +6,27 @@ stratum. Everything else about an anchor is gathered when it is asked for.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import cast
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int, Int64, Integer
 
 from dynaclr_wds.errors import ConfigError
+from dynaclr_wds.plan.channels import CHANNEL_LABELS, ChannelChoices
 from dynaclr_wds.plan.columns import CodeBook, ExperimentClock, PatchRow, PlanColumns, SampleIndex
-from dynaclr_wds.plan.strata import find_strata, follows_from_partitions, has_candidate
+from dynaclr_wds.plan.config import TEMPORAL, PositiveRule
+from dynaclr_wds.plan.matches import find_matched, number_matches
+from dynaclr_wds.plan.strata import (
+    StratumSamples,
+    find_strata,
+    follows_from_partitions,
+    has_candidate,
+    split_by_channels,
+)
 from dynaclr_wds.tau import check_tau_range, tau_range_frames
+from dynaclr_wds.words import count_of
 
 
 def join_values(values: Sequence[str | None]) -> str:
@@ -59,8 +69,8 @@ class Stratum:
 class PlanIndex:
     """The anchors that may be drawn, grouped by stratum.
 
-    An anchor is a sample that has a temporal candidate in the τ range asked for. It is named by its place in `row`,
-    0 … n − 1 (a `SampleIndex`); a patch is named by its row in the index (a `PatchRow`).
+    An anchor is a sample that has a positive, by the rule asked for. It is named by its place in `row`, 0 … n − 1 (a
+    `SampleIndex`); a patch is named by its row in the index (a `PatchRow`).
     """
 
     columns: PlanColumns
@@ -73,11 +83,21 @@ class PlanIndex:
     group_of: Int64[np.ndarray, " s"]
     """Number of each stratum's group."""
     row: Integer[PatchRow, " n"]
-    """Patch row of each anchor: by stratum, and ascending inside each."""
+    """Patch row of each anchor: by stratum, and ascending inside each; once for each choice of channels."""
     first: Int64[np.ndarray, " s1"]
     """CSR: anchors of stratum s are `first[s]:first[s + 1]`."""
     without_positive: tuple[int, ...]
-    """Samples of each stratum that have no candidate in the τ range asked for; not in `row`."""
+    """Samples of each stratum that have no positive by the rule asked for; not in `row`."""
+    base_of: Int64[np.ndarray, " s"]
+    """Of each stratum, the first one with the same patches: itself, unless strata differ in channels only."""
+    positives: PositiveRule = TEMPORAL
+    """What may be a positive."""
+    choices: ChannelChoices | None = None
+    """Which channels samples may hold; None = all."""
+    choice: Integer[np.ndarray, " n"] | None = None
+    """Choice of channels of each anchor; None where there is none to make."""
+    match: Integer[np.ndarray, " n"] | None = None
+    """Number of each anchor's values in the match columns; None unless positives are drawn by columns."""
     lineages_meet: bool = False
     """Whether any lineage has anchors in two strata, as it may where labels change along a track."""
     barren: tuple[tuple[Stratum, int], ...] = ()
@@ -86,10 +106,10 @@ class PlanIndex:
     def __repr__(self) -> str:
         """Say how much there is, in one line."""
         experiments = len({s.experiment for s in self.strata})
-        by = ", ".join(dict.fromkeys((*self.batch_group_by, *self.stratify_by)))
-        return (
-            f"PlanIndex({len(self.row):,} anchors in {len(self.strata)} strata of {experiments} experiments, by {by})"
-        )
+        by = " and ".join(dict.fromkeys((*self.batch_group_by, *self.stratify_by)))
+        strata = count_of(len(self.strata), "combination")
+        anchors = count_of(len(self.row), "anchor")
+        return f"PlanIndex({anchors} of {count_of(experiments, 'experiment')}, in {strata} of {by})"
 
     @property
     def group_label(self) -> str:
@@ -125,8 +145,10 @@ class PlanIndex:
         """Bytes of the blocks that hold anchors."""
         return int(self.columns.block_bytes[self.block_stratum >= 0].sum(dtype=np.int64))
 
-    def find(self, rows: Integer[PatchRow, " n"]) -> Int64[np.ndarray, " n"]:
-        """Place of each patch row in `row` (a `SampleIndex`), −1 where it is no anchor."""
+    def find(
+        self, rows: Integer[PatchRow, " n"], choice: Integer[np.ndarray, " n"] | None = None
+    ) -> Int64[np.ndarray, " n"]:
+        """Place of each patch row with its choice of channels (a `SampleIndex`), −1 where it is no anchor."""
         out = np.full(len(rows), -1)
         if not len(rows):
             return out
@@ -135,8 +157,12 @@ class PlanIndex:
         for s in np.flatnonzero((low <= wanted.max()) & (high >= wanted.min())).tolist():
             here = np.flatnonzero((wanted >= low[s]) & (wanted <= high[s]))
             place = self.first[s] + np.searchsorted(self.row[self.first[s] : self.first[s + 1]], wanted[here])
-            hit = self.row[place] == wanted[here]
-            out[here[hit]] = place[hit]
+            for _ in range(1 if self.choices is None else int(self.choices.count.max())):  # a row's choices are a run
+                hit = self.row[place] == wanted[here]
+                if choice is not None and self.choice is not None:
+                    hit &= self.choice[place] == choice[here]
+                out[here[hit]] = place[hit]
+                place = np.minimum(place + 1, self.first[s + 1] - 1)
         return out
 
     def clip(self, anchors: Integer[SampleIndex, "*n"]) -> Integer[np.ndarray, "*n"]:
@@ -163,6 +189,10 @@ class PlanIndex:
         """Stratum of each anchor."""
         return np.searchsorted(self.first, anchors, side="right") - 1
 
+    def choice_of(self, anchors: Integer[SampleIndex, " n"]) -> Int64[np.ndarray, " n"] | None:
+        """Choice of channels of each anchor; None where there is none to make."""
+        return None if self.choice is None else self.choice[anchors].astype(np.int64)
+
     def hpi(self, anchors: Integer[SampleIndex, "*n"]) -> Float64[np.ndarray, "*n"]:
         """Hours post infection of each anchor."""
         start = np.array([s.start_hpi for s in self.strata])
@@ -186,6 +216,7 @@ def plan_index(
     stratify_by: tuple[str, ...] = ("condition",),
     keep_experiment: Sequence[bool] | None = None,
     keep_fov: Bool[np.ndarray, " f"] | None = None,
+    positives: PositiveRule = TEMPORAL,
 ) -> PlanIndex:
     """List the anchors that may be drawn, by stratum.
 
@@ -199,6 +230,8 @@ def plan_index(
         Labels that make groups and stratify values.
     keep_experiment, keep_fov
         Whether each may be drawn from; all of them when None.
+    positives
+        What may be a positive, and so which samples are anchors. `tau_range_hours` matters for temporal ones only.
 
     Raises
     ------
@@ -207,35 +240,76 @@ def plan_index(
     ValueError
         A τ range that the shards were not built for.
     """
-    _check_labels(codes, (*batch_group_by, *stratify_by))
+    asked = {
+        "batch_group_by": batch_group_by,
+        "stratify_by": stratify_by,
+        "positive_match_columns": positives.match_columns,
+    }
+    _check_labels(codes, asked)
     keep = [True] * len(codes.experiments) if keep_experiment is None else list(keep_experiment)
-    tau = [_tau_frames(e, tau_range_hours) if k else (0, 0) for e, k in zip(codes.experiments, keep, strict=True)]
+    temporal = positives.kind == "temporal"
+    tau = [
+        _tau_frames(e, tau_range_hours) if k and temporal else (0, 0)
+        for e, k in zip(codes.experiments, keep, strict=True)
+    ]
     labels = tuple(dict.fromkeys((*batch_group_by, *stratify_by)))
-    rows, first, strata, without, barren = [], [0], [], [], []
-    for found in find_strata(columns, codes, labels, keep, keep_fov):
-        clock, row = codes.experiments[found.experiment], found.row
-        stratum = _make_stratum(clock, tau[found.experiment], found.labels, batch_group_by, stratify_by)
-        if stratum.tau_frames != tuple(clock.tau_frames):
-            row = row[has_candidate(columns, row, stratum.tau_frames)]
-        if not len(row):
-            barren += [(stratum, found.samples)] * (found.samples > 0)
-            continue
-        rows.append(row)
-        first.append(first[-1] + len(row))
-        strata.append(stratum)
-        without.append(found.samples - len(row))
+    strata, samples = [], []
+    for found in _list_samples(columns, codes, labels, keep, keep_fov, tau, positives):
+        clock = codes.experiments[found.experiment]
+        strata.append(_make_stratum(clock, tau[found.experiment], found.labels, batch_group_by, stratify_by))
+        samples.append(found)
+    rows = [s.row for s in samples]
+    choices = [s.choice for s in samples if s.choice is not None]
+    matches: list[Integer[np.ndarray, " _"]] = []
+    if positives.kind == "columns":
+        matches = number_matches(columns, codes, positives, rows, choices)
+        kept = find_matched(columns, rows, matches)
+        rows, choices, matches = ([a[k] for a, k in zip(of, kept, strict=False)] for of in (rows, choices, matches))
+    has = [s for s, row in enumerate(rows) if len(row)]
+    base = np.maximum.accumulate([s if of.first_of_patches else -1 for s, of in enumerate(samples)] or [0])
+    by_channel = codes.choices is not None and not set(labels).isdisjoint(CHANNEL_LABELS)
+    follows = follows_from_partitions(codes, tuple(n for n in labels if n not in CHANNEL_LABELS))
     return PlanIndex(
         columns=columns,
         batch_group_by=batch_group_by,
         stratify_by=stratify_by,
-        strata=tuple(strata),
-        group_of=_number([s.group_name for s in strata]),
-        row=cast(PatchRow, np.concatenate(rows) if rows else np.zeros(0, np.int32)),
-        first=np.array(first, np.int64),
-        without_positive=tuple(without),
-        lineages_meet=not follows_from_partitions(codes, labels) and _lineages_meet(columns, rows),
-        barren=tuple(barren),
+        strata=tuple(strata[s] for s in has),
+        group_of=_number([strata[s].group_name for s in has]),
+        row=cast(PatchRow, _join([rows[s] for s in has])),
+        first=np.cumsum([0, *(len(rows[s]) for s in has)]),
+        without_positive=tuple(samples[s].samples - len(rows[s]) for s in has),
+        base_of=_number_bases(base[has]),
+        positives=positives,
+        choices=codes.choices,
+        choice=_join([choices[s] for s in has]) if codes.choices is not None else None,
+        match=_join([matches[s] for s in has]) if matches else None,
+        lineages_meet=(by_channel or not follows) and _lineages_meet(columns, [rows[s] for s in has]),
+        barren=tuple(
+            (strata[s], samples[s].samples) for s, row in enumerate(rows) if not len(row) and samples[s].samples
+        ),
     )
+
+
+def _list_samples(
+    columns: PlanColumns,
+    codes: CodeBook,
+    labels: tuple[str, ...],
+    keep: Sequence[bool],
+    keep_fov: Bool[np.ndarray, " f"] | None,
+    tau: Sequence[tuple[int, int]],
+    positives: PositiveRule,
+) -> Iterator[StratumSamples]:
+    """List the samples of each stratum that have a temporal candidate if they need one, with their channels."""
+    own = tuple(n for n in labels if codes.choices is None or n not in CHANNEL_LABELS)
+    of_channels = [n for n in labels if n not in own]
+    behind = positives.tau_direction == "both"
+    every = behind or positives.kind != "temporal"
+    for found in find_strata(columns, codes, own, keep, keep_fov, every=every):
+        span = tau[found.experiment]
+        if positives.kind == "temporal" and (every or span != tuple(codes.experiments[found.experiment].tau_frames)):
+            row = found.row[has_candidate(columns, found.row, span, behind=behind)]
+            found = replace(found, row=row)
+        yield from [found] if codes.choices is None else split_by_channels(found, codes.choices, of_channels)
 
 
 def _make_stratum(
@@ -255,6 +329,16 @@ def _make_stratum(
     )
 
 
+def _join(parts: Sequence[Integer[np.ndarray, " _"]]) -> Integer[np.ndarray, " n"]:
+    return np.concatenate(parts) if parts else np.zeros(0, np.int32)
+
+
+def _number_bases(base: Int64[np.ndarray, " s"]) -> Int64[np.ndarray, " s"]:
+    """Turn the bases of the strata that are left into places among them."""
+    _, first, number = np.unique(base, return_index=True, return_inverse=True)
+    return first[number].astype(np.int64)
+
+
 def _number(names: Sequence[str]) -> Int64[np.ndarray, " n"]:
     """Number names in the order of their first place."""
     known = list(dict.fromkeys(names))
@@ -272,11 +356,15 @@ def _lineages_meet(columns: PlanColumns, rows: Sequence[Integer[np.ndarray, " _"
     return False
 
 
-def _check_labels(codes: CodeBook, names: Sequence[str]) -> None:
-    if unknown := sorted(set(names) - set(codes.values)):
+def _check_labels(codes: CodeBook, asked: Mapping[str, Sequence[str]]) -> None:
+    """Check that the set has the labels that each setting names."""
+    known = {*codes.values, *(CHANNEL_LABELS if codes.choices is not None else ())}
+    unknown = {setting: [name for name in names if name not in known] for setting, names in asked.items()}
+    if any(unknown.values()):
+        wrong = " and ".join(f"{setting} names {names}" for setting, names in unknown.items() if names)
         raise ConfigError(
-            f"batch_group_by and stratify_by name {unknown}, which are no labels of the set. "
-            f"Its labels are {sorted(codes.values)}."
+            f"{wrong}, which the shards don't have as a label. Their labels are {sorted(known)}. Name one of "
+            "these; to add one, give it in experiments.yaml (labels, well_labels or label_columns) and build again."
         )
 
 

@@ -17,12 +17,14 @@ from jaxtyping import Int64
 
 from dynaclr_wds.errors import ConfigError
 from dynaclr_wds.plan.audit.bytes_read import account_bytes
-from dynaclr_wds.plan.audit.ledger import Ledger, Report
+from dynaclr_wds.plan.audit.ledger import Ledger
+from dynaclr_wds.plan.audit.report import Report
 from dynaclr_wds.plan.batch import BatchPlan, BlockReads
 from dynaclr_wds.plan.config import SamplingConfig
 from dynaclr_wds.plan.index import PlanIndex
 from dynaclr_wds.plan.streaming.mixer import Mixer, MixerStream
 from dynaclr_wds.plan.streaming.planner import BlockSchedule, StreamPlanner, WholeStream
+from dynaclr_wds.words import count_of
 
 _SAMPLED_STREAMS = 2  # streams are dealt alike, and each has to be laid out before a batch of it can be planned
 
@@ -92,11 +94,11 @@ class FlexibleBatchSampler:
         """Say how it reads, from what, and how much an epoch holds, in one line."""
         mode = "exact"
         if self.window_bytes is not None:
-            mode = f"streaming in {self.window_bytes:,} bytes and {self.num_streams} streams"
-        experiments = len({s.experiment for s in self.index.strata})
+            mode = f"streaming in {self.window_bytes:,} bytes and {count_of(self.num_streams, 'stream')}"
+        experiments = count_of(len({s.experiment for s in self.index.strata}), "experiment")
         return (
-            f"FlexibleBatchSampler({mode}, {experiments} experiments, {len(self.index.row):,} samples, "
-            f"{self.global_batches:,} batches of {self.config.batch_size})"
+            f"FlexibleBatchSampler({mode}, {experiments}, {count_of(len(self.index.row), 'sample')}, "
+            f"{count_of(self.global_batches, 'batch', 'batches')} of {self.config.batch_size})"
         )
 
     @property
@@ -188,12 +190,15 @@ class FlexibleBatchSampler:
     def identity(self) -> dict[str, Any]:
         """All that the order depends on beside the epoch, as plain values."""
         sizes = zip(self.index.strata, self.index.sizes, strict=True)
+        positives, choices = dataclasses.asdict(self.index.positives), self.index.choices
         return {
             **dataclasses.asdict(self.config),
             "window_bytes": self.window_bytes,
             "num_streams": self.num_streams,
             "batch_group_by": list(self.index.batch_group_by),
             "stratify_by": list(self.index.stratify_by),
+            "positives": {k: list(v) if isinstance(v, tuple) else v for k, v in positives.items()},
+            "channels": None if choices is None else {k: [list(of) for of in v] for k, v in choices.labels.items()},
             "anchors": {s.name: int(n) for s, n in sizes},
             "tau_frames": {s.experiment: list(s.tau_frames) for s in self.index.strata},
         }

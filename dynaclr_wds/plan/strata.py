@@ -1,4 +1,4 @@
-"""Label values to strata: finds the samples of every (experiment, label values), and which of them have a candidate.
+"""Label values to strata: finds the samples of every (experiment, label values), and which of them may be anchors.
 
 Where experiment and labels are among those that the shards are partitioned by, the partitions say it; otherwise the
 codes of every sample's observation are looked up.
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Int64, Integer
 
+from dynaclr_wds.plan.channels import ChannelChoices
 from dynaclr_wds.plan.columns import CodeBook, PlanColumns
 from dynaclr_wds.tau import least_tau
 
@@ -29,9 +30,14 @@ class StratumSamples:
     labels: dict[str, str | None]
     """Label → value."""
     row: Integer[np.ndarray, " n"]
-    """Patch rows, ascending, of the samples that have a candidate in the τ range of the build."""
+    """Patch rows, ascending; of all samples, or of those that have a candidate in the τ range of the build. A row
+    stands there once for each choice of channels."""
     samples: int
     """All samples, those without a candidate too."""
+    choice: Integer[np.ndarray, " n"] | None = None
+    """Choice of channels of each, ascending within a row; None where there is none to make."""
+    first_of_patches: bool = True
+    """False where an earlier stratum has the same patches, with other channels."""
 
 
 def find_strata(
@@ -40,8 +46,10 @@ def find_strata(
     labels: tuple[str, ...],
     keep_experiment: Sequence[bool],
     keep_fov: Bool[np.ndarray, " f"] | None,
+    *,
+    every: bool = False,
 ) -> Iterator[StratumSamples]:
-    """Find the samples of every stratum, in the order of the codes of (experiment, labels).
+    """Find the samples of every stratum of the observations' labels, in the order of (experiment, labels).
 
     Parameters
     ----------
@@ -49,12 +57,14 @@ def find_strata(
         As for `plan_index`.
     labels
         Labels that make a stratum, each once.
+    every
+        List all samples, not only those that have a candidate in the τ range of the build.
     """
     shape = (len(codes.experiments), *(len(codes.values[name]) + 1 for name in labels))  # + 1: null
     if follows_from_partitions(codes, labels):
-        found = _join_partitions(columns, codes, labels, shape, keep_experiment, keep_fov)
+        found = _join_partitions(columns, codes, labels, shape, keep_experiment, keep_fov, every)
     else:
-        found = _gather_codes(columns, labels, shape, keep_experiment, keep_fov)
+        found = _gather_codes(columns, labels, shape, keep_experiment, keep_fov, every)
     for key in sorted(found):
         experiment, *code = (int(c) for c in np.unravel_index(key, shape))
         values = {name: codes.values[name][c - 1] if c else None for name, c in zip(labels, code, strict=True)}
@@ -78,6 +88,7 @@ def _join_partitions(
     shape: tuple[int, ...],
     keep_experiment: Sequence[bool],
     keep_fov: Bool[np.ndarray, " f"] | None,
+    every: bool,
 ) -> _Found:
     """Put together the partitions of each stratum, which lie one after another in the order of their rows."""
     number = {clock.name: place for place, clock in enumerate(codes.experiments)}
@@ -88,7 +99,7 @@ def _join_partitions(
         if keep_experiment[experiment]:
             code = (experiment, *(k[partition[name]] for k, name in zip(known, labels, strict=True)))
             key = int(np.ravel_multi_index(code, shape))
-            parts.setdefault(key, []).append(_sample_rows(columns, *_patch_range(columns, place), keep_fov))
+            parts.setdefault(key, []).append(_sample_rows(columns, *_patch_range(columns, place), keep_fov, every))
     return {
         key: (own[0][0] if len(own) == 1 else np.concatenate([row for row, _ in own]), sum(n for _, n in own))
         for key, own in parts.items()
@@ -101,6 +112,7 @@ def _gather_codes(
     shape: tuple[int, ...],
     keep_experiment: Sequence[bool],
     keep_fov: Bool[np.ndarray, " f"] | None,
+    every: bool,
 ) -> _Found:
     """Number the strata of all observations, and group the rows of their samples by them."""
     wanted = np.array(keep_experiment, bool)[columns.fov_experiment]
@@ -110,19 +122,20 @@ def _gather_codes(
         key *= size
         key += columns.labels[name]
         key += 1
-    present, of_obs = _number_keys(np.where(used, key, int(np.prod(shape))), int(np.prod(shape)) + 1)
+    present, of_obs = number_keys(np.where(used, key, int(np.prod(shape))), int(np.prod(shape)) + 1)
     rows = _positions(columns.patch_is_sample)
     number = of_obs[columns.patch_obs[rows]]
     samples = np.bincount(number, minlength=len(present))
-    candidate = columns.patch_has_candidate[rows]
-    rows, number = rows[candidate], number[candidate]
+    if not every:
+        candidate = columns.patch_has_candidate[rows]
+        rows, number = rows[candidate], number[candidate]
     edge = np.cumsum(np.bincount(number, minlength=len(present)))[:-1]
     parts = np.split(rows[np.argsort(number, kind="stable")], edge)
     found = zip(present.tolist(), parts, samples.tolist(), strict=True)
     return {code: (part, count) for code, part, count in found if code < np.prod(shape)}
 
 
-def _number_keys(key: Int64[np.ndarray, " n"], most: int) -> tuple[Int64[np.ndarray, " k"], Integer[np.ndarray, " n"]]:
+def number_keys(key: Int64[np.ndarray, " n"], most: int) -> tuple[Int64[np.ndarray, " k"], Integer[np.ndarray, " n"]]:
     """Number the keys that occur, ascending, in the smallest dtype: numpy sorts small integers by radix."""
     if most > _MOST_COUNTED:
         present, number = np.unique(key, return_inverse=True)
@@ -148,21 +161,46 @@ def _patch_range(columns: PlanColumns, partition: int) -> tuple[int, int]:
 
 
 def _sample_rows(
-    columns: PlanColumns, begin: int, end: int, keep_fov: Bool[np.ndarray, " f"] | None
+    columns: PlanColumns, begin: int, end: int, keep_fov: Bool[np.ndarray, " f"] | None, every: bool
 ) -> tuple[Integer[np.ndarray, " n"], int]:
-    """Rows of the samples that have a candidate, and the number of all samples."""
+    """Rows of the samples, of all or of those that have a candidate, and the number of all."""
     sample = columns.patch_is_sample[begin:end]
-    row = _positions(sample & columns.patch_has_candidate[begin:end], begin)
+    row = _positions(sample if every else sample & columns.patch_has_candidate[begin:end], begin)
     if keep_fov is None:
         return row, int(np.count_nonzero(sample))
     fov = columns.obs_fov[columns.patch_obs[_positions(sample, begin)]]
     return row[keep_fov[columns.obs_fov[columns.patch_obs[row]]]], int(np.count_nonzero(keep_fov[fov]))
 
 
+def split_by_channels(
+    found: StratumSamples, choices: ChannelChoices, labels: Sequence[str]
+) -> Iterator[StratumSamples]:
+    """Give every sample its choices of channels, in strata of their own where labels tell the choices apart.
+
+    Parameters
+    ----------
+    labels
+        Those of `CHANNEL_LABELS` that make a stratum.
+    """
+    own = {name: choices.labels[name][found.experiment] for name in labels}
+    by_value: dict[tuple[str, ...], list[int]] = {}
+    for choice in range(int(choices.count[found.experiment])):
+        by_value.setdefault(tuple(own[name][choice] for name in labels), []).append(choice)
+    for number, (value, members) in enumerate(by_value.items()):
+        yield StratumSamples(
+            experiment=found.experiment,
+            labels=found.labels | dict(zip(labels, value, strict=True)),
+            row=np.repeat(found.row, len(members)) if len(members) > 1 else found.row,
+            samples=found.samples * len(members),
+            choice=np.tile(np.array(members, np.min_scalar_type(members[-1])), len(found.row)),
+            first_of_patches=number == 0,
+        )
+
+
 def has_candidate(
-    columns: PlanColumns, row: Integer[np.ndarray, " n"], tau_frames: tuple[int, int]
+    columns: PlanColumns, row: Integer[np.ndarray, " n"], tau_frames: tuple[int, int], *, behind: bool = False
 ) -> Bool[np.ndarray, " n"]:
-    """Whether each sample's clip holds a patch at t + τ for some τ of the range, τ ≠ 0."""
+    """Whether each sample's clip holds a patch at t + τ for some τ of the range, τ ≠ 0; `behind` counts t − τ, too."""
     low, high = least_tau(tau_frames[0]), tau_frames[1]
     out = np.zeros(len(row), bool)
     for a in range(0, len(row), _CHUNK):
@@ -172,5 +210,7 @@ def has_candidate(
         # rows of the clips at hand, keyed by (clip, t): ascending, as clips are stored by t
         key = (columns.patch_clip[begin:end].astype(np.int64) << 32) + columns.patch_t[begin:end]
         want = (clip << 32) + columns.patch_t[part]
-        out[a : a + _CHUNK] = np.searchsorted(key, want + low, "left") < np.searchsorted(key, want + high, "right")
+        spans = [(want + low, want + high), (want - high, want - low)][: 1 + behind]
+        for first, last in spans:
+            out[a : a + _CHUNK] |= np.searchsorted(key, first, "left") < np.searchsorted(key, last, "right")
     return out

@@ -20,7 +20,7 @@ from dynaclr_wds.plan.batch import BatchPlan
 from dynaclr_wds.plan.columns import PatchRow, SampleIndex
 from dynaclr_wds.plan.compose.negatives import Offer, make_offer, sample_negatives
 from dynaclr_wds.plan.compose.pool import WholePool
-from dynaclr_wds.plan.compose.positives import sample_positives
+from dynaclr_wds.plan.compose.positives import draw_positives, make_partners
 from dynaclr_wds.plan.compose.quotas import interleave, largest_remainder, spread
 from dynaclr_wds.plan.compose.rounds import assemble_dealt
 from dynaclr_wds.plan.config import SamplingConfig
@@ -47,16 +47,21 @@ def plan_validation(index: PlanIndex, config: SamplingConfig) -> BatchPlan:
     anchors = _order_anchors(index, config)
     rng = make_generator(Tag.POSITIVE, config.seed)
     chunks = [cast(SampleIndex, anchors[a : a + _CHUNK]) for a in range(0, len(anchors), _CHUNK)]
-    positive = [sample_positives(rng, index, chunk, config.tau_decay_rate) for chunk in chunks]
-    negative = None
+    partners = make_partners(index, np.arange(len(index.strata)))
+    positive = [draw_positives(rng, index, chunk, config.tau_decay_rate, partners) for chunk in chunks]
+    choices = [p.choice for p in positive if p.choice is not None]
+    negative, negative_choice = None, None
     if config.return_negative:
         found = _sample_negatives(make_generator(Tag.NEGATIVE, config.seed), index, chunks)
-        negative = cast(PatchRow, index.row[found].astype(np.int64))
+        negative, negative_choice = cast(PatchRow, index.row[found].astype(np.int64)), index.choice_of(found)
     return BatchPlan(
         number=0,
         anchor=cast(PatchRow, index.row[anchors].astype(np.int64)),
-        positive=cast(PatchRow, np.concatenate(positive) if positive else np.zeros(0, np.int64)),
+        positive=cast(PatchRow, np.concatenate([np.zeros(0, np.int64), *(p.row for p in positive)])),
         negative=negative,
+        anchor_choice=index.choice_of(anchors),
+        positive_choice=np.concatenate(choices) if choices else None,
+        negative_choice=negative_choice,
     )
 
 

@@ -105,7 +105,7 @@ def check_one_shape(shards: ShardSet, crop: Crop, index: PlanIndex, *, groups_me
     index
         What batches are drawn from.
     groups_meet
-        Whether a batch may draw from several groups.
+        Whether a batch may draw from several groups. Where samples hold some of the channels, only Z, Y, X matter.
 
     Raises
     ------
@@ -119,7 +119,10 @@ def check_one_shape(shards: ShardSet, crop: Crop, index: PlanIndex, *, groups_me
         by_shape: dict[Shape, list[str]] = {}
         for e in shards.manifest.experiments:
             if e.name in experiments:
-                by_shape.setdefault(crop.shape(e.shape), []).append(e.name)
+                shape = crop.shape(e.shape)
+                if index.choices is not None:
+                    shape = (index.choices.per_sample, *shape[1:])
+                by_shape.setdefault(shape, []).append(e.name)
         if len(by_shape) > 1:
             raise ValueError(
                 f"Batches would mix patches of different shapes (C, Z, Y, X): {by_shape}. Draw each batch from one "

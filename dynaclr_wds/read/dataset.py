@@ -12,6 +12,7 @@ from jaxtyping import Bool, Int64
 from torch.utils.data import Dataset
 
 from dynaclr_wds.plan.batch import BatchPlan, BlockReads
+from dynaclr_wds.plan.channels import ChannelChoices
 from dynaclr_wds.plan.columns import PatchRow, SampleIndex
 from dynaclr_wds.plan.index import PlanIndex
 from dynaclr_wds.read.buffers import BufferPool
@@ -23,6 +24,7 @@ from dynaclr_wds.read.patches import PatchReader, level_statistics
 from dynaclr_wds.read.prefetch import BlockWindow
 from dynaclr_wds.shardset import ShardSet
 from dynaclr_wds.store import BlockStore
+from dynaclr_wds.words import count_of
 
 
 class MultiExperimentTripletDataset(Dataset[dict[str, Any]]):
@@ -46,6 +48,8 @@ class MultiExperimentTripletDataset(Dataset[dict[str, Any]]):
         Where the bytes are; None = on a local disk, in the folder of the set.
     channel_flags
         What is true of which stored channel of each experiment (E, C); comes with every batch, for its samples.
+    choices
+        Which channels samples may hold; None = all.
 
     Notes
     -----
@@ -66,6 +70,7 @@ class MultiExperimentTripletDataset(Dataset[dict[str, Any]]):
         verify_reads: bool = False,
         store: BlockStore | None = None,
         channel_flags: Mapping[str, Bool[np.ndarray, "e c"]] | None = None,
+        choices: ChannelChoices | None = None,
     ) -> None:
         self.shards = shards
         self.channel_flags = dict(channel_flags or {})
@@ -73,7 +78,8 @@ class MultiExperimentTripletDataset(Dataset[dict[str, Any]]):
         self.pinned = pinned
         self.streaming = streaming
         store = open_store(shards, ask=not streaming) if store is None else store
-        self._reader = PatchReader(shards, crop, store, verify=verify_reads)
+        self.choices = choices
+        self._reader = PatchReader(shards, crop, store, verify=verify_reads, choices=choices)
         self.window: BlockWindow | None = None
         self.held_peak_bytes = 0
         """Most bytes of blocks that were held at a time, in the epoch at hand or the last one; streaming only."""
@@ -89,7 +95,7 @@ class MultiExperimentTripletDataset(Dataset[dict[str, Any]]):
     def __repr__(self) -> str:
         what = "streaming" if self.streaming else "by plan"
         if self.table is not None:
-            what = f"{len(self.table) - self._gaps:,} samples in sequence"
+            what = f"{count_of(len(self.table) - self._gaps, 'sample')} in sequence"
         return f"MultiExperimentTripletDataset({what}, verify_reads={self._reader.verify}, {self.shards!r})"
 
     def __getitem__(self, number: int) -> dict[str, Any]:
@@ -101,15 +107,19 @@ class MultiExperimentTripletDataset(Dataset[dict[str, Any]]):
         if not isinstance(plan, BatchPlan):
             plan = self._select(plan)
         if plan.positive is None:
-            batch = self._read("anchor", plan.anchor)
+            batch = self._read("anchor", plan.anchor, plan.anchor_choice)
             batch["index"] = batch.pop("anchor_meta")
             return batch
         window = self.window
         if window is not None:
             window.wait(plan)
-        batch = self._read("anchor", plan.anchor) | self._read("positive", plan.positive)
+        batch = self._read("anchor", plan.anchor, plan.anchor_choice)
+        if _is_itself(plan):  # read once, shown twice
+            batch |= {key.replace("anchor", "positive"): value for key, value in batch.items()}
+        else:
+            batch |= self._read("positive", plan.positive, plan.positive_choice)
         if plan.negative is not None:
-            batch |= self._read("negative", plan.negative)
+            batch |= self._read("negative", plan.negative, plan.negative_choice)
         if window is not None:
             window.finish(plan)
             self.held_peak_bytes = window.peak_bytes
@@ -163,22 +173,34 @@ class MultiExperimentTripletDataset(Dataset[dict[str, Any]]):
         chosen = _take(self.table, np.asarray(numbers, np.int64))
         return _take(chosen, np.flatnonzero(chosen.anchor >= 0))
 
-    def _read(self, name: str, rows: Int64[np.ndarray, " b"]) -> dict[str, Any]:
+    def _read(self, name: str, rows: Int64[np.ndarray, " b"], choice: Int64[np.ndarray, " b"] | None) -> dict[str, Any]:
         shape, dtype = self._reader.layout(rows)
         array, tensor = self._buffers.take((len(rows), *shape), dtype)
-        self._reader.read(rows, array)
+        self._reader.read(rows, array, choice)
         observations = self.shards.arrays["patch_obs"][rows].astype(np.int64)
-        statistics = level_statistics(self.shards, observations)
+        channels = None
+        experiment = self.shards.fov_experiment[self.shards.arrays["obs_fov"][observations]]
+        if self.choices is not None:
+            channels = self.choices.table[experiment, choice]
+        statistics = level_statistics(self.shards, observations, channels)
         batch = {
             name: tensor,
-            f"{name}_meta": RowDicts(self.shards, observations),
+            f"{name}_meta": RowDicts(self.shards, observations, self.choices, choice),
             f"{name}_norm_meta": {level: torch.from_numpy(values) for level, values in statistics.items()},
         }
         if self.channel_flags:
-            experiment = self.shards.fov_experiment[self.shards.arrays["obs_fov"][observations]]
-            flags = {flag: table[experiment, : shape[0]] for flag, table in self.channel_flags.items()}
+            chosen = np.arange(shape[0]) if channels is None else channels
+            flags = {flag: table[experiment[:, None], chosen] for flag, table in self.channel_flags.items()}
             batch[f"{name}_channel_meta"] = {flag: torch.from_numpy(values) for flag, values in flags.items()}
         return batch
+
+
+def _is_itself(plan: BatchPlan) -> bool:
+    """Whether the positives of a batch are its anchors, with the same channels."""
+    if plan.positive is None or not np.array_equal(plan.anchor, plan.positive):
+        return False
+    choices = plan.anchor_choice, plan.positive_choice
+    return choices[0] is None or choices[1] is None or np.array_equal(choices[0], choices[1])
 
 
 def open_store(shards: ShardSet, *, ask: bool = True) -> BlockStore:
@@ -209,21 +231,37 @@ def keep_apart(kind: Int64[np.ndarray, " n"], batch_size: int) -> Int64[np.ndarr
 def _take(table: BatchPlan, numbers: Int64[np.ndarray, " n"]) -> BatchPlan:
     """Take samples of a table; −1 for a gap, which becomes row −1."""
 
-    def column(rows: Int64[PatchRow, " t"]) -> Int64[PatchRow, " n"]:
-        if not len(rows):
-            return rows
-        return cast(PatchRow, np.where(numbers < 0, -1, rows[numbers]))
+    def column(values: Int64[np.ndarray, " t"] | None) -> Any:
+        if values is None or not len(values):
+            return values
+        return np.where(numbers < 0, -1, values[numbers])
 
     return BatchPlan(
         number=0,
         anchor=column(table.anchor),
-        positive=None if table.positive is None else column(table.positive),
-        negative=None if table.negative is None else column(table.negative),
+        positive=column(table.positive),
+        negative=column(table.negative),
+        anchor_choice=column(table.anchor_choice),
+        positive_choice=column(table.positive_choice),
+        negative_choice=column(table.negative_choice),
     )
 
 
-def list_observations(shards: ShardSet, keep_fov: Bool[np.ndarray, " f"], limit: int | None = None) -> BatchPlan:
-    """List every observation of some FOVs once (the first `limit` of them), in the order of the index."""
+def list_observations(
+    shards: ShardSet,
+    keep_fov: Bool[np.ndarray, " f"],
+    limit: int | None = None,
+    choices: ChannelChoices | None = None,
+) -> BatchPlan:
+    """List every observation of some FOVs once (the first `limit` of them), in the order of the index.
+
+    Where channels are chosen, it stands there once for each choice.
+    """
     wanted = np.flatnonzero(keep_fov[shards.arrays["obs_fov"]])[:limit]
+    choice = None
+    if choices is not None:
+        count = choices.count[shards.fov_experiment[shards.arrays["obs_fov"][wanted]]]
+        choice = np.arange(int(count.sum())) - np.repeat(np.cumsum(count) - count, count)
+        wanted = np.repeat(wanted, count)
     rows = cast(PatchRow, shards.arrays["obs_patch"][wanted].astype(np.int64))
-    return BatchPlan(number=0, anchor=rows, positive=None)
+    return BatchPlan(number=0, anchor=rows, positive=None, anchor_choice=choice)

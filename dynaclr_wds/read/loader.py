@@ -17,6 +17,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from dynaclr_wds.plan.batch import BatchPlan, PlannedBatches
+from dynaclr_wds.words import count_of
 
 PLANS_AHEAD = 64
 """Maximum number of queued plans; the queue absorbs bursts of planning."""
@@ -84,7 +85,8 @@ class ThreadDataLoader(DataLoader[dict[str, Any]]):
 
     def __repr__(self) -> str:
         planned = "planned" if self._planned is not None else "sequential"
-        return f"ThreadDataLoader({self.dataset!r}, {len(self)} batches, {planned}, {self.num_workers} threads)"
+        batches, threads = count_of(len(self), "batch", "batches"), count_of(self.num_workers, "thread")
+        return f"ThreadDataLoader({self.dataset!r}, {batches}, {planned}, {threads})"
 
     def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
         """Yield batches from where the epoch stands; nothing is read before the first is asked for."""

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
+from dynaclr_wds.plan.channels import CHANNEL_LABELS, ChannelChoices
 from dynaclr_wds.shardset import ShardSet
+from dynaclr_wds.words import count_of
 
 _COLUMNS = ("track_id", "t", "id", "parent_track_id", "parent_id", "z", "y", "x")
 
@@ -17,32 +19,43 @@ class RowDicts:
     """One dict per sample: every label, name, fov_name, global_track_id, lineage_id, track_id, t, hpi, id, … .
 
     A sequence that makes a dict when it is asked for one, so a training loop that never looks pays nothing. The first
-    dict reads the `lineage_id` column of the index table, once per set.
+    dict reads the `lineage_id` column of the index table, once per set. Where channels are chosen, `channel` and
+    `marker` are those that the sample holds, and `name` ends in the channel.
     """
 
-    def __init__(self, shards: ShardSet, observations: Int64[np.ndarray, " b"]) -> None:
+    def __init__(
+        self,
+        shards: ShardSet,
+        observations: Int64[np.ndarray, " b"],
+        choices: ChannelChoices | None = None,
+        choice: Int64[np.ndarray, " b"] | None = None,
+    ) -> None:
         self._shards = shards
         self.observations = observations
+        self._choices = choices
+        self.choice = choice
 
     def __len__(self) -> int:
         return len(self.observations)
 
     def __getitem__(self, place: int) -> dict[str, Any]:
-        return self._describe(int(self.observations[place]))
+        found = self.glance(place)
+        return {**found, "lineage_id": self._shards.lineage_ids[found["lineage"]]}
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        return (self._describe(int(o)) for o in self.observations)
+        return (self[place] for place in range(len(self)))
 
     def __repr__(self) -> str:
-        return f"RowDicts({len(self)} observations)"
+        return f"RowDicts({count_of(len(self), 'observation')})"
 
     def glance(self, place: int) -> dict[str, Any]:
         """Return an identity without `lineage_id`, so that no table is read for it."""
-        return self._look_up(int(self.observations[place]))
-
-    def _describe(self, observation: int) -> dict[str, Any]:
-        found = self._look_up(observation)
-        return {**found, "lineage_id": self._shards.lineage_ids[found["lineage"]]}
+        found = self._look_up(int(self.observations[place]))
+        if self._choices is None or self.choice is None:
+            return found
+        experiment = int(self._shards.fov_experiment[self._shards.arrays["obs_fov"][found["observation"]]])
+        shown = {name: self._choices.labels[name][experiment][int(self.choice[place])] for name in CHANNEL_LABELS}
+        return {**found, **shown, "name": f"{found['name']}/{shown['channel']}"}
 
     def _look_up(self, observation: int) -> dict[str, Any]:
         arrays, manifest = self._shards.arrays, self._shards.manifest

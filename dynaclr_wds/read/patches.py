@@ -11,6 +11,7 @@ from jaxtyping import Float32, Int64, Shaped, UInt8
 
 from dynaclr_wds import contract
 from dynaclr_wds.errors import ChecksumError, FormatError
+from dynaclr_wds.plan.channels import ChannelChoices
 from dynaclr_wds.read.crop import Crop, Shape
 from dynaclr_wds.shardset import ShardSet
 from dynaclr_wds.store import BlockStore, RowFailure
@@ -31,16 +32,30 @@ class PatchReader:
         Where the bytes are.
     verify
         Check the checksum of each block before anything of it is read for the first time.
+    choices
+        Which channels a sample may hold; None = all are read.
     """
 
-    def __init__(self, shards: ShardSet, crop: Crop, store: BlockStore, *, verify: bool = False) -> None:
+    def __init__(
+        self,
+        shards: ShardSet,
+        crop: Crop,
+        store: BlockStore,
+        *,
+        verify: bool = False,
+        choices: ChannelChoices | None = None,
+    ) -> None:
         self.verify = verify
         self._shards = shards
         self._store = store
         self._experiments = shards.manifest.experiments
         self._dtypes = [np.dtype(e.dtype) for e in self._experiments]
-        self._shapes = [crop.shape(e.shape) for e in self._experiments]
-        self._runs = [crop.runs(e.shape, e.dtype) for e in self._experiments]
+        self._choices = choices
+        # where channels are chosen, each is read as a patch of one channel
+        read = [e.shape if choices is None else (1, *e.shape[1:]) for e in self._experiments]
+        self._shapes = [crop.shape(shape) for shape in read]
+        self._runs = [crop.runs(shape, e.dtype) for shape, e in zip(read, self._experiments, strict=True)]
+        self._channel_bytes = np.array([e.patch_bytes // e.shape[0] for e in self._experiments], np.int64)
         stored = [(e.shape, self._dtypes[n]) for n, e in enumerate(self._experiments)]
         self._alike = np.array([stored.index(s) for s in stored], np.int64)
         """Of each experiment, the first one whose patches are stored alike: they are copied together."""
@@ -49,7 +64,10 @@ class PatchReader:
 
     def shape_of(self, rows: Int64[np.ndarray, " b"]) -> Int64[np.ndarray, "b 4"]:
         """Return the shape of each patch as it is read, (C, Z, Y, X)."""
-        return np.array(self._shapes, np.int64)[self._experiment(rows)]
+        shapes = np.array(self._shapes, np.int64)
+        if self._choices is not None:
+            shapes[:, 0] = self._choices.per_sample
+        return shapes[self._experiment(rows)]
 
     def layout(self, rows: Int64[np.ndarray, " b"]) -> tuple[Shape, np.dtype[Any]]:
         """Return the shape of each patch of a batch and its dtype: the stored one if all agree, else float32.
@@ -67,9 +85,17 @@ class PatchReader:
                 "experiment (experiment_aware=True, leaky=0), or build the experiments with the same channels."
             )
         kinds = {self._dtypes[n] for n in numbers}
-        return next(iter(shapes.values())), kinds.pop() if len(kinds) == 1 else np.dtype(np.float32)
+        channels, *rest = next(iter(shapes.values()))
+        if self._choices is not None:
+            channels = self._choices.per_sample
+        return (channels, *rest), kinds.pop() if len(kinds) == 1 else np.dtype(np.float32)
 
-    def read(self, rows: Int64[np.ndarray, " b"], out: Shaped[np.ndarray, "b c z y x"]) -> None:
+    def read(
+        self,
+        rows: Int64[np.ndarray, " b"],
+        out: Shaped[np.ndarray, "b c z y x"],
+        choice: Int64[np.ndarray, " b"] | None = None,
+    ) -> None:
         """Copy patches into a batch.
 
         Parameters
@@ -78,6 +104,8 @@ class PatchReader:
             Patch rows.
         out
             Where to, C-contiguous; cast on the way if it has another dtype.
+        choice
+            Choice of channels of each patch; None where all are read.
 
         Raises
         ------
@@ -88,13 +116,20 @@ class PatchReader:
         """
         if self.verify:
             self.verify_blocks(self._shards.arrays["clip_block"][self._shards.arrays["patch_clip"][rows]])
-        experiment = self._alike[self._experiment(rows)]
+        numbers = self._experiment(rows)
+        skip = None
+        if choice is not None and self._choices is not None:
+            channel = self._choices.table[numbers, choice]
+            skip = (channel * self._channel_bytes[numbers, None]).ravel()
+            rows, numbers = (np.repeat(of, self._choices.per_sample) for of in (rows, numbers))
+            out = out.reshape(len(rows), 1, *out.shape[2:])
+        experiment = self._alike[numbers]
         for e in np.unique(experiment).tolist():
             places = np.flatnonzero(experiment == e)
             if self._dtypes[e] == out.dtype and len(places) == len(rows):
-                self._copy(rows, e, out)
+                self._copy(rows, skip, e, out)
             else:
-                self._cast(rows, e, places, out)
+                self._cast(rows, skip, e, places, out)
 
     def fetch(self, block: int) -> None:
         """Have a block brought near; returns before it is there."""
@@ -145,15 +180,22 @@ class PatchReader:
     def _experiment(self, rows: Int64[np.ndarray, " b"]) -> Int64[np.ndarray, " b"]:
         return self._shards.clip_experiment[self._shards.arrays["patch_clip"][rows]]
 
-    def _copy(self, rows: Int64[np.ndarray, " b"], experiment: int, out: Shaped[np.ndarray, "b ..."]) -> None:
-        """Copy patches that are stored as those of an experiment are, cropped."""
+    def _copy(
+        self,
+        rows: Int64[np.ndarray, " b"],
+        skip: Int64[np.ndarray, " b"] | None,
+        experiment: int,
+        out: Shaped[np.ndarray, "b ..."],
+    ) -> None:
+        """Copy patches that are stored as those of an experiment are, cropped; each from so many bytes on."""
         assert out.flags.c_contiguous
         a = self._shards.arrays
         shard = a["block_shard"][a["clip_block"][a["patch_clip"][rows]]].astype(np.int64)
         offset, run_bytes = self._runs[experiment]
         target = out.reshape(-1).view(np.uint8).reshape(len(rows), len(offset), run_bytes)
         try:
-            self._store.read(shard, a["patch_offset"][rows].astype(np.int64), offset, target)
+            begin = a["patch_offset"][rows].astype(np.int64)
+            self._store.read(shard, begin if skip is None else begin + skip, offset, target)
         except RowFailure as failure:
             failure.error.add_note(f"while reading {self.name_member(int(rows[failure.row]))}")
             raise failure.error from failure.error.__cause__
@@ -161,6 +203,7 @@ class PatchReader:
     def _cast(
         self,
         rows: Int64[np.ndarray, " b"],
+        skip: Int64[np.ndarray, " b"] | None,
         experiment: int,
         places: Int64[np.ndarray, " p"],
         out: Shaped[np.ndarray, "b c z y x"],
@@ -173,7 +216,7 @@ class PatchReader:
         for first in range(0, len(places), step):
             part = places[first : first + step]
             patches = scratch[: len(part) * patch_bytes].view(dtype).reshape(len(part), *shape)
-            self._copy(rows[part], experiment, patches)
+            self._copy(rows[part], None if skip is None else skip[part], experiment, patches)
             out[part] = patches
 
     def _take_scratch(self, size: int) -> UInt8[np.ndarray, " n"]:
@@ -190,9 +233,9 @@ class PatchReader:
 
 
 def level_statistics(
-    shards: ShardSet, observations: Int64[np.ndarray, " b"]
+    shards: ShardSet, observations: Int64[np.ndarray, " b"], channels: Int64[np.ndarray, "b c"] | None = None
 ) -> dict[str, Float32[np.ndarray, "b c k"]]:
-    """Look up intensity statistics: level → (B, C, len(contract.STATISTICS)).
+    """Look up intensity statistics: level → (B, C, len(contract.STATISTICS)), of some channels of each or of all.
 
     Raises
     ------
@@ -206,13 +249,16 @@ def level_statistics(
         "fov": fov,
         "dataset": shards.fov_experiment[fov],
     }
-    channels = {shards.manifest.experiments[e].shape[0] for e in np.unique(rows["dataset"]).tolist()}
-    assert len(channels) == 1, "a batch holds patches of one shape"
-    count = channels.pop()
-    statistics = {level: a[f"stats_{level}"][rows[level], :count] for level in contract.LEVELS}
+    if channels is None:
+        counts = {shards.manifest.experiments[e].shape[0] for e in np.unique(rows["dataset"]).tolist()}
+        assert len(counts) == 1, "a batch holds patches of one shape"
+        count = counts.pop()
+        channels = np.broadcast_to(np.arange(count), (len(observations), count))
+    statistics = {level: a[f"stats_{level}"][rows[level][:, None], channels] for level in contract.LEVELS}
     for level, values in statistics.items():
         if np.isnan(values).any():
             place, channel, which = (int(axis[0]) for axis in np.nonzero(np.isnan(values)))
+            channel = int(channels[place, channel])
             record, t = shards.manifest.fovs[int(fov[place])], int(a["obs_t"][observations[place]])
             raise FormatError(
                 f"{shards.root}: {contract.STATISTICS[which]} of level {level!r} is not a number in experiment "

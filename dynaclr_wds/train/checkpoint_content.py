@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from dynaclr_wds.datamodule import MultiExperimentDataModule
 from dynaclr_wds.describe import NotDescribedError, describe, list_undescribed, make_modules
 from dynaclr_wds.errors import CheckpointError, ConfigError
+from dynaclr_wds.plan.channels import list_positions
 from dynaclr_wds.read.crop import Shape, plan_crop
 from dynaclr_wds.shardset import ShardSet
 from dynaclr_wds.transforms.batch import shown_shape
@@ -103,10 +104,10 @@ def _describe_shards(data: MultiExperimentDataModule, shards: ShardSet) -> dict[
         "z_range": list(data.z_range or shards.z_range),
         "experiments": {
             e.name: {
-                "channels": list(e.source_channel),
+                "channels": list_positions(e.source_channel, data.channels_per_sample),
                 "stored": list(e.shape),
                 "read": list(crop.shape(e.shape)),
-                "shown": list(shown_shape(crop.shape(e.shape), data)),
+                "shown": list(shown_shape(crop.shape(e.shape), data, data.channels_per_sample)),
                 "held_out": e.name in data.val_experiments,
             }
             for e in shards.manifest.experiments
@@ -248,7 +249,8 @@ def _parse_seen(record: Mapping[str, Any]) -> Seen:
     experiments = [_typed(e, dict) for e in _typed(record["experiments"], dict).values()]
     most = max(len(e["channels"]) for e in experiments)
     names = [
-        dict.fromkeys(_typed(e["channels"][c], str) for e in experiments if c < len(e["channels"])) for c in range(most)
+        dict.fromkeys(_typed(name, str) for e in experiments if c < len(e["channels"]) for name in e["channels"][c])
+        for c in range(most)
     ]
     low, high = record["z_range"]
     return Seen(

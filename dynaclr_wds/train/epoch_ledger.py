@@ -9,7 +9,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from dynaclr_wds.datamodule import MultiExperimentDataModule
-from dynaclr_wds.plan.audit.verdict import summarize
+from dynaclr_wds.plan.audit.report_text import summarize
+from dynaclr_wds.train.progress import name_epoch
 
 
 class EpochLedger(Callback):
@@ -45,7 +46,7 @@ class EpochLedger(Callback):
             report = data.train_sampler.report(data.train_sampler.position, held_peak_bytes=held)
             folder.mkdir(parents=True, exist_ok=True)
             report.write(folder / f"ledger-epoch={trainer.current_epoch:03d}.json")
-            print(f"ledger of epoch {trainer.current_epoch}: {summarize(report)}", flush=True)
+            print(f"summary of {name_epoch(trainer)}: {summarize(report)}", flush=True)
             sums = {
                 "ledger/anchors_seen": report.seen,
                 "ledger/quotas_missed": float(sum(c.missed for c in report.composition)),
@@ -66,7 +67,7 @@ class EpochLedger(Callback):
 
 def _add_up_held(trainer: Trainer, data: MultiExperimentDataModule) -> int | None:
     """Add up, over all ranks, the most bytes of blocks that each held at a time; None in exact mode."""
-    if data.window_bytes is None or data.train_dataset is None:
+    if data.train_sampler is None or data.train_sampler.window_bytes is None or data.train_dataset is None:
         return None
     held = torch.tensor(data.train_dataset.held_peak_bytes, dtype=torch.float64, device=trainer.strategy.root_device)
     return int(trainer.strategy.reduce(held, reduce_op="sum"))

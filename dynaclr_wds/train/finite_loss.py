@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dynaclr_wds.errors import NotFiniteError
 from dynaclr_wds.transforms.batch import IMAGE_KEYS
+from dynaclr_wds.words import count_of
 
 NAMED_CELLS = 5
 """Cells that an error lists."""
@@ -158,13 +159,13 @@ def raise_not_finite(trainer: Trainer, seen: _Seen, known_at: int) -> None:
         sums = values[at : at + rows * channels].reshape(rows, channels)
         bad[key] = ~sums.isfinite()
         at += rows * channels
-    late = f", known {known_at - seen.step} steps later" if known_at > seen.step else ""
+    late = f", known {count_of(known_at - seen.step, 'step')} later" if known_at > seen.step else ""
     broken = any(bool(mask.any()) for mask in bad.values())
     advice = f"Look at these patches and their normalisation; else {ADVICE}." if broken else f"To go on: {ADVICE}."
     lr = getattr(trainer.lightning_module, "lr", None)
     raise NotFiniteError(
-        f"The loss is {float(values[0])} in step {seen.step} (epoch {seen.epoch}, batch {seen.batch} of the epoch"
-        f"{late}), so training stopped. {_describe_cells(seen.cells, bad)} {_describe_inputs(bad)} {advice}"
+        f"The loss is {float(values[0])} in step {seen.step} (epoch {seen.epoch + 1}, batch {seen.batch + 1} of the "
+        f"epoch{late}), so training stopped. {_describe_cells(seen.cells, bad)} {_describe_inputs(bad)} {advice}"
         + (f" model.lr is {lr:g}." if isinstance(lr, float) else "")
         + " Checkpoints that were saved before are untouched."
     )
@@ -175,7 +176,7 @@ def _describe_cells(cells: Any, bad: dict[str, Tensor]) -> str:
         return "The batch does not say which cells it holds."
     rows = sorted({int(row) for mask in bad.values() for row in mask.any(1).nonzero()}) or list(range(len(cells)))
     found = Counter(str(cell.get("experiment", "unknown")) for cell in cells)
-    experiments = ", ".join(f"{name} ({count} cells)" for name, count in found.most_common())
+    experiments = ", ".join(f"{name} ({count_of(count, 'cell')})" for name, count in found.most_common())
     named = "; ".join(_describe_cell(cells[row], row, bad) for row in rows[:NAMED_CELLS] if row < len(cells))
     more = f"; and {len(rows) - NAMED_CELLS} more" if len(rows) > NAMED_CELLS else ""
     return f"The batch is of {experiments}. Cells: {named}{more}."

@@ -131,7 +131,7 @@ class _Sheet:
 
 
 def describe_pair(anchor: Mapping[str, Any], positive: Mapping[str, Any], labels: Sequence[str]) -> str:
-    """Say who a pair is, in a few short lines: experiment, labels, FOV, track and frame, and τ.
+    """Say who a pair is, in a few short lines: experiment, labels, FOV, track and frame, and τ or the other cell.
 
     Parameters
     ----------
@@ -140,11 +140,18 @@ def describe_pair(anchor: Mapping[str, Any], positive: Mapping[str, Any], labels
     labels
         Those to name, beside the experiment.
     """
-    lines = [str(anchor[name]) for name in dict.fromkeys(("experiment", *labels)) if name in anchor]
+    lines = [str(anchor[name]) for name in dict.fromkeys(("experiment", *labels, "channel")) if name in anchor]
     track, other = anchor.get("track_id"), positive.get("track_id")
+    if anchor.get("lineage") != positive.get("lineage"):
+        lines += [f"{one['fov_name']}, track {one['track_id']}, {one['t']}" for one in (anchor, positive)]
+        return _shorten(lines)
     if "fov_name" in anchor:
         lines.append(f"{anchor['fov_name']}, track {track}" + (f" → {other}" if other != track else ""))
     if "hpi" in anchor and "hpi" in positive:
         lines.append(f"frame {anchor.get('t', '?')}, {anchor['hpi']:.3g} h")
         lines.append(f"τ = {positive['hpi'] - anchor['hpi']:+.3g} h")
+    return _shorten(lines)
+
+
+def _shorten(lines: Sequence[str]) -> str:
     return "\n".join(line if len(line) <= 26 else f"{line[:25]}…" for line in lines)

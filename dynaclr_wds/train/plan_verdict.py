@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Callback
 
 from dynaclr_wds.datamodule import MultiExperimentDataModule
 from dynaclr_wds.plan.audit.verdict import Verdict, plan_verdict
+from dynaclr_wds.words import count_of
 
 _WIDTH = 118
 
@@ -49,9 +50,10 @@ class PlanVerdict(Callback):
 def format_verdict(verdict: Verdict, batch_size: int, seconds: float) -> str:
     """Write a verdict as text: one line when all is well, else a heading and what is not."""
     some = "" if verdict.planned == verdict.batches else f" by {verdict.planned:,} of them"
-    head = f"plan of an epoch: {verdict.batches:,} batches of {batch_size:,}, judged{some} in {seconds:.1f} s"
+    batches = count_of(verdict.batches, "batch", "batches")
+    head = f"plan of an epoch: {batches} of {batch_size:,}, judged{some} in {seconds:.1f} s"
     if not verdict.troubles:
-        return f"{head}: all is well, " + "; ".join(note.text.rstrip(".") for note in verdict.notes) + "."
+        return f"{head}. All is well: " + " ".join(note.text for note in verdict.notes)
     lines = [
         textwrap.fill(note.text, _WIDTH, initial_indent=f"  {note.level:<5} ", subsequent_indent=" " * 8)
         for note in verdict.troubles

@@ -18,6 +18,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
 
+from dynaclr_wds.config_errors import explain_absent_device
 from dynaclr_wds.datamodule import MultiExperimentDataModule
 from dynaclr_wds.describe import list_undescribed, make_modules
 from dynaclr_wds.errors import CheckpointError, ConfigError
@@ -27,6 +28,7 @@ from dynaclr_wds.train.embeddings import EmbeddingWriter
 from dynaclr_wds.train.engine import ContrastiveModule
 from dynaclr_wds.train.progress import choose_progress
 from dynaclr_wds.train.settle import Job, Request, settle
+from dynaclr_wds.words import count_of
 
 _WITH_WRITER = "call Trainer.predict with dynaclr_wds.train.EmbeddingWriter"
 
@@ -91,6 +93,7 @@ def make_data(job: Job) -> MultiExperimentDataModule:
         final_yx_patch_size=job.view.final_yx_patch_size,
         final_z=job.view.final_z,
         z_reduction=None if job.view.z_reduction is None else dict(job.view.z_reduction),
+        channels_per_sample=trained.get("channels_per_sample"),
         batch_size=asked.batch_size or int(trained["batch_size"]),
         num_workers=int(trained["num_workers"]) if asked.num_workers is None else asked.num_workers,
         normalizations=list(make_modules(trained.get("normalizations"), "normalizations")),
@@ -133,6 +136,8 @@ def make_trainer(asked: Request, callbacks: list[Callback]) -> Trainer:
             use_distributed_sampler=False,
         )
     except (MisconfigurationException, ValueError, TypeError) as error:
+        if absent := explain_absent_device("--accelerator", asked.accelerator, str(error)):
+            raise ConfigError(absent) from error
         raise ConfigError(
             f"--accelerator {asked.accelerator} --devices {asked.devices} --precision {asked.precision} can't be had: "
             f"{' '.join(str(error).split())}"
@@ -184,8 +189,8 @@ def describe_job(job: Job, cells: int, trainer: Trainer) -> str:
     """Say what is going to be done."""
     checkpoint = job.checkpoint
     first = (
-        f"Embedding {cells:,} cells of {len(job.experiments)} experiments in {job.shards.root} with {checkpoint.path} "
-        f"(epoch {checkpoint.epoch}, step {checkpoint.step:,}) on {trainer.world_size} × "
+        f"Embedding {count_of(cells, 'cell')} of {count_of(len(job.experiments), 'experiment')} in {job.shards.root} "
+        f"with {checkpoint.path} (epoch {checkpoint.epoch + 1}, step {checkpoint.step:,}) on {trainer.world_size} × "
         f"{trainer.strategy.root_device.type}."
     )
     return "\n".join([first, *(f"Overridden: {what}." for what in job.overridden)])

@@ -127,7 +127,7 @@ class ProgressLines(ProgressBar):
         parts = [f"loss {float(loss):.4g}"] if isinstance(loss, Tensor) else []
         parts += [*self._since_line.describe(trainer.world_size), *self._time_left(trainer, batch_idx + 1)]
         step = f"step {batch_idx + 1:,}{_of(self.total_train_batches)}"
-        self.print(f"{_name_epoch(trainer)}, {step}: {', '.join(parts)}", flush=True)
+        self.print(f"{name_epoch(trainer)}, {step}: {', '.join(parts)}", flush=True)
         self._since_line = Pace(trainer.train_dataloader)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -139,7 +139,7 @@ class ProgressLines(ProgressBar):
             parts += [f"{self._epoch.seconds:,.0f} s", *self._epoch.describe(trainer.world_size)]
             done = trainer.fit_loop.epoch_loop.batch_progress.current.completed
             parts += self._time_left(trainer, done)
-            self.print(f"{_name_epoch(trainer)}: {', '.join(parts)}", flush=True)
+            self.print(f"{name_epoch(trainer)}: {', '.join(parts)}", flush=True)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clocks of the training."""
@@ -238,6 +238,11 @@ class WaitingBar(RichProgressBar):
         waiting = self._clock.waiting
         return items if waiting is None else {**items, "waiting for the loader": f"{waiting:.0%}"}
 
+    def _get_train_description(self, current_epoch: int) -> str:
+        """Count epochs from 1; as wide as Lightning's own, so that nothing flickers."""
+        del current_epoch
+        return f"{name_epoch(self.trainer).capitalize():{len(self.validation_description)}}"
+
     @property
     def _clock(self) -> Pace:
         return self.__dict__.setdefault("_pace", Pace(None))
@@ -258,10 +263,10 @@ def choose_progress(enabled: bool, callbacks: list[Any]) -> list[ProgressBar]:
     return [WaitingBar() if sys.stdout.isatty() else ProgressLines()]
 
 
-def _name_epoch(trainer: Trainer) -> str:
-    """Name the epoch as checkpoints and Lightning's bar do, from 0."""
-    last = "" if trainer.max_epochs in (None, -1) else f"/{trainer.max_epochs - 1}"
-    return f"epoch {trainer.current_epoch}{last}"
+def name_epoch(trainer: Trainer) -> str:
+    """Name the epoch at hand, counted from 1: `epoch 1 of 100`. Names of checkpoint files count from 0."""
+    last = "" if trainer.max_epochs in (None, -1) else f" of {trainer.max_epochs}"
+    return f"epoch {trainer.current_epoch + 1}{last}"
 
 
 def _is_epoch_loss(name: str) -> bool:

@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.utilities import rank_zero_info
 
+from dynaclr_wds.words import count_of
+
 
 def collect_random_states() -> list[dict[str, Any]]:
     """Return the state of every rank, in their order. Every rank has to call it."""
@@ -39,8 +41,8 @@ def resume_random_states(states: Sequence[dict[str, Any]], rank: int, world_size
         _restore(states[rank])
     else:
         rank_zero_info(
-            f"The checkpoint was written by {len(states)} ranks, and there are {world_size} now: the batches are those "
-            "that remain, their augmentations are drawn anew."
+            f"The checkpoint was written by {count_of(len(states), 'rank')}, and now the run has {world_size}: the "
+            "batches are those that remain, their augmentations are drawn anew."
         )
 
 

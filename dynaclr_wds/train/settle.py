@@ -6,20 +6,30 @@ that shows both, or, where it can be done and is asked for (`override`), a note 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from dynaclr_wds.contract import ExperimentRecord
 from dynaclr_wds.errors import ConfigError
-from dynaclr_wds.read.crop import plan_crop
+from dynaclr_wds.plan.channels import list_positions
+from dynaclr_wds.read.crop import Crop, Shape
 from dynaclr_wds.shardset import ShardSet
 from dynaclr_wds.split import check_experiments, keep_experiments, keep_fovs
 from dynaclr_wds.train.checkpoint_content import Checkpoint, read_checkpoint
 from dynaclr_wds.transforms.batch import shown_shape
 
 Pair = tuple[int, int]
+
+_LISTED = 3
+_BY_STATISTICS = (
+    "dynaclr_wds.transforms.NormalizeSampled",
+    "dynaclr_wds.transforms.normalize.NormalizeSampled",
+    "dynaclr_wds.transforms.NormalizePercentiles",
+    "dynaclr_wds.transforms.percentiles.NormalizePercentiles",
+)
+"""Normalisations by stored statistics, unless their level is the patch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,16 +85,31 @@ class Job:
     """What differs from the training, and was asked for nevertheless."""
 
 
-@dataclass(slots=True)
-class _Differences:
-    override: bool
-    told: list[str] = field(default_factory=list)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Difference:
+    what: str
+    instead: str
+    """What to do, without a full stop."""
+    fatal: bool = False
+    """Whether it can't be overridden."""
 
-    def add(self, what: str, instead: str) -> None:
-        """Refuse a difference, or note it where the caller wants it."""
-        if not self.override:
-            raise ConfigError(f"{what}. {instead}, or add --override to embed nevertheless.")
-        self.told.append(what)
+
+def refuse(found: Sequence[_Difference], override: bool) -> None:
+    """Raise one error about all differences that are not overridden.
+
+    Raises
+    ------
+    ConfigError
+        There are any.
+    """
+    wrong = [d for d in found if d.fatal or not override]
+    if not wrong:
+        return
+    nevertheless = "" if any(d.fatal for d in wrong) else "add --override to embed nevertheless."
+    if len(wrong) == 1:
+        raise ConfigError(f"{wrong[0].what}. {wrong[0].instead}" + (f", or {nevertheless}" if nevertheless else "."))
+    told = " ".join(f"({number}) {d.what}. {d.instead}." for number, d in enumerate(wrong, 1))
+    raise ConfigError(f"{len(wrong)} things differ from the training. {told} {nevertheless.capitalize()}".rstrip())
 
 
 def settle(asked: Request) -> Job:
@@ -98,24 +123,25 @@ def settle(asked: Request) -> Job:
         What is asked, or what the shards hold, is not what the network was trained on.
     """
     checkpoint = read_checkpoint(asked.ckpt)
-    differences = _Differences(asked.override)
-    view = settle_view(asked, checkpoint, differences)
+    view, differences = settle_view(asked, checkpoint)
     shards = open_shards(asked, checkpoint)
     check_experiments(asked.experiments or (), shards.experiments, "experiments")
+    experiments = tuple(choose_experiments(asked, shards))
     job = Job(
         asked=asked,
         checkpoint=checkpoint,
         shards=shards,
-        view=view,
-        experiments=tuple(choose_experiments(asked, shards)),
+        view=view if asked.yx_patch_size else read_no_more_than_shown(view, checkpoint, experiments),
+        experiments=experiments,
         overridden=(),
     )
-    check_seen(job, differences)
-    return Job(**{name: getattr(job, name) for name in Job.__slots__} | {"overridden": tuple(differences.told)})
+    differences = [*find_differences(job), *differences]
+    refuse(differences, asked.override)
+    return replace(job, overridden=tuple(d.what for d in differences))
 
 
-def settle_view(asked: Request, checkpoint: Checkpoint, differences: _Differences) -> View:
-    """Take slices and crop from the checkpoint; refuse what the caller says otherwise."""
+def settle_view(asked: Request, checkpoint: Checkpoint) -> tuple[View, list[_Difference]]:
+    """Take slices and crop from the checkpoint, or as the caller says; list where that is something else."""
     seen, data = checkpoint.seen, checkpoint.data
     read = sorted({shape[2:] for shape in seen.read})
     one_size = read[0] if len(read) == 1 else None
@@ -126,15 +152,34 @@ def settle_view(asked: Request, checkpoint: Checkpoint, differences: _Difference
         "final_yx_patch_size": (final, final or one_size),
     }
     settled: dict[str, Pair | None] = {}
+    differences = []
     for name, (setting, effect) in trained.items():
         given = getattr(asked, name)
         settled[name] = setting
         if given is not None and given != effect:
             shown = f"{effect[0]} {effect[1]}" if effect else " or ".join(map(str, read))
             what = f"--{name} {given[0]} {given[1]}, but {checkpoint.path} was trained on {shown}"
-            differences.add(what, "Leave the option out to embed as in training")
+            differences.append(_Difference(what=what, instead="Leave the option out to embed as in training"))
             settled[name] = given
-    return View(**settled, final_z=data.get("final_z"), z_reduction=data.get("z_reduction"))
+    view = View(**settled, final_z=data.get("final_z"), z_reduction=data.get("z_reduction"))
+    return view, differences
+
+
+def read_no_more_than_shown(view: View, checkpoint: Checkpoint, experiments: Sequence[ExperimentRecord]) -> View:
+    """Read the final crop alone where more is not stored, and nothing needs more: prediction does not augment."""
+    final, read = view.final_yx_patch_size, view.yx_patch_size
+    if final is None or read is None or not any(_is_smaller(e.shape, read) for e in experiments):
+        return view
+    modules = checkpoint.data.get("normalizations") or []
+    return replace(view, yx_patch_size=final) if all(map(_is_by_statistics, modules)) else view
+
+
+def _is_by_statistics(module: object) -> bool:
+    """Whether a normalisation takes no value from the patch itself, so that its size plays no part."""
+    if not isinstance(module, Mapping):
+        return False
+    of_patch = (module.get("init_args") or {}).get("level") == "patch"
+    return str(module.get("class_path")) in _BY_STATISTICS and not of_patch
 
 
 def open_shards(asked: Request, checkpoint: Checkpoint) -> ShardSet:
@@ -157,44 +202,98 @@ def choose_experiments(asked: Request, shards: ShardSet) -> list[ExperimentRecor
     return [e for e in shards.manifest.experiments if e.name in names]
 
 
-def check_seen(job: Job, differences: _Differences) -> None:
-    """Check that patches hold what those of the training held: slices, shapes, and channels by name.
-
-    Raises
-    ------
-    ConfigError
-        They don't. A number of channels or planes that the network never saw can't be overridden.
-    """
-    seen, shards, view = job.checkpoint.seen, job.shards, job.view
-    crop = plan_crop(shards, view.z_range, view.yx_patch_size, job.asked.experiments)
-    where = f"{job.checkpoint.path} was trained on"
+def find_differences(job: Job) -> Iterator[_Difference]:
+    """Compare patches with those of the training: first channels, then slices, then (Y, X). Experiments go together."""
+    alike: dict[tuple[object, ...], list[ExperimentRecord]] = {}
     for e in job.experiments:
-        shape = shown_shape(crop.shape(e.shape), view)
-        known = sorted({s[:2] for s in seen.shown})
-        if shape[:2] not in known:
-            raise ConfigError(
-                f"{e.name!r} in {shards.root} has patches of (channels, planes) = {shape[:2]}, {where} "
-                f"{' or '.join(map(str, known))}. Choose other --experiments, or build shards with the same source "
-                "channels and z_range."
-            )
-        if shape not in seen.shown:
-            differences.add(
-                f"{e.name!r} in {shards.root} gives patches of (C, Z, Y, X) = {shape}, {where} "
-                f"{' or '.join(map(str, seen.shown))}",
-                "Build shards with the same yx_patch_size",
-            )
-        for place, name in enumerate(e.source_channel):
-            if name not in seen.channels[place]:
-                differences.add(
-                    f"Channel {place} of {e.name!r} in {shards.root} is {name!r}, {where} "
-                    f"{' or '.join(map(repr, seen.channels[place]))} there",
-                    "Give shards with the same channels in the same order",
-                )
-    if view.z_range is None and shards.z_range != seen.z_range:
-        differences.add(
-            f"{shards.root} holds the slices {shards.z_range} of the plates, {where} {seen.z_range}",
-            "Build shards with the same z_range",
+        alike.setdefault((e.shape, *e.source_channel), []).append(e)
+    groups = [(_name_experiments([e.name for e in group]), group[0]) for group in alike.values()]
+    for names, e in groups:
+        yield from _compare_channels(job, names, e)
+    yield from _compare_slices(job)
+    for names, e in groups:
+        yield from _compare_sizes(job, names, e)
+
+
+def _compare_channels(job: Job, names: str, e: ExperimentRecord) -> Iterator[_Difference]:
+    """Compare number and names of channels, and the number of planes."""
+    seen, view, root = job.checkpoint.seen, job.view, job.shards.root
+    where = f"{job.checkpoint.path} was trained on"
+    found, known = _shown(job, e)[:2], sorted({s[:2] for s in seen.shown})
+    if found[0] not in {s[0] for s in known} or (found not in known and _holds_slices(job.shards, view)):
+        yield _Difference(
+            what=f"Patches of {names} in {root} are (channels, planes) = {found}, {where} "
+            f"{' or '.join(map(str, known))}",
+            instead="Choose other --experiments, or build shards with the same source channels and z_range",
+            fatal=True,
         )
+        return
+    for place, own in enumerate(list_positions(e.source_channel, job.checkpoint.data.get("channels_per_sample"))):
+        for name in (name for name in own if name not in seen.channels[place]):
+            yield _Difference(
+                what=f"Channel {place} of {names} in {root} is {name!r}, {where} "
+                f"{' or '.join(map(repr, seen.channels[place]))} there",
+                instead="Give shards with the same channels in the same order",
+            )
+
+
+def _compare_slices(job: Job) -> Iterator[_Difference]:
+    shards, view, seen = job.shards, job.view, job.checkpoint.seen
+    holds = f"{shards.root} holds the slices {shards.z_range} of the plates"
+    if not _holds_slices(shards, view):
+        asked = "--z_range asks for" if job.asked.z_range else f"{job.checkpoint.path} was trained on"
+        yield _Difference(
+            what=f"{holds}, {asked} {view.z_range}", instead="Build shards with a z_range that holds them", fatal=True
+        )
+    elif view.z_range is None and shards.z_range != seen.z_range:
+        yield _Difference(
+            what=f"{holds}, {job.checkpoint.path} was trained on {seen.z_range}",
+            instead="Build shards with the same z_range",
+        )
+
+
+def _compare_sizes(job: Job, names: str, e: ExperimentRecord) -> Iterator[_Difference]:
+    """Compare what is stored with what is read, and what the network sees with what it saw."""
+    view, root, where = job.view, job.shards.root, f"{job.checkpoint.path} was trained on"
+    name = "yx_patch_size" if view.yx_patch_size else "final_yx_patch_size"
+    needed = view.yx_patch_size or view.final_yx_patch_size
+    if needed is not None and _is_smaller(e.shape, needed):
+        asked = f"--{name} asks for" if getattr(job.asked, name) else where
+        yield _Difference(
+            what=f"Stored patches of {names} in {root} are (Y, X) = {e.shape[2:]}, {asked} {needed}",
+            instead=f"Build shards with a yx_patch_size of at least {list(needed)}, or give --yx_patch_size and "
+            f"--final_yx_patch_size of at most {e.shape[2]} {e.shape[3]} with --override",
+            fatal=True,
+        )
+        return
+    seen = sorted({s[2:] for s in job.checkpoint.seen.shown})
+    if (found := _shown(job, e)[2:]) not in seen:
+        yield _Difference(
+            what=f"Patches of {names} in {root} are (Y, X) = {found}, {where} {' or '.join(map(str, seen))}",
+            instead="Build shards with the same yx_patch_size",
+        )
+
+
+def _shown(job: Job, e: ExperimentRecord) -> Shape:
+    """(C, Z, Y, X) that the network sees of an experiment."""
+    view, first = job.view, job.shards.z_range[0]
+    z = slice(None) if view.z_range is None else slice(max(view.z_range[0] - first, 0), max(view.z_range[1] - first, 0))
+    per_sample = job.checkpoint.data.get("channels_per_sample")
+    return shown_shape(Crop(z=z, yx=view.yx_patch_size).shape(e.shape), view, per_sample)
+
+
+def _holds_slices(shards: ShardSet, view: View) -> bool:
+    low, high = view.z_range or shards.z_range
+    return shards.z_range[0] <= low < high <= shards.z_range[1]
+
+
+def _is_smaller(stored: Shape, yx: Pair) -> bool:
+    return stored[2] < yx[0] or stored[3] < yx[1]
+
+
+def _name_experiments(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(map(repr, names[:_LISTED])) + more
 
 
 def _pair(value: Any) -> Pair | None:

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor, nn
 
+from dynaclr_wds.plan.channels import ChannelsPerSample
 from dynaclr_wds.read.crop import Shape
 from dynaclr_wds.transforms.augment import as_augmentation
 from dynaclr_wds.transforms.channel_dropout import ChannelDropout
@@ -143,8 +144,11 @@ class LastSteps(Protocol):
         """How one slice is made of a stack."""
 
 
-def shown_shape(read: Shape, steps: LastSteps) -> Shape:
-    """Return (C, Z, Y, X) as the network sees it, of a patch as it is read."""
+def shown_shape(read: Shape, steps: LastSteps, channels_per_sample: ChannelsPerSample = None) -> Shape:
+    """Return (C, Z, Y, X) as the network sees it, of a patch with all its channels as it is read."""
+    channels = read[0]
+    if channels_per_sample is not None:
+        channels = channels_per_sample if isinstance(channels_per_sample, int) else len(channels_per_sample)
     height, width = steps.final_yx_patch_size or read[2:]
     depth = 1 if steps.z_reduction is not None else steps.final_z or read[1]
-    return read[0], depth, height, width
+    return channels, depth, height, width

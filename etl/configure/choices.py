@@ -8,8 +8,10 @@ from math import sqrt
 
 from dynaclr_wds.errors import ConfigError
 from dynaclr_wds.tau import least_tau, tau_range_frames
+from dynaclr_wds.words import count_of
 from etl.configure.facts import ExperimentFacts
 from etl.configure.templates import Value
+from etl.suspicious.words import write_bytes
 
 MOST_SAMPLES, LEAST_SAMPLES = 256, 8
 """Of a batch."""
@@ -127,19 +129,10 @@ def _choose_batch_size(training: Sequence[ExperimentFacts]) -> Value:
 
 def _choose_window(facts: Sequence[ExperimentFacts], memory: int) -> Value:
     size, half = sum(fact.stored_bytes for fact in facts), memory // 2
-    about = f"shards of about {_write_bytes(size)}, memory {_write_bytes(memory)}"
+    about = f"shards of about {write_bytes(size)}, memory {write_bytes(memory)}"
     if size <= half:
         return Value("null", f"null = all at hand: {about}")
     return Value(f"{half:_}", f"stream through half of the memory: {about}")
-
-
-def _write_bytes(count: int) -> str:
-    size = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} TB"
 
 
 def _choose_tau_range(facts: Sequence[ExperimentFacts], hours: tuple[float, float]) -> Value:
@@ -164,8 +157,9 @@ def _choose_dropout(facts: Sequence[ExperimentFacts]) -> Value:
 def describe(facts: Sequence[ExperimentFacts]) -> Mapping[str, str]:
     """Say per experiment what was found, and what a batch of the smallest size can't do with it."""
     return {
-        fact.name: f"{sum(fact.lineages.values()):,} lineages with a positive, {', '.join(fact.channels)}, "
-        f"{'x'.join(map(str, fact.shape))}, about {_write_bytes(fact.stored_bytes)}" + _warn_of_few_lineages(fact)
+        fact.name: f"{count_of(sum(fact.lineages.values()), 'lineage')} with a positive; "
+        f"{count_of(len(fact.channels), 'channel')} ({', '.join(fact.channels)}); patches (C, Z, Y, X) of "
+        f"{' x '.join(map(str, fact.shape))}; about {write_bytes(fact.stored_bytes)}" + _warn_of_few_lineages(fact)
         for fact in facts
     }
 
@@ -175,8 +169,9 @@ def _warn_of_few_lineages(fact: ExperimentFacts) -> str:
     if room >= LEAST_SAMPLES:
         return ""
     return (
-        f". Careful: a batch of {LEAST_SAMPLES} can hold {room} distinct lineages of it, so others repeat as negatives "
-        "that are positives; leave it out, or hold it out (data.val_experiments)"
+        f". Careful: a batch of {LEAST_SAMPLES} finds {count_of(room, 'lineage')} in it, conditions in balance, so "
+        "some cells of one lineage would count as negatives of each other; leave it out, or hold it out for validation "
+        "(data.val_experiments)"
     )
 
 

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from dynaclr_wds.errors import ConfigError
 from etl.configure.choices import quote
 from etl.configure.templates import MARK, Value, fill_template
+from etl.source.column_names import is_in_micrometres, propose_columns, write_names
+from etl.source.config import MORE_TRACK_COLUMNS, TRACK_COLUMNS
 from etl.source.plates import Fov, Plate, open_plate
+from etl.source.track_formats import list_tables, open_table
 
 _LARGEST_PATCH = 192
+_TABLES = "<row>/<col>/<fov>/*.csv, .tsv or .parquet, one table per FOV"
+_NO_NAMES = ("plate", "data", "images", "image", "raw", "movie", "experiment", "new", "test", "tmp", "temp", "zarr")
+_SHORTEST_NAME = 3
+"""Of an experiment that a folder's name tells apart from others."""
 
 
 def write_experiments(template: str, plates: Sequence[tuple[Path, Path | None]], folder: Path) -> str:
@@ -36,9 +43,10 @@ def write_experiments(template: str, plates: Sequence[tuple[Path, Path | None]],
     opened = [(_open(path), tracks) for path, tracks in plates]
     first = template.index("  - name:")
     end = template.index("\nshards:")
+    names = [_name_experiment(plate) for plate, _ in opened]
     entries = [
-        fill_template("experiments:\n" + template[first:end], values, "").partition("\n")[2].rstrip("\n")
-        for values in (_describe_plate(plate, tracks, folder) for plate, tracks in opened)
+        _write_entry(template[first:end], plate, _find_tracks(plate, tracks), _explain_name(name, names), folder)
+        for name, (plate, tracks) in zip(names, opened, strict=True)
     ]
     head = fill_template(template[:first], {}, "Filled in from the plates; lines marked CHANGE wait for you.")
     tail = fill_template(template[end:], {"shards.yx_patch_size": _choose_patch([plate for plate, _ in opened])}, "")
@@ -60,14 +68,72 @@ def _open(path: Path) -> Plate:
     return plate
 
 
-def _describe_plate(plate: Plate, tracks: Path | None, folder: Path) -> Mapping[str, Value]:
-    """Fill in one entry; the keys are paths in the template."""
+def _name_experiment(plate: Plate) -> str:
+    """Name an experiment by its plate, or by the folder around it where the plate's name says nothing."""
+    path = Path(plate.path).resolve()
+    return path.parent.name if path.stem.lower() in _NO_NAMES else path.stem
+
+
+def _explain_name(name: str, names: Sequence[str]) -> Value:
+    if len(name) < _SHORTEST_NAME or name.lower() in _NO_NAMES or names.count(name) > 1:
+        return Value(quote(name), f"{MARK}: unique; embeddings and batches carry it; this is the name of a folder")
+    return Value(quote(name), "unique; embeddings and batches carry it")
+
+
+def _find_tracks(plate: Plate, tracks: Path | None) -> Path | None:
+    """Return the folder of the tracks: the given one, or the one beside the plate."""
+    beside = Path(plate.path).parent / "tracks"
+    return beside if tracks is None and beside.is_dir() else tracks
+
+
+def _write_entry(template: str, plate: Plate, tracks: Path | None, name: Value, folder: Path) -> str:
+    """Fill in one experiment, and add what its tables need."""
+    # the name stands behind the dash, in the item; so do the other keys
+    values = {f"experiments.-.{key}": value for key, value in _describe_plate(plate, tracks, folder).items()}
+    values["experiments.-.name"] = name
+    entry = fill_template("experiments:\n" + template, values, "").partition("\n")[2].rstrip("\n")
+    lines = entry.splitlines()
+    place = next(number for number, line in enumerate(lines, 1) if line.lstrip().startswith("tracks_path:"))
+    more = [] if tracks is None else _describe_columns(plate, tracks)
+    lines[place:place] = [f"    {key}: {value.text} # {value.comment}" for key, value in more]
+    return "\n".join(lines)
+
+
+def _find_table(plate: Plate, tracks: Path) -> Path | None:
+    """Return the first track table of a plate."""
+    return next((table for fov in plate.fovs for table in list_tables(tracks / fov)), None)
+
+
+def _describe_columns(plate: Plate, tracks: Path) -> list[tuple[str, Value]]:
+    """Map the columns of the first table, where they have other names than ours."""
+    path = _find_table(plate, tracks)
+    if path is None:
+        return []
+    file = open_table(path)
+    wanted = [name for name in TRACK_COLUMNS if name not in file.columns]
+    if not wanted:
+        return []
+    found, lost = propose_columns(file, TRACK_COLUMNS, MORE_TRACK_COLUMNS)
+    comment = f"{MARK}: a guess from the names in {_relative(path, tracks)}; name in the table: what it is"
+    if lost:
+        comment += f"; no column looks like {', '.join(lost)}"
+    said = [("columns", Value(write_names(found), comment))]
+    if is_in_micrometres(file, found):
+        comment = "positions are micrometres, as the table says; pixel_size_um converts them, as the plate says it"
+        if None in next(iter(plate.fovs.values())).scale.pixel_size_um[1:]:
+            comment = (
+                f"{MARK}: positions are micrometres, as the table says; add pixel_size_um: [y, x], micrometres a pixel"
+            )
+        said.append(("tracks_unit", Value("um", comment)))
+    return said
+
+
+def _describe_plate(plate: Plate, tracks: Path | None, folder: Path) -> dict[str, Value]:
+    """Fill in the keys of one experiment."""
     path = Path(plate.path)
-    name = path.parent.resolve().name if path.stem in ("plate", "data", "images") else path.stem
     fov = next(iter(plate.fovs.values()))
     wells = [well for well in plate.wells if any(fov.well == well for fov in plate.fovs.values())]
     entry = {
-        "name": Value(quote(name), "unique; embeddings and batches carry it"),
         "data_path": Value(quote(_relative(path, folder)), f"{len(plate.fovs)} fields of view in {len(wells)} wells"),
         "condition_wells": Value(
             "{all: [" + ", ".join(quote(well) for well in wells) + "]}",
@@ -75,16 +141,21 @@ def _describe_plate(plate: Plate, tracks: Path | None, folder: Path) -> Mapping[
         ),
         "interval_minutes": _read_interval(fov),
     }
-    if tracks is None and (path.parent / "tracks").is_dir():
-        tracks = path.parent / "tracks"
-    if tracks is not None:
-        entry["tracks_path"] = Value(quote(_relative(tracks, folder)), "one table per FOV at <row>/<col>/<fov>/")
+    entry["tracks_path"] = _describe_tracks(plate, tracks, folder)
     if fov.channel_names:
         names = "[" + ", ".join(quote(channel) for channel in fov.channel_names) + "]"
         entry["channel_names"] = Value(names, "all channels of the plate, in its order")
         entry["source_channel"] = Value(names, "those to store, in the order that the network sees")
-    # the name stands behind the dash, in the item; so do the other keys
-    return {f"experiments.-.{key}": value for key, value in entry.items()}
+    return entry
+
+
+def _describe_tracks(plate: Plate, tracks: Path | None, folder: Path) -> Value:
+    if tracks is None:
+        beside = Path(plate.path).parent / "tracks"
+        return Value(quote(_relative(beside, folder)), f"{MARK}: is not there; give the folder of {_TABLES}")
+    if _find_table(plate, tracks) is None:
+        return Value(quote(_relative(tracks, folder)), f"{MARK}: has no table of this plate; it must hold {_TABLES}")
+    return Value(quote(_relative(tracks, folder)), "one table per FOV at <row>/<col>/<fov>/")
 
 
 def _read_interval(fov: Fov) -> Value:

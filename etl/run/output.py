@@ -13,8 +13,8 @@ import json
 import os
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -128,24 +128,51 @@ class OutFolder:
 
     @contextmanager
     def locked(self, waiting: Callable[[], None]) -> Iterator[None]:
-        """Own the folder; calls `waiting` first when another build has it."""
+        """Own the folder; calls `waiting` first when another build has it.
+
+        A folder that was made for a build which then fails before it has written anything is removed again.
+        """
+        made = [folder for folder in (self.out, *self.out.parents) if not folder.exists()]
+        descriptor = self._lock(waiting)
         try:
-            self.out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise BuildError(
-                f"{self.out}: can't be made ({error.strerror}). Give a folder, or a path in one that may be written, "
-                "with --out."
-            ) from error
-        descriptor = os.open(self.out, os.O_RDONLY)
-        try:
+            yield
+        except BaseException:
+            if made:
+                self._remove_unused(made)
+            raise
+        finally:
+            os.close(descriptor)
+
+    def _lock(self, waiting: Callable[[], None]) -> int:
+        """Make the folder and lock it; return its descriptor."""
+        while True:
+            try:
+                self.out.mkdir(parents=True, exist_ok=True)
+                descriptor = os.open(self.out, os.O_RDONLY)
+            except FileNotFoundError:
+                continue  # removed in between, by a build that failed
+            except OSError as error:
+                raise BuildError(
+                    f"{self.out}: can't be made ({error.strerror}). Give a folder, or a path in one that may be "
+                    "written, with --out."
+                ) from error
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 waiting()
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
+            if self.out.exists() and os.path.samestat(os.fstat(descriptor), self.out.stat()):
+                return descriptor
+            os.close(descriptor)  # the build that was waited for failed, and removed its folder
+
+    def _remove_unused(self, made: Sequence[Path]) -> None:
+        """Remove folders that this build made and that hold nothing, innermost first."""
+        for work in self.work_folders():
+            if {path.name for path in work.rglob("*") if not path.is_dir()} <= {_MARK}:
+                discard_work(work)
+        with suppress(OSError):  # one that holds something stays, and so do those around it
+            for folder in made:
+                folder.rmdir()
 
     def begin(self) -> None:
         """Make the work folder, or take that of a build of the same config which was stopped.

@@ -23,8 +23,9 @@ from rich.table import Table
 from dynaclr_wds.contract import ExperimentRecord, Manifest
 from dynaclr_wds.suspicions import FactsRecord
 from dynaclr_wds.tau import least_tau
+from dynaclr_wds.words import count_of
 from etl.run.executors import Advance
-from etl.suspicious.words import count_of, write_size
+from etl.suspicious.words import write_bytes, write_size
 
 EVERY_SECONDS = 15.0
 """Between two lines where there is no terminal."""
@@ -32,6 +33,9 @@ EVERY_SECONDS = 15.0
 
 class Progress:
     """Says nothing. What a build tells while it runs."""
+
+    found_up_to_date = False
+    """Whether the build found that there is nothing to do."""
 
     def say(self, text: str) -> None:
         """Tell something once."""
@@ -133,11 +137,12 @@ def make_progress(quiet: bool) -> Progress:
 def print_summary(manifest: Manifest) -> None:
     """Print what a shard set holds, partition by partition, and what was left out and why."""
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
-    table = Table(title=f"{sum(p.observations for p in manifest.partitions):,} cells as {_shape(manifest)} patches")
+    cells = count_of(sum(p.observations for p in manifest.partitions), "cell")
+    table = Table(title=f"{cells}; patches (C, Z, Y, X) of {_shape(manifest)}")
     for name in manifest.shard_by:
         table.add_column(name, overflow="fold")
     for name in _COUNTS:
-        table.add_column(name.replace("_", " "), justify="right")
+        table.add_column(_HEADINGS.get(name, name), justify="right")
     for partition in manifest.partitions:
         numbers = [f"{getattr(partition, name):,}" for name in _COUNTS]
         table.add_row(*(partition.labels[name] or "" for name in manifest.shard_by), *numbers)
@@ -183,8 +188,10 @@ def _describe_scales(experiment: ExperimentRecord) -> str:
     low = int(least_tau(low))
     size = write_size([value for value in experiment.pixel_size_um if value is not None])
     pixel = f"pixels of {size}" if size else "pixel size unknown"
-    drawn = f"{low * minutes / 60:.3g} to {high * minutes / 60:.3g} h"
-    return f"{minutes:g} minutes a frame, positives {low} to {high} frames later ({drawn}), {pixel}"
+    least, most = f"{low * minutes / 60:.3g}", f"{high * minutes / 60:.3g}"
+    drawn = f"{least} to {most} h" if low < high else f"{least} h"
+    later = f"{low} to {high} frames" if low < high else count_of(low, "frame")
+    return f"{minutes:g} minutes a frame, positives {later} later ({drawn}), {pixel}"
 
 
 def _describe_tracks(facts: FactsRecord) -> str:
@@ -207,8 +214,23 @@ def list_suspicious(manifest: Manifest) -> list[str]:
     return ["suspicious:", *(f"- {record.text}" for record in manifest.suspicious)] if manifest.suspicious else []
 
 
-_COUNTS = ("observations", "with_candidate", "lineages", "clips", "patches", "shards", "bytes")
+def describe_up_to_date(manifest: Manifest) -> list[str]:
+    """Say in one line what a set holds that needs no work, and in another how much of it is suspicious."""
+    counts = [
+        count_of(len(manifest.experiments), "experiment"),
+        count_of(sum(p.observations for p in manifest.partitions), "cell"),
+        count_of(sum(p.shards for p in manifest.partitions), "shard"),
+        write_bytes(sum(p.bytes for p in manifest.partitions)),
+    ]
+    lines = [f"up to date, nothing to do: {', '.join(counts)}."]
+    if manifest.suspicious:
+        found = count_of(len(manifest.suspicious), "suspicious finding")
+        lines.append(f"{found} about its data, as said when it was built; --json shows them again, and all counts.")
+    return lines
 
+
+_COUNTS = ("observations", "with_candidate", "lineages", "clips", "patches", "shards", "bytes")
+_HEADINGS = {"observations": "cells", "with_candidate": "with a positive", "patches": "stored patches"}
 
 _REASONS = {
     "outside_image": "cells whose centroid is outside the image",
@@ -226,13 +248,21 @@ def summarize_dropped(manifest: Manifest) -> list[str]:
     if manifest.config.get("on_nan") == "zero":
         kept["nan_pixels"] = "cells whose patch had NaN or infinite pixels, which are 0 now"
     lines = [
-        f"{'kept in' if reason in kept else 'dropped from'} {experiment}: {count:,} "
-        f"{kept.get(reason) or _REASONS.get(reason, reason)} ({reason})"
+        f"{'kept in' if reason in kept else 'dropped from'} {experiment}: "
+        f"{_describe_reason(count, kept.get(reason) or _REASONS.get(reason, reason))} ({reason})"
         for experiment, reasons in manifest.dropped.items()
         for reason, count in sorted(reasons.items())
         if count and reason != "candidates_dropped"  # of large lineages, always: every cell keeps its own line
     ]
     return lines or ["nothing was dropped"]
+
+
+def _describe_reason(count: int, text: str) -> str:
+    """Put the number before a reason, whose first word and its verbs are plural."""
+    if count != 1:
+        return f"{count:,} {text}"
+    text = text.replace("cells", "cell", 1).replace("spots", "spot", 1).replace("their", "its", 1)
+    return f"1 {text.replace('that are', 'that is', 1)}"
 
 
 def _shape(manifest: Manifest) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from dynaclr_wds.contract import Manifest, SourceRecord
+from dynaclr_wds.words import count_of
 from etl.cut.frames import CutJob, FovCut, cut_fov
 from etl.cut.intensities import ExperimentStatistics, plan_experiment_statistics, plan_intensities
 from etl.index import Index, drop_observations
@@ -181,7 +182,7 @@ class Build:
         self._cut({key: job for key, job in cuts.jobs.items() if key in needed - is_cut})
         todo = [number for number in range(len(contents.paths)) if number not in packed]
         if packed:
-            self._progress.say(f"pack: {len(packed)} shards are kept, {len(todo)} are written")
+            self._progress.say(f"pack: {count_of(len(packed), 'shard')} kept, {count_of(len(todo), 'shard')} to write")
         packed |= self._write(contents, todo, earlier)
         return tuple(packed[number] for number in range(len(contents.paths)))
 

@@ -19,7 +19,7 @@ from etl.pack.previous import PreviousSet, load_arrays, read_previous
 from etl.run.commit import commit, finish_commits
 from etl.run.executors import MakeExecutor, ThreadUnits
 from etl.run.output import OutFolder, discard_work
-from etl.run.progress import Progress
+from etl.run.progress import Progress, describe_up_to_date
 from etl.run.stages import Build, Sources
 from etl.source.experiments import BuildConfig
 from etl.source.fingerprints import describe_changes, fingerprint_sources
@@ -136,7 +136,9 @@ def _is_up_to_date(previous: PreviousSet, config: BuildConfig, mode: BuildMode, 
 
 def _say_up_to_date(folder: OutFolder, previous: PreviousSet, progress: Progress) -> Manifest:
     discard_work(folder.work)
-    progress.say(f"{folder.out}: up to date, nothing to do.")
+    for line in describe_up_to_date(previous.manifest):
+        progress.say(f"{folder.out}: {line}")
+    progress.found_up_to_date = True
     return previous.manifest
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import multiprocessing
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -28,6 +29,7 @@ from dynaclr_wds.errors import ConfigError
 from dynaclr_wds.files import write_whole
 from dynaclr_wds.local_paths import refuse_url
 from dynaclr_wds.program import called_as, run_command
+from dynaclr_wds.words import count_of
 from etl.simulate.colony import sample_frames
 from etl.simulate.design import CONDITIONS, ExperimentDesign, SimulationConfig, plan_experiment
 from etl.simulate.render import render_frame, sample_scenery
@@ -47,6 +49,10 @@ __all__ = ["SimulationConfig", "main", "simulate_collection"]
 EXPERIMENTS_YAML = "experiments.yaml"
 _TAG_CELLS, _TAG_LIGHT, _TAG_TRACKER = 0x51A2, 0x51A3, 0x51A4
 _HEADER = "# etl.simulate "
+_RATIO = "condition_ratio"
+_RATIO_FORM = (
+    f"--{_RATIO} must be two whole numbers: the wells of uninfected to infected cells. Write `--{_RATIO} 3 1`."
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,8 +97,8 @@ def simulate_collection(out: Path, config: SimulationConfig, console: Console | 
         if target.read_text().startswith(header):
             return target
         raise FileExistsError(
-            f"{target}: was made with other options than {header[len(_HEADER) :].strip()}. "
-            "Give another directory, or delete this one."
+            f"{target}: is there already, but {_describe_difference(target, config)}. Give another directory, or "
+            "delete this one."
         )
     designs = [plan_experiment(config, index) for index in range(config.experiments)]
     fovs = [fov for design in designs for fov in _start_experiment(out, config, design)]
@@ -118,6 +124,17 @@ def _header(config: SimulationConfig) -> str:
     options = dataclasses.asdict(config)
     del options["workers"]
     return _HEADER + json.dumps(options) + "\n"
+
+
+def _describe_difference(target: Path, config: SimulationConfig) -> str:
+    """Say in which options a collection that is there differs from the one that is asked for."""
+    first = target.read_text().partition("\n")[0]
+    if not first.startswith(_HEADER):
+        return "was not made by simulate"
+    stored, asked = (json.loads(line[len(_HEADER) :]) for line in (first, _header(config)))
+    return "was made with " + ", ".join(
+        f"{name}={stored.get(name)} (asked for {value})" for name, value in asked.items() if stored.get(name) != value
+    )
 
 
 def _start_experiment(out: Path, config: SimulationConfig, design: ExperimentDesign) -> list[_Fov]:
@@ -181,7 +198,12 @@ def _run(arguments: Sequence[str]) -> int:
     options = vars(parser.parse_args(arguments))
     out = options.pop("out")
     refuse_url(out, "out")
-    print(simulate_collection(Path(out), SimulationConfig(**options), Console(stderr=True)))
+    config = SimulationConfig(**{**options, _RATIO: tuple(options[_RATIO])})
+    there = (Path(out) / EXPERIMENTS_YAML).exists()
+    path = simulate_collection(Path(out), config, Console(stderr=True))
+    made = f"{count_of(config.experiments, 'experiment')} of {count_of(config.wells * config.fovs, 'field')} of view"
+    print(f"{path}: {'already there with these options, unchanged' if there else 'written'}: {made}. Next:")
+    print(f"  {called_as('init')} {shlex.quote(str(path))}")
     return 0
 
 
@@ -192,12 +214,14 @@ def _make_parser(arguments: Sequence[str]) -> Any:
     class Parser(jsonargparse.ArgumentParser):
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
             asked = Asked("simulate", arguments, [action.dest for action in self._actions])
-            raise ConfigError(explain_mistake(message, asked)) from ex
+            raise ConfigError(_RATIO_FORM if _RATIO in message else explain_mistake(message, asked)) from ex
 
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = Parser(prog=called_as("simulate", "etl.simulate"), description=__doc__)
     parser.add_argument("out", type=str, help="directory to write")
-    parser.add_class_arguments(SimulationConfig, as_group=False)
+    parser.add_class_arguments(SimulationConfig, as_group=False, skip={_RATIO})
+    about = "Wells of uninfected to wells of infected cells."
+    parser.add_argument(f"--{_RATIO}", nargs=2, type=int, default=[1, 1], metavar="N", help=about)
     return parser
 
 

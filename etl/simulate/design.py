@@ -85,7 +85,7 @@ class SimulationConfig:
         if len(self.condition_ratio) != 2 or min(self.condition_ratio) < 1:
             raise ValueError(
                 f"condition_ratio={self.condition_ratio} must be two whole numbers >= 1. "
-                "Give the wells of uninfected to infected cells, as in [4, 1]."
+                "Give the wells of uninfected to infected cells, as in 4 1."
             )
         if self.size < 4 * self.cell_radius:
             raise ValueError(

@@ -128,14 +128,14 @@ def _parse_file(file: TableFile, labels: tuple[str, ...], number: int, fovs: Map
     if end:
         values = np.array(raw[""].to_pylist(), dtype=object)
         there = values != np.array(None)
-        refuse_rows(file.path, "the last column, which has no name,", there, values, "empty, or have a name")
+        refuse_rows(file, "the last column, which has no name,", there, values, "empty, or have a name")
     fov_name = raw["fov_name"].combine_chunks()
     code = fov_name.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
     if (code < 0).any():
-        refuse_rows(file.path, "fov_name", code < 0, np.full(code.size, "empty"), "row/col/fov")
-    track_id = parse_integers(raw, "track_id", file.path)
-    t = [parse_integers(raw, "t", file.path)] if "t" in keys else []
-    refuse_repeats(file.path, f"({', '.join(keys)})", code, track_id, *t)
+        refuse_rows(file, "fov_name", code < 0, np.full(code.size, "empty"), "row/col/fov")
+    track_id = parse_integers(raw, "track_id", file)
+    t = [parse_integers(raw, "t", file)] if "t" in keys else []
+    refuse_repeats(file, f"({', '.join(keys)})", code, track_id, *t)
     fov = np.array([fovs.get(name, -1) for name in fov_name.dictionary.to_pylist()], dtype=np.int32)[code]
     columns = {
         "experiment_index": np.full(len(raw), number, dtype=np.int32),

@@ -14,9 +14,7 @@ import yaml
 
 from dynaclr_wds.errors import ConfigError
 from etl.source.track_formats import TableFile
-
-MICROMETRES = ("micron", "microns", "um", "µm", "μm", "micrometer", "micrometre")
-"""Units of TrackMate that are micrometres."""
+from etl.source.trackmate import name_unit
 
 _MOST_SHOWN = 40
 
@@ -115,25 +113,41 @@ def _advise(file: TableFile, required: Sequence[str], optional: Sequence[str], w
     if len(file.header) == 1:
         return "Only commas, semicolons and tabs separate columns. Write the table again with one of these."
     named = {theirs: ours for theirs, ours in _pairs(file) if ours is not None and ours != theirs}
-    there = {ours for ours in file.columns if ours is not None}
-    wanted = [c for c in (*required, *optional) if c not in there]
-    found = guess_columns([theirs for theirs, ours in _pairs(file) if ours not in required], wanted)
-    lost = [column for column in required if column not in there and column not in found.values()]
+    found, lost = propose_columns(file, required, optional)
     if not found or all(ours in optional for ours in found.values()):
         return f"Rename it in the table, or say in {where} which column it is: `{key}: {{<your name>: {lost[0]}}}`."
-    line = _write_yaml({key: {**named, **found}})
-    if key == "columns" and any(
-        file.units.get(theirs) in MICROMETRES for theirs, ours in found.items() if ours in "yx"
-    ):
+    line = f"`{key}: {write_names({**named, **found})}`"
+    if key == "columns" and is_in_micrometres(file, found):
         line += " and `tracks_unit: um`"
     more = f" and add {lost}, for which no column looks right" if lost else ""
     return f"Look whether this would do, in {where}: {line}{more}."
 
 
-def _write_yaml(value: Mapping[str, Mapping[str, str]]) -> str:
-    key, names = next(iter(value.items()))
+def propose_columns(
+    file: TableFile, required: Sequence[str], optional: Sequence[str]
+) -> tuple[dict[str, str], list[str]]:
+    """Guess which columns are those that no column is called.
+
+    Returns
+    -------
+    tuple
+        Name in the file → our name; and those of `required` for which no column looks right.
+    """
+    there = {ours for ours in file.columns if ours is not None}
+    wanted = [column for column in (*required, *optional) if column not in there]
+    found = guess_columns([theirs for theirs, ours in _pairs(file) if ours not in required], wanted)
+    return found, [column for column in required if column not in there and column not in found.values()]
+
+
+def is_in_micrometres(file: TableFile, names: Mapping[str, str]) -> bool:
+    """Whether a table says that positions are micrometres; `names` are its names → ours."""
+    return any(name_unit(file.units.get(theirs, "")) == "um" for theirs, ours in names.items() if ours in ("y", "x"))
+
+
+def write_names(names: Mapping[str, str]) -> str:
+    """Write a map of names as YAML, in one line."""
     text = yaml.safe_dump(dict(names), default_flow_style=True, sort_keys=False, allow_unicode=True, width=10**9)
-    return f"`{key}: {text.strip()}`"
+    return text.strip()
 
 
 def _list_columns(names: Sequence[str]) -> str:

@@ -86,7 +86,7 @@ def parse_table(raw: object, where: str, allowed: Collection[str]) -> dict[str, 
         if key not in allowed:
             close = difflib.get_close_matches(str(key), allowed, n=1)
             advice = f"Did you mean {close[0]!r}?" if close else "Remove it."
-            raise ConfigError(f"{where}: unknown key {key!r}; allowed are {sorted(allowed)}. {advice}")
+            raise ConfigError(f"{where}: unknown key {key!r}. {advice} Allowed are {', '.join(sorted(allowed))}.")
     return raw
 
 

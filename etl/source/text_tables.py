@@ -25,6 +25,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 
 from dynaclr_wds.errors import ConfigError
+from etl.source.trackmate import parse_units
 
 DELIMITERS = (",", ";", "\t")
 
@@ -32,7 +33,6 @@ _HEAD_BYTES = 1 << 16
 _HEAD_LINES = 8
 _GZIP = b"\x1f\x8b"
 _NEWLINE = re.compile(rb"\r\n?|\n")
-_UNIT = re.compile(r"(\(.*\))?")
 _DECIMAL_COMMA = r"^\s*[+-]?\d*,\d+([eE][+-]?\d+)?\s*$"
 _NULLS = [*pa.csv.ConvertOptions().null_values, "None", "<NA>"]
 
@@ -80,9 +80,7 @@ def find_layout(path: Path) -> TextLayout:
     encoding = _find_encoding(path, head)
     text = codecs.getincrementaldecoder(encoding)("replace").decode(head)
     if not text.strip():
-        raise ConfigError(
-            f"{path}: is empty ({path.stat().st_size} bytes), but the first line must name the columns. Write it again."
-        )
+        raise ConfigError(f"{path}: is empty, but the first line must name the columns. Write it again.")
     return _parse_head(path, encoding, text)
 
 
@@ -142,7 +140,7 @@ def _parse_head(path: Path, encoding: str, text: str) -> TextLayout:
     delimiter = max(found, key=rank)
     (header, lines), *rows = found[delimiter]
     names = tuple(name.strip() for name in header)
-    units = _parse_units(names, [row for row, _ in rows])
+    units = parse_units(names, [row for row, _ in rows])
     if units:
         lines = rows[2][1]
     return TextLayout(encoding=encoding, delimiter=delimiter, header=names, lines=lines, units=units)
@@ -158,17 +156,6 @@ def _split(text: str, delimiter: str) -> list[tuple[list[str], int]]:
         if len(records) == _HEAD_LINES // 2:
             break
     return records
-
-
-def _parse_units(names: Sequence[str], rows: Sequence[Sequence[str]]) -> tuple[str, ...]:
-    """Return the units of TrackMate's fourth line; nothing for any other table."""
-    if not {"TRACK_ID", "FRAME", "POSITION_X"} <= set(names) or len(rows) < 3:
-        return ()
-    units = [text.strip() for text in rows[2]]
-    if not any(units) or not all(_UNIT.fullmatch(text) for text in units):
-        return ()
-    units += [""] * (len(names) - len(units))
-    return tuple(text.strip("() ") for text in units[: len(names)])
 
 
 def read_text(path: Path, layout: TextLayout, places: Sequence[int], text: Collection[int]) -> pa.Table:
@@ -215,9 +202,9 @@ def _decode(path: Path, layout: TextLayout, data: pa.Buffer) -> tuple[pa.Buffer,
         text = raw.decode(encoding)
     except UnicodeDecodeError as error:
         if layout.encoding != "utf-8" or not raw[: error.start].isascii():
-            row = raw.count(b"\n", 0, error.start) - layout.lines
+            line = 1 + len(re.findall(r"\r\n?|\n", raw[: error.start].decode(encoding, "replace")))
             raise ConfigError(
-                f"{path}: begins as {encoding.upper()} text, but row {row} is not ({error.reason}). Write it again."
+                f"{path}: begins as {encoding.upper()} text, but line {line} is not ({error.reason}). Write it again."
             ) from error
         encoding, text = "latin-1", raw.decode("latin-1")
     return (data if encoding == "utf-8" else pa.py_buffer(text.encode())), encoding
@@ -246,6 +233,15 @@ def _find_rows(data: pa.Buffer, lines: int) -> tuple[int, int]:
             break
         tail = tail[:last]
     return begin, first + len(tail)
+
+
+def find_lines(path: Path, layout: TextLayout, rows: Sequence[int]) -> list[int]:
+    """Return the lines of the file, as editors count them from 1, that rows stand in; empty lines are no rows."""
+    data, _ = _decode(path, layout, _read_all(path))
+    begin, end = _find_rows(data, layout.lines)
+    lines = _NEWLINE.split(data.slice(begin, end - begin).to_pybytes())
+    places = [layout.lines + number for number, line in enumerate(lines, 1) if line]
+    return [places[row] for row in rows]
 
 
 def _parse_rows(
@@ -286,12 +282,13 @@ def _parse_rows(
 
 
 def _explain_row(path: Path, layout: TextLayout, row: pa.csv.InvalidRow) -> ConfigError:
-    advice = "Correct the row"
+    advice = "Correct the line"
+    (line,) = find_lines(path, layout, [row.number - 1])
     if layout.delimiter == "," and row.actual_columns > row.expected_columns:
         advice += "; numbers with a decimal comma need ; or tabs between the columns"
     return ConfigError(
-        f"{path}: row {row.number - 1} has {row.actual_columns} fields ({row.text[:200]!r}), but the header has "
-        f"{row.expected_columns}, separated by {layout.delimiter!r}. {advice} (the first below the header is row 0)."
+        f"{path}: line {line} has {row.actual_columns} fields ({row.text[:200]!r}), but the header has "
+        f"{row.expected_columns}, separated by {layout.delimiter!r}. {advice}."
     )
 
 

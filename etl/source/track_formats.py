@@ -17,7 +17,7 @@ import pyarrow.parquet
 from dynaclr_wds.errors import ConfigError
 from etl.source.fields import is_null_text
 from etl.source.reading import naming_file
-from etl.source.text_tables import find_layout, read_text
+from etl.source.text_tables import find_layout, find_lines, read_text
 
 MOST_VALUES = 100_000
 """Distinct values that a label may have: it is a category, not a measurement."""
@@ -36,6 +36,14 @@ class TableFile:
     """Name in the file → unit, where the table is TrackMate's; "" for a column without a unit."""
     read: Callable[[Sequence[int], Collection[int]], pa.Table]
     """(places, places of text) → table with a column `str(place)` for each; text comes as it is written in the file."""
+    find_lines: Callable[[Sequence[int]], Sequence[int]] | None = None
+    """Rows → the lines that they stand in, counted from 1; None for a file without lines."""
+
+    def name_rows(self, rows: Sequence[int]) -> list[str]:
+        """Name rows as a person finds them: by the line of a text file, else by number from 0."""
+        if self.find_lines is None:
+            return [f"row {row}" for row in rows]
+        return [f"line {line}" for line in self.find_lines(rows)]
 
 
 def open_text(path: Path) -> TableFile:
@@ -52,6 +60,7 @@ def open_text(path: Path) -> TableFile:
         columns=_leave_out_index(header),
         units=dict(zip(header, layout.units, strict=True)) if layout.units else {},
         read=read,
+        find_lines=lambda rows: find_lines(path, layout, rows),
     )
 
 

@@ -19,9 +19,10 @@ from jaxtyping import Bool, Float, Int64
 
 from dynaclr_wds.contract import NO_ID
 from dynaclr_wds.errors import ConfigError
-from etl.source.column_names import MICROMETRES, check_columns, rename_columns
+from etl.source.column_names import check_columns, rename_columns
 from etl.source.config import MORE_TRACK_COLUMNS, TRACK_COLUMNS, BuildConfig, ExperimentConfig
 from etl.source.track_formats import READERS, TableFile, list_tables, open_table, read_table
+from etl.source.trackmate import DIVISIONS, name_unit
 
 SCHEMA = pa.schema(
     [
@@ -166,7 +167,7 @@ def _check_units(file: TableFile, experiment: ExperimentConfig, where: str) -> N
                 f"{file.path}: {theirs} is in {unit!r}, but t must be frames. Map FRAME to t in {where}.columns."
             )
         if ours in ("y", "x") and unit:
-            said = "um" if unit in MICROMETRES else "pixel" if unit.startswith(("pixel", "px")) else unit
+            said = name_unit(unit)
             if said != experiment.tracks_unit:
                 advice = f"Write `tracks_unit: {said}` there" if said in ("um", "pixel") else "Export it in pixels"
                 given = f"{where}.tracks_unit={experiment.tracks_unit!r}"
@@ -176,14 +177,14 @@ def _check_units(file: TableFile, experiment: ExperimentConfig, where: str) -> N
 def _parse_track_file(source: tuple[TableFile, ExperimentConfig], fov: int) -> _FovTracks:
     """Read one file and check its values."""
     file, experiment = source
-    path, labels = file.path, experiment.label_columns
+    labels = experiment.label_columns
     raw = read_table(file, [name for name in (*TRACK_COLUMNS, *MORE_TRACK_COLUMNS) if name in file.columns], labels)
-    track_id = parse_integers(raw, "track_id", path, optional=bool(file.units))
+    track_id = parse_integers(raw, "track_id", file, optional=bool(file.units))
     in_track = track_id != NO_ID if file.units else np.ones(len(raw), dtype=bool)
-    t = parse_integers(raw, "t", path)
-    refuse_rows(path, "track_id", in_track & (track_id < 0), track_id, "≥ 0")
+    t = parse_integers(raw, "t", file)
+    refuse_rows(file, "track_id", in_track & (track_id < 0), track_id, "≥ 0")
     _refuse_repeats_in_tracks(file, track_id, t)
-    z, y, x = _parse_positions(raw, experiment, path)
+    z, y, x = _parse_positions(raw, experiment, file)
     columns = {
         "fov": np.full(len(t), fov, dtype=np.int32),
         "track_id": track_id,
@@ -191,7 +192,7 @@ def _parse_track_file(source: tuple[TableFile, ExperimentConfig], fov: int) -> _
         "y": y,
         "x": x,
         "z": pa.array(z.astype(np.float32), mask=np.isnan(z)),
-        **{name: parse_integers(raw, name, path, optional=True) for name in ("id", "parent_track_id", "parent_id")},
+        **{name: parse_integers(raw, name, file, optional=True) for name in ("id", "parent_track_id", "parent_id")},
     }
     rows = pa.table([columns[name] for name in SCHEMA.names], schema=SCHEMA)
     for name in labels:
@@ -203,18 +204,18 @@ def _parse_track_file(source: tuple[TableFile, ExperimentConfig], fov: int) -> _
 
 
 def _parse_positions(
-    raw: pa.Table, experiment: ExperimentConfig, path: Path
+    raw: pa.Table, experiment: ExperimentConfig, file: TableFile
 ) -> tuple[Float[np.ndarray, " rows"], Float[np.ndarray, " rows"], Float[np.ndarray, " rows"]]:
     """Return z, y and x in pixels; z is NaN where it is not tracked."""
-    z, y, x = (_parse_floats(raw, axis, path) for axis in "zyx")
+    z, y, x = (_parse_floats(raw, axis, file) for axis in "zyx")
     for axis, values in (("y", y), ("x", x)):
-        refuse_rows(path, axis, ~np.isfinite(values), values, "a finite number of pixels")
+        refuse_rows(file, axis, ~np.isfinite(values), values, "a finite number of pixels")
     if experiment.tracks_unit == "pixel" or experiment.pixel_size_um is None:
         return z, y, x
     *depth, height, width = experiment.pixel_size_um
     if not depth:  # z of a flat movie is 0, in any unit
         advice = "0 where pixel_size_um has no z (give `pixel_size_um: [z, y, x]`)"
-        refuse_rows(path, "z", ~np.isnan(z) & (z != 0), z, advice)
+        refuse_rows(file, "z", ~np.isnan(z) & (z != 0), z, advice)
     return z / (depth or [1.0])[0], y / height, x / width
 
 
@@ -225,17 +226,14 @@ def _refuse_repeats_in_tracks(
     if file.units:
         track_id = np.where(track_id == NO_ID, NO_ID - np.arange(len(track_id)), track_id)
     try:
-        refuse_repeats(file.path, "(track_id, t)", track_id, t)
+        refuse_repeats(file, "(track_id, t)", track_id, t)
     except ConfigError as error:
         if file.units:
-            error.add_note(
-                "TrackMate gives daughters the TRACK_ID of their mother. Track without splitting, or give each branch "
-                "an id of its own and its mother's as parent_track_id."
-            )
+            error.add_note(DIVISIONS)
         raise
 
 
-def refuse_repeats(path: Path, name: str, *keys: Int64[np.ndarray, " rows"]) -> None:
+def refuse_repeats(file: TableFile, name: str, *keys: Int64[np.ndarray, " rows"]) -> None:
     """Refuse rows whose key was there in a row before."""
     order = np.lexsort(keys[::-1])
     same = np.ones(max(len(order) - 1, 0), dtype=bool)
@@ -244,10 +242,10 @@ def refuse_repeats(path: Path, name: str, *keys: Int64[np.ndarray, " rows"]) -> 
     twice = np.zeros(len(order), dtype=bool)
     twice[order[1:]] = same
     if twice.any():
-        refuse_rows(path, name, twice, np.stack(keys, axis=1), "in one row only")
+        refuse_rows(file, name, twice, np.stack(keys, axis=1), "in one row only")
 
 
-def _parse_floats(raw: pa.Table, name: str, path: Path) -> Float[np.ndarray, " rows"]:
+def _parse_floats(raw: pa.Table, name: str, file: TableFile) -> Float[np.ndarray, " rows"]:
     """Return a column as float64, NaN where it is missing."""
     if name not in raw.column_names:
         return np.full(len(raw), np.nan)
@@ -255,20 +253,22 @@ def _parse_floats(raw: pa.Table, name: str, path: Path) -> Float[np.ndarray, " r
     kind = column.type
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind)):
         values = np.array([str(value) for value in column.to_pylist()], dtype=object)
-        refuse_rows(path, name, np.array([not _is_number(value) for value in values], dtype=bool), values, "a number")
-        raise ConfigError(f"{path}: column {name!r} is of type {kind}, which is not a number. Write it as numbers.")
+        refuse_rows(file, name, np.array([not _is_number(value) for value in values], dtype=bool), values, "a number")
+        raise ConfigError(
+            f"{file.path}: column {name!r} is of type {kind}, which is not a number. Write it as numbers."
+        )
     return np.asarray(column.cast(pa.float64(), safe=False).fill_null(np.nan).to_numpy())
 
 
-def parse_integers(raw: pa.Table, name: str, path: Path, *, optional: bool = False) -> Int64[np.ndarray, " rows"]:
+def parse_integers(raw: pa.Table, name: str, file: TableFile, *, optional: bool = False) -> Int64[np.ndarray, " rows"]:
     """Return a column as int64; `NO_ID` for what is missing where that may be."""
     if name in raw.column_names and pa.types.is_signed_integer(raw[name].type) and not raw[name].null_count:
         return np.asarray(raw[name].cast(pa.int64()).to_numpy())
-    values = _parse_floats(raw, name, path)
+    values = _parse_floats(raw, name, file)
     missing = np.isnan(values) & optional
     with np.errstate(invalid="ignore"):
         whole = (np.abs(values) <= 2**53) & (values == np.floor(values))
-    refuse_rows(path, name, ~(whole | missing), values, "a whole number")
+    refuse_rows(file, name, ~(whole | missing), values, "a whole number")
     return np.where(missing, NO_ID, values).astype(np.int64)
 
 
@@ -280,13 +280,12 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def refuse_rows(path: Path, name: str, bad: Bool[np.ndarray, " rows"], values: np.ndarray, rule: str) -> None:
+def refuse_rows(file: TableFile, name: str, bad: Bool[np.ndarray, " rows"], values: np.ndarray, rule: str) -> None:
     """Raise an error that names the rows where `bad` holds, if any."""
     rows = np.flatnonzero(bad)
     if len(rows):
-        shown = ", ".join(f"row {row} ({values[row]})" for row in rows[:5])
+        named = zip(file.name_rows(rows[:5].tolist()), values[rows[:5]], strict=True)
+        shown = ", ".join(f"{row} ({value})" for row, value in named)
         more = f" and {len(rows) - 5} more" if len(rows) > 5 else ""
-        raise ConfigError(
-            f"{path}: {name} must be {rule}, but is not in {shown}{more}. "
-            "Correct these rows (the first below the header is row 0)."
-        )
+        advice = "Correct these lines" if file.find_lines else "Correct these rows (the first is row 0)"
+        raise ConfigError(f"{file.path}: {name} must be {rule}, but is not in {shown}{more}. {advice}.")

@@ -16,10 +16,11 @@ from jaxtyping import Int, Shaped
 from dynaclr_wds.errors import ConfigError
 from dynaclr_wds.suspicions import FactsRecord, SuspicionRecord
 from dynaclr_wds.tau import least_tau
+from dynaclr_wds.words import count_of
 from etl.index import Index
 from etl.queries import TrackTable
 from etl.source.config import BuildConfig, ExperimentConfig
-from etl.suspicious.words import count_of, suspicion
+from etl.suspicious.words import suspicion
 
 JUMP = 20.0
 """A step is a jump when it is longer than this many median steps of its experiment, and than half a patch. In real

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 
 from dynaclr_wds.suspicions import SuspicionRecord
 from dynaclr_wds.tau import least_tau
+from dynaclr_wds.words import count_of
 from etl.source.config import BuildConfig, ExperimentConfig
 from etl.source.plates import Fov
-from etl.suspicious.words import count_of, list_some, suspicion, write_size
+from etl.suspicious.words import list_some, suspicion, write_size
 
 TOLERANCE = 0.01
 """Relative difference up to which two intervals or two pixel sizes count as the same."""
@@ -88,7 +89,7 @@ def _find_tau(config: BuildConfig, experiment: ExperimentConfig) -> Iterator[Sus
         what = "the whole range is one frame"
     else:
         return
-    frames = f"{first} to {most} frames" if most > first else f"{first} frame" + "s" * (first > 1)
+    frames = f"{first} to {most} frames" if most > first else count_of(first, "frame")
     drawn = f"{first * hours:.3g} to {most * hours:.3g} h" if most > first else f"{first * hours:.3g} h"
     yield suspicion(
         "tau_shortened", experiment.name, None, most - first + 1,

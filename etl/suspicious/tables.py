@@ -9,10 +9,11 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from dynaclr_wds.suspicions import SuspicionRecord
+from dynaclr_wds.words import count_of
 from etl.queries import TrackTable
 from etl.source.config import BuildConfig, ExperimentConfig
 from etl.source.plates import Plate
-from etl.suspicious.words import count_of, list_some, suspicion
+from etl.suspicious.words import list_some, suspicion
 
 MANY = 0.01
 """Share of rows outside the image, or the movie, from which on they are suspicious."""
@@ -63,7 +64,8 @@ def find_gone_conditions(
         if not mine:
             why = f"the plate has no field of view in {named}"
         elif not rows:
-            why = f"there is no row in the {count_of(len(mine), 'track table')} of {named}"
+            where = "track table" if len(mine) == 1 else f"{len(mine):,} track tables"
+            why = f"there is no row in the {where} of {named}"
         else:
             why = f"all {count_of(rows, 'row')} of {named} were left out; the summary says why"
         yield suspicion(

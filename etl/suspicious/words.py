@@ -14,15 +14,20 @@ def suspicion(code: str, experiment: str | None, place: str | None, count: int, 
     return SuspicionRecord(code=code, experiment=experiment, place=place, count=count, text=line)
 
 
-def count_of(number: int, noun: str, plural: str | None = None) -> str:
-    """Write a number and what it counts: `1 track`, `1,200 tracks`."""
-    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
-
-
 def write_size(size: Sequence[float]) -> str:
     """Write a pixel size in micrometres: one number where y and x are alike, else all; empty where it is not known."""
     alike = len(size) == 2 and size[0] == size[1]
     return " x ".join(f"{value:g}" for value in (size[:1] if alike else size)) + " µm" * bool(size)
+
+
+def write_bytes(count: int) -> str:
+    """Write a number of bytes in the largest unit: `6.35 MB`."""
+    size = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"
 
 
 def list_some(names: Sequence[str], most: int = 4) -> str:

@@ -35,6 +35,15 @@ def _put(line: str, column: int, text: str) -> str:
     return ",".join([*cells[:column], text, *cells[column + 1 :]])
 
 
+def _divisions(world: World) -> list[str]:
+    for path in sorted((world.root / "e0" / "tracks").rglob("*.csv")):
+        _, *rows = path.read_text().splitlines()
+        names = "Track ID,Frame,Y,X,Parent"
+        header = ["TRACK_ID,FRAME,POSITION_Y,POSITION_X,PARENT", names, names, ",,(pixel),(pixel),"]
+        path.write_text("\n".join([*header, *rows, rows[0]]) + "\n")
+    return _mapped(world, {"TRACK_ID": "track_id", "FRAME": "t", "POSITION_Y": "y", "POSITION_X": "x"})
+
+
 def _lost_parent(world: World) -> list[str]:
     world.each_tracks(
         lambda rows: [{**row, "parent_track_id": "977"} if row["track_id"] == "0" else row for row in rows]
@@ -110,6 +119,7 @@ IN_SOURCES = [
     ),
     Mistake(what="Has half frames", make=_lines(lambda lines: [*lines[:3], _put(lines[3], 1, "2.5"), *lines[4:]])),
     Mistake(what="Has a cell twice in a frame", make=_lines(lambda lines: [*lines, lines[1]])),
+    Mistake(what="Has divisions in a table of TrackMate", make=_divisions),
     Mistake(
         what="Has frames beyond the end of the movie",
         make=_rows(lambda row: {"t": str(int(row["t"]) + 50)}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 from tests.mistakes.world import Mistake, World
@@ -72,6 +73,10 @@ IN_TRAINING = [
     Mistake(
         what="Compares with negatives that are not read",
         make=_fit("--model.loss.class_path", "torch.nn.TripletMarginLoss"),
+    ),
+    Mistake(
+        what="Asks for a GPU that is not there",
+        make=_fit("--trainer.accelerator", "cuda" if sys.platform == "darwin" else "mps"),
     ),
     Mistake(what="Resumes from a file that is not there", make=_fit("--ckpt_path", "lost.ckpt")),
     Mistake(what="Embeds without a checkpoint", make=_command("predict", "--out", "new.parquet")),

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import cast
 
 import numpy as np
 from jaxtyping import Int64
 
 from dynaclr_wds.errors import ConfigError
-from dynaclr_wds.plan.columns import SampleIndex
+from dynaclr_wds.plan.audit.ledger import find_anchors
 from dynaclr_wds.plan.compose.schedule import plan_groups
+from dynaclr_wds.plan.config import PositiveRule
 from dynaclr_wds.plan.index import PlanIndex
 from dynaclr_wds.plan.sampler import FlexibleBatchSampler
 
@@ -76,7 +76,8 @@ def _most_possible(sampler: FlexibleBatchSampler) -> int:
 
 def _is_distinct(sampler: FlexibleBatchSampler, batch_size: int, tolerated: float, most: int) -> bool:
     """Whether lineages are distinct in the planned batches of this size, but for what is tolerated."""
-    index, config = sampler.index, dataclasses.replace(sampler.config, batch_size=batch_size)
+    config = dataclasses.replace(sampler.config, batch_size=batch_size)
+    index = dataclasses.replace(sampler.index, positives=PositiveRule(kind="self"), match=None)  # only anchors matter
     streams = None if sampler.window_bytes is None else sampler.num_streams
     try:
         other = FlexibleBatchSampler(index, config, window_bytes=sampler.window_bytes, num_streams=streams)
@@ -84,7 +85,7 @@ def _is_distinct(sampler: FlexibleBatchSampler, batch_size: int, tolerated: floa
         numbers = other.sample_batches(most).tolist()
         left = tolerated * len(numbers) * batch_size
         for number in numbers:
-            anchor = cast(SampleIndex, index.find(other.plan(number).anchor))
+            anchor = find_anchors(index, other.plan(number))
             left -= batch_size - len(np.unique(index.lineage(anchor)))
             if left < 0:
                 return False

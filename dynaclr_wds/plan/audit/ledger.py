@@ -6,113 +6,23 @@ come from the config and the sizes of the set, never from the plan. So a shortfa
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, SupportsFloat, cast
+from typing import SupportsFloat, cast
 
 import numpy as np
 from jaxtyping import Int64, UInt32
 
-from dynaclr_wds.files import write_whole
+from dynaclr_wds.plan.audit.report import BatchShare, Composition, Report, StratumCoverage
 from dynaclr_wds.plan.audit.targets import Targets
 from dynaclr_wds.plan.batch import BatchPlan
-from dynaclr_wds.plan.columns import SampleIndex
+from dynaclr_wds.plan.columns import PatchRow, SampleIndex
 from dynaclr_wds.plan.compose.focal_window import in_focal_window
 from dynaclr_wds.plan.config import SamplingConfig
 from dynaclr_wds.plan.index import PlanIndex, Stratum
 
 _ROUNDING = 1e-6  # rounding error of floats that still counts as one whole sample
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StratumCoverage:
-    """What an epoch drew from one stratum."""
-
-    experiment: str
-    group: str
-    value: str
-    anchors: int
-    unique: int
-    """Anchors drawn at least once."""
-    repeated: int
-    """Draws beyond the first of each anchor."""
-    never_seen: int
-    often: int
-    """Anchors drawn more than twice."""
-    most_repeats: int
-    """Draws of the anchor that was drawn most."""
-    without_positive: int
-    """Samples that have no positive in the τ range asked for; never drawn."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Composition:
-    """One quota over the epoch, as fractions of a batch: asked for against achieved."""
-
-    name: str
-    asked: float
-    mean: float
-    worst: float
-    """Fraction in the batch that is furthest off."""
-    batches: int
-    """Batches that the quota applies to."""
-    missed: int
-    """Batches more than one sample off."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BatchShare:
-    """Share of the epoch's batches that are about one group: asked for against achieved."""
-
-    group: str
-    asked: float
-    achieved: float
-    batches: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
-    """The ledger of one epoch, over all ranks."""
-
-    batches: int
-    batch_size: int
-    group_label: str
-    """Labels that make a group: `experiment`, unless the index was made with others."""
-    value_label: str
-    """Labels that make a stratify value: `condition`, unless the index was made with others."""
-    coverage: tuple[StratumCoverage, ...]
-    groups: tuple[BatchShare, ...]
-    """Empty unless batches are drawn from one group each."""
-    composition: tuple[Composition, ...]
-    """Quotas of a batch: `leak`, `<value label> <value> in <group>`, `focal window`, as far as they were asked for."""
-    relaxed: Mapping[str, int]
-    """Anchors of a batch that share their lineage, track or observation with an earlier one of it."""
-    tau_frames: Mapping[int, int]
-    """τ in frames → positives."""
-    tau_hours: Mapping[float, int]
-    """τ in hours → positives: what can be compared between experiments of different frame intervals."""
-    bytes_used: int
-    """Bytes of the patches that were drawn as anchor, positive or negative, each counted once."""
-    streaming: Mapping[str, float] = field(default_factory=dict)
-    """Bytes stored and read, peak resident bytes, … (`bytes_read.account_bytes`); empty in exact mode."""
-
-    @property
-    def seen(self) -> float:
-        """Fraction of all anchors that were drawn at least once."""
-        return sum(c.unique for c in self.coverage) / max(sum(c.anchors for c in self.coverage), 1)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values, for JSON."""
-        return dataclasses.asdict(self)
-
-    def write(self, path: Path) -> None:
-        """Write as JSON; the file is whole or absent."""
-        with write_whole(path) as file:
-            file.write((json.dumps(self.to_dict(), indent=1) + "\n").encode())
 
 
 @dataclass(slots=True)
@@ -156,6 +66,7 @@ class Ledger:
         self._used = np.zeros(len(index.columns.patch_obs), bool)
         self._relaxed: Counter[str] = Counter(lineage=0, track=0, observation=0)
         self._tau: Counter[tuple[float, int]] = Counter()
+        self._partners: Counter[str] = Counter()
         self._quotas: dict[str, _Quota] = {}
         self._groups: Counter[str] = Counter()
         self._batches = 0
@@ -179,14 +90,25 @@ class Ledger:
             self._relaxed[name] += len(anchor) - len(np.unique(key))
         stratum = index.stratum(anchor)
         if plan.positive is not None:
-            tau = index.columns.patch_t[plan.positive].astype(np.int64) - index.columns.patch_t[plan.anchor]
-            self._tau.update(zip(self._interval[stratum].tolist(), tau.tolist(), strict=True))
+            self._add_positives(plan.anchor, plan.positive, stratum)
         self._add_composition(plan, np.bincount(stratum, minlength=len(index.strata)))
         if self._config.temporal_enrichment:
             inside = in_focal_window(index.hpi(anchor), plan.focal_hpi, self._config.temporal_window_hours)
             self._note("focal window", 1 - self._config.temporal_global_fraction, inside.sum(), len(plan))
         self._groups[plan.group] += 1
         self._batches += 1
+
+    def _add_positives(
+        self, anchor: Int64[PatchRow, " b"], positive: Int64[PatchRow, " b"], stratum: Int64[np.ndarray, " b"]
+    ) -> None:
+        columns = self._index.columns
+        if self._index.positives.kind == "temporal":
+            tau = columns.patch_t[positive].astype(np.int64) - columns.patch_t[anchor]
+            self._tau.update(zip(self._interval[stratum].tolist(), tau.tolist(), strict=True))
+        elif self._index.positives.kind == "columns":
+            lineage, other = (columns.clip_lineage[columns.patch_clip[rows]] for rows in (anchor, positive))
+            itself = columns.patch_obs[anchor] == columns.patch_obs[positive]
+            self._partners.update(same_lineage=int(((lineage == other) & ~itself).sum()), itself=int(itself.sum()))
 
     def _add_composition(self, plan: BatchPlan, count: Int64[np.ndarray, " s"]) -> None:
         config, size = self._config, len(plan)
@@ -232,6 +154,7 @@ class Ledger:
             relaxed=dict(self._relaxed),
             tau_frames=dict(sorted(frames.items())),
             tau_hours=dict(sorted(hours.items())),
+            partners=dict(self._partners),
             bytes_used=self._bytes_used(),
             streaming=dict(streaming or {}),
         )
@@ -288,7 +211,7 @@ def find_anchors(index: PlanIndex, plan: BatchPlan) -> Int64[SampleIndex, " b"]:
     ValueError
         The batch has an anchor that the index doesn't list.
     """
-    anchor = index.find(plan.anchor)
+    anchor = index.find(plan.anchor, plan.anchor_choice)
     if (anchor < 0).any():
         raise ValueError(
             f"Batch {plan.number} has patch row {int(plan.anchor[anchor.argmin()])} as an anchor, which is not among "

@@ -21,7 +21,7 @@ from dynaclr_wds.plan.audit.ledger import find_anchors
 from dynaclr_wds.plan.audit.targets import Targets
 from dynaclr_wds.plan.batch import BatchPlan
 from dynaclr_wds.plan.columns import PatchRow, SampleIndex
-from dynaclr_wds.plan.compose.positives import sample_positives
+from dynaclr_wds.plan.compose.positives import draw_positives, make_partners
 from dynaclr_wds.plan.compose.quotas import largest_remainder
 from dynaclr_wds.plan.compose.schedule import may_be_drawn
 from dynaclr_wds.plan.config import SamplingConfig
@@ -158,6 +158,7 @@ def sample_ideal(
     Each takes as many anchors from each bin as its original has, without replacement unless the bin has fewer.
     """
     index = uniform.index
+    partners = make_partners(index, np.arange(len(index.strata)))
     for plan in plans:
         rng = make_generator(Tag.IDEAL, config.seed, epoch, plan.number)
         anchor = find_anchors(index, plan)
@@ -169,11 +170,15 @@ def sample_ideal(
             for c, n in zip(number.tolist(), count.tolist(), strict=True)
         ]
         ideal = cast(SampleIndex, rng.permutation(np.concatenate(drawn)))
+        positive = draw_positives(rng, index, ideal, config.tau_decay_rate, partners)
         yield dataclasses.replace(
             plan,
             anchor=cast(PatchRow, index.row[ideal].astype(np.int64)),
-            positive=sample_positives(rng, index, ideal, config.tau_decay_rate),
+            positive=positive.row,
             negative=None,
+            anchor_choice=index.choice_of(ideal),
+            positive_choice=positive.choice,
+            negative_choice=None,
         )
 
 

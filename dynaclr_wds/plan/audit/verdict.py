@@ -12,10 +12,12 @@ from typing import Literal
 
 from dynaclr_wds.plan.audit.batch_size import count_lineages, find_batch_size
 from dynaclr_wds.plan.audit.expected_pairs import UniformDraw
-from dynaclr_wds.plan.audit.ledger import Ledger, Report
+from dynaclr_wds.plan.audit.ledger import Ledger
 from dynaclr_wds.plan.audit.quality import Quality, QualityMeter
+from dynaclr_wds.plan.audit.report import Report
 from dynaclr_wds.plan.compose.schedule import plan_groups
 from dynaclr_wds.plan.sampler import FlexibleBatchSampler
+from dynaclr_wds.words import count_of
 
 CLUMPED, FINE = 1.3, 1.1
 """C of FOVs: above the first, batches hold clumps; below the second, none that matter."""
@@ -95,34 +97,18 @@ def judge(
     )
 
 
-def summarize(report: Report) -> str:
-    """Sum up an epoch in one line: coverage, repeats, lineages that met, quotas that were missed."""
-    repeated = sum(c.repeated for c in report.coverage)
-    parts = [f"{report.seen:.1%} of the anchors seen", f"{repeated:,} drawn again"]
-    shared = report.relaxed["lineage"]
-    parts.append(f"{shared:,} of a lineage that their batch already held" if shared else "no lineage met itself")
-    missed = [c for c in report.composition if c.missed]
-    if missed:
-        worst = max(missed, key=lambda c: c.missed)
-        total = sum(c.missed for c in missed)
-        parts.append(f"{total:,} quotas missed ({worst.name} in {worst.missed:,} of {worst.batches:,} batches)")
-    else:
-        parts.append("every quota met")
-    return ", ".join(parts)
-
-
 def _judge_fovs(quality: Quality) -> list[Note]:
     ratio = quality.collisions["fov"].ratio
     if ratio is None:
         return []
     if ratio > CLUMPED:
         text = (
-            f"cells of one FOV meet {ratio:.2f} times as often as by chance. Give a larger window, fewer streams, or "
+            f"Cells of one FOV meet {ratio:.2f} times as often as by chance. Give a larger window, fewer streams, or "
             "build with a smaller block_bytes."
         )
         return [Note(level="bad", text=text)]
     word = "hardly more often than" if ratio > FINE else "no more often than"
-    return [Note(level="good", text=f"cells of one FOV meet {word} by chance ({ratio:.2f}).")]
+    return [Note(level="good", text=f"Cells of one FOV meet {word} by chance ({ratio:.2f}).")]
 
 
 def _judge_lineages(sampler: FlexibleBatchSampler, report: Report) -> list[Note]:
@@ -131,10 +117,11 @@ def _judge_lineages(sampler: FlexibleBatchSampler, report: Report) -> list[Note]
     shared = report.relaxed["lineage"]
     few = _describe_few(sampler)
     if not shared:
-        return [Note(level="good", text="no two samples of a batch share a lineage."), *few]
+        return [Note(level="good", text="No two samples of a batch share a lineage."), *few]
+    are = "is" if shared == 1 else "are"
+    of = f"{shared:,} of {count_of(samples, 'sample')} ({_percent(shared / samples)})"
     text = (
-        f"{shared:,} of {samples:,} samples ({_percent(shared / samples)}) are of a lineage that their batch already "
-        f"holds: negatives that are positives. {_describe_cure(sampler)}"
+        f"{of} {are} of a lineage that the batch already holds: negatives that are positives. {_describe_cure(sampler)}"
     )
     return [Note(level="bad" if shared > OFTEN * samples else "fair", text=text), *few]
 
@@ -142,11 +129,11 @@ def _judge_lineages(sampler: FlexibleBatchSampler, report: Report) -> list[Note]
 def _describe_cure(sampler: FlexibleBatchSampler) -> str:
     """Name the batch size without shared lineages, and what else would help."""
     config = sampler.config
-    found, size = find_batch_size(sampler), "No batch_size above 1 is without."
+    found, size = find_batch_size(sampler), "No batch_size above 1 avoids this."
     if found > 1:
-        size = f"batch_size: {found} is the largest found without, by planning it."
+        size = f"batch_size: {found} is the largest found that avoids this."
     if (larger := find_batch_size(sampler, RARE)) > found:
-        size = f"{size} At {larger} it is less than {RARE:.0%} of the samples."
+        size = f"{size} With {larger} it is less than {RARE:.0%} of the samples."
     others = []
     if sampler.window_bytes is not None:
         whole = sampler.window_bytes >= sampler.index.stored_bytes
@@ -168,7 +155,7 @@ def _describe_few(sampler: FlexibleBatchSampler) -> list[Note]:
         return []
     found.sort(key=lambda one: one[1] / one[2])
     listed = [f"{name} has {have:,}, a batch takes {n:.0f}" for name, have, n in found[:_LISTED]]
-    return [Note(level="bad", text=f"too few lineages for the batch: {'; '.join(listed)}{_and_more(found)}.")]
+    return [Note(level="bad", text=f"Too few lineages for the batch: {'; '.join(listed)}{_and_more(found)}.")]
 
 
 def _judge_window(sampler: FlexibleBatchSampler) -> list[Note]:
@@ -196,8 +183,8 @@ def _judge_draws(report: Report, batches: int, whole: bool) -> list[Note]:
     worst = max(report.coverage, key=lambda c: (mean[c], often[c]))
     name = "/".join(dict.fromkeys((worst.experiment, worst.group, worst.value)))
     text = (
-        f"{'' if whole else 'about '}{count:,} of {anchors:,} anchors ({_percent(count / anchors)}) are drawn more "
-        f"than twice an epoch; those of {name} {mean[worst]:.1f} times on average"
+        f"{'' if whole else 'About '}{count:,} of {count_of(anchors, 'anchor')} ({_percent(count / anchors)}) are "
+        f"drawn more than twice an epoch; those of {name} {mean[worst]:.1f} times on average"
     )
     most = f", one of them {max(c.most_repeats for c in report.coverage)} times" if whole else ""
     return [Note(level="fair", text=f"{text}{most}.")]
@@ -208,11 +195,11 @@ def _judge_strata(sampler: FlexibleBatchSampler) -> list[Note]:
     barren = sampler.index.barren
     if not barren:
         return []
-    listed = [f"{stratum.name} ({samples:,} cells)" for stratum, samples in barren[:_LISTED]]
-    text = (
-        f"never drawn, because no cell has a positive in the τ range: {', '.join(listed)}{_and_more(barren)}. "
-        "Widen tau_range, or leave them out."
-    )
+    listed = [f"{stratum.name} ({count_of(samples, 'cell')})" for stratum, samples in barren[:_LISTED]]
+    why, cure = "has a positive in the τ range", "Widen tau_range"
+    if sampler.index.positives.kind == "columns":
+        why, cure = "agrees with another in positive_match_columns", "Name fewer columns"
+    text = f"Never drawn, because no cell {why}: {', '.join(listed)}{_and_more(barren)}. {cure}, or leave them out."
     return [Note(level="bad", text=text)]
 
 
@@ -220,11 +207,12 @@ def _judge_quotas(report: Report) -> list[Note]:
     missed = [c for c in report.composition if c.missed]
     if missed:
         worst = max(missed, key=lambda c: c.missed / c.batches)
-        text = f"{worst.name} is more than one sample off in {worst.missed:,} of {worst.batches:,} batches"
-        others = f", and {len(missed) - 1} other quotas in fewer" if len(missed) > 1 else ""
+        of = f"{worst.missed:,} of {count_of(worst.batches, 'batch', 'batches')}"
+        text = f"The share of {worst.title} is more than one sample off in {of}"
+        others = f", and {count_of(len(missed) - 1, 'other share')} in fewer" if len(missed) > 1 else ""
         return [Note(level="fair", text=f"{text}{others}.")]
     if report.composition:
-        return [Note(level="good", text="every quota is met in every batch, to one sample.")]
+        return [Note(level="good", text="Every batch holds the shares that were asked for, to within one sample.")]
     return []
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int64, Integer
 
 from dynaclr_wds.plan.columns import SampleIndex
+from dynaclr_wds.plan.compose.positives import Partners
 from dynaclr_wds.plan.index import PlanIndex, Stratum
 from dynaclr_wds.plan.rng import Tag, make_generator, sort_places
 
@@ -40,15 +41,30 @@ class Pool(Protocol):
         """Draw anchors uniformly, with replacement, from those within reach during a round, of which there are some."""
         ...
 
+    def partners(self, round_id: int, strata: Int64[np.ndarray, " d"]) -> Partners | None:
+        """Table of the anchors of some strata within reach during a round; None unless positives are by columns."""
+        ...
+
 
 class WholePool:
-    """Everything is within reach: the pool of exact mode."""
+    """Everything is within reach: the pool of exact mode.
 
-    def __init__(self, index: PlanIndex, seed: int, epoch: int, tag: Tag = Tag.QUEUE) -> None:
+    `partners` is made once for all epochs, of the strata that are drawn from; see `make_partners`.
+    """
+
+    def __init__(
+        self,
+        index: PlanIndex,
+        seed: int,
+        epoch: int,
+        tag: Tag = Tag.QUEUE,
+        partners: Partners | None = None,
+    ) -> None:
         self.index = index
         self.strata = index.strata
         self._key = (seed, epoch)
         self._tag = tag
+        self._partners = partners
         self._passes: OrderedDict[tuple[int, int], Integer[np.ndarray, " n"]] = OrderedDict()
 
     def due(self, stratum: int, begin: int, end: int) -> Int64[SampleIndex, " n"]:
@@ -71,6 +87,11 @@ class WholePool:
         """Draw from the whole stratum; the round makes no difference."""
         del round_id
         return cast(SampleIndex, rng.integers(self.index.first[stratum], self.index.first[stratum + 1], count))
+
+    def partners(self, round_id: int, strata: Int64[np.ndarray, " d"]) -> Partners | None:
+        """Return the table of all anchors; the round makes no difference."""
+        del round_id, strata
+        return self._partners
 
     def _pass(self, stratum: int, number: int) -> Integer[np.ndarray, " n"]:
         """Order of one pass through a stratum; the last two of each stratum are kept."""

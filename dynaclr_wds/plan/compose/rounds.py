@@ -13,13 +13,13 @@ from typing import cast
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from dynaclr_wds.plan.columns import PatchRow, SampleIndex
+from dynaclr_wds.plan.columns import SampleIndex
 from dynaclr_wds.plan.compose.draws import Draws
 from dynaclr_wds.plan.compose.focal_window import assemble_focused, focal_quota, sample_focal_hpi
 from dynaclr_wds.plan.compose.lineages import deal, separate
 from dynaclr_wds.plan.compose.negatives import Offer, make_offer, sample_negatives
 from dynaclr_wds.plan.compose.pool import Pool
-from dynaclr_wds.plan.compose.positives import sample_positives
+from dynaclr_wds.plan.compose.positives import Positives, draw_positives
 from dynaclr_wds.plan.compose.quotas import largest_remainder
 from dynaclr_wds.plan.compose.schedule import Group, Schedule
 from dynaclr_wds.plan.config import SamplingConfig
@@ -32,7 +32,8 @@ class RoundPlan:
     """The batches of one round."""
 
     anchor: Int64[SampleIndex, "r b"]
-    positive: Int64[PatchRow, "r b"]
+    positive: Positives
+    """Of all anchors, batch after batch."""
     negative: Int64[SampleIndex, "r b"] | None
     focal_hpi: Float64[np.ndarray, " r"]
     """In hours; NaN without temporal enrichment."""
@@ -70,11 +71,13 @@ def plan_round(
         anchor = assemble_dealt(rng, pool.index, due, quota)
     anchor = cast(SampleIndex, rng.permuted(anchor, axis=1))
     rng = make_generator(Tag.POSITIVE, config.seed, *key, round_id)
-    positive = sample_positives(rng, pool.index, cast(SampleIndex, anchor.ravel()), config.tau_decay_rate)
+    drawn = np.unique(np.concatenate([g.strata for g in schedule.groups]))
+    partners = pool.partners(round_id, drawn)
+    positive = draw_positives(rng, pool.index, cast(SampleIndex, anchor.ravel()), config.tau_decay_rate, partners)
     negative = _plan_negatives(pool, schedule, config, key, round_id, anchor, focal_hpi)
     return RoundPlan(
         anchor=anchor,
-        positive=cast(PatchRow, positive.reshape(anchor.shape)),
+        positive=positive,
         negative=negative,
         focal_hpi=focal_hpi,
     )

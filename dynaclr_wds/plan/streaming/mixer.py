@@ -13,18 +13,19 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int64
 
-from dynaclr_wds.errors import ConfigError
+from dynaclr_wds.errors import WindowError
 from dynaclr_wds.plan.compose.leak import plan_leaks
 from dynaclr_wds.plan.compose.quotas import largest_remainder
 from dynaclr_wds.plan.compose.schedule import Group, plan_batch_counts, plan_groups, plan_schedule, split_by_weight
 from dynaclr_wds.plan.config import SamplingConfig
 from dynaclr_wds.plan.index import PlanIndex, Stratum
 from dynaclr_wds.plan.rng import Tag, make_generator
-from dynaclr_wds.plan.streaming.needs import Needs, plan_active, plan_needs
+from dynaclr_wds.plan.streaming.needs import Needs, plan_needs
 from dynaclr_wds.plan.streaming.partition import Part, check_blocks, plan_streams
 from dynaclr_wds.plan.streaming.planner import StreamEpoch, batches_per_round
 from dynaclr_wds.plan.streaming.residency import ResidentPool, plan_blocks, plan_queue, plan_stays
 from dynaclr_wds.plan.streaming.rotation import Lanes, plan_lanes
+from dynaclr_wds.plan.streaming.window import Way, Window, plan_active
 
 _ROUND_SHARE = 0.25  # a round draws at most this share of the resident blocks
 _AHEAD = 2  # rounds that may be reading ahead at a time
@@ -62,7 +63,8 @@ class Mixer:
         groups = plan_groups(index, index.sizes, config)
         self.batches = int(plan_batch_counts(groups, index.sizes // num_streams, config).sum())
         self._needs = plan_needs(index, groups, config, num_streams)
-        self.active = plan_active(index, groups, self._needs, config, window_bytes, num_streams)
+        self._window = Window(index=index, groups=groups, config=config, bytes=window_bytes, num_streams=num_streams)
+        self.active = plan_active(self._window, self._needs)
         self._all_fits = self._needs.total_bytes <= self.share_bytes
         self._budget: float | None = None  # bytes of a group that the first stream of the first epoch found
         self._parts: tuple[int, list[list[Part]]] | None = None
@@ -80,7 +82,7 @@ class Mixer:
         groups = plan_groups(self.index, sizes, self.config)
         batches = _fit_batches(plan_batch_counts(groups, sizes, self.config), groups, sizes, self.batches, self.config)
         rng = make_generator(Tag.BATCH_ORDER, self.config.seed, epoch, stream)
-        pieces = plan_pieces(self.index.strata, groups, plan_lanes(rng, batches, self.active))
+        pieces = plan_pieces(self.index, groups, plan_lanes(rng, batches, self.active))
         first = (epoch, stream) == (0, 0)
         budget, best, most, before = self._first_budget(first, len(groups)), None, 0, -1
         for _ in range(_TRIES):
@@ -95,11 +97,11 @@ class Mixer:
             before = peak
             budget *= _AIM / use if use > 1 else min(_AIM / use, 2.0) ** 0.5
         if best is None:
-            raise ConfigError(
-                f"window_bytes={self.share_bytes * self.num_streams:,} bytes: the rounds of one stream need "
-                f"{peak:,} at a time, its share is {self.share_bytes:,}. "
-                f"Give window_bytes={peak * self.num_streams:,}, or fewer num_streams."
-            )
+            problem = f"One stream needs {peak:,} bytes at a time, and its share is {self.share_bytes:,}."
+            ways: list[Way] = [({"window_bytes": peak * self.num_streams}, "")]
+            if self.num_streams > 1:
+                ways.append(({"num_streams": self.num_streams // 2}, "must be a multiple of the ranks"))
+            raise WindowError(self._window.bytes, problem, ways)
         return best
 
     def _first_budget(self, first: bool, groups: int) -> float:
@@ -131,7 +133,7 @@ class Mixer:
         for s, part in enumerate(parts):
             # a round keeps blocks for all of its batches, and so do rounds of other groups that leak from here
             blocks = int(resident[s]) if whole[s] else max(int(resident[s] - _AHEAD * per_round * drawn[s] - 2), 1)
-            rng = make_generator(Tag.BLOCKS, config.seed, *key, s)
+            rng = make_generator(Tag.BLOCKS, config.seed, *key, int(pieces.base_of[s]))
             queues.append(plan_queue(rng, self.index, part, int(schedule.draws[s]), blocks))
             stays.append(plan_stays(queues[-1], s, schedule))
         reads = plan_blocks(self.index, queues, stays, len(pieces.lanes.order))
@@ -164,19 +166,23 @@ class Pieces:
     strata: tuple[Stratum, ...]
     origin: Int64[np.ndarray, " s"]
     """Stratum of the set."""
+    base_of: Int64[np.ndarray, " s"]
+    """First piece of the segment with the same patches: their blocks come and go in the same order."""
 
 
-def plan_pieces(strata: tuple[Stratum, ...], groups: tuple[Group, ...], lanes: Lanes) -> Pieces:
+def plan_pieces(index: PlanIndex, groups: tuple[Group, ...], lanes: Lanes) -> Pieces:
     """Give each segment strata of its own."""
     origin = np.concatenate([groups[g].strata for g in lanes.group])
-    named = tuple(strata[s] for s in origin)
-    out, first = [], 0
+    named = tuple(index.strata[s] for s in origin)
+    out, base_of, first = [], [], 0
     for group in (groups[g] for g in lanes.group):
         at = np.arange(first, first + len(group.strata))
+        base = index.base_of[group.strata]
+        base_of.append(first + np.array([base.tolist().index(b) for b in base], np.int64))
         first += len(at)
         partner = group.partner[origin]
         out.append(Group(name=group.name, strata=at, share=group.share, value=group.value, partner=partner))
-    return Pieces(out, lanes, named, origin)
+    return Pieces(out, lanes, named, origin, np.concatenate(base_of))
 
 
 def deal_pieces(pieces: Pieces, own: list[Part], draws: Int64[np.ndarray, " s"]) -> list[Part]:

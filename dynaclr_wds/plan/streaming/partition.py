@@ -69,7 +69,11 @@ def plan_streams(index: PlanIndex, num_streams: int, seed: int, epoch: int) -> l
     """
     out: list[list[Part]] = [[] for _ in range(num_streams)]
     owed = np.zeros(num_streams)  # anchors that each stream already has, so that left-over blocks even out
-    for s in range(len(index.strata)):
+    for s, base in enumerate(index.base_of.tolist()):
+        if base != s:  # the same patches, other channels: the same blocks, so that they are read once
+            for own in out:
+                own.append(_copy_part(index, s, own[base]))
+            continue
         rng = make_generator(Tag.STREAMS, seed, epoch, s)
         anchors = cast(SampleIndex, np.arange(index.first[s], index.first[s + 1]).astype(index.row.dtype))
         whole = make_part(index, anchors)
@@ -84,6 +88,16 @@ def plan_streams(index: PlanIndex, num_streams: int, seed: int, epoch: int) -> l
             out[stream].append(part)
             owed[stream] += len(part.anchors)
     return out
+
+
+def _copy_part(index: PlanIndex, stratum: int, base: Part) -> Part:
+    """Own of a stratum what a stream owns of its base: the anchors with the same patches."""
+    own = index.row[index.first[stratum] : index.first[stratum + 1]]
+    rows = np.unique(index.row[base.anchors])
+    at = np.flatnonzero(rows[np.searchsorted(rows, own).clip(max=len(rows) - 1)] == own) if len(rows) else rows
+    part = make_part(index, cast(SampleIndex, (at + index.first[stratum]).astype(index.row.dtype)))
+    place = {block: number for number, block in enumerate(part.blocks.tolist())}
+    return part.take(np.array([place[b] for b in base.blocks.tolist() if b in place], np.int64))
 
 
 def _number_clips(clip: Integer[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
@@ -107,6 +121,8 @@ def _deal_blocks(rng: np.random.Generator, part: Part, owed: Real[np.ndarray, " 
 def check_blocks(index: PlanIndex) -> None:
     """Check that every block lies in one stratum, so that what is resident says what can be drawn.
 
+    Strata that differ in channels only may share blocks.
+
     Raises
     ------
     ConfigError
@@ -115,7 +131,7 @@ def check_blocks(index: PlanIndex) -> None:
     owner = np.full(len(index.columns.block_bytes), -1)
     for s in range(len(index.strata)):
         blocks = index.blocks_of(s)
-        mixed = np.flatnonzero(owner[blocks] >= 0)
+        mixed = np.flatnonzero((owner[blocks] >= 0) & (owner[blocks] != index.base_of[s]))
         if len(mixed):
             label, values = _find_difference(index, int(owner[blocks[mixed[0]]]), s)
             raise ConfigError(
@@ -123,7 +139,7 @@ def check_blocks(index: PlanIndex) -> None:
                 f"{values[1]!r}, but streaming needs blocks whose samples agree in experiment, group and stratify "
                 f"labels. Build the shards with {label!r} in shard_by, or use window_bytes=None (exact mode)."
             )
-        owner[blocks] = s
+        owner[blocks] = index.base_of[s]
 
 
 def _find_difference(index: PlanIndex, *strata: int) -> tuple[str, list[str | None]]:

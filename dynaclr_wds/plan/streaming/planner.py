@@ -13,6 +13,7 @@ from dynaclr_wds.plan.batch import BatchPlan
 from dynaclr_wds.plan.columns import PatchRow, SampleIndex
 from dynaclr_wds.plan.compose.leak import plan_leaks
 from dynaclr_wds.plan.compose.pool import Pool, WholePool
+from dynaclr_wds.plan.compose.positives import make_partners
 from dynaclr_wds.plan.compose.rounds import RoundPlan, plan_round
 from dynaclr_wds.plan.compose.schedule import Schedule, plan_batch_counts, plan_groups, plan_schedule
 from dynaclr_wds.plan.config import SamplingConfig
@@ -70,6 +71,7 @@ class WholeStream:
         self._config = config
         self._groups = plan_groups(index, index.sizes, config)
         self._batches = plan_batch_counts(self._groups, index.sizes, config)
+        self._partners = make_partners(index, np.unique(np.concatenate([g.strata for g in self._groups])))
 
     def __len__(self) -> int:
         """Batches of an epoch."""
@@ -82,7 +84,7 @@ class WholeStream:
         reach = np.tile(np.array([0, len(order)]), (len(self._groups), 1))
         leaks = plan_leaks(self._groups, order, reach, self._index.sizes, self._config)
         return StreamEpoch(
-            WholePool(self._index, self._config.seed, epoch),
+            WholePool(self._index, self._config.seed, epoch, partners=self._partners),
             plan_schedule(self._groups, order, leaks, self._config, batches_per_round(self._index, self._config)),
         )
 
@@ -113,12 +115,18 @@ class StreamPlanner:
         at = self.epoch(epoch)
         group, ordinal, place = at.schedule.locate(batch)
         plan = self._round(epoch, at, group, ordinal)
-        row = at.pool.index.row
+        index, positive = at.pool.index, plan.positive
+        own = slice(place * self.config.batch_size, (place + 1) * self.config.batch_size)
+        anchor = plan.anchor[place]
+        negative = None if plan.negative is None else plan.negative[place]
         return BatchPlan(
             number=number,
-            anchor=cast(PatchRow, row[plan.anchor[place]].astype(np.int64)),
-            positive=cast(PatchRow, plan.positive[place]),
-            negative=None if plan.negative is None else cast(PatchRow, row[plan.negative[place]].astype(np.int64)),
+            anchor=cast(PatchRow, index.row[anchor].astype(np.int64)),
+            positive=cast(PatchRow, positive.row[own]),
+            negative=None if negative is None else cast(PatchRow, index.row[negative].astype(np.int64)),
+            anchor_choice=index.choice_of(anchor),
+            positive_choice=None if positive.choice is None else positive.choice[own],
+            negative_choice=None if negative is None else index.choice_of(negative),
             group=at.schedule.groups[group].name,
             focal_hpi=float(plan.focal_hpi[place]),
         )

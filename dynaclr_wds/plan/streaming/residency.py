@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float64, Int64, Integer
 
 from dynaclr_wds.plan.columns import SampleIndex
 from dynaclr_wds.plan.compose.pool import sample_places
+from dynaclr_wds.plan.compose.positives import Partners
 from dynaclr_wds.plan.compose.schedule import Schedule
 from dynaclr_wds.plan.index import PlanIndex, Stratum
 from dynaclr_wds.plan.rng import sort_places
@@ -142,6 +143,16 @@ class ResidentPool:
         visit = np.searchsorted(total, at, "right")
         anchors = part.anchors[part.first[here[visit]] + at - (total - sizes)[visit]]
         return cast(SampleIndex, anchors.astype(np.int64))
+
+    def partners(self, round_id: int, strata: Int64[np.ndarray, " d"]) -> Partners | None:
+        """Make a table of the anchors of the visits that last the whole round."""
+        if self.index.match is None:
+            return None
+        parts = [np.zeros(0, np.int64)]
+        for s in strata.tolist():
+            part = self._queues[s].part
+            parts.append(part.take(np.flatnonzero(self._here(round_id, s))).anchors)
+        return Partners(self.index, cast(SampleIndex, np.unique(np.concatenate(parts))))
 
     def _here(self, round_id: int, stratum: int) -> Bool[np.ndarray, " v"]:
         begin, end = self._span[round_id]

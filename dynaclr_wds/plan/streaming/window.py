@@ -1,0 +1,153 @@
+"""Bytes to a window: reads the size that is asked for, counts the groups that fit, or says what else would do."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+
+from dynaclr_wds.errors import ConfigError, WindowError
+from dynaclr_wds.plan.compose.schedule import Group
+from dynaclr_wds.plan.config import SamplingConfig
+from dynaclr_wds.plan.index import PlanIndex
+from dynaclr_wds.plan.streaming.needs import FEW_BLOCKS, Needs, bytes_of_groups, find_least_window, plan_needs
+from dynaclr_wds.words import count_of
+
+_COMFORT = 2.0  # groups share the window only as long as each has this times the least it needs
+Way = tuple[dict[str, object], str]
+"""Settings that would do, and a remark."""
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def parse_window(given: int | float | str | None, used: int) -> int | None:
+    """Read a number of bytes: `4000000`, `512M`, `1.5GiB`, or `10%` of the bytes that are used.
+
+    Parameters
+    ----------
+    given
+        What the user wrote; None, `none` or `null` = exact mode.
+    used
+        Bytes of the blocks that hold anchors, `PlanIndex.stored_bytes`.
+
+    Raises
+    ------
+    ConfigError
+        It is none of these.
+    """
+    if given is None or isinstance(given, int):
+        return given
+    text = str(given).strip()
+    if text.lower() in ("none", "null"):
+        return None
+    number = text.rstrip("%BbiKMGTkmgt")
+    unit = text[len(number) :]
+    try:
+        scale = used / 100 if unit == "%" else _UNITS[unit.upper().removesuffix("B").removesuffix("I")]
+        return int(float(number) * scale)
+    except (KeyError, ValueError, OverflowError) as error:
+        raise ConfigError(
+            f"window_bytes={text!r} is no size. Give bytes (4000000, 512M, 1.5GiB) or a share of what is used (10%), "
+            "or leave it out for exact mode."
+        ) from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """What is to be read through so many bytes."""
+
+    index: PlanIndex
+    groups: tuple[Group, ...]
+    config: SamplingConfig
+    bytes: int
+    num_streams: int
+
+
+def plan_active(window: Window, needs: Needs) -> int:
+    """Count the groups that are within reach at a time: as many as the window holds in comfort, at least two.
+
+    Raises
+    ------
+    WindowError
+        The window can't hold a batch of distinct lineages of each; says which stratum limits it and what would do. With
+        `relax_lineages`, only a window that can't hold a few blocks of each stratum is refused.
+    """
+    groups, share_bytes = window.groups, window.bytes // window.num_streams
+    if needs.total_bytes <= share_bytes:
+        return len(groups)
+    wanted = min(2, len(groups))
+    bytes_of = bytes_of_groups(groups, needs, relaxed=False)
+    if max(bytes_of) * wanted <= share_bytes:
+        return int(np.clip(int(share_bytes / (_COMFORT * max(bytes_of))), wanted, len(groups)))
+    if not window.config.relax_lineages or max(bytes_of_groups(groups, needs, relaxed=True)) * wanted > share_bytes:
+        raise WindowError(window.bytes, _describe_limit(window, needs), list_ways(window))
+    return wanted
+
+
+def _describe_limit(window: Window, needs: Needs) -> str:
+    index, groups, relaxed = window.index, window.groups, window.config.relax_lineages
+    group = groups[int(np.argmax(bytes_of_groups(groups, needs, relaxed=relaxed)))]
+    s = int(group.strata[np.argmax((needs.least * needs.block_bytes)[group.strata])])
+    blocks = min(int(needs.least[s]), FEW_BLOCKS) if relaxed else int(needs.least[s])
+    streams = "The one stream" if window.num_streams == 1 else f"Each of {window.num_streams} streams"
+    of = "what two batches draw from" if len(groups) > 1 else "what a batch draws from"
+    why = "" if relaxed else f", because a batch takes {count_of(int(needs.lineages[s]), 'different lineage')} of it"
+    return (
+        f"{streams} must hold {of}; of {index.strata[s].name} alone these are {blocks} of its "
+        f"{count_of(int(needs.blocks[s]), 'block')}, {int(blocks * needs.block_bytes[s]):,} bytes{why}."
+    )
+
+
+def list_ways(window: Window) -> list[Way]:
+    """List what can be had: exact mode or a larger window, fewer streams, a smaller batch, repeated lineages."""
+    enough, stored = _least(window), window.index.stored_bytes
+    ways: list[Way] = [({"window_bytes": enough}, "")]
+    if stored <= enough:  # no reason to stream
+        ways = [({"window_bytes": None}, f"exact mode; a window would have to hold all {stored:,} bytes")]
+    fewer = [window.num_streams // 2**k for k in range(1, window.num_streams.bit_length())]
+    fitting = next((n for n in fewer if _least(window, num_streams=n) <= window.bytes), None)
+    others: list[dict[str, object]] = [{}]
+    if fitting is not None:
+        ways.append(({"num_streams": fitting}, "must be a multiple of the ranks"))
+    elif fewer:
+        others.append({"num_streams": 1})
+        if (least := _least(window, num_streams=1)) < min(enough, stored):
+            ways.append(({"window_bytes": least, "num_streams": 1}, "for one rank"))
+    if window.config.relax_lineages:
+        return ways
+    return [*ways, *_list_sizes(window, others), *_list_relaxed(window, others, min(enough, stored))]
+
+
+def _list_sizes(window: Window, others: list[dict[str, object]]) -> list[Way]:
+    """Name the largest batch that the window can hold, if need be with the other settings too."""
+    for more in others:
+        if (size := _find_batch_size(window, **more)) > 1:
+            return [({"batch_size": size, **more}, "for one rank" if more else "")]
+    return []
+
+
+def _list_relaxed(window: Window, others: list[dict[str, object]], limit: int) -> list[Way]:
+    """Name what would do where lineages may repeat: no more than that, or the other settings or a larger window too."""
+    remark = "lineages may then repeat in a batch, and are counted"
+    for more in others:
+        if _least(window, relax_lineages=True, **more) <= window.bytes:
+            return [({"relax_lineages": True, **more}, remark)]
+    least = _least(window, relax_lineages=True, **others[-1])
+    return [({"window_bytes": least, "relax_lineages": True, **others[-1]}, remark)] if least < limit else []
+
+
+def _least(window: Window, **changed: object) -> int:
+    """Find the smallest window that is accepted with other settings."""
+    streams = int(str(changed.pop("num_streams", window.num_streams)))
+    config = dataclasses.replace(window.config, **changed)  # type: ignore[arg-type]
+    needs = plan_needs(window.index, window.groups, config, streams)
+    return find_least_window(needs, window.groups, config, streams)
+
+
+def _find_batch_size(window: Window, **more: object) -> int:
+    """Find the largest batch that the window can hold; 0 if there is none."""
+    fits, above = 0, window.config.batch_size
+    while above - fits > 1:
+        middle = (fits + above) // 2
+        fits, above = (middle, above) if _least(window, batch_size=middle, **more) <= window.bytes else (fits, middle)
+    return fits
