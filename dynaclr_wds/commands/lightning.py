@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -142,7 +142,7 @@ class DynaCLRCommand(LightningCLI):
         used = self.config[self.config.subcommand].model.as_dict()
         default = self._subcommand_parsers[self.config.subcommand].get_defaults().model.as_dict()
         for name, value in self._given_model.items():
-            if value != used[name] and value != default[name]:
+            if name != "init_from" and not _agrees(value, used[name]) and value != default[name]:
                 rank_zero_warn(f"model.{name}={value} is not used: the checkpoint was trained with {used[name]}.")
 
     def instantiate_classes(self) -> None:
@@ -198,6 +198,13 @@ def _make_command(argv: Sequence[str]) -> DynaCLRCommand:
         auto_configure_optimizers=False,
         args=list(argv),
     )
+
+
+def _agrees(given: Any, used: Any) -> bool:
+    """Whether what was given is used, where null may have been settled in training."""
+    if isinstance(given, Mapping) and isinstance(used, Mapping):
+        return all(_agrees(value, used.get(name)) for name, value in given.items())
+    return given is None or given == used
 
 
 def leave_processes() -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from jaxtyping import Float, Int64
@@ -56,7 +56,11 @@ class AuxiliaryHead:
         return anneal(self.weight_start, self.loss_weight, epoch, self.weight_warmup_epochs)
 
 
-HeadSettings = Mapping[str, AuxiliaryHead | Mapping[str, Any]]
+if TYPE_CHECKING:
+    HeadSettings = Mapping[str, AuxiliaryHead | Mapping[str, Any]]
+else:  # the command line reads annotations, and must not take other mappings
+    HeadSettings = dict[str, AuxiliaryHead]
+"""Name → settings, or the same as plain data."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +87,7 @@ class AuxiliaryHeads(nn.ModuleDict):
         Says how many features there are.
     """
 
-    def __init__(self, settings: HeadSettings, encoder: nn.Module) -> None:
+    def __init__(self, settings: Mapping[str, AuxiliaryHead | Mapping[str, Any]], encoder: nn.Module) -> None:
         super().__init__()
         self.settings: dict[str, AuxiliaryHead] = {
             name: given if isinstance(given, AuxiliaryHead) else AuxiliaryHead(**given)

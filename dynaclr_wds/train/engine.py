@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -16,7 +15,7 @@ from torch.nn.functional import normalize
 
 from dynaclr_wds.datamodule import MultiExperimentDataModule
 from dynaclr_wds.describe import ModuleOrDescription, keep_arguments, make_module, settle_arguments
-from dynaclr_wds.train.auxiliary import AuxiliaryHead, AuxiliaryHeads
+from dynaclr_wds.train.auxiliary import AuxiliaryHeads, HeadSettings
 from dynaclr_wds.train.checkpoint_content import (
     CONTENT_KEY,
     check_weights,
@@ -30,14 +29,7 @@ from dynaclr_wds.train.loss import NTXentHCL, plan_pairs
 from dynaclr_wds.train.optimizer import OptimizerSettings, make_optimizer
 from dynaclr_wds.train.pair_image import Pairs, draw_pairs, take_pairs
 from dynaclr_wds.train.pair_logging import show_picture
-from dynaclr_wds.train.warm_start import Loaded, WarmStart, load_weights
-
-if TYPE_CHECKING:
-    Heads = Mapping[str, AuxiliaryHead | Mapping[str, Any]]
-    Start = WarmStart | Mapping[str, Any]
-else:  # the command line makes these of what it reads; Python may give plain data
-    Heads = dict[str, AuxiliaryHead]
-    Start = WarmStart
+from dynaclr_wds.train.warm_start import Loaded, WarmStartOrData, load_weights
 
 
 class ContrastiveModule(LightningModule):
@@ -90,9 +82,9 @@ class ContrastiveModule(LightningModule):
         schedule: Literal["constant", "cosine"] = "constant",
         warmup_steps: int = 0,
         log_pairs: int = 8,
-        auxiliary_heads: Heads | None = None,
+        auxiliary_heads: HeadSettings | None = None,
         freeze: list[str] | None = None,
-        init_from: Start | None = None,
+        init_from: WarmStartOrData | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["encoder", "loss", "auxiliary_heads", "init_from"])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
@@ -35,6 +35,13 @@ class WarmStart:
     strict: bool = True
     """Weights of the encoder that the file lacks, and keys of the file that nobody takes, are an error. False: they are
     told."""
+
+
+if TYPE_CHECKING:
+    WarmStartOrData = WarmStart | Mapping[str, Any]
+else:  # the command line reads annotations, and must not take other mappings
+    WarmStartOrData = WarmStart
+"""A warm start, or the same as plain data."""
 
 
 @dataclass(frozen=True, slots=True)
