@@ -16,8 +16,8 @@ from torch import nn
 
 import dynaclr_wds.__main__ as command
 from dynaclr_wds.errors import CheckpointError, ConfigError
-from dynaclr_wds.train import AuxiliaryHead, ContrastiveModule, ProjectedEncoder
-from dynaclr_wds.train.auxiliary import NO_TARGET, AuxiliaryHeads, plan_targets
+from dynaclr_wds.train import ContrastiveModule, ProjectedEncoder
+from dynaclr_wds.train.auxiliary import NO_TARGET, AuxiliaryHead, AuxiliaryHeads, plan_targets
 from dynaclr_wds.train.embeddings import make_rows
 from tests.shared_build import make_once
 

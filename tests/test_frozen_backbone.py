@@ -13,7 +13,6 @@ from torch.utils.data import DataLoader
 
 from dynaclr_wds.errors import ConfigError
 from dynaclr_wds.train import (
-    MLP,
     ChannelImages,
     ContrastiveModule,
     FrozenBackbone,
@@ -22,7 +21,7 @@ from dynaclr_wds.train import (
     RGBImage,
     TransformersBackbone,
 )
-from dynaclr_wds.train.heads import ClassifierHead, CosineClassifier
+from dynaclr_wds.train.heads import MLP, ClassifierHead, CosineClassifier
 from tests.stand_ins import hide, use_transformers
 
 pytestmark = [

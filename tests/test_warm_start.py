@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from dynaclr_wds.errors import CheckpointError
-from dynaclr_wds.train import MLP, ContrastiveModule, ProjectedEncoder, TimmEncoder, WarmStart
+from dynaclr_wds.train import ContrastiveModule, ProjectedEncoder, TimmEncoder, WarmStart
+from dynaclr_wds.train.heads import MLP
 from dynaclr_wds.train.warm_start import plan_places
 from tests.stand_ins import use_timm
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from dynaclr_wds.lazy_names import make_lazy
 
 if TYPE_CHECKING:
-    from dynaclr_wds.train.auxiliary import AuxiliaryHead
     from dynaclr_wds.train.checkpoints import TrainingCheckpoint
     from dynaclr_wds.train.embeddings import EmbeddingWriter
     from dynaclr_wds.train.encoder import BACKBONES, MonaiEncoder, ProjectedEncoder
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     from dynaclr_wds.train.epoch_ledger import EpochLedger
     from dynaclr_wds.train.finite_loss import FiniteLoss
     from dynaclr_wds.train.frozen_backbone import ChannelImages, FrozenBackbone, RGBImage, TransformersBackbone
-    from dynaclr_wds.train.heads import MLP
     from dynaclr_wds.train.loss import NTXentHCL
     from dynaclr_wds.train.plan_verdict import PlanVerdict
     from dynaclr_wds.train.progress import ProgressLines
@@ -27,8 +25,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BACKBONES",
-    "MLP",
-    "AuxiliaryHead",
     "ChannelImages",
     "ContrastiveModule",
     "EmbeddingWriter",
@@ -49,7 +45,6 @@ __all__ = [
 ]
 
 _MODULES = {
-    "AuxiliaryHead": "dynaclr_wds.train.auxiliary",
     "BACKBONES": "dynaclr_wds.train.encoder",
     "ChannelImages": "dynaclr_wds.train.frozen_backbone",
     "ContrastiveModule": "dynaclr_wds.train.engine",
@@ -57,7 +52,6 @@ _MODULES = {
     "EpochLedger": "dynaclr_wds.train.epoch_ledger",
     "FiniteLoss": "dynaclr_wds.train.finite_loss",
     "FrozenBackbone": "dynaclr_wds.train.frozen_backbone",
-    "MLP": "dynaclr_wds.train.heads",
     "MonaiEncoder": "dynaclr_wds.train.encoder",
     "NTXentHCL": "dynaclr_wds.train.loss",
     "PlanVerdict": "dynaclr_wds.train.plan_verdict",

@@ -114,7 +114,8 @@ class TimmEncoder(Described, nn.Module):
         self.stem = StackStem(
             in_channels, in_stack_depth, encoder.get_submodule(first).out_channels, stem_kernel_size, stem_stride
         )
-        encoder.set_submodule(first, nn.Identity())
+        parent, _, last = first.rpartition(".")
+        setattr(encoder.get_submodule(parent), last, nn.Identity())
         self.encoder = encoder
         self.num_features: int = encoder.num_features
         hidden = embedding_dim or self.num_features
