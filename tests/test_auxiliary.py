@@ -86,6 +86,13 @@ def test_a_batch_without_a_known_value_loses_nothing_and_can_be_trained_on():
     assert features.grad.abs().sum() == 0
 
 
+def test_no_value_of_the_device_is_needed_on_the_host():
+    """Meta tensors have no values: reading one raises."""
+    (scored,) = make_heads(top_k=2).to("meta").score(torch.empty(2, 3, device="meta"), rows("a", None))
+    assert {value.device.type for value in (scored.loss, scored.labelled, *scored.metrics.values())} == {"meta"}
+    assert scored.count == 1
+
+
 def test_weight_follows_its_schedule():
     head = AuxiliaryHead(label="x", loss_weight=0.5, weight_schedule="cosine", weight_start=0.1, weight_warmup_epochs=4)
     assert [head.weight(epoch) for epoch in (0, 2, 4, 9)] == pytest.approx([0.1, 0.3, 0.5, 0.5])

@@ -92,6 +92,11 @@ def test_patches_of_another_shape_are_refused():
         TimmEncoder(**SMALL)(torch.rand(2, 2, 3, 32, 32))
 
 
+def test_patches_that_are_too_small_are_refused():
+    with pytest.raises(ConfigError, match=r"\(Z, Y, X\) = \(1, 16, 16\) are too small.*\(1, 4, 4\) stem"):
+        TimmEncoder(**SMALL)(torch.rand(2, 1, 1, 16, 16))
+
+
 def test_backbone_of_timm_is_taken_as_it_is():
     backbone = TimmBackbone("test_convnext", {"drop_path_rate": 0.0})
     assert backbone.num_features == 64

@@ -74,6 +74,8 @@ class Scored:
     """By the names that they are logged under, without the stage."""
     count: int
     """Rows with a target."""
+    labelled: Float[Tensor, ""]
+    """Their share."""
 
 
 class AuxiliaryHeads(nn.ModuleDict):
@@ -185,7 +187,7 @@ class AuxiliaryHeads(nn.ModuleDict):
         metrics = {f"loss/aux/{name}": loss.detach(), f"accuracy/{name}": _share(logits, target, 1, count)}
         if 1 < head.top_k < logits.shape[1]:
             metrics[f"accuracy_top{head.top_k}/{name}"] = _share(logits, target, head.top_k, count)
-        return Scored(name, loss, metrics, count)
+        return Scored(name, loss, metrics, count, (target != NO_TARGET).float().mean())
 
     def predict(self, features: Float[Tensor, "b f"]) -> dict[str, tuple[list[str | None], Float[Tensor, " b"]]]:
         """Return each head's most probable value of every row, and its probability; None is a class without a value."""

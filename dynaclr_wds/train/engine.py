@@ -208,8 +208,7 @@ class ContrastiveModule(LightningModule):
             total = total + self.auxiliary_heads.settings[scored.name].weight(self.current_epoch) * scored.loss
             epoch: dict[str, Any] = {"on_step": False, "on_epoch": True, "sync_dist": True}
             self.log_dict({f"{n}/{stage}": v for n, v in scored.metrics.items()}, batch_size=scored.count, **epoch)
-            share = torch.tensor(scored.count / max(len(features), 1))
-            self.log(f"labelled/{scored.name}/{stage}", share, batch_size=len(features), **epoch)
+            self.log(f"labelled/{scored.name}/{stage}", scored.labelled, batch_size=len(features), **epoch)
         return total
 
     def _follow_epoch(self, epoch: int) -> None:

@@ -87,7 +87,7 @@ class TimmEncoder(Described, nn.Module):
     ------
     ConfigError
         timm is not installed or doesn't know the network; the stem doesn't fit; in `forward`: patches with another
-        number of channels or planes.
+        number of channels or planes, or too small ones.
     """
 
     def __init__(
@@ -139,7 +139,16 @@ class TimmEncoder(Described, nn.Module):
                 f"model.encoder: patches have (channels, planes) = {given}, but in_channels, in_stack_depth "
                 f"= {expected}. Set them to what the shards hold and data.z_range leaves."
             )
-        features = self.encoder(self.stem(x))
+        try:
+            features = self.encoder(self.stem(x))
+        except RuntimeError as error:
+            if "Kernel size can't be greater" not in str(error):
+                raise
+            raise ConfigError(
+                f"model.encoder: patches of (Z, Y, X) = {tuple(x.shape[2:])} are too small for the network: nothing is "
+                f"left after its {self.stem.conv.stride} stem and its layers. Give larger patches, or a smaller "
+                "stem_stride."
+            ) from error
         return features, self.projection(features)
 
 
