@@ -108,6 +108,27 @@ def keep_arguments(module: HyperparametersMixin, objects: Mapping[str, object], 
             module.hparams[name] = {_UNDESCRIBED: str(error)}
 
 
+def settle_arguments(description: Any, made: object) -> Any:
+    """Return a description that also says what an object found out while it was made.
+
+    An object that has `settled_arguments` is described with these in place of what it was given, and so is any that it
+    was given and keeps under the argument's name. A network that was read from a folder says its config so, and can be
+    made again where the folder is not.
+
+    Parameters
+    ----------
+    description
+        Of the object; anything else is returned as it is.
+    made
+        The object.
+    """
+    if not isinstance(description, Mapping) or "class_path" not in description:
+        return description
+    given = dict(description.get("init_args") or {})
+    inner = {name: settle_arguments(value, getattr(made, name, None)) for name, value in given.items()}
+    return {**description, "init_args": inner | describe(getattr(made, "settled_arguments", {}))}
+
+
 def list_undescribed(arguments: Mapping[str, Any]) -> dict[str, str]:
     """List the arguments that can't be made again: name → class."""
     return {n: v[_UNDESCRIBED] for n, v in arguments.items() if isinstance(v, Mapping) and _UNDESCRIBED in v}

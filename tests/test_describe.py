@@ -106,7 +106,7 @@ def test_default_encoder_is_written_out():
         "class_path": "dynaclr_wds.train.encoder.MonaiEncoder",
         "init_args": {
             "backbone": "resnet18", "spatial_dims": 2, "in_channels": 2, "in_stack_depth": 1, "embedding_dim": 512,
-            "projection_dim": 128,
+            "projection_dim": 128, "projection": None,
         },
     }  # fmt: skip
 

@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader
 from dynaclr_wds.errors import StorageError
 from dynaclr_wds.train.embeddings import EmbeddingWriter, make_rows
 from dynaclr_wds.train.encoder import BACKBONES, MonaiEncoder, ProjectedEncoder
-from dynaclr_wds.train.engine import ContrastiveModule, measure_similarity, plan_lr_factor
+from dynaclr_wds.train.engine import ContrastiveModule, measure_similarity
+from dynaclr_wds.train.optimizer import plan_lr_factor
 
 B = 4
 

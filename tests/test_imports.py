@@ -71,5 +71,5 @@ def test_every_public_name_is_there_and_listed(package):
 def test_unknown_public_name_lists_those_there_are():
     with pytest.raises(AttributeError, match=r"no attribute 'Sampler'; it has ChannelDropout, ContrastiveModule"):
         _ = dynaclr_wds.Sampler
-    with pytest.raises(AttributeError, match=r"no attribute 'Encoder'; it has BACKBONES, ContrastiveModule"):
+    with pytest.raises(AttributeError, match=r"no attribute 'Encoder'; it has BACKBONES, ChannelImages"):
         _ = dynaclr_wds.train.Encoder

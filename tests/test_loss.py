@@ -1,13 +1,20 @@
 """Laws of the loss: β = 0 is NT-Xent, the published formula otherwise, finite whatever the input."""
 
+import importlib
 import math
+import sys
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 from pytorch_metric_learning.losses import NTXentLoss
 from pytorch_metric_learning.miners import BatchEasyHardMiner
 from pytorch_metric_learning.reducers import SumReducer
+from torch import nn
 
+import dynaclr_wds.train
+from dynaclr_wds.train.annealing import anneal
 from dynaclr_wds.train.loss import NTXentHCL, plan_pairs
 
 
@@ -165,3 +172,124 @@ def test_no_tensor_value_is_needed_on_the_host():
     """Meta tensors have no values: reading one raises."""
     loss = NTXentHCL()(torch.empty(8, 4, device="meta"), indices_tuple=plan_pairs(4, "meta"))
     assert loss.shape == ()
+
+
+def test_annealing_is_half_a_cosine_that_then_stays():
+    values = [anneal(0.5, 0.1, epoch, 4) for epoch in range(7)]
+    assert values == pytest.approx([0.5, 0.3 + 0.2 * math.sqrt(0.5), 0.3, 0.3 - 0.2 * math.sqrt(0.5), 0.1, 0.1, 0.1])
+    assert anneal(0.5, 0.1, 0, 0) == 0.1
+
+
+def test_temperature_follows_its_schedule():
+    loss = NTXentHCL(0.1, 0.5, temperature_schedule="cosine", temperature_start=0.5, temperature_warmup_epochs=4)
+    assert loss.temperature == 0.5
+    loss.step(2)
+    assert loss.temperature == pytest.approx(0.3)
+    embeddings, labels = make()
+    torch.testing.assert_close(loss(embeddings, labels), NTXentHCL(0.3, 0.5)(embeddings, labels))
+    loss.step(9)
+    assert loss.temperature == 0.1
+    with pytest.raises(ValueError, match=r"temperature_start=0.0 must be > 0"):
+        NTXentHCL(temperature_start=0.0)
+
+
+def test_constant_temperature_is_not_changed_by_epochs():
+    loss = NTXentHCL(0.2)
+    loss.step(3)
+    assert loss.temperature == 0.2
+
+
+# inside the module of mehta-lab/VisCy
+
+VISCY = """
+from pytorch_metric_learning.losses import NTXentLoss as Base
+
+
+class NTXentLoss(Base):
+    def __init__(self, temperature=0.07, temperature_schedule="constant", **kwargs):
+        super().__init__(temperature=temperature, **kwargs)
+        self.temperature_schedule = temperature_schedule
+
+    def step(self, epoch):
+        raise AssertionError("not the schedule of the loss that was given")
+"""
+
+
+@pytest.fixture
+def viscy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[type, ModuleType]:
+    """A package with VisCy's NTXentLoss, and our module of losses as it is imported beside that."""
+    (tmp_path / "viscy_models/contrastive").mkdir(parents=True)
+    for name, text in {"__init__": "", "contrastive/__init__": "", "contrastive/loss": VISCY}.items():
+        (tmp_path / "viscy_models" / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "dynaclr_wds.train.loss")
+    monkeypatch.setattr(dynaclr_wds.train, "loss", dynaclr_wds.train.loss)  # to be put back
+    ours = importlib.import_module("dynaclr_wds.train.loss")
+    theirs = importlib.import_module("viscy_models.contrastive.loss").NTXentLoss
+    yield theirs, ours
+    for name in [name for name in sys.modules if name.startswith("viscy_models")]:
+        del sys.modules[name]
+
+
+class TheirModule:
+    """Does with a loss what `dynaclr.engine.ContrastiveModule` of VisCy does, step by step."""
+
+    def __init__(self, encoder: nn.Module, loss_function: nn.Module, their_loss: type) -> None:
+        self.model, self.loss_function, self.their_loss = encoder, loss_function, their_loss
+        self.logged: dict[str, float] = {}
+
+    def on_train_epoch_start(self, epoch: int) -> None:
+        if hasattr(self.loss_function, "step"):
+            self.loss_function.step(epoch)
+        if hasattr(self.loss_function, "temperature"):
+            self.logged["hparams/temperature"] = self.loss_function.temperature
+
+    def training_step(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        _, anchor = self.model(batch["anchor"])
+        _, positive = self.model(batch["positive"])
+        if isinstance(self.loss_function, self.their_loss):
+            indices = torch.arange(0, anchor.size(0), device=anchor.device)
+            labels = torch.cat((indices, indices))
+            loss = self.loss_function(torch.cat((anchor, positive)), labels)
+        else:
+            _, negative = self.model(batch["negative"])
+            loss = self.loss_function(anchor, positive, negative)
+        self.logged["loss/train"] = loss.to(anchor.device)
+        if isinstance(self.loss_function, self.their_loss):  # as for their metrics of negatives
+            self.logged["negatives"] = True
+        return loss
+
+
+class Both(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(5, 3)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return x, self.linear(x)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5])
+def test_loss_works_inside_the_module_of_viscy(viscy, beta):
+    theirs, ours = viscy
+    torch.manual_seed(0)
+    loss = ours.NTXentHCL(0.1, beta, temperature_schedule="cosine", temperature_start=0.5, temperature_warmup_epochs=4)
+    module = TheirModule(Both(), loss, theirs)
+    module.on_train_epoch_start(2)
+    batch = {"anchor": torch.randn(4, 5), "positive": torch.randn(4, 5)}
+    value = module.training_step(batch)
+    value.backward()
+    assert module.logged == {"hparams/temperature": pytest.approx(0.3), "loss/train": value, "negatives": True}
+    projections = torch.cat([module.model(batch["anchor"])[1], module.model(batch["positive"])[1]])
+    assert value.item() == pytest.approx(slow_loss(projections.detach(), 0.3, beta), rel=1e-5)
+    assert module.model.linear.weight.grad.abs().sum() > 0
+
+
+def test_loss_outlives_a_viscy_that_cannot_be_imported(tmp_path, monkeypatch):
+    (tmp_path / "viscy_models").mkdir()
+    (tmp_path / "viscy_models/__init__.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "dynaclr_wds.train.loss")
+    monkeypatch.setattr(dynaclr_wds.train, "loss", dynaclr_wds.train.loss)  # to be put back
+    ours = importlib.import_module("dynaclr_wds.train.loss")
+    assert NTXentLoss in ours.NTXentHCL.__bases__

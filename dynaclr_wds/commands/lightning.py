@@ -155,7 +155,11 @@ class DynaCLRCommand(LightningCLI):
         """Say where the checkpoint, which Lightning merges into the config, overrules what was given for the model."""
         used = self.config[self.config.subcommand].model.as_dict()
         default = self._subcommand_parsers[self.config.subcommand].get_defaults().model.as_dict()
-        given = {name: value for name, value in self._given_model.items() if value != default[name]}
+        given = {
+            name: value
+            for name, value in self._given_model.items()
+            if name != "init_from" and value != default[name]  # only a training that begins uses it
+        }
         if overruled := describe_overruled(given, used, "model."):
             rank_zero_warn(f"The checkpoint decides, not config and options: {'; '.join(overruled)}.")
 
@@ -230,6 +234,13 @@ def _make_command(argv: Sequence[str]) -> DynaCLRCommand:
         auto_configure_optimizers=False,
         args=list(argv),
     )
+
+
+def _agrees(given: Any, used: Any) -> bool:
+    """Whether what was given is used, where null may have been settled in training."""
+    if isinstance(given, Mapping) and isinstance(used, Mapping):
+        return all(_agrees(value, used.get(name)) for name, value in given.items())
+    return given is None or given == used
 
 
 def leave_processes() -> None:

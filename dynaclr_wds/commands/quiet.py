@@ -36,6 +36,8 @@ _WARNINGS: tuple[tuple[str, type[Warning], str], ...] = (
     (r"Total length of `list` across ranks is zero", UserWarning, r"lightning\.pytorch\.utilities\.data"),
     # losses of epochs are logged all the same, and progress is printed
     (r"The number of training batches \(\d+\) is smaller than the logging", UserWarning, r"lightning\.pytorch\.loops"),
+    # parts that are frozen, which model.freeze asks for
+    (r"Found \d+ module\(s\) in eval mode at the start of training", UserWarning, r"lightning\.pytorch\.loops"),
 )
 """Beginning (a regular expression), category and module of what is left out."""
 

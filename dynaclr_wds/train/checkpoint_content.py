@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -91,6 +91,8 @@ def describe_training(module: ContrastiveModule) -> dict[str, Any]:
         "module": _name(module),
         "data": None if data is None else _name(data),
     }
+    if module.started_from is not None:
+        content["init_from"] = asdict(module.started_from)
     if isinstance(data, MultiExperimentDataModule) and data.shard_set is not None:
         content["shards"] = _describe_shards(data, data.shard_set)
     return content
@@ -171,7 +173,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     CheckpointError
         There is no such file, it can't be read, isn't ours, is of another version, or lacks what prediction needs.
     """
-    raw, sha256 = _load(Path(path))
+    raw, sha256 = load_plain(path)
     content = raw.get(CONTENT_KEY)
     if not isinstance(content, Mapping) or not isinstance(raw.get("state_dict"), Mapping):
         raise CheckpointError(
@@ -203,8 +205,15 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         ) from error
 
 
-def _load(path: Path) -> tuple[dict[str, Any], str]:
-    """Load a file and its SHA-256, of the same bytes even while a training replaces the file."""
+def load_plain(path: str | Path) -> tuple[dict[str, Any], str]:
+    """Load a file's tensors and plain data, and its SHA-256, of the same bytes even while a training replaces the file.
+
+    Raises
+    ------
+    CheckpointError
+        There is no such file, it can't be read, or it holds other objects.
+    """
+    path = Path(path)
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "there is no such file"
         raise CheckpointError(f"{path}: {what}. Give the .ckpt file of a training{_list_near(path)}.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
@@ -39,6 +40,8 @@ IDENTITY: dict[str, pa.DataType] = {
 }
 """Columns that identify an observation, in this order. Those that a batch's index has are written; its other columns
 are labels, which are text. `name` is `<experiment>/<fov>/<track_id>/<t>`, which no other row has."""
+
+Predicted = Mapping[str, tuple[list[str | None], Float[Tensor, " b"]]]
 
 METADATA_KEY = "dynaclr_wds"
 """Key of the file's schema metadata that holds JSON: what made the embeddings."""
@@ -111,7 +114,8 @@ class EmbeddingWriter(Callback):
     ) -> None:
         """Add the rows of a batch."""
         del trainer, pl_module, batch, batch_idx, dataloader_idx
-        self._waiting.append(make_rows(outputs["index"], outputs["features"], outputs["projections"]))
+        rows = make_rows(outputs["index"], outputs["features"], outputs["projections"], outputs.get("predicted") or {})
+        self._waiting.append(rows)
         if sum(len(rows) for rows in self._waiting) >= self.row_group_rows:
             self._flush()
 
@@ -192,7 +196,10 @@ class EmbeddingWriter(Callback):
 
 
 def make_rows(
-    index: Iterable[Mapping[str, Any]], features: Float[Tensor, "b f"], projections: Float[Tensor, "b p"]
+    index: Iterable[Mapping[str, Any]],
+    features: Float[Tensor, "b f"],
+    projections: Float[Tensor, "b p"],
+    predicted: Predicted = MappingProxyType({}),
 ) -> pa.Table:
     """Put identities and embeddings into one table.
 
@@ -202,11 +209,14 @@ def make_rows(
         One dict per row.
     features, projections
         Embeddings, on any device, in any float dtype.
+    predicted
+        Name of an auxiliary head → the value that it predicts of each row, and the probability of that; they become the
+        columns `<name>_predicted` and `<name>_probability`.
 
     Raises
     ------
     ValueError
-        There are not as many identities as embeddings.
+        There are not as many identities as embeddings, or a label has the name of a column of a head.
     """
     rows = list(index)
     if len(rows) != len(features):
@@ -217,9 +227,20 @@ def make_rows(
     kinds = {name: kind for name, kind in IDENTITY.items() if name in found}
     kinds |= {name: pa.string() for name in found if name not in IDENTITY}
     columns = {name: pa.array([row[name] for row in rows], kind) for name, kind in kinds.items()}
+    for name, (values, probability) in predicted.items():
+        given = {f"{name}_predicted": pa.array(values, pa.string()), f"{name}_probability": _floats(probability)}
+        if taken := sorted(columns.keys() & given.keys()):
+            raise ValueError(
+                f"The table has the label {taken[0]!r} already, which is a column of model.auxiliary_heads.{name} too. "
+                "Give the head another name."
+            )
+        columns |= given
     return pa.table({**columns, "features": _lists(features), "projections": _lists(projections)})
 
 
 def _lists(x: Float[Tensor, "b d"]) -> pa.FixedSizeListArray:
-    values = x.detach().float().cpu().contiguous().numpy().reshape(-1)
-    return pa.FixedSizeListArray.from_arrays(pa.array(values), x.shape[1])
+    return pa.FixedSizeListArray.from_arrays(_floats(x), x.shape[1])
+
+
+def _floats(x: Float[Tensor, ...]) -> pa.Array:
+    return pa.array(x.detach().float().cpu().contiguous().numpy().reshape(-1))

@@ -29,7 +29,10 @@ class ProjectedEncoder(Described, nn.Module):
     embedding_dim
         Number of features.
     projection_dim
-        Length of the projections.
+        Length of the projections, where `projection` is None.
+    projection
+        Another head, from features to projections, such as `dynaclr_wds.train.heads.MLP`, `torch.nn.Linear` or
+        `torch.nn.Identity`; None = two linear layers. A module or its description.
 
     Raises
     ------
@@ -43,19 +46,29 @@ class ProjectedEncoder(Described, nn.Module):
         spatial_dims: Literal[2, 3] = 2,
         embedding_dim: int = 512,
         projection_dim: int = 128,
+        projection: ModuleOrDescription | None = None,
     ) -> None:
         super().__init__()
         self.backbone = make_module(backbone, "backbone")
         self.spatial_dims = spatial_dims
         self.embedding_dim = embedding_dim
         # the head of SimCLR, with batch normalisation after each layer as in mehta-lab/VisCy
-        self.projection = nn.Sequential(
-            nn.Linear(embedding_dim, embedding_dim, bias=False),
-            nn.BatchNorm1d(embedding_dim),
-            nn.ReLU(inplace=True),
-            nn.Linear(embedding_dim, projection_dim, bias=False),
-            nn.BatchNorm1d(projection_dim),
+        self.projection = (
+            nn.Sequential(
+                nn.Linear(embedding_dim, embedding_dim, bias=False),
+                nn.BatchNorm1d(embedding_dim),
+                nn.ReLU(inplace=True),
+                nn.Linear(embedding_dim, projection_dim, bias=False),
+                nn.BatchNorm1d(projection_dim),
+            )
+            if projection is None
+            else make_module(projection, "projection")
         )
+
+    @property
+    def num_features(self) -> int:
+        """Length of the features."""
+        return self.embedding_dim
 
     def forward(self, x: Float[Tensor, "b c z y x"]) -> tuple[Float[Tensor, "b f"], Float[Tensor, "b p"]]:
         """Return features and projections."""
@@ -85,7 +98,9 @@ class MonaiEncoder(ProjectedEncoder):
     embedding_dim
         Number of features.
     projection_dim
-        Length of the projections.
+        Length of the projections, where `projection` is None.
+    projection
+        Another head, as for `ProjectedEncoder`.
 
     Raises
     ------
@@ -101,6 +116,7 @@ class MonaiEncoder(ProjectedEncoder):
         in_stack_depth: int = 1,
         embedding_dim: int = 512,
         projection_dim: int = 128,
+        projection: ModuleOrDescription | None = None,
     ) -> None:
         if backbone not in BACKBONES:
             raise ValueError(
@@ -109,7 +125,11 @@ class MonaiEncoder(ProjectedEncoder):
             )
         planes = in_channels * (in_stack_depth if spatial_dims == 2 else 1)
         super().__init__(
-            BACKBONES[backbone](spatial_dims, planes, embedding_dim), spatial_dims, embedding_dim, projection_dim
+            BACKBONES[backbone](spatial_dims, planes, embedding_dim),
+            spatial_dims,
+            embedding_dim,
+            projection_dim,
+            projection,
         )
         self.in_channels = in_channels
         self.in_stack_depth = in_stack_depth

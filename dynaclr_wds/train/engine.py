@@ -8,13 +8,14 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float
 from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from pytorch_metric_learning.losses import BaseMetricLossFunction
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from dynaclr_wds.describe import ModuleOrDescription, keep_arguments, make_module
+from dynaclr_wds.datamodule import MultiExperimentDataModule
+from dynaclr_wds.describe import ModuleOrDescription, keep_arguments, make_module, settle_arguments
+from dynaclr_wds.train.auxiliary import AuxiliaryHeads, HeadSettings
 from dynaclr_wds.train.checkpoint_content import (
     CONTENT_KEY,
     check_weights,
@@ -23,9 +24,12 @@ from dynaclr_wds.train.checkpoint_content import (
     warn_of_undescribed,
 )
 from dynaclr_wds.train.encoder import MonaiEncoder
+from dynaclr_wds.train.freezing import freeze_parts, keep_frozen
 from dynaclr_wds.train.loss import NTXentHCL, plan_pairs
+from dynaclr_wds.train.optimizer import OptimizerSettings, make_optimizer
 from dynaclr_wds.train.pair_image import Pairs, draw_pairs, take_pairs
 from dynaclr_wds.train.pair_logging import show_picture
+from dynaclr_wds.train.warm_start import Loaded, WarmStartOrData, load_weights
 
 
 class ContrastiveModule(LightningModule):
@@ -59,6 +63,12 @@ class ContrastiveModule(LightningModule):
     log_pairs
         Pairs of patches from the first batch of each epoch to show in the logger, or to write as PNG files beside the
         log; 0 = none.
+    auxiliary_heads
+        Name → what to predict from the features of the anchors besides; its loss is added. See `AuxiliaryHead`.
+    freeze
+        Parts of the encoder that are not trained, such as `backbone`.
+    init_from
+        Weights that the encoder begins with, of a checkpoint of ours or of somebody else. See `WarmStart`.
     """
 
     def __init__(
@@ -72,18 +82,42 @@ class ContrastiveModule(LightningModule):
         schedule: Literal["constant", "cosine"] = "constant",
         warmup_steps: int = 0,
         log_pairs: int = 8,
+        auxiliary_heads: HeadSettings | None = None,
+        freeze: list[str] | None = None,
+        init_from: WarmStartOrData | None = None,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["encoder", "loss"])
+        self.save_hyperparameters(ignore=["encoder", "loss", "auxiliary_heads", "init_from"])
         self.encoder = MonaiEncoder() if encoder is None else make_module(encoder, "encoder")
         self.loss = NTXentHCL(temperature, hcl_beta) if loss is None else make_module(loss, "loss")
         keep_arguments(self, {"encoder": self.encoder if encoder is None else encoder, "loss": loss})
+        self.hparams["encoder"] = settle_arguments(self.hparams["encoder"], self.encoder)
+        self.auxiliary_heads = AuxiliaryHeads(auxiliary_heads or {}, self.encoder)
+        self.hparams["auxiliary_heads"] = self.auxiliary_heads.describe()
+        self.started_from: Loaded | None = None if init_from is None else load_weights(self.encoder, init_from)
+        self.hparams["init_from"] = None  # so that a checkpoint can be loaded where that file is not
+        self.frozen = list(freeze or ())
+        freeze_parts(self.encoder, self.frozen)
         self.lr = float(lr)  # a number of numpy would make the optimizer's state more than plain data
-        self.weight_decay = float(weight_decay)
-        self.schedule = schedule
-        self.warmup_steps = warmup_steps
+        self.settings = OptimizerSettings(
+            lr=self.lr, weight_decay=float(weight_decay), schedule=schedule, warmup_steps=warmup_steps
+        )
         self.log_pairs = log_pairs
         self._pairs: dict[str, Pairs] = {}  # by stage: validation runs inside a training epoch
+
+    def setup(self, stage: str) -> None:
+        """Ask the shards for the values of the labels that heads predict."""
+        del stage
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, MultiExperimentDataModule) and data.shard_set is not None:
+            self.auxiliary_heads.build({label.name: label.values for label in data.shard_set.manifest.labels})
+            self.hparams["auxiliary_heads"] = self.auxiliary_heads.describe()
+
+    def train(self, mode: bool = True) -> ContrastiveModule:
+        """Set the mode of all but the frozen parts."""
+        super().train(mode)
+        keep_frozen(self.encoder, self.frozen)
+        return self
 
     def forward(self, x: Float[Tensor, "b c z y x"]) -> tuple[Float[Tensor, "b f"], Float[Tensor, "b p"]]:
         """Return features and projections."""
@@ -100,35 +134,30 @@ class ContrastiveModule(LightningModule):
         return self._step(batch, batch_idx, "val")
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
-        """Return `features` and `projections` of the anchors, and the batch's `index`."""
+        """Return `features` and `projections` of the anchors, what the heads predict, and the batch's `index`."""
         del batch_idx
         features, projections = self(batch["anchor"])
-        return {"features": features, "projections": projections, "index": batch["index"]}
+        predicted = self.auxiliary_heads.predict(features)
+        return {"features": features, "projections": projections, "predicted": predicted, "index": batch["index"]}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return AdamW, with a schedule per step where one is asked for."""
-        optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=self.weight_decay)
-        if self.schedule == "constant" and self.warmup_steps == 0:
-            return optimizer
-        total = float(self.trainer.estimated_stepping_batches) if self.schedule == "cosine" else math.inf
-        if self.warmup_steps >= total:
-            rank_zero_info(
-                f"model.warmup_steps={self.warmup_steps} is no less than the {total:.0f} steps of this training, so "
-                "the learning rate never reaches model.lr. Lower it, or train for longer."
-            )
-        if self.schedule == "cosine" and math.isinf(total):
-            raise ValueError(
-                "model.schedule='cosine' needs to know when training ends, but neither trainer.max_epochs nor "
-                "trainer.max_steps says so. Give one of them, or schedule: constant."
-            )
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: plan_lr_factor(step, self.warmup_steps, total)
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        cosine = self.settings.schedule == "cosine"
+        total = float(self.trainer.estimated_stepping_batches) if cosine else math.inf
+        return make_optimizer(self, self.settings, total)
 
     def on_fit_start(self) -> None:
         """Say what the checkpoints of this training will lack."""
         warn_of_undescribed(self)
+
+    def on_train_epoch_start(self) -> None:
+        """Move schedules of losses to this epoch."""
+        self._follow_epoch(self.current_epoch)
+        temperature = getattr(self.loss, "temperature", None)
+        if isinstance(temperature, float):
+            self.log("temperature", temperature)
+        for name, head in self.auxiliary_heads.settings.items():
+            self.log(f"weight/aux/{name}", head.weight(self.current_epoch))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what prediction needs to know of the data."""
@@ -137,6 +166,8 @@ class ContrastiveModule(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse weights of another network; warn of data that are shown in another way."""
         trainer = self._trainer
+        self._follow_epoch(checkpoint["epoch"])  # of a training that goes on within an epoch, no epoch starts
+        self.auxiliary_heads.check_saved(checkpoint["hyper_parameters"].get("auxiliary_heads") or {})
         if trainer is not None:
             warn_of_other_data(self, checkpoint.get("datamodule_hyper_parameters", {}))
         if trainer is None or not trainer.strategy.restore_checkpoint_after_setup:  # else in pieces by now
@@ -160,7 +191,7 @@ class ContrastiveModule(LightningModule):
             )
         keys = ("anchor", "positive", "negative") if explicit else ("anchor", "positive")
         # one pass, so that batch normalisation sees anchors, positives and negatives together
-        _, projections = self(torch.cat([batch[key] for key in keys]))
+        features, projections = self(torch.cat([batch[key] for key in keys]))
         if explicit:
             loss = self.loss(*projections.chunk(3))
         else:
@@ -169,7 +200,20 @@ class ContrastiveModule(LightningModule):
         if batch_idx == 0 and self._shows_pairs():
             data = getattr(self.trainer, "datamodule", None)
             self._pairs[stage] = take_pairs(batch, self.log_pairs, data)
-        return loss
+        return loss + self._score_heads(features[: len(anchor)], batch.get("anchor_meta"), stage)
+
+    def _score_heads(self, features: Tensor, meta: Any, stage: str) -> Tensor | float:
+        total: Tensor | float = 0.0
+        for scored in self.auxiliary_heads.score(features, meta):
+            total = total + self.auxiliary_heads.settings[scored.name].weight(self.current_epoch) * scored.loss
+            epoch: dict[str, Any] = {"on_step": False, "on_epoch": True, "sync_dist": True}
+            self.log_dict({f"{n}/{stage}": v for n, v in scored.metrics.items()}, batch_size=scored.count, **epoch)
+            self.log(f"labelled/{scored.name}/{stage}", scored.labelled, batch_size=len(features), **epoch)
+        return total
+
+    def _follow_epoch(self, epoch: int) -> None:
+        if callable(step := getattr(self.loss, "step", None)):
+            step(epoch)
 
     def _log_step(self, loss: Tensor, projections: tuple[Tensor, ...], stage: Literal["train", "val"]) -> None:
         count = len(projections[0])
@@ -217,23 +261,3 @@ def measure_similarity(
     elif count > 1:
         result["negative"] = (every.sum() - to_positive.sum()) / (count * (count - 1))
     return result
-
-
-def plan_lr_factor(step: int, warmup_steps: int, total_steps: float) -> float:
-    """Return the share of the highest learning rate at a step: a linear rise, then half a cosine down to 0.
-
-    Parameters
-    ----------
-    step
-        Optimizer step, from 0.
-    warmup_steps
-        Steps of the rise.
-    total_steps
-        Steps of the whole training; infinite = stay at the top.
-    """
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    if math.isinf(total_steps):
-        return 1.0
-    progress = (step - warmup_steps) / max(1.0, total_steps - warmup_steps)
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from torch.amp import is_autocast_available
 from torch.nn.functional import softplus
 
 from dynaclr_wds.describe import Described
+from dynaclr_wds.train.annealing import Schedule, anneal
 
 Pairs = tuple[Int[Tensor, " pos"], Int[Tensor, " pos"], Int[Tensor, " neg"], Int[Tensor, " neg"]]
 """Rows of the (anchor, positive) pairs and of the (anchor, negative) pairs, as pytorch-metric-learning takes them."""
@@ -46,7 +49,21 @@ def plan_pairs(batch_size: int, device: torch.device | str = "cpu") -> Pairs:
     return rows, (rows + batch_size) % count, rows[:, None].expand_as(negatives).flatten(), negatives.flatten()
 
 
-class NTXentHCL(Described, NTXentLoss):  # type: ignore[misc]
+def _choose_base() -> Any:
+    """Return VisCy's NTXentLoss where VisCy is installed, else that of pytorch-metric-learning, which it derives from.
+
+    The module of VisCy asks whether a loss is one of its own NTXentLoss. Any other it calls with (anchor, positive,
+    negative).
+    """
+    if find_spec("viscy_models") is None:
+        return NTXentLoss
+    try:
+        return import_module("viscy_models.contrastive.loss").NTXentLoss
+    except Exception:  # whatever it lacks: without it there is no module of VisCy that could ask
+        return NTXentLoss
+
+
+class NTXentHCL(Described, _choose_base()):  # type: ignore[misc]
     """NT-Xent with hard-negative concentration β.
 
     For a positive pair (i, j) and the negatives k of i, with similarity s and temperature T:
@@ -67,6 +84,13 @@ class NTXentHCL(Described, NTXentLoss):  # type: ignore[misc]
         T, > 0.
     beta
         β, >= 0.
+    temperature_schedule
+        "cosine": T goes from `temperature_start` to `temperature` by half a cosine, and stays there. The module calls
+        `step` at the start of each epoch.
+    temperature_start
+        T in the first epoch of a cosine schedule, > 0.
+    temperature_warmup_epochs
+        The first epoch, counted from 0, that has `temperature`.
     **kwargs
         `distance`, `reducer`, `embedding_regularizer`, ... of pytorch-metric-learning.
 
@@ -76,12 +100,33 @@ class NTXentHCL(Described, NTXentLoss):  # type: ignore[misc]
         A temperature or β outside its range.
     """
 
-    def __init__(self, temperature: float = 0.07, beta: float = 0.5, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        temperature: float = 0.07,
+        beta: float = 0.5,
+        temperature_schedule: Schedule = "constant",
+        temperature_start: float = 0.1,
+        temperature_warmup_epochs: int = 50,
+        **kwargs: Any,
+    ) -> None:
         if temperature <= 0 or beta < 0:
             raise ValueError(f"NTXentHCL: temperature={temperature} must be > 0 and beta={beta} >= 0.")
+        if temperature_start <= 0:
+            raise ValueError(f"NTXentHCL: temperature_start={temperature_start} must be > 0.")
         super().__init__(temperature=temperature, **kwargs)
         self.beta = beta
+        self.temperature_schedule = temperature_schedule
+        self.temperature_start = temperature_start
+        self.temperature_end = temperature
+        self.temperature_warmup_epochs = temperature_warmup_epochs
         self.add_to_recordable_attributes(list_of_names=["beta"], is_stat=False)
+        self.step(0)
+
+    def step(self, epoch: int) -> None:
+        """Set the temperature of an epoch, counted from 0."""
+        if self.temperature_schedule == "cosine":
+            start, end = self.temperature_start, self.temperature_end
+            self.temperature = anneal(start, end, epoch, self.temperature_warmup_epochs)
 
     def extra_repr(self) -> str:
         """Say the parameters when printed."""

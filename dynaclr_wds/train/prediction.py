@@ -105,7 +105,7 @@ def make_data(job: Job) -> MultiExperimentDataModule:
 
 
 def make_network(checkpoint: Checkpoint) -> ContrastiveModule:
-    """Make the encoder of a checkpoint, with its weights; the loss plays no part in prediction."""
+    """Make the encoder and the heads of a checkpoint, with their weights; the loss plays no part in prediction."""
     encoder = checkpoint.module.get("encoder")
     if missing := list_undescribed({"encoder": encoder}):
         raise CheckpointError(
@@ -114,11 +114,11 @@ def make_network(checkpoint: Checkpoint) -> ContrastiveModule:
         )
     if encoder is None:
         raise CheckpointError(f"{checkpoint.path}: names no encoder. It is damaged; give another one.")
-    module = ContrastiveModule(encoder)
-    prefix = "encoder."
-    weights = {n.removeprefix(prefix): value for n, value in checkpoint.weights.items() if n.startswith(prefix)}
-    check_weights(module.encoder, weights, checkpoint.path)
-    module.encoder.load_state_dict(weights)
+    module = ContrastiveModule(encoder, auxiliary_heads=checkpoint.module.get("auxiliary_heads"))
+    for part, prefix in ((module.encoder, "encoder."), (module.auxiliary_heads, "auxiliary_heads.")):
+        weights = {n.removeprefix(prefix): value for n, value in checkpoint.weights.items() if n.startswith(prefix)}
+        check_weights(part, weights, checkpoint.path)
+        part.load_state_dict(weights)
     return module
 
 

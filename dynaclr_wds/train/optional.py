@@ -1,0 +1,42 @@
+"""Imports a library that is not installed by default, or says how to install it."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from dynaclr_wds.errors import ConfigError
+
+_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+
+
+def import_optional(name: str, needed_by: str) -> Any:
+    """Import a library of one of the extras of this package, which is called as the library.
+
+    Parameters
+    ----------
+    name
+        Of the library and of the extra.
+    needed_by
+        What needs it, for the error.
+
+    Raises
+    ------
+    ConfigError
+        It is not installed, or can't be imported; says what to do.
+    """
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        missing = "" if error.name == name else f" (it lacks {error.name})"
+        raise ConfigError(
+            f"{needed_by} needs {name}, which is not installed{missing}. Install it with: "
+            f"pip install 'dynaclr-wds[{name}]'"
+        ) from error
+    except Exception as error:  # torchvision raises RuntimeError beside a torch that it wasn't built for
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ConfigError(
+            f"{needed_by} needs {name}, which is installed but can't be imported ({first:.200}). Mostly torchvision "
+            "was built for another torch: install the two together, pip install --upgrade torch torchvision, with "
+            f"--index-url {_CPU_INDEX} where there is no GPU."
+        ) from error
