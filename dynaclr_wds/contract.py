@@ -109,7 +109,9 @@ class ExperimentRecord:
     interval_minutes: float
     start_hpi: float
     pixel_size_um: tuple[float | None, float | None, float | None]
-    """Micrometres per pixel along z, y and x; None where it is not known."""
+    """Micrometres per stored pixel along z, y and x; None where it is not known."""
+    scale: tuple[float, float, float]
+    """Pixels of the plate per stored pixel along z, y and x; 1 along an axis that was not resampled."""
     tau_frames: tuple[int, int]
     """τ range that every clip can serve, in frames, both ends included."""
 

@@ -122,6 +122,7 @@ def make_parser() -> CommandParser:
         options.add_argument(*flags, dest=name, default=None, help=help_text, **settings)
 
     option("yx_patch_size", "height and width of a patch in pixels (default: 256 256)", nargs=2, type=int, metavar="N")
+    option("reference_pixel_size_um", _REFERENCE, nargs="+", type=float, metavar="UM")
     option("z_range", "first slice, one past the last (default: the whole stack)", nargs=2, type=int, metavar="Z")
     option("tau_range_hours", "hours from anchor to positive (default: 0.5 2.0)", nargs=2, type=float, metavar="H")
     option("clip_anchors", "cells per clip (default: eight times the longest tau in frames, at least 8)", type=int)
@@ -141,6 +142,10 @@ def make_parser() -> CommandParser:
     return parser
 
 
+_REFERENCE = (
+    "rescale patches to this pixel size in micrometres, so that cells have one size in every experiment: y and x, "
+    "or z, y and x, or one number for y and x (default: each plate's own)"
+)
 _BORDER = (
     "patches that reach beyond the image: moved inside (shift, the default), filled with the nearest pixels so that "
     "the cell stays in the middle (pad), or left out with their cell (drop)"

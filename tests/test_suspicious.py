@@ -572,8 +572,8 @@ def test_experiments_and_fovs_that_differ_in_pixel_size_are_suspected(tmp_path: 
         (
             "pixel_sizes_vary", None, 2,
             "experiments differ in pixel size: 0.325 µm in a, c; 0.65 µm in b. Cells look larger in one than in "
-            "another, and patches show more or less of their surroundings. Resample the plates to one pixel size, or "
-            "train on them apart.",
+            "another, and patches show more or less of their surroundings. Give reference_pixel_size_um to rescale "
+            "them, or train on them apart.",
         ),
     ]  # fmt: skip
 

@@ -14,8 +14,9 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from dynaclr_wds.contract import Manifest, SourceRecord
-from etl.cut.frames import CutJob, FovCut, cut_fov
+from etl.cut.frames import cut_fov
 from etl.cut.intensities import ExperimentStatistics, plan_experiment_statistics, plan_intensities
+from etl.cut.job import CutJob, FovCut
 from etl.index import Index, drop_observations
 from etl.labels import label_codes
 from etl.layout.clips import plan_shards

@@ -31,6 +31,7 @@ from etl.source.fields import (
     NotNegative,
     Number,
     PixelSize,
+    ReferenceSize,
     Slices,
     Text,
     WellLabels,
@@ -40,6 +41,7 @@ from etl.source.fields import (
     well_groups,
     whole,
 )
+from etl.source.patch_grid import PatchGrid
 
 Dtype = Literal["source", "float16", "float32"]
 OnBlank = Literal["drop", "keep"]
@@ -47,6 +49,9 @@ OnNan = Literal["error", "drop", "zero"]
 OnNoAnchor = Literal["error", "keep"]
 Border = Literal["shift", "pad", "drop"]
 TracksUnit = Literal["pixel", "um"]
+
+SAME_SIZE = 0.001
+"""Pixel sizes that differ by this fraction at most are the same: patches are copied, not resampled."""
 
 TRACK_COLUMNS = ("track_id", "t", "y", "x")
 """Columns that a track table must have."""
@@ -188,6 +193,8 @@ class BuildOptions:
     """First slice and one past the last; None is the whole stack."""
     yx_patch_size: Annotated[tuple[int, int], As(Lengths)] = (256, 256)
     """Height and width of a patch in pixels."""
+    reference_pixel_size_um: Annotated[tuple[float, ...] | None, As(ReferenceSize | None)] = None
+    """Pixel size of the stored patches in micrometres, `[y, x]` or `[z, y, x]`; None keeps that of each plate."""
     tau_range_hours: Annotated[tuple[float, float], As(Hours)] = (0.5, 2.0)
     """Hours between anchor and positive, both ends included."""
     clip_anchors: Annotated[int | None, As(ClipLength)] = None
@@ -255,6 +262,19 @@ class BuildConfig(BuildOptions):
     def z_slices(self, depth: int) -> slice:
         """Slices of a stack of `depth` that are stored."""
         return slice(0, depth) if self.z_range is None else slice(*self.z_range)
+
+    def scale_for(self, experiment: ExperimentConfig) -> tuple[float, float, float]:
+        """Pixels of the plate per stored pixel along z, y and x; sizes that are almost the same count as the same."""
+        wanted = (None, None, None, *(self.reference_pixel_size_um or ()))[-3:]
+        there = (None, None, None, *(experiment.pixel_size_um or ()))[-3:]
+        scales = [1.0 if a is None or b is None else a / b for a, b in zip(wanted, there, strict=True)]
+        z, y, x = (1.0 if abs(scale - 1) <= SAME_SIZE else scale for scale in scales)
+        return z, y, x
+
+    def grids_for(self, experiment: ExperimentConfig) -> tuple[PatchGrid, PatchGrid]:
+        """Return where the pixels of an experiment's patches lie along y and x."""
+        y, x = zip(self.yx_patch_size, self.scale_for(experiment)[1:], strict=True)
+        return PatchGrid(size=y[0], scale=y[1]), PatchGrid(size=x[0], scale=x[1])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

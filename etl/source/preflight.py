@@ -64,6 +64,7 @@ def check_plates(config: BuildConfig, plates: Mapping[str, Plate]) -> None:
     for number, experiment in enumerate(config.experiments):
         where = f"{config.where}: experiments[{number}]"
         plate = plates[experiment.name]
+        _check_pixel_size(config, experiment, where)
         _check_wells(experiment.condition_wells, plate, f"{where}.condition_wells")
         for label, groups in experiment.well_labels.items():
             _check_wells(groups, plate, f"{where}.well_labels.{label}")
@@ -72,7 +73,7 @@ def check_plates(config: BuildConfig, plates: Mapping[str, Plate]) -> None:
         for name in plan_fovs(config, experiment, plate.fovs):
             fov = plate.fovs[name]
             _check_channels(experiment, fov, where)
-            _check_size(config, fov)
+            _check_size(config, experiment, fov)
             dtypes.setdefault(fov.array.dtype.name, fov.where)
             depths.setdefault(fov.shape[2], fov.where)
         if len(dtypes) > 1:
@@ -115,16 +116,32 @@ def _check_channels(experiment: ExperimentConfig, fov: Fov, where: str) -> None:
         raise ConfigError(f"{fov.where}: {count} channels, but labels for {len(named)}. Correct the plate's omero.")
 
 
-def _check_size(config: BuildConfig, fov: Fov) -> None:
+def _check_pixel_size(config: BuildConfig, experiment: ExperimentConfig, where: str) -> None:
+    reference, own = config.reference_pixel_size_um, experiment.pixel_size_um
+    if reference is not None and len(own or ()) < len(reference):
+        axes = " ".join("zyx"[-len(reference) :])
+        raise ConfigError(
+            f"{where}.pixel_size_um={own and list(own)} doesn't say the size of a pixel along each of {axes}, and "
+            f"neither does the plate, but shards.reference_pixel_size_um={list(reference)} rescales these. Give it, or "
+            "leave the experiment out."
+        )
+
+
+def _check_size(config: BuildConfig, experiment: ExperimentConfig, fov: Fov) -> None:
     _, _, depth, height, width = fov.shape
     if config.z_range is not None and config.z_range[1] > depth:
         raise ConfigError(
             f"{config.where}: shards.z_range={list(config.z_range)} is outside the stack of {fov.where}, which has "
             f"{depth} slices. Lower it."
         )
-    if config.border != "pad" and (config.yx_patch_size[0] > height or config.yx_patch_size[1] > width):
+    grids = config.grids_for(experiment)
+    pairs = list(zip(grids, (height, width), strict=True))
+    bounds = [grid.centres(length, beyond=config.border == "pad") for grid, length in pairs]
+    if any(least > greatest for least, greatest in bounds):
+        most = [int(length / grid.scale) for grid, length in pairs]
+        resampled = any(grid.scale != 1 for grid in grids)
+        size = f" at {list((config.reference_pixel_size_um or ())[-2:])} µm" if resampled else ""
         raise ConfigError(
-            f"{config.where}: shards.yx_patch_size={list(config.yx_patch_size)} is larger than the image of "
-            f"{fov.where}, which is {[height, width]}. Lower it to {[height, width]} at most, or pad patches "
-            "(--border pad)."
+            f"{config.where}: shards.yx_patch_size={list(config.yx_patch_size)}{size} is larger than the image of "
+            f"{fov.where}, which is {most}{size}. Lower it to {most} at most, or pad patches (--border pad)."
         )

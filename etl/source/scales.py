@@ -58,10 +58,16 @@ def describe_intervals(config: BuildConfig) -> list[str]:
     ]
 
 
-def stored_pixel_size(experiment: ExperimentConfig) -> PixelSize:
-    """Return micrometres per pixel along z, y and x; None where it is not known."""
-    size = experiment.pixel_size_um or (None, None)
-    z, y, x = (None, *size)[-3:]
+def stored_pixel_size(experiment: ExperimentConfig, scale: tuple[float, float, float]) -> PixelSize:
+    """Return micrometres per stored pixel along z, y and x; None where it is not known.
+
+    Parameters
+    ----------
+    scale
+        Pixels of the plate per stored pixel.
+    """
+    there = (None, *(experiment.pixel_size_um or (None, None)))[-3:]
+    z, y, x = (None if size is None else float(f"{size * s:.12g}") for size, s in zip(there, scale, strict=True))
     return z, y, x
 
 

@@ -71,7 +71,7 @@ def count_facts(config: BuildConfig, experiment: ExperimentConfig, cells: Cells,
         tracks_with_gaps=np.unique(track[1:][gap > 1]).size,
         moved_patches=int((shift > 0).sum()),
         largest_move_px=round(float(shift.max(initial=0)), 2),
-        padded_patches=int(_reach_beyond(config, cells, index).sum()),
+        padded_patches=int(_reach_beyond(config, experiment, cells, index).sum()),
         empty_tables=sum(not table.rows for table in cells.tables),
     )
 
@@ -88,14 +88,15 @@ def _shifts(cells: Cells, axis: str) -> Shaped[np.ndarray, " obs"]:
     return np.where((move > 0) | (move < -1), np.abs(move), 0)
 
 
-def _reach_beyond(config: BuildConfig, cells: Cells, index: Index) -> Shaped[np.ndarray, " obs"]:
+def _reach_beyond(
+    config: BuildConfig, experiment: ExperimentConfig, cells: Cells, index: Index
+) -> Shaped[np.ndarray, " obs"]:
     """Whether each patch reaches beyond its image."""
     beyond = np.zeros(len(cells), bool)
     fov = cells.columns["fov_index"]
-    for axis, size, length in zip("yx", config.yx_patch_size, ("height", "width"), strict=True):
+    for axis, grid, length in zip("yx", config.grids_for(experiment), ("height", "width"), strict=True):
         image = np.array([getattr(record, length) for record in index.fovs], np.int64)[fov]
-        first = cells.columns[f"{axis}_clamp"] - size // 2
-        beyond |= (first < 0) | (first + size > image)
+        beyond |= grid.reaches_beyond(cells.columns[f"{axis}_clamp"], image)
     return beyond
 
 
@@ -105,7 +106,7 @@ def find_alike(config: BuildConfig, experiment: ExperimentConfig, cells: Cells, 
     Only where images are less than twice as high and wide as a patch, so that moving is what makes them alike.
     """
     fovs = [index.fovs[number] for number in np.unique(cells.columns["fov_index"]).tolist()]
-    height, width = config.yx_patch_size
+    height, width = (grid.extent for grid in config.grids_for(experiment))
     if all(fov.height >= 2 * height or fov.width >= 2 * width for fov in fovs):
         return []
     names = ("fov_index", "t", "y_clamp", "x_clamp")
@@ -133,7 +134,7 @@ def find_jumps(config: BuildConfig, experiment: ExperimentConfig, cells: Cells, 
     if not length.size:
         return []
     median = float(np.median(length))
-    limit = max(JUMP * median, min(config.yx_patch_size) / 2)
+    limit = max(JUMP * median, min(grid.extent for grid in config.grids_for(experiment)) / 2)
     jumps = int((length > limit).sum())
     if not jumps:
         return []

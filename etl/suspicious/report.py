@@ -47,7 +47,7 @@ def make_report(config: BuildConfig, plates: Mapping[str, Plate], index: Index, 
     for experiment, cells in zip(config.experiments, Cells.by_experiment(config, index, columns), strict=True):
         facts.append(count_facts(config, experiment, cells, index))
         found += _find(config, experiment, plates[experiment.name], index, cells)
-    found += find_between_experiments(config.experiments)
+    found += find_between_experiments(config)
     return Report(dropped=index.dropped, facts=tuple(facts), suspicious=tuple(found))
 
 
