@@ -34,7 +34,7 @@ def read_finished(job: CutJob) -> FovCut | None:
 
 def _to_arrays(job: CutJob, cut: FovCut) -> dict[str, np.ndarray]:
     arrays = {"digest": np.array(job.digest), "timepoint": cut.timepoint}
-    arrays |= {"blank": cut.blank, "nonfinite": cut.nonfinite}
+    arrays |= {"blank": cut.blank, "nonfinite": cut.nonfinite, "z_focus": cut.z_focus, "z_start": cut.z_start}
     for c, summary in enumerate(cut.summaries):
         if isinstance(summary, Counts):
             arrays |= {f"counts_{c}": summary.counts, f"lowest_{c}": np.array(summary.lowest)}
@@ -55,4 +55,6 @@ def _from_arrays(job: CutJob, arrays: Any) -> FovCut:
         summaries=tuple(summaries),
         blank=arrays["blank"],
         nonfinite=arrays["nonfinite"],
+        z_focus=arrays["z_focus"],
+        z_start=arrays["z_start"],
     )

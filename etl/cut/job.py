@@ -76,3 +76,7 @@ class FovCut:
     """Patches with a channel that is entirely fill value."""
     nonfinite: Bool[np.ndarray, " obs"]
     """Other patches with NaN or infinite pixels."""
+    z_focus: Float[np.ndarray, " frames"]
+    """Slice of the plate in focus; NaN where it was not asked for."""
+    z_start: Float[np.ndarray, " frames"]
+    """Place of the first stored slice in the plate's stack."""

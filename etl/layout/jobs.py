@@ -73,6 +73,7 @@ def plan_experiments(config: BuildConfig, plates: Mapping[str, Plate]) -> tuple[
                 interval_minutes=experiment.minutes,
                 pixel_size_um=stored_pixel_size(experiment, stored.scale),
                 scale=stored.scale,
+                z_reduction=stored.reductions,
                 start_hpi=experiment.start_hpi,
                 tau_frames=config.tau_frames(experiment),
             )

@@ -24,7 +24,6 @@ from etl.source.fields import (
     ClipLength,
     ColumnMap,
     Hours,
-    Label,
     Labels,
     Lengths,
     Minutes,
@@ -42,6 +41,7 @@ from etl.source.fields import (
     whole,
 )
 from etl.source.patch_grid import PatchGrid
+from etl.source.z_options import Reduction, Reductions, ZFocus, choose_reduction
 
 Dtype = Literal["source", "float16", "float32"]
 OnBlank = Literal["drop", "keep"]
@@ -61,7 +61,7 @@ MORE_TRACK_COLUMNS = ("z", "id", "parent_track_id", "parent_id")
 INDEX_COLUMNS = (
     *("observation", "experiment", "fov_name", "well", "condition", "global_track_id", "lineage_id"),
     *("track_id", "t", "z", "y", "x", "id", "parent_track_id", "parent_id", "y_clamp", "x_clamp", "hpi"),
-    *("experiment_index", "fov_index", "partition_index", "track_index", "lineage_index"),
+    *("z_start", "z_focus", "experiment_index", "fov_index", "partition_index", "track_index", "lineage_index"),
     *("has_candidate", "is_candidate"),
 )
 """Columns of the index that are no labels of the user's."""
@@ -191,6 +191,10 @@ class BuildOptions:
 
     z_range: Annotated[tuple[int, int] | None, As(Slices | None)] = None
     """First slice and one past the last; None is the whole stack."""
+    z_focus: ZFocus | None = None
+    """Take slices around the focus instead."""
+    z_reduction: Annotated[Mapping[str, Reduction] | None, As(Reductions | None)] = None
+    """Reduce each channel's slices to one: channel or kind of channel → how; None keeps them."""
     yx_patch_size: Annotated[tuple[int, int], As(Lengths)] = (256, 256)
     """Height and width of a patch in pixels."""
     reference_pixel_size_um: Annotated[tuple[float, ...] | None, As(ReferenceSize | None)] = None
@@ -248,7 +252,7 @@ class BuildConfig(BuildOptions):
         """What the stored bytes depend on, as JSON types: for the manifest and the hash."""
         record = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("workers", "where")}
         record["experiments"] = [experiment.as_record() for experiment in self.experiments]
-        parsed: dict[str, Any] = json.loads(json.dumps(record))
+        parsed: dict[str, Any] = json.loads(json.dumps(record, default=dataclasses.asdict))
         return parsed
 
     def tau_frames(self, experiment: ExperimentConfig) -> tuple[int, int]:
@@ -271,21 +275,13 @@ class BuildConfig(BuildOptions):
         z, y, x = (1.0 if abs(scale - 1) <= SAME_SIZE else scale for scale in scales)
         return z, y, x
 
+    def reductions_for(self, experiment: ExperimentConfig) -> tuple[Reduction, ...]:
+        """How each stored channel of an experiment is reduced to one slice: all of them are, or none."""
+        markers = [experiment.channel_markers.get(name, name) for name in experiment.source_channel]
+        pairs = zip(experiment.source_channel, markers, strict=True)
+        return tuple(choose_reduction(self.z_reduction or {"default": "none"}, *pair) for pair in pairs)
+
     def grids_for(self, experiment: ExperimentConfig) -> tuple[PatchGrid, PatchGrid]:
         """Return where the pixels of an experiment's patches lie along y and x."""
         y, x = zip(self.yx_patch_size, self.scale_for(experiment)[1:], strict=True)
         return PatchGrid(size=y[0], scale=y[1]), PatchGrid(size=x[0], scale=x[1])
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shorthands:
-    """Labels that are keys of an experiment themselves."""
-
-    organelle: Label = None
-    date: Label = None
-    moi: NotNegative | None = None
-
-    def as_labels(self) -> dict[str, str]:
-        """Label → value of those that are given."""
-        values = {"organelle": self.organelle, "date": self.date, "moi": None if self.moi is None else f"{self.moi:g}"}
-        return {name: value for name, value in values.items() if value is not None}

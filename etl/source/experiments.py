@@ -15,17 +15,34 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
+from pydantic.dataclasses import dataclass
 
 from dynaclr_wds.contract import OWN_LABELS
 from dynaclr_wds.errors import ConfigError
 from dynaclr_wds.local_paths import refuse_url
 from dynaclr_wds.tau import reaches_a_frame
 from etl.run.executors import usable_cpus
-from etl.source.config import BuildConfig, BuildOptions, ExperimentConfig, Shorthands
-from etl.source.fields import explain, parse_table, value_error
+from etl.source.config import BuildConfig, BuildOptions, ExperimentConfig
+from etl.source.fields import Label, NotNegative, explain, parse_table, value_error
 from etl.source.yaml_values import expand_variables, read_yaml
+from etl.source.z_options import REDUCTION_KEYS
 
 __all__ = ["BuildConfig", "ExperimentConfig", "check_shard_by", "check_tau_reaches_a_frame", "parse_build_config"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shorthands:
+    """Labels that are keys of an experiment themselves."""
+
+    organelle: Label = None
+    date: Label = None
+    moi: NotNegative | None = None
+
+    def as_labels(self) -> dict[str, str]:
+        """Label → value of those that are given."""
+        values = {"organelle": self.organelle, "date": self.date, "moi": None if self.moi is None else f"{self.moi:g}"}
+        return {name: value for name, value in values.items() if value is not None}
+
 
 _PATHS = ("data_path", "tracks_path", "annotations")
 _SHORTHANDS = tuple(f.name for f in dataclasses.fields(Shorthands))
@@ -101,7 +118,28 @@ def _check_together(config: BuildConfig) -> None:
         where = f"{config.where}: shards.max_border_shift_px"
         rule = f"left out with border={config.border!r}: it limits how far a patch is shifted"
         raise value_error(where, config.max_border_shift_px, rule, "Remove one of the two.")
+    _check_z(config)
     _check_shard_by(config)
+
+
+def _check_z(config: BuildConfig) -> None:
+    """Check that options about z go together, and fit the channels."""
+    if config.z_focus is not None and config.z_range is not None:
+        where, rule = f"{config.where}: shards.z_range", "left out with z_focus, which says how many slices to take"
+        raise value_error(where, list(config.z_range), rule, "Remove one of the two.")
+    names = {name for e in config.experiments for name in (*e.source_channel, *e.channel_markers.values())}
+    for key in config.z_reduction or ():
+        if key not in REDUCTION_KEYS and key not in names:
+            rule = f"one of {list(REDUCTION_KEYS)}, or of the stored channels and their markers, {sorted(names)}"
+            raise value_error(f"{config.where}: shards.z_reduction key", key, rule, "Correct it.")
+    for number, experiment in enumerate(config.experiments):
+        found = dict(zip(experiment.source_channel, config.reductions_for(experiment), strict=True))
+        if len({how == "none" for how in found.values()}) > 1:
+            raise value_error(
+                f"{config.where}: shards.z_reduction", dict(config.z_reduction or {}),
+                f"`none` for all channels of an experiment or for no one, but experiments[{number}] has {found}",
+                "Channels of a patch have the same number of slices: reduce all, or leave the reduction to training.",
+            )  # fmt: skip
 
 
 def check_tau_reaches_a_frame(config: BuildConfig, experiment: ExperimentConfig) -> None:

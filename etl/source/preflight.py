@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dynaclr_wds.errors import ConfigError
 from etl.source.experiments import BuildConfig, ExperimentConfig
 from etl.source.plates import Fov, Plate, open_plate
+from etl.source.stored import check_focus
 
 
 def open_plates(config: BuildConfig) -> dict[str, Plate]:
@@ -57,8 +58,10 @@ def check_plates(config: BuildConfig, plates: Mapping[str, Plate]) -> None:
     ------
     ConfigError
         A well or FOV that the plate does not have, channel names that differ, a `z_range` outside the stack,
-        a patch larger than the image (unless patches are padded), or FOVs of one experiment that differ in depth or
-        dtype.
+        a patch larger than the image (unless patches are padded), FOVs of one experiment that differ in depth or
+        dtype, a pixel size that is needed and not known, or a focus that can't be found.
+    PlateError
+        Metadata about the focus that can't be.
     """
     _check_excluded(config, plates)
     for number, experiment in enumerate(config.experiments):
@@ -74,11 +77,12 @@ def check_plates(config: BuildConfig, plates: Mapping[str, Plate]) -> None:
             fov = plate.fovs[name]
             _check_channels(experiment, fov, where)
             _check_size(config, experiment, fov)
+            check_focus(config, experiment, fov, where)
             dtypes.setdefault(fov.array.dtype.name, fov.where)
             depths.setdefault(fov.shape[2], fov.where)
         if len(dtypes) > 1:
             raise ConfigError(f"{where}.data_path: FOVs differ in dtype: {dtypes}. Give all FOVs of a plate one dtype.")
-        if config.z_range is None and len(depths) > 1:
+        if config.z_range is None and config.z_focus is None and len(depths) > 1:
             raise ConfigError(
                 f"{config.where}: shards.z_range=None takes whole stacks, but their depths differ in {where}: "
                 f"{depths}. Give a z_range that all have."

@@ -28,6 +28,9 @@ movies of slow cells, sound tracks have steps of 16 medians where the outline of
 ALIKE = 0.25
 """Fraction of cells that may have the patch of another cell of their frame."""
 
+_ALMOST = 1e-3
+"""Slices that rounding may be off."""
+
 Columns = Mapping[str, Shaped[np.ndarray, " obs"]]
 
 
@@ -58,7 +61,7 @@ class Cells:
 
 
 def count_facts(config: BuildConfig, experiment: ExperimentConfig, cells: Cells, index: Index) -> FactsRecord:
-    """Count tracks, divisions, gaps, moved and padded patches, and empty track tables of one experiment."""
+    """Count tracks, divisions, gaps, moved patches and stacks, and empty track tables of one experiment."""
     track, gap = cells.columns["track_index"], _track_steps(cells)
     tracks = track[np.flatnonzero(np.diff(track, prepend=-1))]  # rows are sorted by track
     shift = np.maximum(_shifts(cells, "y"), _shifts(cells, "x"))
@@ -73,7 +76,18 @@ def count_facts(config: BuildConfig, experiment: ExperimentConfig, cells: Cells,
         largest_move_px=round(float(shift.max(initial=0)), 2),
         padded_patches=int(_reach_beyond(config, experiment, cells, index).sum()),
         empty_tables=sum(not table.rows for table in cells.tables),
+        clamped_stacks=_count_clamped(config, experiment, cells),
     )
+
+
+def _count_clamped(config: BuildConfig, experiment: ExperimentConfig, cells: Cells) -> int:
+    """Count frames whose first slice is not where the focus asks for it."""
+    if config.z_focus is None:
+        return 0
+    below = config.z_focus.below(config.z_focus.window) * config.scale_for(experiment)[0]
+    moved = np.abs(cells.columns["z_focus"] - below - cells.columns["z_start"]) > _ALMOST
+    frames = np.stack([cells.columns["fov_index"][moved], cells.columns["t"][moved]])
+    return int(np.unique(frames, axis=1).shape[1])
 
 
 def _track_steps(cells: Cells) -> Int[np.ndarray, " steps"]:
