@@ -13,7 +13,7 @@ from etl.index import build_index
 from etl.source.experiments import BuildConfig
 from etl.source.plates import Plate
 from etl.source.preflight import open_plates, plan_fovs
-from etl.source.scales import fill_in_scales
+from etl.source.scales import fill_in_from_plates
 from etl.source.stored import plan_stored
 
 _STORED_TWICE = 1.2
@@ -44,7 +44,7 @@ def find_facts(config: BuildConfig) -> tuple[ExperimentFacts, ...]:
         As a build would raise before it reads pixels.
     """
     plates = open_plates(config)
-    config = fill_in_scales(config, plates)
+    config = fill_in_from_plates(config, plates)
     observations = build_index(config, plates).observations
     number = observations["experiment_index"].to_numpy()
     return tuple(

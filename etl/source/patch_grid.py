@@ -8,6 +8,7 @@ per stored pixel. With a scale of 1 these are pixels of the image; with another 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,24 @@ from jaxtyping import Bool, Int
 
 _ALMOST = 1e-6
 """Pixels that rounding may be off."""
+
+
+SAME_SIZE = 0.001
+"""Pixel sizes that differ by this fraction at most are the same: patches are copied, not resampled."""
+
+
+def find_scale(reference: Sequence[float] | None, own: Sequence[float] | None) -> tuple[float, float, float]:
+    """Return pixels of the plate per stored pixel along z, y and x: 1 where a size is not given, or almost the same.
+
+    Parameters
+    ----------
+    reference, own
+        Pixel size of stored patches and of the plate, of y and x or of z, y and x.
+    """
+    wanted, there = ((None, None, None, *(size or ()))[-3:] for size in (reference, own))
+    scales = [1.0 if a is None or b is None else a / b for a, b in zip(wanted, there, strict=True)]
+    z, y, x = (1.0 if abs(scale - 1) <= SAME_SIZE else scale for scale in scales)
+    return z, y, x
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -177,7 +177,7 @@ def _check_focus_known(options: ZFocus, experiment: ExperimentConfig, fov: Fov, 
         )
     if channel not in experiment.channel_names:
         raise ConfigError(
-            f"{at}.channel={channel!r}, but {said}, and to measure it it must be one of {where}.channel_names "
+            f"{at}.channel={channel!r}, but {said}, and what is measured must be one of {where}.channel_names "
             f"{list(experiment.channel_names)}. Correct it."
         )
     if experiment.pixel_size_um is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
@@ -48,13 +48,22 @@ class ZFocus:
         return int(size * self.offset)
 
 
-def choose_reduction(options: Mapping[str, Reduction], channel: str, marker: str) -> Reduction:
-    """Choose how a channel is reduced: by its name, else its marker, else its kind, else the default, `center`.
+def choose_reductions(
+    options: Mapping[str, Reduction] | None, channels: Sequence[str], markers: Mapping[str, str]
+) -> tuple[Reduction, ...]:
+    """Choose how each channel is reduced: by its name, else its marker, else its kind, else the default, `center`.
 
     Parameters
     ----------
-    channel, marker
-        Name of the channel, and what it shows; either may say that it is label-free.
+    options
+        None reduces nothing.
+    markers
+        Channel → what it shows. Name or marker may say that a channel is label-free.
     """
+    rule: Mapping[str, Reduction] = {"default": "none"} if options is None else options
+    return tuple(_choose(rule, channel, markers.get(channel, channel)) for channel in channels)
+
+
+def _choose(options: Mapping[str, Reduction], channel: str, marker: str) -> Reduction:
     kind = "labelfree" if "labelfree" in (find_kind(channel), find_kind(marker)) else "fluorescence"
     return next((options[key] for key in (channel, marker, kind, "default") if key in options), "center")
