@@ -61,6 +61,8 @@ ARRAYS: dict[str, str] = {
     "obs_z": "<f4",  # centroid in pixels as tracked; NaN where the table has no z
     "obs_y": "<f4",
     "obs_x": "<f4",
+    "obs_z_start": "<f4",  # slice of the plate that the first stored slice lies at
+    "obs_z_focus": "<f4",  # slice of the plate that is in focus; NaN where the build did not ask
     "obs_patch": "<i8",  # patch row where this observation is a sample
     # one row per stored patch, in stored order: by (partition, shard, clip), inside a clip by (t, track)
     "patch_obs": "<i4",
@@ -109,7 +111,11 @@ class ExperimentRecord:
     interval_minutes: float
     start_hpi: float
     pixel_size_um: tuple[float | None, float | None, float | None]
-    """Micrometres per pixel along z, y and x; None where it is not known."""
+    """Micrometres per stored pixel along z, y and x; None where it is not known."""
+    scale: tuple[float, float, float]
+    """Pixels of the plate per stored pixel along z, y and x; 1 along an axis that was not resampled."""
+    z_reduction: tuple[str, ...]
+    """How the slices of each stored channel became one: `center`, `mip`, or `none` where they did not."""
     tau_frames: tuple[int, int]
     """τ range that every clip can serve, in frames, both ends included."""
 

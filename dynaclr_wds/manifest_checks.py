@@ -210,10 +210,13 @@ def _check_experiment(experiment: ExperimentRecord, where: str) -> None:
         raise FormatError(
             f"{where}: {experiment.name!r} has patches of shape {experiment.shape}; a tar member holds less than 8 GiB."
         )
-    if len(experiment.source_channel) != experiment.shape[0] or len(experiment.markers) != experiment.shape[0]:
+    per_channel = (experiment.source_channel, experiment.markers, experiment.z_reduction)
+    if any(len(names) != experiment.shape[0] for names in per_channel):
         raise FormatError(f"{where}: {experiment.name!r} names other channels than its patches have.")
     if not all(size is None or size > 0 for size in experiment.pixel_size_um):
         raise FormatError(f"{where}: pixel_size_um={experiment.pixel_size_um!r} of {experiment.name!r} must be > 0.")
+    if not all(scale > 0 for scale in experiment.scale):
+        raise FormatError(f"{where}: scale={experiment.scale!r} of {experiment.name!r} must be > 0.")
     if not experiment.interval_minutes > 0:
         raise FormatError(f"{where}: interval_minutes={experiment.interval_minutes!r} of {experiment.name!r}.")
 

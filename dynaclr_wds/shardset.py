@@ -95,9 +95,14 @@ class ShardSet:
 
     @cached_property
     def z_range(self) -> tuple[int, int]:
-        """Stored slices of the plates' stack, start and stop."""
-        stored = self.manifest.config.get("z_range")
-        return (int(stored[0]), int(stored[1])) if stored else (0, max(e.shape[1] for e in self.manifest.experiments))
+        """Stored slices of the plates' stack, start and stop; counted from 0 where these differ by experiment or frame.
+
+        They do so around the focus, and where slices were resampled or reduced to one.
+        """
+        stored, depths = self.manifest.config.get("z_range"), {e.shape[1] for e in self.manifest.experiments}
+        if stored and depths == {stored[1] - stored[0]}:
+            return int(stored[0]), int(stored[1])
+        return 0, max(depths)
 
     @property
     def experiments(self) -> tuple[str, ...]:

@@ -26,6 +26,10 @@ class FactsRecord:
     """Observations whose patch reaches beyond the image, and is filled with the nearest pixels."""
     empty_tables: int
     """FOVs whose track table has no row."""
+    clamped_stacks: int = 0
+    """Frames whose slices begin elsewhere than the focus asks, because the stack ends too near."""
+    measured_focus: int = 0
+    """FOVs whose focus was measured, because their metadata don't say it."""
 
 
 SUSPICIONS: dict[str, str] = {

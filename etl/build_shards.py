@@ -122,7 +122,10 @@ def make_parser() -> CommandParser:
         options.add_argument(*flags, dest=name, default=None, help=help_text, **settings)
 
     option("yx_patch_size", "height and width of a patch in pixels (default: 256 256)", nargs=2, type=int, metavar="N")
+    option("reference_pixel_size_um", _REFERENCE, nargs="+", type=float, metavar="UM")
     option("z_range", "first slice, one past the last (default: the whole stack)", nargs=2, type=int, metavar="Z")
+    option("z_focus", _Z_FOCUS, nargs="+", type=_parse_pair, metavar="KEY=VALUE")
+    option("z_reduction", _Z_REDUCTION, nargs="+", type=_parse_pair, metavar="KEY=VALUE")
     option("tau_range_hours", "hours from anchor to positive (default: 0.5 2.0)", nargs=2, type=float, metavar="H")
     option("clip_anchors", "cells per clip (default: eight times the longest tau in frames, at least 8)", type=int)
     option("shard_by", "labels to partition shards by (default: experiment condition)", nargs="+", metavar="LABEL")
@@ -141,6 +144,29 @@ def make_parser() -> CommandParser:
     return parser
 
 
+def _parse_pair(text: str) -> tuple[str, Any]:
+    """Parse `KEY=VALUE`, the value as YAML has it."""
+    import yaml
+
+    key, equals, value = text.rpartition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} must be KEY=VALUE")
+    return key, yaml.safe_load(value)
+
+
+_Z_FOCUS = (
+    "take slices around the focus of each frame, as the plate's focus_slice attributes say it, or measured: window "
+    "(slices), channel (default: the first that is stored), offset (fraction below the focus, default: 0.5), level "
+    "(timepoint, fov or dataset)"
+)
+_Z_REDUCTION = (
+    "reduce each channel's slices to one: a channel, its marker, fluorescence, labelfree or default = center, mip "
+    "(maximum) or none"
+)
+_REFERENCE = (
+    "rescale patches to this pixel size in micrometres, so that cells have one size in every experiment: y and x, "
+    "or z, y and x, or one number for y and x (default: each plate's own)"
+)
 _BORDER = (
     "patches that reach beyond the image: moved inside (shift, the default), filled with the nearest pixels so that "
     "the cell stays in the middle (pad), or left out with their cell (drop)"
@@ -165,6 +191,7 @@ def _run(argv: Sequence[str]) -> int:
     from etl.source.experiments import parse_build_config
 
     overrides = {k: v for k, v in vars(arguments).items() if k not in _NOT_OPTIONS and v is not None}
+    overrides |= {name: dict(overrides[name]) for name in ("z_focus", "z_reduction") if name in overrides}
     switches = {name: getattr(arguments, name) for name in _SWITCHES}
     config = parse_build_config(arguments.experiments_yaml, overrides)
     progress = make_progress(arguments.quiet)

@@ -8,13 +8,13 @@ pixels can tell, such as a frame that is all zero.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import duckdb
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Bool, Int32
+from jaxtyping import Bool, Float32, Int32
 
 from dynaclr_wds.contract import FovRecord, LabelRecord
 from dynaclr_wds.errors import ConfigError
@@ -204,6 +204,14 @@ def drop_observations(
         tables=index.tables,
         notes=index.notes,
     )
+
+
+def add_stack_places(
+    index: Index, z_start: Float32[np.ndarray, " observations"], z_focus: Float32[np.ndarray, " observations"]
+) -> Index:
+    """Add `z_start`, the slice of the plate that a patch's first one lies at, and `z_focus`, null where it is NaN."""
+    observations = _set_column(index.observations, "z_start", pa.array(z_start))
+    return replace(index, observations=_set_column(observations, "z_focus", pa.array(z_focus, mask=np.isnan(z_focus))))
 
 
 def _count_dropped(index: Index, keep: Bool[np.ndarray, " observations"], reason: str) -> dict[str, dict[str, int]]:

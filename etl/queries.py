@@ -16,8 +16,8 @@ import duckdb
 import pyarrow as pa
 
 from dynaclr_wds.errors import ConfigError
-from etl.source.config import BuildConfig
-from etl.source.plates import Plate
+from etl.source.config import BuildConfig, ExperimentConfig
+from etl.source.plates import Fov, Plate
 from etl.source.track_formats import open_table
 from etl.source.tracks import parse_track_files
 
@@ -122,12 +122,10 @@ def run_queries(
 
 def _make_placed(con: duckdb.DuckDBPyConnection, config: BuildConfig) -> None:
     """Make the tables that need the rows of the track files."""
-    height, width = config.yx_patch_size
     _make_table(con, "tracks")
     _refuse_conflicts(con)
     max_shift = 0 if config.border == "drop" else config.max_border_shift_px
-    pad = config.border == "pad"
-    _make_table(con, "placed", patch_height=height, patch_width=width, max_shift=max_shift, pad=pad)
+    _make_table(con, "placed", max_shift=max_shift)
 
 
 def _note_unmatched(con: duckdb.DuckDBPyConnection, config: BuildConfig) -> tuple[str, ...]:
@@ -160,6 +158,7 @@ def _list_fovs(config: BuildConfig, plates: Mapping[str, Plate], chosen: Mapping
                 "frames": fov.shape[0],
                 "height": fov.shape[3],
                 "width": fov.shape[4],
+                **_bound_centres(config, experiment, fov),
                 "start_hpi": experiment.start_hpi,
                 "interval_minutes": experiment.minutes,
             }
@@ -168,8 +167,17 @@ def _list_fovs(config: BuildConfig, plates: Mapping[str, Plate], chosen: Mapping
     return pa.table(columns, schema=_FOVS)
 
 
+def _bound_centres(config: BuildConfig, experiment: ExperimentConfig, fov: Fov) -> dict[str, int]:
+    """Return the least and the greatest centre of a patch."""
+    bounds = {}
+    for axis, grid, length in zip("yx", config.grids_for(experiment), fov.shape[3:], strict=True):
+        bounds[f"{axis}_low"], bounds[f"{axis}_high"] = grid.centres(length, beyond=config.border == "pad")
+    return bounds
+
+
+_BOUNDS = ("y_low", "y_high", "x_low", "x_high")
 _FOVS = pa.schema(
-    [(name, pa.int32()) for name in ("fov", "experiment_index", "frames", "height", "width")]
+    [(name, pa.int32()) for name in ("fov", "experiment_index", "frames", "height", "width", *_BOUNDS)]
     + [(name, pa.string()) for name in ("experiment", "fov_name", "well", "condition")]
     + [(name, pa.float64()) for name in ("start_hpi", "interval_minutes")]
 )

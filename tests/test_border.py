@@ -14,6 +14,7 @@ from dynaclr_wds.errors import ConfigError
 from dynaclr_wds.shardset import ShardSet
 from etl.run.progress import summarize_facts
 from etl.source.experiments import parse_build_config
+from etl.source.patch_grid import PatchGrid
 from etl.verify import main as verify
 from tests.plates import table, write_experiments
 from tests.test_build import array, build, digests, one_cell, one_plate, reference
@@ -176,13 +177,15 @@ def test_a_shift_is_counted_in_whole_pixels() -> None:
         {"row": k, "fov": 0, "track_id": k, "t": 0, "y": y, "x": 10.0, "z": None, "id": -1, "parent_id": -1}
         for k, y in enumerate(centres)
     ]
-    inputs = {"rows": rows, "fovs": table("fov frames height width", (0, 1, 20, 20))}
-    sizes = {"patch_height": 4, "patch_width": 4}
-    shifted = query("placed", inputs, **sizes, max_shift=0, pad=False)
+
+    def place(rows: list[dict[str, Any]], max_shift: float | None, *, pad: bool) -> list[Any]:
+        bounds = PatchGrid(size=4, scale=1.0).centres(20, beyond=pad)
+        fovs = table("fov frames height width y_low y_high x_low x_high", (0, 1, 20, 20, *bounds, *bounds))
+        return query("placed", {"rows": rows, "fovs": fovs}, max_shift=max_shift)
+
+    shifted = place(rows, 0, pad=False)
     assert [row[-1] for row in shifted] == ["near_border", "near_border", None, None, "near_border"]
-    padded = query("placed", inputs, **sizes, max_shift=None, pad=True)
+    padded = place(rows, None, pad=True)
     assert [(row[9], row[-1]) for row in padded] == [(1, None), (1, None), (2, None), (18, None), (19, None)]
     far = [{**rows[0], "y": 1e12}, {**rows[1], "y": -1e12}]
-    assert [row[-1] for row in query("placed", inputs | {"rows": far}, **sizes, max_shift=None, pad=True)] == [
-        *("outside_image", "outside_image")
-    ]
+    assert [row[-1] for row in place(far, None, pad=True)] == ["outside_image", "outside_image"]

@@ -29,6 +29,7 @@ import zarr.codecs
 from zarr.codecs._v2 import V2Codec
 
 import etl.cut.frames
+import etl.cut.reading
 import etl.pack.tars
 import etl.run.output
 import etl.run.stages
@@ -36,7 +37,7 @@ from dynaclr_wds.contract import STATISTICS, Manifest
 from dynaclr_wds.errors import BuildError, ConfigError, PlateError
 from dynaclr_wds.manifest_checks import parse_manifest
 from etl.build_shards import build_shards, main
-from etl.cut.frames import plan_runs
+from etl.cut.reading import plan_runs
 from etl.run.executors import Interrupted, report, run_units
 from etl.run.output import OutFolder
 from etl.run.progress import Progress
@@ -220,7 +221,7 @@ def test_each_chunk_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(V2Codec, "_decode_single", count_v2)
     monkeypatch.setattr(zarr.codecs.ZstdCodec, "_decode_sync", count_v3)
-    monkeypatch.setattr(etl.cut.frames, "RUN_BYTES", run_bytes)
+    monkeypatch.setattr(etl.cut.reading, "RUN_BYTES", run_bytes)
     build(path, tmp_path / "out")
     t, c, z, y, x = plate["chunks"]
     channel_chunks = len({channel // c for channel in (2, 0)})
@@ -233,7 +234,7 @@ def test_runs_of_frames_share_no_chunk(tmp_path: Path, monkeypatch: pytest.Monke
     write_plate(tmp_path / "p", shape=shape, channel_names=["a"], chunks=(2, 1, 1, 16, 16), shards=(6, 1, 1, 16, 16))
     opened = zarr.open_array(tmp_path / "p", path="A/1/0/0", mode="r")
     assert list(plan_runs(opened, slice(0, 1))) == [(0, 6), (6, 11)]
-    monkeypatch.setattr(etl.cut.frames, "RUN_BYTES", 5 * 512)  # five frames: whole chunks, and none straddles a shard
+    monkeypatch.setattr(etl.cut.reading, "RUN_BYTES", 5 * 512)  # five frames: whole chunks, and none straddles a shard
     assert list(plan_runs(opened, slice(0, 1))) == [(0, 2), (2, 4), (4, 6), (6, 8), (8, 10), (10, 11)]
 
 

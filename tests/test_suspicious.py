@@ -28,7 +28,7 @@ from etl.simulate.__main__ import SimulationConfig, simulate_collection
 from etl.source.experiments import parse_build_config
 from etl.source.plates import Fov, open_plate
 from etl.source.preflight import open_plates
-from etl.source.scales import fill_in_scales
+from etl.source.scales import fill_in_from_plates
 from etl.suspicious.report import Report, make_report
 from tests.plates import Rows, write_experiments, write_plate, write_tracks
 
@@ -95,7 +95,7 @@ def report_of(path: Path, **options: Any) -> Report:
     """Make the report of a build, without cutting."""
     config = parse_build_config(path, options)
     plates = open_plates(config)
-    config = fill_in_scales(config, plates)
+    config = fill_in_from_plates(config, plates)
     index = build_index(config, plates)
     return make_report(config, plates, index, read_columns(index.observations))
 
@@ -572,8 +572,8 @@ def test_experiments_and_fovs_that_differ_in_pixel_size_are_suspected(tmp_path: 
         (
             "pixel_sizes_vary", None, 2,
             "experiments differ in pixel size: 0.325 µm in a, c; 0.65 µm in b. Cells look larger in one than in "
-            "another, and patches show more or less of their surroundings. Resample the plates to one pixel size, or "
-            "train on them apart.",
+            "another, and patches show more or less of their surroundings. Give reference_pixel_size_um to rescale "
+            "them, or train on them apart.",
         ),
     ]  # fmt: skip
 

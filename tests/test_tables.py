@@ -19,7 +19,7 @@ from etl.source.config import BuildConfig
 from etl.source.experiments import parse_build_config
 from etl.source.fingerprints import fingerprint_sources
 from etl.source.preflight import open_plates
-from etl.source.scales import fill_in_scales
+from etl.source.scales import fill_in_from_plates
 from etl.source.track_formats import list_tables, open_table, read_table
 from tests.plates import Rows, cells, make_fov, random_tracks, write_experiments, write_plate
 
@@ -305,7 +305,7 @@ def test_micrometres_are_converted_by_the_pixel_size_of_the_plate(tmp_path: Path
     scales = {"A/1/0": {"scale": [1, 1, 1, 2.0, 0.5], "units": units}}
     write_plate(tmp_path / "plate", shape=(10, 1, 1, 32, 32), dtype="uint8", channel_names=("Phase",), scales=scales)
     config = spots(tmp_path, SPOTS.replace("pixel", "micron"), tracks_unit="um")
-    index = index_of(fill_in_scales(config, open_plates(config)))
+    index = index_of(fill_in_from_plates(config, open_plates(config)))
     assert index.observations["y"].to_pylist() == [10.25, 11.25]
     assert index.observations["x"].to_pylist() == [21.0, 25.0]
 

@@ -133,7 +133,7 @@ def test_an_array_that_was_altered_with_its_checksum_is_found(shards: Path):
     assert "has_candidate" in found[3].what
 
 
-@pytest.mark.parametrize("name", ["obs_parent_id", "obs_z", "stats_timepoint", "obs_track"])
+@pytest.mark.parametrize("name", ["obs_parent_id", "obs_z", "obs_z_start", "stats_timepoint", "obs_track"])
 def test_an_array_that_no_other_array_knows_is_compared_with_the_table(shards: Path, name: str):
     path = array_path(name)
     values = np.load(shards / path)

@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
-import numpy as np
 import pyarrow as pa
 
 from etl.index import build_index
 from etl.source.experiments import BuildConfig
 from etl.source.plates import Plate
 from etl.source.preflight import open_plates, plan_fovs
-from etl.source.scales import fill_in_scales
+from etl.source.scales import fill_in_from_plates
+from etl.source.stored import plan_stored
 
 _STORED_TWICE = 1.2
 """Patches are stored about so many times: clips share some."""
@@ -44,7 +44,7 @@ def find_facts(config: BuildConfig) -> tuple[ExperimentFacts, ...]:
         As a build would raise before it reads pixels.
     """
     plates = open_plates(config)
-    config = fill_in_scales(config, plates)
+    config = fill_in_from_plates(config, plates)
     observations = build_index(config, plates).observations
     number = observations["experiment_index"].to_numpy()
     return tuple(
@@ -61,15 +61,13 @@ def usable_memory() -> int:
 def _find_experiment(config: BuildConfig, place: int, plate: Plate, cells: pa.Table) -> ExperimentFacts:
     experiment = config.experiments[place]
     fov = plate.fovs[plan_fovs(config, experiment, plate.fovs)[0]]
-    slices = range(fov.shape[2])[config.z_slices(fov.shape[2])]
-    shape = (len(experiment.source_channel), len(slices), *config.yx_patch_size)
-    dtype = fov.array.dtype if config.dtype == "source" else np.dtype(config.dtype)
+    stored = plan_stored(config, experiment, fov)
     return ExperimentFacts(
         name=experiment.name,
         channels=experiment.source_channel,
-        shape=shape,
+        shape=stored.shape,
         interval_minutes=experiment.minutes,
-        stored_bytes=round(len(cells) * prod(shape) * dtype.itemsize * _STORED_TWICE),
+        stored_bytes=round(len(cells) * prod(stored.shape) * stored.dtype.itemsize * _STORED_TWICE),
         lineages=_count_lineages(cells),
     )
 

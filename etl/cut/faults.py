@@ -46,6 +46,6 @@ def count_nonfinite(pixels: Shaped[np.ndarray, "*shape"]) -> int:
     return int(pixels.size - np.count_nonzero(np.isfinite(pixels)))
 
 
-def zero_nonfinite(pixels: Num[np.ndarray, "c z y x"]) -> Num[np.ndarray, "c z y x"]:
+def zero_nonfinite(pixels: Num[np.ndarray, "*shape"]) -> Num[np.ndarray, "*shape"]:
     """Return a copy with zeros where pixels are NaN or infinite."""
     return np.where(np.isfinite(pixels), pixels, pixels.dtype.type(0))

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from dynaclr_wds.contract import STATISTICS, ExperimentRecord, FovRecord
-from etl.cut.frames import FovCut
+from etl.cut.job import FovCut
 from etl.cut.statistics import Summary, apply_normalization
 from etl.source.plates import Fov
 

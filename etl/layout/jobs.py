@@ -8,20 +8,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Int, Shaped
 
 from dynaclr_wds.contract import ExperimentRecord, SourceRecord, checksum, format_checksum
-from etl.cut.frames import CutJob
+from etl.cut.job import CutJob
 from etl.index import Index
 from etl.layout.candidates import ObservationColumns
 from etl.layout.clips import Clips, plan_clips, plan_key, sort_clips
 from etl.source.experiments import BuildConfig, ExperimentConfig
 from etl.source.plates import Fov, Plate
 from etl.source.scales import stored_pixel_size
+from etl.source.stored import plan_stack, plan_stored
 
 _TEXT_BYTES_PER_PATCH = 1500
 """JSON, tar headers and index files."""
@@ -61,28 +61,24 @@ def plan_experiments(config: BuildConfig, plates: Mapping[str, Plate]) -> tuple[
     """Describe the experiments as they will be stored."""
     records = []
     for experiment in config.experiments:
-        array = next(iter(plates[experiment.name].fovs.values())).array
-        z = config.z_slices(array.shape[2])
+        stored = plan_stored(config, experiment, next(iter(plates[experiment.name].fovs.values())))
         records.append(
             ExperimentRecord(
                 name=experiment.name,
-                dtype=stored_dtype(config, array.dtype).str,
+                dtype=stored.dtype.str,
                 channel_names=experiment.channel_names,
-                shape=(len(experiment.source_channel), z.stop - z.start, *config.yx_patch_size),
+                shape=stored.shape,
                 source_channel=experiment.source_channel,
                 markers=tuple(experiment.channel_markers.get(name, name) for name in experiment.source_channel),
                 interval_minutes=experiment.minutes,
-                pixel_size_um=stored_pixel_size(experiment),
+                pixel_size_um=stored_pixel_size(experiment, stored.scale),
+                scale=stored.scale,
+                z_reduction=stored.reductions,
                 start_hpi=experiment.start_hpi,
                 tau_frames=config.tau_frames(experiment),
             )
         )
     return tuple(records)
-
-
-def stored_dtype(config: BuildConfig, source: np.dtype[Any]) -> np.dtype[Any]:
-    """Return the dtype of the stored patches, little-endian."""
-    return np.dtype(source if config.dtype == "source" else config.dtype).newbyteorder("<")
 
 
 def plan_cuts(
@@ -117,7 +113,6 @@ def _plan_cut(
     rows: Int[np.ndarray, " rows"],
     work: Path,
 ) -> CutJob:
-    height, width = config.yx_patch_size
     name = format_checksum(checksum(f"{experiment.name}/{fov.name}".encode()))
     return CutJob(
         spill=work / f"fov-{name}.patches",
@@ -125,12 +120,11 @@ def _plan_cut(
         source=source,
         channel_names=experiment.source_channel,
         channels=experiment.channel_indices,
-        z=config.z_slices(fov.shape[2]),
-        dtype=stored_dtype(config, fov.array.dtype),
-        yx=(height, width),
+        patch=plan_stored(config, experiment, fov),
+        stack=plan_stack(config, experiment, fov),
         t=columns["t"][rows],
-        y0=columns["y_clamp"][rows] - height // 2,
-        x0=columns["x_clamp"][rows] - width // 2,
+        y=columns["y_clamp"][rows],
+        x=columns["x_clamp"][rows],
         on_blank=config.on_blank,
         on_nan=config.on_nan,
     )

@@ -74,6 +74,8 @@ def make_arrays(contents: SetContents, packed: Sequence[PackedShard]) -> dict[st
         "obs_z": columns["z"],
         "obs_y": columns["y"],
         "obs_x": columns["x"],
+        "obs_z_start": columns["z_start"],
+        "obs_z_focus": columns["z_focus"],
         "obs_patch": obs_patch,
         "patch_obs": clips.patch_obs,
         "patch_clip": clips.patch_clip,

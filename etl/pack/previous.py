@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 
 from dynaclr_wds.contract import Manifest, ShardRecord, SourceRecord, array_dtypes, array_path
 from dynaclr_wds.errors import FormatError
@@ -95,6 +95,15 @@ class PreviousSet:
             fov=fov[rows, :channels],
             dataset=self.arrays["stats_dataset"][number, :channels],
         )
+
+    def stack_places(
+        self, experiment: str, fov_name: str
+    ) -> tuple[Float[np.ndarray, " obs"], Float[np.ndarray, " obs"]]:
+        """Return the first stored slice and the slice in focus of the observations of a FOV, in the set's order."""
+        assert self.arrays is not None, "only asked of unchanged experiments"
+        row = self._fov_rows[experiment, fov_name]
+        first, last = np.searchsorted(self.arrays["obs_fov"], [row, row + 1])
+        return self.arrays["obs_z_start"][first:last], self.arrays["obs_z_focus"][first:last]
 
     def pixel_reasons(self, experiment: str) -> dict[str, int]:
         """Return what was counted of an experiment's pixels."""

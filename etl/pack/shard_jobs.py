@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from dynaclr_wds.contract import NO_ID, ExperimentRecord, FovRecord, SourceRecord
 from etl.pack.contents import SetContents
 
-COLUMNS = ("track_id", "parent_track_id", "id", "t", "hpi", "z", "y", "x", "y_clamp", "x_clamp")
+COLUMNS = ("track_id", "parent_track_id", "id", "t", "hpi", "z", "y", "x", "y_clamp", "x_clamp", "z_start", "z_focus")
 """Columns of the observations that stand in a clip's JSON."""
 
 _TEXT_BYTES_PER_PATCH = 1500

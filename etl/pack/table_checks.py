@@ -73,7 +73,7 @@ def _expect_observations(manifest: Manifest, arrays: Arrays) -> dict[str, Shaped
     clocks = np.array(
         [(experiments[f.experiment].start_hpi, experiments[f.experiment].interval_minutes) for f in manifest.fovs]
     ).reshape(-1, 2)
-    names = ("track_id", "parent_track_id", "t", "z", "y", "x", "id", "parent_id")
+    names = ("track_id", "parent_track_id", "t", "z", "y", "x", "id", "parent_id", "z_start", "z_focus")
     start, minutes = clocks[fov].T
     return {
         "observation": np.arange(len(fov)),

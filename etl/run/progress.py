@@ -206,6 +206,10 @@ def _describe_tracks(facts: FactsRecord) -> str:
         parts.append(f"{padded} near the border filled with the nearest pixels")
     if facts.empty_tables:
         parts.append(f"no cell in {count_of(facts.empty_tables, 'track table')}")
+    if facts.measured_focus:
+        parts.append(f"focus measured in {count_of(facts.measured_focus, 'field')} of view")
+    if facts.clamped_stacks:
+        parts.append(f"slices moved into the stack in {count_of(facts.clamped_stacks, 'frame')}")
     return ", ".join(parts)
 
 

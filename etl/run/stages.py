@@ -15,9 +15,10 @@ from jaxtyping import Bool, Int
 
 from dynaclr_wds.contract import Manifest, SourceRecord
 from dynaclr_wds.words import count_of
-from etl.cut.frames import CutJob, FovCut, cut_fov
+from etl.cut.frames import cut_fov
 from etl.cut.intensities import ExperimentStatistics, plan_experiment_statistics, plan_intensities
-from etl.index import Index, drop_observations
+from etl.cut.job import CutJob, FovCut
+from etl.index import Index, add_stack_places, drop_observations
 from etl.labels import label_codes
 from etl.layout.clips import plan_shards
 from etl.layout.jobs import (
@@ -77,6 +78,8 @@ class Build:
         if not keep.all():
             columns = read_columns(index.observations)
             check_anchors(self._config, columns, index)
+        index = self._place_stacks(index, columns, found)
+        columns = read_columns(index.observations)
         contents = self._lay_out(index, columns, cuts, cuts.obs_slot[keep], found)
         packed = self._pack(contents, cuts, set(changed))
         files = write_index(self._folder.staged, contents, packed, index)
@@ -112,6 +115,20 @@ class Build:
         names = dict.fromkeys((*index.dropped, *(name for name in counts if counts[name])))
         dropped = {name: {**index.dropped.get(name, {}), **counts.get(name, {})} for name in names}
         return replace(left, dropped=dropped), keep
+
+    def _place_stacks(self, index: Index, columns: Columns, found: Mapping[tuple[str, str], FovCut]) -> Index:
+        """Add to each observation which slices of the stack its patch holds; observations are ordered by FOV."""
+        z_start, z_focus = np.empty((2, columns["t"].size), np.float32)
+        edges = np.searchsorted(columns["fov_index"], np.arange(len(index.fovs) + 1)).tolist()
+        for number, fov in enumerate(index.fovs):
+            rows = slice(edges[number], edges[number + 1])
+            if fov.experiment in self._unchanged:
+                assert self._previous is not None, "only a set that is there has unchanged experiments"
+                z_start[rows], z_focus[rows] = self._previous.stack_places(fov.experiment, fov.fov_name)
+            else:
+                cut, t = found[fov.experiment, fov.fov_name], columns["t"][rows]
+                z_start[rows], z_focus[rows] = cut.z_start[t], cut.z_focus[t]
+        return add_stack_places(index, z_start, z_focus)
 
     def _lay_out(
         self,

@@ -24,7 +24,7 @@ from etl.run.stages import Build, Sources
 from etl.source.experiments import BuildConfig
 from etl.source.fingerprints import describe_changes, fingerprint_sources
 from etl.source.preflight import open_plates
-from etl.source.scales import describe_intervals, fill_in_scales
+from etl.source.scales import describe_intervals, fill_in_from_plates
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +53,7 @@ def build_set(
         if previous is not None and trusted and _is_up_to_date(previous, config, mode, previous.sources):
             return _say_up_to_date(folder, previous, progress)
         plates = open_plates(config)
-        config = fill_in_scales(config, plates)
+        config = fill_in_from_plates(config, plates)
         for line in describe_intervals(config):
             progress.say(line)
         sources = fingerprint_sources(config, plates, trusted)

@@ -24,13 +24,13 @@ from etl.source.fields import (
     ClipLength,
     ColumnMap,
     Hours,
-    Label,
     Labels,
     Lengths,
     Minutes,
     NotNegative,
     Number,
     PixelSize,
+    ReferenceSize,
     Slices,
     Text,
     WellLabels,
@@ -40,6 +40,8 @@ from etl.source.fields import (
     well_groups,
     whole,
 )
+from etl.source.patch_grid import PatchGrid, find_scale
+from etl.source.z_options import Reduction, Reductions, ZFocus, choose_reductions
 
 Dtype = Literal["source", "float16", "float32"]
 OnBlank = Literal["drop", "keep"]
@@ -61,7 +63,7 @@ INDEX_COLUMNS = (
 )
 """Columns of the index that are no labels of the user's."""
 
-RESERVED = tuple(dict.fromkeys((*INDEX_COLUMNS, *ROW_NAMES)))
+RESERVED = tuple(dict.fromkeys((*INDEX_COLUMNS, "z_start", "z_focus", *ROW_NAMES)))
 """Names that a label may not have."""
 
 
@@ -74,12 +76,12 @@ class ExperimentConfig:
     """Plate: an absolute path, or a URL as written."""
     tracks_path: Text
     """Folder with one track file per FOV at `<row>/<col>/<fov>/`; absolute."""
-    channel_names: Annotated[tuple[str, ...], As(texts())]
-    """All channels of the plate, in the plate's order."""
     source_channel: Annotated[tuple[str, ...], As(texts())]
     """Channels to store, in the order of the C axis of a patch."""
     condition_wells: Annotated[Mapping[str, tuple[str, ...]], As(well_groups("condition", "infected"))]
     """Condition → wells (`row/col`), in YAML order."""
+    channel_names: Annotated[tuple[str, ...], As(texts(least=0))] = ()
+    """All channels of the plate, in the plate's order; empty is what the plate says."""
     interval_minutes: Minutes | None = None
     """Minutes between frames; None is what the plate's time axis says (see `etl.source.scales`)."""
     pixel_size_um: Annotated[tuple[float, ...] | None, As(PixelSize | None)] = None
@@ -102,6 +104,10 @@ class ExperimentConfig:
     """Column of `annotations` as it stands there → our name for it, which may be a label."""
     channel_markers: Mapping[str, Text] = field(default_factory=dict)
     """Channel → what it shows; a channel that is not named shows itself."""
+    include_wells: Annotated[tuple[str, ...] | None, As(texts(*WELL) | None)] = None
+    """Only these wells (`row/col`) of `condition_wells`; None is all."""
+    exclude_fovs: Annotated[tuple[str, ...], As(texts(*FOV, least=0))] = ()
+    """Leave these FOVs (`row/col/fov`) out."""
     written: Mapping[str, Any] = field(default_factory=dict)
     """Key → value as written: paths with `${VAR}` not expanded, and null for what the plate says. The manifest's
     `config` and its hash hold these."""
@@ -135,13 +141,21 @@ class ExperimentConfig:
     @model_validator(mode="after")
     def _check_channels(self) -> ExperimentConfig:
         for channel in self.source_channel:
-            if channel not in self.channel_names:
+            if self.channel_names and channel not in self.channel_names:
                 rule = f"one of channel_names {list(self.channel_names)}"
                 raise refuse(channel, rule, "Correct either list.", "source_channel")
         for channel in self.channel_markers:
             if channel not in self.source_channel:
                 rule = f"one of source_channel {list(self.source_channel)}"
                 raise refuse(channel, rule, "Correct it.", "channel_markers", channel, "[key]")
+        return self
+
+    @model_validator(mode="after")
+    def _check_places(self) -> ExperimentConfig:
+        for well in self.include_wells or ():
+            if well not in self.well_conditions:
+                rule = f"one of the wells {sorted(self.well_conditions)} of condition_wells"
+                raise refuse(well, rule, "Correct it.", "include_wells")
         return self
 
     @model_validator(mode="after")
@@ -186,8 +200,14 @@ class BuildOptions:
 
     z_range: Annotated[tuple[int, int] | None, As(Slices | None)] = None
     """First slice and one past the last; None is the whole stack."""
+    z_focus: ZFocus | None = None
+    """Take slices around the focus instead."""
+    z_reduction: Annotated[Mapping[str, Reduction] | None, As(Reductions | None)] = None
+    """Reduce each channel's slices to one: channel or kind of channel → how; None keeps them."""
     yx_patch_size: Annotated[tuple[int, int], As(Lengths)] = (256, 256)
     """Height and width of a patch in pixels."""
+    reference_pixel_size_um: Annotated[tuple[float, ...] | None, As(ReferenceSize | None)] = None
+    """Pixel size of the stored patches in micrometres, `[y, x]` or `[z, y, x]`; None keeps that of each plate."""
     tau_range_hours: Annotated[tuple[float, float], As(Hours)] = (0.5, 2.0)
     """Hours between anchor and positive, both ends included."""
     clip_anchors: Annotated[int | None, As(ClipLength)] = None
@@ -201,7 +221,7 @@ class BuildOptions:
     dtype: Annotated[Dtype, As(choice(Dtype, "Use `source` to keep the plate's."))] = "source"
     """Dtype of the stored patches; `source` keeps the plate's."""
     include_wells: Annotated[tuple[str, ...] | None, As(texts(*WELL) | None)] = None
-    """Only these wells (`row/col`) of any experiment; None is all in `condition_wells`."""
+    """Only these wells (`row/col`) of any experiment; None is all in `condition_wells`. An experiment may narrow it."""
     exclude_fovs: Annotated[tuple[str, ...], As(texts(*FOV, least=0))] = ()
     """Leave these FOVs (`row/col/fov`) out of every experiment."""
     border: Annotated[Border, As(choice(Border, "Leave it out to shift patches into the image."))] = "shift"
@@ -241,7 +261,7 @@ class BuildConfig(BuildOptions):
         """What the stored bytes depend on, as JSON types: for the manifest and the hash."""
         record = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("workers", "where")}
         record["experiments"] = [experiment.as_record() for experiment in self.experiments]
-        parsed: dict[str, Any] = json.loads(json.dumps(record))
+        parsed: dict[str, Any] = json.loads(json.dumps(record, default=dataclasses.asdict))
         return parsed
 
     def tau_frames(self, experiment: ExperimentConfig) -> tuple[int, int]:
@@ -252,20 +272,24 @@ class BuildConfig(BuildOptions):
         """Anchors per clip for an experiment."""
         return self.clip_anchors or max(8, 8 * self.tau_frames(experiment)[1])
 
+    def wells_of(self, experiment: ExperimentConfig) -> tuple[str, ...]:
+        """Wells of an experiment that are built, in YAML order: those of `condition_wells` in every `include_wells`."""
+        lists = [wells for wells in (self.include_wells, experiment.include_wells) if wells is not None]
+        return tuple(well for well in experiment.well_conditions if all(well in wells for wells in lists))
+
     def z_slices(self, depth: int) -> slice:
         """Slices of a stack of `depth` that are stored."""
         return slice(0, depth) if self.z_range is None else slice(*self.z_range)
 
+    def scale_for(self, experiment: ExperimentConfig) -> tuple[float, float, float]:
+        """Pixels of the plate per stored pixel along z, y and x."""
+        return find_scale(self.reference_pixel_size_um, experiment.pixel_size_um)
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shorthands:
-    """Labels that are keys of an experiment themselves."""
+    def reductions_for(self, experiment: ExperimentConfig) -> tuple[Reduction, ...]:
+        """How each stored channel of an experiment is reduced to one slice: all of them are, or none."""
+        return choose_reductions(self.z_reduction, experiment.source_channel, experiment.channel_markers)
 
-    organelle: Label = None
-    date: Label = None
-    moi: NotNegative | None = None
-
-    def as_labels(self) -> dict[str, str]:
-        """Label → value of those that are given."""
-        values = {"organelle": self.organelle, "date": self.date, "moi": None if self.moi is None else f"{self.moi:g}"}
-        return {name: value for name, value in values.items() if value is not None}
+    def grids_for(self, experiment: ExperimentConfig) -> tuple[PatchGrid, PatchGrid]:
+        """Return where the pixels of an experiment's patches lie along y and x."""
+        y, x = zip(self.yx_patch_size, self.scale_for(experiment)[1:], strict=True)
+        return PatchGrid(size=y[0], scale=y[1]), PatchGrid(size=x[0], scale=x[1])

@@ -15,24 +15,42 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
+from pydantic.dataclasses import dataclass
 
 from dynaclr_wds.contract import OWN_LABELS
 from dynaclr_wds.errors import ConfigError
 from dynaclr_wds.local_paths import refuse_url
 from dynaclr_wds.tau import reaches_a_frame
 from etl.run.executors import usable_cpus
-from etl.source.config import BuildConfig, BuildOptions, ExperimentConfig, Shorthands
-from etl.source.fields import explain, parse_table, value_error
+from etl.source.collection import is_collection, translate_collection
+from etl.source.config import BuildConfig, BuildOptions, ExperimentConfig
+from etl.source.fields import Label, NotNegative, explain, parse_table, value_error
 from etl.source.yaml_values import expand_variables, read_yaml
+from etl.source.z_options import REDUCTION_KEYS
 
 __all__ = ["BuildConfig", "ExperimentConfig", "check_shard_by", "check_tau_reaches_a_frame", "parse_build_config"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shorthands:
+    """Labels that are keys of an experiment themselves."""
+
+    organelle: Label = None
+    date: Label = None
+    moi: NotNegative | None = None
+
+    def as_labels(self) -> dict[str, str]:
+        """Label → value of those that are given."""
+        values = {"organelle": self.organelle, "date": self.date, "moi": None if self.moi is None else f"{self.moi:g}"}
+        return {name: value for name, value in values.items() if value is not None}
+
 
 _PATHS = ("data_path", "tracks_path", "annotations")
 _SHORTHANDS = tuple(f.name for f in dataclasses.fields(Shorthands))
 _AS_TEXT = ("labels", "well_labels", "organelle", "date", "columns", "annotation_columns")
 _MAY_BE_EMPTY = (
     *("labels", "well_labels", "label_columns", "channel_markers", "columns", "annotation_columns"),
-    *("interval_minutes", "pixel_size_um"),
+    *("interval_minutes", "pixel_size_um", "exclude_fovs", "channel_names"),
 )
 
 
@@ -42,7 +60,8 @@ def parse_build_config(path: str | Path, overrides: Mapping[str, Any] | None = N
     Parameters
     ----------
     path
-        The YAML: a list `experiments:` and an optional mapping `shards:` with build options.
+        The YAML: a list `experiments:` and an optional mapping `shards:` with build options. Or a collection file of
+        the reference implementation, see `etl.source.collection`.
     overrides
         Build options that win over `shards:`, e.g. from the command line. None values are ignored.
 
@@ -56,13 +75,16 @@ def parse_build_config(path: str | Path, overrides: Mapping[str, Any] | None = N
     refuse_url(path, "experiments_yaml")
     path = Path(path)
     where = str(path)
-    raw = parse_table(read_yaml(path, _AS_TEXT), f"{where}: top level", ("experiments", "shards"))
+    content, variables = read_yaml(path, _AS_TEXT), dict[str, str]()
+    if is_collection(content):
+        content, variables = translate_collection(content, where)
+    raw = parse_table(content, f"{where}: top level", ("experiments", "shards"))
     entries = raw.get("experiments")
     if not isinstance(entries, list) or not entries:
         raise value_error(f"{where}: experiments", entries, "a list of at least one experiment", "Add `- name: ...`.")
-    root = path.absolute().parent
+    places = _Places(root=path.absolute().parent, variables=variables)
     experiments = tuple(
-        _parse_experiment(entry, f"{where}: experiments[{number}]", root) for number, entry in enumerate(entries)
+        _parse_experiment(entry, f"{where}: experiments[{number}]", places) for number, entry in enumerate(entries)
     )
     options: dict[str, Any] = {"workers": usable_cpus()}
     options |= _parse_options({} if raw.get("shards") is None else raw["shards"], f"{where}: shards")
@@ -101,7 +123,28 @@ def _check_together(config: BuildConfig) -> None:
         where = f"{config.where}: shards.max_border_shift_px"
         rule = f"left out with border={config.border!r}: it limits how far a patch is shifted"
         raise value_error(where, config.max_border_shift_px, rule, "Remove one of the two.")
+    _check_z(config)
     _check_shard_by(config)
+
+
+def _check_z(config: BuildConfig) -> None:
+    """Check that options about z go together, and fit the channels."""
+    if config.z_focus is not None and config.z_range is not None:
+        where, rule = f"{config.where}: shards.z_range", "left out with z_focus, which says how many slices to take"
+        raise value_error(where, list(config.z_range), rule, "Remove one of the two.")
+    names = {name for e in config.experiments for name in (*e.source_channel, *e.channel_markers.values())}
+    for key in config.z_reduction or ():
+        if key not in REDUCTION_KEYS and key not in names:
+            rule = f"one of {list(REDUCTION_KEYS)}, or of the stored channels and their markers, {sorted(names)}"
+            raise value_error(f"{config.where}: shards.z_reduction key", key, rule, "Correct it.")
+    for number, experiment in enumerate(config.experiments):
+        found = dict(zip(experiment.source_channel, config.reductions_for(experiment), strict=True))
+        if len({how == "none" for how in found.values()}) > 1:
+            raise value_error(
+                f"{config.where}: shards.z_reduction", dict(config.z_reduction or {}),
+                f"`none` for all channels of an experiment or for no one, but experiments[{number}] has {found}",
+                "Channels of a patch have the same number of slices: reduce all, or leave the reduction to training.",
+            )  # fmt: skip
 
 
 def check_tau_reaches_a_frame(config: BuildConfig, experiment: ExperimentConfig) -> None:
@@ -154,7 +197,16 @@ def _make(kind: type[_Section], raw: Mapping[str, Any], where: str) -> _Section:
         raise explain(error, where) from error
 
 
-def _parse_experiment(raw: object, where: str, root: Path) -> ExperimentConfig:
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Places:
+    """What paths of the YAML are relative to."""
+
+    root: Path
+    variables: Mapping[str, str]
+    """Variable → value, of those that the file defines itself."""
+
+
+def _parse_experiment(raw: object, where: str, places: _Places) -> ExperimentConfig:
     fields = dataclasses.fields(ExperimentConfig)
     names = {f.name for f in fields} - {"written"}
     entry = dict(parse_table(raw, where, names | set(_SHORTHANDS)))
@@ -173,17 +225,17 @@ def _parse_experiment(raw: object, where: str, root: Path) -> ExperimentConfig:
             f"{where}.{twice[0]}", more[twice[0]], "given once, but it is a label elsewhere too", "Remove one."
         )
     paths = {name: entry[name] for name in _PATHS if entry.get(name) is not None}
-    found: dict[str, Any] = {name: _find(path, f"{where}.{name}", root) for name, path in paths.items()}
+    found: dict[str, Any] = {name: _find(path, f"{where}.{name}", places) for name, path in paths.items()}
     written: dict[str, Any] = {name: _tidy(path) for name, path in paths.items()}
     return dataclasses.replace(experiment, labels={**more, **experiment.labels}, written=written, **found)
 
 
-def _find(path: str, where: str, root: Path) -> str:
+def _find(path: str, where: str, places: _Places) -> str:
     """Make a path absolute. The plate may be a URL, which stays as it is; tables are read from a disk."""
-    expanded = expand_variables(path, where)
+    expanded = expand_variables(path, where, places.variables)
     if not where.endswith(".data_path"):
         refuse_url(expanded, where)
-    return expanded if "://" in expanded else os.path.normpath(root / expanded)
+    return expanded if "://" in expanded else os.path.normpath(places.root / expanded)
 
 
 def _tidy(path: str) -> str:

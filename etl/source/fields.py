@@ -181,6 +181,12 @@ def _check_axes(raw: object) -> object:
     return raw
 
 
+def _repeat_number(raw: object) -> object:
+    """Make the size along y and x of one number, or of a list of one, as the command line gives it."""
+    one = raw[0] if isinstance(raw, (list, tuple)) and len(raw) == 1 else raw
+    return (one, one) if isinstance(one, (int, float)) and not isinstance(one, bool) else raw
+
+
 def _check_names(names: Mapping[str, str]) -> Mapping[str, str]:
     """Check that no two columns get one name."""
     source: dict[str, str] = {}
@@ -204,6 +210,7 @@ NotNegative = Annotated[float, _FINITE, Field(ge=0), says("a number ≥ 0", "Cor
 Minutes = Annotated[float, _FINITE, says("a number", _MINUTES), Field(gt=0), says("> 0", _MINUTES)]
 Micrometres = Annotated[float, _FINITE, Field(gt=0), says("a number > 0", "Give micrometres per pixel.")]
 PixelSize: Any = Annotated[tuple[Micrometres, ...], BeforeValidator(_check_axes)]
+ReferenceSize: Any = Annotated[PixelSize, BeforeValidator(_repeat_number)]
 Label = Annotated[str | None, BeforeValidator(_parse_label)]
 Labels = Annotated[Mapping[Text, Label], says("a mapping of label to value", "Write {marker: TOMM20}.")]
 ColumnMap = Annotated[

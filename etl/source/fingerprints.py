@@ -128,7 +128,8 @@ def _add_file(digest: Any, path: Path) -> None:
 def _fingerprint_array(fov: Fov) -> tuple[str, str]:
     """Hash metadata documents, and the names, sizes and times of chunk files."""
     metadata, pixels = xxhash.xxh3_64(), xxhash.xxh3_64()
-    metadata.update(json.dumps(fov.plate_normalization, sort_keys=True).encode())
+    of_plate = [fov.plate_normalization, fov.plate_focus_slice]
+    metadata.update(json.dumps(of_plate, sort_keys=True).encode())
     image, array = fov.name, fov.array.path
     if "://" in fov.plate_path:
         import fsspec  # here, because only plates in object storage need it

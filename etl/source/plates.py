@@ -62,6 +62,8 @@ class Fov:
     """`row/col/fov`."""
     plate_normalization: Normalization | None = field(default=None, repr=False)
     """Statistics as VisCy writes them, from the plate's attributes."""
+    plate_focus_slice: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """Slices in focus as VisCy's quality control writes them, from the plate's attributes."""
 
     @property
     def where(self) -> str:
@@ -144,6 +146,13 @@ class Fov:
         return {name: {**self.plate_normalization.get(name, {}), **own.get(name, {})} for name in names}
 
     @cached_property
+    def focus_slice(self) -> Mapping[str, Any]:
+        """Slices in focus as VisCy's quality control writes them: channel → kind of value → values; see `focus.py`."""
+        own = _as_mapping(self._attributes.get("focus_slice"))
+        plate = self.plate_focus_slice
+        return {name: {**_as_mapping(plate.get(name)), **_as_mapping(own.get(name))} for name in (*plate, *own)}
+
+    @cached_property
     def _attributes(self) -> dict[str, Any]:
         return _read_attributes(self.plate_path, self.name)
 
@@ -190,7 +199,12 @@ def open_plate(path: str | Path, wells: Collection[str] | None = None) -> Plate:
         if wells is None or well in wells:
             for image in _parse_model(_read_attributes(path, well), "well", f"{path}/{well}").images:
                 name = f"{well}/{image.path}"
-                fovs[name] = Fov(plate_path=path, name=name, plate_normalization=normalization)
+                fovs[name] = Fov(
+                    plate_path=path,
+                    name=name,
+                    plate_normalization=normalization,
+                    plate_focus_slice=_as_mapping(attributes.get("focus_slice")),
+                )
     return Plate(path=path, wells=present, fovs=fovs)
 
 
@@ -222,10 +236,13 @@ def _read_attributes(plate_path: str, name: str) -> dict[str, Any]:
         raise PlateError(f"{plate_path}: lists {name}, but has no such group. Write the plate again.") from error
 
 
+def _as_mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
 def _ome(attributes: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the OME metadata: OME-Zarr 0.5 has them under `ome`, 0.4 at the top."""
-    ome = attributes.get("ome", attributes)
-    return ome if isinstance(ome, Mapping) else {}
+    return _as_mapping(attributes.get("ome", attributes))
 
 
 def _parse_model(attributes: Mapping[str, Any], key: str, where: str) -> Any:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dynaclr_wds.errors import ConfigError
 from etl.source.experiments import BuildConfig, ExperimentConfig
 from etl.source.plates import Fov, Plate, open_plate
+from etl.source.stored import check_focus
 
 
 def open_plates(config: BuildConfig) -> dict[str, Plate]:
@@ -43,10 +44,8 @@ def open_plates(config: BuildConfig) -> dict[str, Plate]:
 
 def plan_fovs(config: BuildConfig, experiment: ExperimentConfig, names: Iterable[str]) -> tuple[str, ...]:
     """Choose the FOVs (`row/col/fov`) that are built, sorted by name."""
-    wells = set(experiment.well_conditions)
-    if config.include_wells is not None:
-        wells &= set(config.include_wells)
-    excluded = set(config.exclude_fovs)
+    wells = config.wells_of(experiment)
+    excluded = {*config.exclude_fovs, *experiment.exclude_fovs}
     return tuple(sorted(name for name in names if name.rpartition("/")[0] in wells and name not in excluded))
 
 
@@ -57,13 +56,16 @@ def check_plates(config: BuildConfig, plates: Mapping[str, Plate]) -> None:
     ------
     ConfigError
         A well or FOV that the plate does not have, channel names that differ, a `z_range` outside the stack,
-        a patch larger than the image (unless patches are padded), or FOVs of one experiment that differ in depth or
-        dtype.
+        a patch larger than the image (unless patches are padded), FOVs of one experiment that differ in depth or
+        dtype, a pixel size that is needed and not known, or a focus that can't be found.
+    PlateError
+        Metadata about the focus that can't be.
     """
     _check_excluded(config, plates)
     for number, experiment in enumerate(config.experiments):
         where = f"{config.where}: experiments[{number}]"
         plate = plates[experiment.name]
+        _check_pixel_size(config, experiment, where)
         _check_wells(experiment.condition_wells, plate, f"{where}.condition_wells")
         for label, groups in experiment.well_labels.items():
             _check_wells(groups, plate, f"{where}.well_labels.{label}")
@@ -72,12 +74,13 @@ def check_plates(config: BuildConfig, plates: Mapping[str, Plate]) -> None:
         for name in plan_fovs(config, experiment, plate.fovs):
             fov = plate.fovs[name]
             _check_channels(experiment, fov, where)
-            _check_size(config, fov)
+            _check_size(config, experiment, fov)
+            check_focus(config, experiment, fov, where)
             dtypes.setdefault(fov.array.dtype.name, fov.where)
             depths.setdefault(fov.shape[2], fov.where)
         if len(dtypes) > 1:
             raise ConfigError(f"{where}.data_path: FOVs differ in dtype: {dtypes}. Give all FOVs of a plate one dtype.")
-        if config.z_range is None and len(depths) > 1:
+        if config.z_range is None and config.z_focus is None and len(depths) > 1:
             raise ConfigError(
                 f"{config.where}: shards.z_range=None takes whole stacks, but their depths differ in {where}: "
                 f"{depths}. Give a z_range that all have."
@@ -94,13 +97,17 @@ def _check_wells(groups: Mapping[str, tuple[str, ...]], plate: Plate, where: str
 
 
 def _check_excluded(config: BuildConfig, plates: Mapping[str, Plate]) -> None:
-    there = {name for plate in plates.values() for name in plate.fovs}
-    for name in config.exclude_fovs:
-        if name not in there:
-            raise ConfigError(
-                f"{config.where}: shards.exclude_fovs={name!r} is in no listed well; FOVs there are "
-                f"{sorted(there)}. Correct it."
-            )
+    every = {name for plate in plates.values() for name in plate.fovs}
+    lists = [("shards", config.exclude_fovs, every)]
+    for number, experiment in enumerate(config.experiments):
+        lists.append((f"experiments[{number}]", experiment.exclude_fovs, set(plates[experiment.name].fovs)))
+    for where, excluded, there in lists:
+        for name in excluded:
+            if name not in there:
+                raise ConfigError(
+                    f"{config.where}: {where}.exclude_fovs={name!r} is in no listed well; FOVs there are "
+                    f"{sorted(there)}. Correct it."
+                )
 
 
 def _check_channels(experiment: ExperimentConfig, fov: Fov, where: str) -> None:
@@ -115,16 +122,32 @@ def _check_channels(experiment: ExperimentConfig, fov: Fov, where: str) -> None:
         raise ConfigError(f"{fov.where}: {count} channels, but labels for {len(named)}. Correct the plate's omero.")
 
 
-def _check_size(config: BuildConfig, fov: Fov) -> None:
+def _check_pixel_size(config: BuildConfig, experiment: ExperimentConfig, where: str) -> None:
+    reference, own = config.reference_pixel_size_um, experiment.pixel_size_um
+    if reference is not None and len(own or ()) < len(reference):
+        axes = " ".join("zyx"[-len(reference) :])
+        raise ConfigError(
+            f"{where}.pixel_size_um={own and list(own)} doesn't say the size of a pixel along each of {axes}, and "
+            f"neither does the plate, but shards.reference_pixel_size_um={list(reference)} rescales these. Give it, or "
+            "leave the experiment out."
+        )
+
+
+def _check_size(config: BuildConfig, experiment: ExperimentConfig, fov: Fov) -> None:
     _, _, depth, height, width = fov.shape
     if config.z_range is not None and config.z_range[1] > depth:
         raise ConfigError(
             f"{config.where}: shards.z_range={list(config.z_range)} is outside the stack of {fov.where}, which has "
             f"{depth} slices. Lower it."
         )
-    if config.border != "pad" and (config.yx_patch_size[0] > height or config.yx_patch_size[1] > width):
+    grids = config.grids_for(experiment)
+    pairs = list(zip(grids, (height, width), strict=True))
+    bounds = [grid.centres(length, beyond=config.border == "pad") for grid, length in pairs]
+    if any(least > greatest for least, greatest in bounds):
+        most = [int(length / grid.scale) for grid, length in pairs]
+        resampled = any(grid.scale != 1 for grid in grids)
+        size = f" at {list((config.reference_pixel_size_um or ())[-2:])} µm" if resampled else ""
         raise ConfigError(
-            f"{config.where}: shards.yx_patch_size={list(config.yx_patch_size)} is larger than the image of "
-            f"{fov.where}, which is {[height, width]}. Lower it to {[height, width]} at most, or pad patches "
-            "(--border pad)."
+            f"{config.where}: shards.yx_patch_size={list(config.yx_patch_size)}{size} is larger than the image of "
+            f"{fov.where}, which is {most}{size}. Lower it to {most} at most, or pad patches (--border pad)."
         )

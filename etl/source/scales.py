@@ -1,4 +1,4 @@
-"""Takes frame interval and pixel size from the plates where experiments.yaml does not give them.
+"""Takes frame interval, pixel size and channel names from the plates where experiments.yaml does not give them.
 
 What the YAML gives wins; `etl.suspicious.scales` says where the plate says otherwise. A frame interval that neither
 gives is an error, because hours, τ and HPI follow from it. The config's hash holds what the YAML gives; a plate that
@@ -18,29 +18,31 @@ from etl.source.plates import Fov, PixelSize, Plate
 from etl.source.preflight import plan_fovs
 
 
-def fill_in_scales(config: BuildConfig, plates: Mapping[str, Plate]) -> BuildConfig:
-    """Return the config with the frame interval of every experiment, and pixel sizes where anything says them.
+def fill_in_from_plates(config: BuildConfig, plates: Mapping[str, Plate]) -> BuildConfig:
+    """Return the config with interval and channels of every experiment, and pixel sizes where anything says them.
 
     Its hash and its record stay as they were.
 
     Raises
     ------
     ConfigError
-        Neither the YAML nor the plate gives a frame interval, or FOVs of the plate differ in it; or the τ range holds
-        no frame.
+        Neither the YAML nor the plate gives a frame interval or names the channels, or FOVs of the plate differ in the
+        interval; or a channel to store is none of the plate's; or the τ range holds no frame.
     """
     experiments = []
     for number, experiment in enumerate(config.experiments):
         plate = plates[experiment.name]
         fovs = [plate.fovs[name] for name in plan_fovs(config, experiment, plate.fovs) or plate.fovs]
-        where = f"{config.where}: experiments[{number}].interval_minutes"
+        where = f"{config.where}: experiments[{number}]"
         found: dict[str, Any] = {}
+        if not experiment.channel_names:
+            found["channel_names"] = _read_channels(experiment, fovs, plate.path, where)
         if experiment.interval_minutes is None:
-            found["interval_minutes"] = _read_interval(fovs, plate.path, where)
+            found["interval_minutes"] = _read_interval(fovs, plate.path, f"{where}.interval_minutes")
         if experiment.pixel_size_um is None and fovs and None not in fovs[0].scale.pixel_size_um[1:]:
             z, y, x = fovs[0].scale.pixel_size_um
             found["pixel_size_um"] = (y, x) if z is None else (z, y, x)
-        written = dict.fromkeys(found) | dict(experiment.written)
+        written = {name: getattr(experiment, name) for name in found} | dict(experiment.written)
         experiments.append(dataclasses.replace(experiment, written=written, **found))
     filled = dataclasses.replace(config, experiments=tuple(experiments))
     for experiment in filled.experiments:
@@ -58,11 +60,33 @@ def describe_intervals(config: BuildConfig) -> list[str]:
     ]
 
 
-def stored_pixel_size(experiment: ExperimentConfig) -> PixelSize:
-    """Return micrometres per pixel along z, y and x; None where it is not known."""
-    size = experiment.pixel_size_um or (None, None)
-    z, y, x = (None, *size)[-3:]
+def stored_pixel_size(experiment: ExperimentConfig, scale: tuple[float, float, float]) -> PixelSize:
+    """Return micrometres per stored pixel along z, y and x; None where it is not known.
+
+    Parameters
+    ----------
+    scale
+        Pixels of the plate per stored pixel.
+    """
+    there = (None, *(experiment.pixel_size_um or (None, None)))[-3:]
+    z, y, x = (None if size is None else float(f"{size * s:.12g}") for size, s in zip(there, scale, strict=True))
     return z, y, x
+
+
+def _read_channels(experiment: ExperimentConfig, fovs: list[Fov], plate: str, where: str) -> tuple[str, ...]:
+    """Take the names of the channels from the plate."""
+    names = fovs[0].channel_names if fovs else ()
+    if not names:
+        raise ConfigError(
+            f"{where}.channel_names is missing, and {plate} does not name its channels either. List all of them, in "
+            "the plate's order."
+        )
+    for channel in experiment.source_channel:
+        if channel not in names:
+            raise ConfigError(
+                f"{where}.source_channel={channel!r} must be one of the channels of {plate}, {list(names)}. Correct it."
+            )
+    return names
 
 
 def _read_interval(fovs: list[Fov], plate: str, where: str) -> float:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Hashable
+from collections.abc import Collection, Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -129,19 +129,25 @@ def _check_expansion(root: yaml.Node, path: Path) -> None:
         )
 
 
-def expand_variables(text: str, where: str) -> str:
-    """Replace `${VAR}` by the environment's value.
+def expand_variables(text: str, where: str, variables: Mapping[str, str] | None = None) -> str:
+    """Replace `${VAR}` by the value of a variable.
+
+    Parameters
+    ----------
+    variables
+        Those that the file defines itself; others are the environment's.
 
     Raises
     ------
     ConfigError
         The variable is not set.
     """
+    known = {**os.environ, **(variables or {})}
 
     def expand(match: re.Match[str]) -> str:
         name = match[1]
-        if name not in os.environ:
+        if name not in known:
             raise ConfigError(f"{where}={text!r}: ${{{name}}} is not set. Set the environment variable {name}.")
-        return os.environ[name]
+        return known[name]
 
     return re.sub(r"\$\{(\w+)\}", expand, text)

@@ -29,6 +29,9 @@ movies of slow cells, sound tracks have steps of 16 medians where the outline of
 ALIKE = 0.25
 """Fraction of cells that may have the patch of another cell of their frame."""
 
+_ALMOST = 1e-3
+"""Slices that rounding may be off."""
+
 Columns = Mapping[str, Shaped[np.ndarray, " obs"]]
 
 
@@ -59,7 +62,7 @@ class Cells:
 
 
 def count_facts(config: BuildConfig, experiment: ExperimentConfig, cells: Cells, index: Index) -> FactsRecord:
-    """Count tracks, divisions, gaps, moved and padded patches, and empty track tables of one experiment."""
+    """Count tracks, divisions, gaps, moved patches and stacks, and empty track tables of one experiment."""
     track, gap = cells.columns["track_index"], _track_steps(cells)
     tracks = track[np.flatnonzero(np.diff(track, prepend=-1))]  # rows are sorted by track
     shift = np.maximum(_shifts(cells, "y"), _shifts(cells, "x"))
@@ -72,9 +75,20 @@ def count_facts(config: BuildConfig, experiment: ExperimentConfig, cells: Cells,
         tracks_with_gaps=np.unique(track[1:][gap > 1]).size,
         moved_patches=int((shift > 0).sum()),
         largest_move_px=round(float(shift.max(initial=0)), 2),
-        padded_patches=int(_reach_beyond(config, cells, index).sum()),
+        padded_patches=int(_reach_beyond(config, experiment, cells, index).sum()),
         empty_tables=sum(not table.rows for table in cells.tables),
+        clamped_stacks=_count_clamped(config, experiment, cells),
     )
+
+
+def _count_clamped(config: BuildConfig, experiment: ExperimentConfig, cells: Cells) -> int:
+    """Count frames whose first slice is not where the focus asks for it."""
+    if config.z_focus is None:
+        return 0
+    below = config.z_focus.below(config.z_focus.window) * config.scale_for(experiment)[0]
+    moved = np.abs(cells.columns["z_focus"] - below - cells.columns["z_start"]) > _ALMOST
+    frames = np.stack([cells.columns["fov_index"][moved], cells.columns["t"][moved]])
+    return int(np.unique(frames, axis=1).shape[1])
 
 
 def _track_steps(cells: Cells) -> Int[np.ndarray, " steps"]:
@@ -89,14 +103,15 @@ def _shifts(cells: Cells, axis: str) -> Shaped[np.ndarray, " obs"]:
     return np.where((move > 0) | (move < -1), np.abs(move), 0)
 
 
-def _reach_beyond(config: BuildConfig, cells: Cells, index: Index) -> Shaped[np.ndarray, " obs"]:
+def _reach_beyond(
+    config: BuildConfig, experiment: ExperimentConfig, cells: Cells, index: Index
+) -> Shaped[np.ndarray, " obs"]:
     """Whether each patch reaches beyond its image."""
     beyond = np.zeros(len(cells), bool)
     fov = cells.columns["fov_index"]
-    for axis, size, length in zip("yx", config.yx_patch_size, ("height", "width"), strict=True):
+    for axis, grid, length in zip("yx", config.grids_for(experiment), ("height", "width"), strict=True):
         image = np.array([getattr(record, length) for record in index.fovs], np.int64)[fov]
-        first = cells.columns[f"{axis}_clamp"] - size // 2
-        beyond |= (first < 0) | (first + size > image)
+        beyond |= grid.reaches_beyond(cells.columns[f"{axis}_clamp"], image)
     return beyond
 
 
@@ -106,7 +121,7 @@ def find_alike(config: BuildConfig, experiment: ExperimentConfig, cells: Cells, 
     Only where images are less than twice as high and wide as a patch, so that moving is what makes them alike.
     """
     fovs = [index.fovs[number] for number in np.unique(cells.columns["fov_index"]).tolist()]
-    height, width = config.yx_patch_size
+    height, width = (grid.extent for grid in config.grids_for(experiment))
     if all(fov.height >= 2 * height or fov.width >= 2 * width for fov in fovs):
         return []
     names = ("fov_index", "t", "y_clamp", "x_clamp")
@@ -134,7 +149,7 @@ def find_jumps(config: BuildConfig, experiment: ExperimentConfig, cells: Cells, 
     if not length.size:
         return []
     median = float(np.median(length))
-    limit = max(JUMP * median, min(config.yx_patch_size) / 2)
+    limit = max(JUMP * median, min(grid.extent for grid in config.grids_for(experiment)) / 2)
     jumps = int((length > limit).sum())
     if not jumps:
         return []

@@ -7,7 +7,7 @@ experiments reports on the others as before.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from dynaclr_wds.suspicions import FactsRecord, SuspicionRecord
 from etl.index import Index
 from etl.source.config import BuildConfig, ExperimentConfig
 from etl.source.plates import Plate
+from etl.source.stored import plan_stack
 from etl.suspicious.cells import Cells, Columns, count_facts, find_alike, find_jumps, find_no_anchors
 from etl.suspicious.scales import find_between_experiments, find_in_scales
 from etl.suspicious.tables import find_gone_conditions, find_in_tables
@@ -45,9 +46,11 @@ def make_report(config: BuildConfig, plates: Mapping[str, Plate], index: Index, 
     facts: list[FactsRecord] = []
     found: list[SuspicionRecord] = []
     for experiment, cells in zip(config.experiments, Cells.by_experiment(config, index, columns), strict=True):
-        facts.append(count_facts(config, experiment, cells, index))
+        fovs = [plates[experiment.name].fovs[table.fov_name] for table in cells.tables]
+        measured = sum(plan_stack(config, experiment, fov).measured is not None for fov in fovs)
+        facts.append(replace(count_facts(config, experiment, cells, index), measured_focus=measured))
         found += _find(config, experiment, plates[experiment.name], index, cells)
-    found += find_between_experiments(config.experiments)
+    found += find_between_experiments(config)
     return Report(dropped=index.dropped, facts=tuple(facts), suspicious=tuple(found))
 
 

@@ -22,10 +22,10 @@ def find_in_scales(config: BuildConfig, experiment: ExperimentConfig, fovs: Sequ
     yield from _find_tau(config, experiment)
 
 
-def find_between_experiments(experiments: Sequence[ExperimentConfig]) -> Iterator[SuspicionRecord]:
-    """Yield experiments that differ in pixel size along y or x."""
+def find_between_experiments(config: BuildConfig) -> Iterator[SuspicionRecord]:
+    """Yield experiments that differ in pixel size along y or x, unless their patches are rescaled to one size."""
     sizes: dict[tuple[float, ...], list[str]] = {}
-    for experiment in experiments:
+    for experiment in config.experiments if config.reference_pixel_size_um is None else ():
         if experiment.pixel_size_um is not None:
             size = experiment.pixel_size_um[-2:]
             alike = next((known for known in sizes if not _differ(known, size)), size)
@@ -35,7 +35,7 @@ def find_between_experiments(experiments: Sequence[ExperimentConfig]) -> Iterato
         yield suspicion(
             "pixel_sizes_vary", None, None, len(sizes),
             f"experiments differ in pixel size: {groups}. Cells look larger in one than in another, and patches show "
-            "more or less of their surroundings. Resample the plates to one pixel size, or train on them apart.",
+            "more or less of their surroundings. Give reference_pixel_size_um to rescale them, or train on them apart.",
         )  # fmt: skip
 
 

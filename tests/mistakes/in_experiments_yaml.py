@@ -80,6 +80,11 @@ IN_EXPERIMENTS_YAML = [
     Mistake(what="Asks for patches larger than the images", make=_options(yx_patch_size=[256, 256])),
     Mistake(what="Gives three numbers for the patch size", make=_options(yx_patch_size=[1, 16, 16])),
     Mistake(what="Asks for slices that the stack does not have", make=_options(z_range=[0, 9])),
+    Mistake(what="Rescales without saying the pixel size", make=_options(reference_pixel_size_um=0.3)),
+    Mistake(
+        what="Asks for the focus of a channel that is not there", make=_options(z_focus={"window": 2, "channel": "BF"})
+    ),
+    Mistake(what="Reduces a channel that is not stored", make=_options(z_reduction={"RFP": "mip"})),
     Mistake(what="Swaps the ends of τ", make=_options(tau_range_hours=[2.0, 0.5])),
     Mistake(what="Asks for a τ shorter than a frame", make=_options(tau_range_hours=[0.1, 0.2])),
     Mistake(what="Asks for a τ longer than any track", make=_options(tau_range_hours=[20, 30])),

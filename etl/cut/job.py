@@ -1,0 +1,82 @@
+"""Says what is cut from one field of view, and what the pass over its pixels finds."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from dynaclr_wds.contract import SourceRecord
+from etl.cut.statistics import Summary
+from etl.source.config import OnBlank, OnNan
+from etl.source.patch_grid import PatchGrid
+from etl.source.plates import Fov
+from etl.source.stored import Stack, StoredPatch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CutJob:
+    """What to take from one FOV, and where to put it."""
+
+    spill: Path
+    """File for the patches, without header, in the order of `t`."""
+    fov: Fov
+    source: SourceRecord
+    """What the FOV was when the build began."""
+    channel_names: tuple[str, ...]
+    """Stored channels, in stored order."""
+    channels: tuple[int, ...]
+    """Their places on the plate."""
+    patch: StoredPatch
+    stack: Stack
+    t: Int[np.ndarray, " obs"]
+    """Frame of each observation, ascending: their order in the spill."""
+    y: Int[np.ndarray, " obs"]
+    """Row of the image where the middle of the patch is."""
+    x: Int[np.ndarray, " obs"]
+    """Column, likewise."""
+    on_blank: OnBlank
+    on_nan: OnNan
+
+    @property
+    def patch_bytes(self) -> int:
+        """Size of one patch."""
+        return int(np.prod(self.patch.shape)) * self.patch.dtype.itemsize
+
+    @property
+    def grids(self) -> tuple[PatchGrid, PatchGrid]:
+        """Where pixels lie along y and x."""
+        (height, width), (y, x) = self.patch.shape[2:], self.patch.scale[1:]
+        return PatchGrid(size=height, scale=y), PatchGrid(size=width, scale=x)
+
+    @property
+    def digest(self) -> str:
+        """Hash of all that decides the spill file."""
+        array, source = self.fov.array, self.source
+        text = [source.experiment, source.fov_name, source.metadata, source.pixels, self.channels, self.stack]
+        text += [self.patch, array.shape, array.dtype.str, self.on_blank, self.on_nan]
+        digest = hashlib.sha256(repr(text).encode())
+        for column in (self.t, self.y, self.x):
+            digest.update(np.ascontiguousarray(column, "<i8").tobytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FovCut:
+    """What the pass over the pixels of one FOV found."""
+
+    timepoint: Float[np.ndarray, "frames channels 8"]
+    """NaN where a channel of a frame is blank or has no finite pixel."""
+    summaries: tuple[Summary, ...]
+    """One per channel, of the frames that are not blank in it."""
+    blank: Bool[np.ndarray, " obs"]
+    """Patches with a channel that is entirely fill value."""
+    nonfinite: Bool[np.ndarray, " obs"]
+    """Other patches with NaN or infinite pixels."""
+    z_focus: Float[np.ndarray, " frames"]
+    """Slice of the plate in focus; NaN where it was not asked for."""
+    z_start: Float[np.ndarray, " frames"]
+    """Place of the first stored slice in the plate's stack."""
