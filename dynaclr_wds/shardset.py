@@ -7,7 +7,7 @@ there and of the right size, and every index file to be what was written.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -17,13 +17,14 @@ from jaxtyping import Float32, Int64, Shaped
 
 from dynaclr_wds import contract
 from dynaclr_wds.contract import Manifest
-from dynaclr_wds.errors import ChecksumError, FormatError, StorageError
+from dynaclr_wds.errors import ChecksumError, ConfigError, FormatError, StorageError
+from dynaclr_wds.fov_names import Places, check_experiments, keep_fovs
 from dynaclr_wds.index_checks import check_arrays, map_array
 from dynaclr_wds.local_paths import refuse_url
 from dynaclr_wds.manifest_checks import parse_manifest
-from dynaclr_wds.plan.columns import CodeBook, ExperimentClock, PlanColumns
+from dynaclr_wds.plan.columns import CodeBook, ExperimentClock, PlanColumns, keep_lineages
 from dynaclr_wds.plan.index import PlanIndex, plan_index
-from dynaclr_wds.split import check_experiments, keep_fovs
+from dynaclr_wds.split import EXPERIMENTS, FOVS, LabelledCells, Side, Split, SplitConfig, split_fovs, split_lineages
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -172,8 +173,13 @@ class ShardSet:
 
     def labels_of(self, observation: int) -> dict[str, str | None]:
         """Return the label values of an observation."""
+        codes = self.codes_of(observation)
+        return {r.name: r.values[codes[r.name]] if r.name in codes else None for r in self.manifest.labels}
+
+    def codes_of(self, observation: int) -> dict[str, int]:
+        """Return the place of each label's value in the manifest, for an observation; without those that are null."""
         codes = {r.name: int(self.arrays[contract.label_array(r.name)][observation]) for r in self.manifest.labels}
-        return {r.name: r.values[codes[r.name]] if codes[r.name] >= 0 else None for r in self.manifest.labels}
+        return {name: code for name, code in codes.items() if code >= 0}
 
     @cached_property
     def lineage_ids(self) -> tuple[str, ...]:
@@ -198,14 +204,45 @@ class ShardSet:
         some[lineage] = np.arange(len(lineage))
         return tuple(column.take(some).to_pylist())
 
+    def plan_split(
+        self, asked: SplitConfig, include_wells: Places | None = None, exclude_fovs: Places | None = None
+    ) -> Split:
+        """Decide which FOVs and lineages are for training and which for validation.
+
+        Parameters
+        ----------
+        asked
+            What to hold out.
+        include_wells, exclude_fovs
+            What may be used at all; see `dynaclr_wds.fov_names.Places`.
+
+        Raises
+        ------
+        ValueError
+            An unknown experiment, well, FOV, label or value.
+        """
+        usable = keep_fovs(self.manifest.fovs, include_wells, exclude_fovs)
+        if asked.split in (EXPERIMENTS, FOVS):
+            return split_fovs(asked, self.manifest.fovs, usable)
+        values = {record.name: record.values for record in self.manifest.labels}
+        if asked.split not in values:
+            raise ConfigError(
+                f"split={asked.split!r} must be {EXPERIMENTS!r}, {FOVS!r} or one of the labels {sorted(values)}. "
+                "Correct it."
+            )
+        code = self.arrays[contract.label_array(asked.split)]
+        cells = LabelledCells(values[asked.split], code, self.arrays["obs_lineage"], self.arrays["obs_fov"])
+        return split_lineages(asked, cells, usable)
+
     def plan_index(
         self,
         experiments: Collection[str],
         tau_range_hours: tuple[float, float],
-        include_wells: Sequence[str] | None = None,
-        exclude_fovs: Sequence[str] | None = None,
+        include_wells: Places | None = None,
+        exclude_fovs: Places | None = None,
         batch_group_by: Sequence[str] = ("experiment",),
         stratify_by: Sequence[str] = ("condition",),
+        side: Side | None = None,
     ) -> PlanIndex:
         """List the anchors of some experiments.
 
@@ -215,12 +252,12 @@ class ShardSet:
             Names.
         tau_range_hours
             τ range of the draws, within the one the shards were built for.
-        include_wells
-            `row/col`; all wells when None.
-        exclude_fovs
-            `row/col/fov`.
+        include_wells, exclude_fovs
+            What may be used at all, see `dynaclr_wds.fov_names.Places`; all wells when None.
         batch_group_by, stratify_by
             Labels that make groups and stratify values; see `dynaclr_wds.plan`.
+        side
+            Side of a split to draw from; None = both.
 
         Raises
         ------
@@ -228,15 +265,24 @@ class ShardSet:
             An unknown experiment, well, FOV or label, or a τ range the shards don't hold.
         """
         check_experiments(experiments, self.experiments, "experiments")
-        return plan_index(
-            self.columns,
+        keep, columns = keep_fovs(self.manifest.fovs, include_wells, exclude_fovs), self.columns
+        used = set(range(len(self.experiments)))
+        if side is not None:
+            keep &= side.fovs
+            used = set(self.fov_experiment[keep].tolist())
+            columns = columns if side.lineages is None else keep_lineages(columns, side.lineages)
+        index = plan_index(
+            columns,
             self.codes,
             tau_range_hours,
             batch_group_by=tuple(batch_group_by),
             stratify_by=tuple(stratify_by),
-            keep_experiment=[name in experiments for name in self.experiments],
-            keep_fov=keep_fovs(self.manifest.fovs, include_wells, exclude_fovs),
+            keep_experiment=[name in experiments and place in used for place, name in enumerate(self.experiments)],
+            keep_fov=keep,
         )
+        places = {"include_wells": include_wells, "exclude_fovs": exclude_fovs}
+        said = [side.said if side else "all cells", *(f"{name}={given}" for name, given in places.items() if given)]
+        return replace(index, chosen_by=", ".join(said))
 
 
 def _check_size(path: Path, size: int) -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from dynaclr_wds.contract import FovRecord
-from dynaclr_wds.split import check_experiments, keep_experiments, keep_fovs
+from dynaclr_wds.fov_names import check_experiments, keep_experiments, keep_fovs
 
 FOVS = [
     FovRecord(experiment=e, fov_name=f, well=f.rsplit("/", 1)[0], frames=1, height=8, width=8)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
+from dynaclr_wds.contract import checksum, format_checksum
 from dynaclr_wds.errors import ConfigError
 from dynaclr_wds.plan.audit.bytes_read import account_bytes
 from dynaclr_wds.plan.audit.ledger import Ledger, Report
@@ -81,6 +82,7 @@ class FlexibleBatchSampler:
         self.start = 0
         self.steps_before = 0
         self.delivered = 0
+        self._anchors_xxh3 = format_checksum(checksum(np.ascontiguousarray(index.row)))
         if window_bytes is None:
             self._planners = [StreamPlanner(WholeStream(index, config), config, 0)]
         else:
@@ -195,6 +197,7 @@ class FlexibleBatchSampler:
             "batch_group_by": list(self.index.batch_group_by),
             "stratify_by": list(self.index.stratify_by),
             "anchors": {s.name: int(n) for s, n in sizes},
+            "anchors_xxh3": self._anchors_xxh3,
             "tau_frames": {s.experiment: list(s.tau_frames) for s in self.index.strata},
         }
 
@@ -208,6 +211,7 @@ class FlexibleBatchSampler:
             "position": self.position,
             "steps": self.steps_before + self.delivered,
             "identity": self.identity,
+            "chosen_by": self.index.chosen_by,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -220,6 +224,8 @@ class FlexibleBatchSampler:
         """
         mine, theirs = self.identity, state["identity"]
         other = [f"{k}={theirs.get(k)!r}, but {k}={v!r}" for k, v in mine.items() if theirs.get(k) != v]
+        if theirs.get("anchors_xxh3") != mine["anchors_xxh3"]:
+            other.append(f"anchors of {state.get('chosen_by')}, but of {self.index.chosen_by}")
         if other:
             raise ConfigError(
                 f"The checkpoint was written with {'; '.join(other)} now. The order depends on it: set what it was "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -42,6 +42,8 @@ class MultiExperimentTripletDataset(Dataset[dict[str, Any]]):
         Blocks are fetched before they are read; see `BlockWindow`.
     verify_reads
         Check the checksum of each block before anything of it is read for the first time.
+    meta_names
+        More names for what `anchor_meta`, … hold: name → label or key.
     store
         Where the bytes are; None = on a local disk, in the folder of the set.
 
@@ -62,9 +64,11 @@ class MultiExperimentTripletDataset(Dataset[dict[str, Any]]):
         pinned: bool = False,
         streaming: bool = False,
         verify_reads: bool = False,
+        meta_names: Mapping[str, str] | None = None,
         store: BlockStore | None = None,
     ) -> None:
         self.shards = shards
+        self.meta_names = dict(meta_names or {})
         self.table = table
         self.pinned = pinned
         self.streaming = streaming
@@ -98,7 +102,7 @@ class MultiExperimentTripletDataset(Dataset[dict[str, Any]]):
             plan = self._select(plan)
         if plan.positive is None:
             batch = self._read("anchor", plan.anchor)
-            batch["index"] = batch.pop("anchor_meta")
+            batch["index"] = batch.pop("anchor_meta").without_names()
             return batch
         window = self.window
         if window is not None:
@@ -167,7 +171,7 @@ class MultiExperimentTripletDataset(Dataset[dict[str, Any]]):
         statistics = level_statistics(self.shards, observations)
         return {
             name: tensor,
-            f"{name}_meta": RowDicts(self.shards, observations),
+            f"{name}_meta": RowDicts(self.shards, observations, self.meta_names),
             f"{name}_norm_meta": {level: torch.from_numpy(values) for level, values in statistics.items()},
         }
 

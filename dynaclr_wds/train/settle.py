@@ -13,9 +13,9 @@ from typing import Any
 
 from dynaclr_wds.contract import ExperimentRecord
 from dynaclr_wds.errors import ConfigError
+from dynaclr_wds.fov_names import check_experiments, keep_experiments, keep_fovs
 from dynaclr_wds.read.crop import plan_crop
 from dynaclr_wds.shardset import ShardSet
-from dynaclr_wds.split import check_experiments, keep_experiments, keep_fovs
 from dynaclr_wds.train.checkpoint_content import Checkpoint, read_checkpoint, shown_shape
 
 Pair = tuple[int, int]
