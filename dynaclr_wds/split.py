@@ -171,7 +171,10 @@ class Split:
         units = sorted(set(self.units))
         seed = find_seed(units, self.asked.split_ratio)
         if seed is None:
-            return f"There is {len(units)} to split. Give split_ratio=1.0 to train without validation."
+            return (
+                f"With {len(units)} to split, no seed has two sides. Give {self.asked.naming}, another split_ratio, or "
+                "1.0 to train without validation."
+            )
         out = int(hold_out(units, self.asked.split_ratio, seed).sum())
         return (
             f"The side of each of the {len(units)} is drawn by its name: split_seed={seed} holds out {out}. "
