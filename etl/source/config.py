@@ -102,6 +102,10 @@ class ExperimentConfig:
     """Column of `annotations` as it stands there → our name for it, which may be a label."""
     channel_markers: Mapping[str, Text] = field(default_factory=dict)
     """Channel → what it shows; a channel that is not named shows itself."""
+    include_wells: Annotated[tuple[str, ...] | None, As(texts(*WELL) | None)] = None
+    """Only these wells (`row/col`) of `condition_wells`; None is all."""
+    exclude_fovs: Annotated[tuple[str, ...], As(texts(*FOV, least=0))] = ()
+    """Leave these FOVs (`row/col/fov`) out."""
     written: Mapping[str, Any] = field(default_factory=dict)
     """Key → value as written: paths with `${VAR}` not expanded, and null for what the plate says. The manifest's
     `config` and its hash hold these."""
@@ -142,6 +146,14 @@ class ExperimentConfig:
             if channel not in self.source_channel:
                 rule = f"one of source_channel {list(self.source_channel)}"
                 raise refuse(channel, rule, "Correct it.", "channel_markers", channel, "[key]")
+        return self
+
+    @model_validator(mode="after")
+    def _check_places(self) -> ExperimentConfig:
+        for well in self.include_wells or ():
+            if well not in self.well_conditions:
+                rule = f"one of the wells {sorted(self.well_conditions)} of condition_wells"
+                raise refuse(well, rule, "Correct it.", "include_wells")
         return self
 
     @model_validator(mode="after")
@@ -201,7 +213,7 @@ class BuildOptions:
     dtype: Annotated[Dtype, As(choice(Dtype, "Use `source` to keep the plate's."))] = "source"
     """Dtype of the stored patches; `source` keeps the plate's."""
     include_wells: Annotated[tuple[str, ...] | None, As(texts(*WELL) | None)] = None
-    """Only these wells (`row/col`) of any experiment; None is all in `condition_wells`."""
+    """Only these wells (`row/col`) of any experiment; None is all in `condition_wells`. An experiment may narrow it."""
     exclude_fovs: Annotated[tuple[str, ...], As(texts(*FOV, least=0))] = ()
     """Leave these FOVs (`row/col/fov`) out of every experiment."""
     border: Annotated[Border, As(choice(Border, "Leave it out to shift patches into the image."))] = "shift"
@@ -251,6 +263,11 @@ class BuildConfig(BuildOptions):
     def clip_anchors_for(self, experiment: ExperimentConfig) -> int:
         """Anchors per clip for an experiment."""
         return self.clip_anchors or max(8, 8 * self.tau_frames(experiment)[1])
+
+    def wells_of(self, experiment: ExperimentConfig) -> tuple[str, ...]:
+        """Wells of an experiment that are built, in YAML order: those of `condition_wells` in every `include_wells`."""
+        lists = [wells for wells in (self.include_wells, experiment.include_wells) if wells is not None]
+        return tuple(well for well in experiment.well_conditions if all(well in wells for wells in lists))
 
     def z_slices(self, depth: int) -> slice:
         """Slices of a stack of `depth` that are stored."""

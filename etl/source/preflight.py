@@ -43,10 +43,8 @@ def open_plates(config: BuildConfig) -> dict[str, Plate]:
 
 def plan_fovs(config: BuildConfig, experiment: ExperimentConfig, names: Iterable[str]) -> tuple[str, ...]:
     """Choose the FOVs (`row/col/fov`) that are built, sorted by name."""
-    wells = set(experiment.well_conditions)
-    if config.include_wells is not None:
-        wells &= set(config.include_wells)
-    excluded = set(config.exclude_fovs)
+    wells = config.wells_of(experiment)
+    excluded = {*config.exclude_fovs, *experiment.exclude_fovs}
     return tuple(sorted(name for name in names if name.rpartition("/")[0] in wells and name not in excluded))
 
 
@@ -94,13 +92,17 @@ def _check_wells(groups: Mapping[str, tuple[str, ...]], plate: Plate, where: str
 
 
 def _check_excluded(config: BuildConfig, plates: Mapping[str, Plate]) -> None:
-    there = {name for plate in plates.values() for name in plate.fovs}
-    for name in config.exclude_fovs:
-        if name not in there:
-            raise ConfigError(
-                f"{config.where}: shards.exclude_fovs={name!r} is in no listed well; FOVs there are "
-                f"{sorted(there)}. Correct it."
-            )
+    every = {name for plate in plates.values() for name in plate.fovs}
+    lists = [("shards", config.exclude_fovs, every)]
+    for number, experiment in enumerate(config.experiments):
+        lists.append((f"experiments[{number}]", experiment.exclude_fovs, set(plates[experiment.name].fovs)))
+    for where, excluded, there in lists:
+        for name in excluded:
+            if name not in there:
+                raise ConfigError(
+                    f"{config.where}: {where}.exclude_fovs={name!r} is in no listed well; FOVs there are "
+                    f"{sorted(there)}. Correct it."
+                )
 
 
 def _check_channels(experiment: ExperimentConfig, fov: Fov, where: str) -> None:

@@ -54,7 +54,7 @@ def find_gone_conditions(
         Condition → observations that are left.
     """
     for condition, wells in experiment.condition_wells.items():
-        asked = [well for well in wells if config.include_wells is None or well in config.include_wells]
+        asked = [well for well in config.wells_of(experiment) if well in wells]
         there = [name for name in plate.fovs if name.rpartition("/")[0] in asked]
         mine = [table for table in tables if table.condition == condition]
         if kept.get(condition) or not asked or (there and not mine):
