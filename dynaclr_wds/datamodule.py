@@ -23,7 +23,8 @@ from dynaclr_wds.read.dataset import MultiExperimentTripletDataset, list_observa
 from dynaclr_wds.read.loader import ThreadDataLoader
 from dynaclr_wds.read.metadata import check_meta_names
 from dynaclr_wds.shardset import ShardSet
-from dynaclr_wds.split import EXPERIMENTS, Side, Split, SplitConfig
+from dynaclr_wds.split import Side, Split
+from dynaclr_wds.split_config import EXPERIMENTS, SplitConfig
 from dynaclr_wds.transforms.batch import BatchTransform
 from dynaclr_wds.transforms.channel_dropout import ChannelDropout, describe_channel_dropout
 from dynaclr_wds.transforms.normalize import NormalizeSampled
@@ -343,6 +344,8 @@ class MultiExperimentDataModule(LightningDataModule):
         split.check(self.shards)
         for note in split.notes:
             rank_zero_info(note)
+        for warning in split.warnings:
+            rank_zero_warn(warning)
         config, world, index = self.sampling, self._world(), self._index(shards, split.train)
         check_one_shape(shards, crop, index, groups_meet=not self.experiment_aware or self.leaky > 0)
         self.train_sampler = FlexibleBatchSampler(

@@ -12,19 +12,20 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import xxhash
 from jaxtyping import Float32, Int64, Shaped
 
 from dynaclr_wds import contract
 from dynaclr_wds.contract import Manifest
-from dynaclr_wds.errors import ChecksumError, ConfigError, FormatError, StorageError
+from dynaclr_wds.errors import ConfigError, FormatError
+from dynaclr_wds.file_checks import check_content, check_size
 from dynaclr_wds.fov_names import Places, check_experiments, keep_fovs
 from dynaclr_wds.index_checks import check_arrays, map_array
 from dynaclr_wds.local_paths import refuse_url
 from dynaclr_wds.manifest_checks import parse_manifest
 from dynaclr_wds.plan.columns import CodeBook, ExperimentClock, PlanColumns, keep_lineages
 from dynaclr_wds.plan.index import PlanIndex, plan_index
-from dynaclr_wds.split import EXPERIMENTS, FOVS, LabelledCells, Side, Split, SplitConfig, split_fovs, split_lineages
+from dynaclr_wds.split import LabelledCells, Side, Split, split_fovs, split_lineages
+from dynaclr_wds.split_config import EXPERIMENTS, FOVS, SplitConfig
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -78,10 +79,10 @@ class ShardSet:
             )
         manifest = parse_manifest(path.read_bytes(), str(path))
         for path_and_size in [(f.path, f.bytes) for f in manifest.files] + [(s.path, s.bytes) for s in manifest.shards]:
-            _check_size(root / path_and_size[0], path_and_size[1])
+            check_size(root / path_and_size[0], path_and_size[1])
         if verify:
             for file in manifest.files:
-                _check_content(root / file.path, file.xxh3)
+                check_content(root / file.path, file.xxh3)
         arrays = {name: map_array(root / contract.array_path(name)) for name in contract.array_dtypes(manifest)}
         try:
             check_arrays(manifest, arrays)
@@ -223,7 +224,8 @@ class ShardSet:
         """
         usable = keep_fovs(self.manifest.fovs, include_wells, exclude_fovs)
         if asked.split in (EXPERIMENTS, FOVS):
-            return split_fovs(asked, self.manifest.fovs, usable)
+            plates = {e["name"]: str(e["data_path"]) for e in self.manifest.config["experiments"]}
+            return split_fovs(asked, self.manifest.fovs, usable, plates)
         values = {record.name: record.values for record in self.manifest.labels}
         if asked.split not in values:
             raise ConfigError(
@@ -283,29 +285,3 @@ class ShardSet:
         places = {"include_wells": include_wells, "exclude_fovs": exclude_fovs}
         said = [side.said if side else "all cells", *(f"{name}={given}" for name, given in places.items() if given)]
         return replace(index, chosen_by=", ".join(said))
-
-
-def _check_size(path: Path, size: int) -> None:
-    if not path.is_file():
-        raise FormatError(f"{path}: is missing, though the manifest lists it. Restore it, or build the shards again.")
-    found = path.stat().st_size
-    if found != size:
-        raise FormatError(
-            f"{path}: has {found:,} bytes, the manifest says {size:,}. Copy it again, or build the shards again."
-        )
-
-
-def _check_content(path: Path, expected: str) -> None:
-    digest, piece = xxhash.xxh3_64(), np.empty(1 << 20, np.uint8)
-    try:
-        with path.open("rb", buffering=0) as file:
-            while size := file.readinto(piece.data):
-                digest.update(piece[:size].data)
-    except OSError as error:
-        raise StorageError(f"{path}: can't be read ({error.strerror}). Look at the system's log.") from error
-    found = contract.format_checksum(digest.intdigest())
-    if found != expected:
-        raise ChecksumError(
-            f"{path}: was changed after it was written, or is damaged: its checksum is {found}, the manifest says "
-            f"{expected}. Copy it again, or build the shards again."
-        )

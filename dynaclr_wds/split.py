@@ -7,7 +7,7 @@ is never on two sides.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,94 +15,12 @@ import numpy as np
 from jaxtyping import Bool, Integer
 
 from dynaclr_wds.contract import FovRecord
-from dynaclr_wds.errors import ConfigError
 from dynaclr_wds.fov_names import check_experiments, keep_experiments, match_fovs, qualify
 from dynaclr_wds.hashed_sides import find_seed, hold_out
+from dynaclr_wds.split_config import EXPERIMENTS, FOVS, NOUNS, SplitConfig
 
-EXPERIMENTS, FOVS = "experiments", "fovs"
 NULL = "~"
 """Names the cells without a value, as it does in groups."""
-
-_NAMING = {EXPERIMENTS: "val_experiments", FOVS: "val_fovs"}
-_NOUNS = {EXPERIMENTS: ("experiment", "experiments"), FOVS: ("field of view", "fields of view")}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SplitConfig:
-    """What is held out for validation; names and meaning are those of the DataModule's parameters."""
-
-    split: str = EXPERIMENTS
-    """`experiments`, `fovs`, or a label."""
-    split_ratio: float | None = None
-    """Share of training, in (0, 1]; None where what is held out is named."""
-    split_seed: int = 0
-    """Key of the hash that draws sides."""
-    val_experiments: tuple[str, ...] = ()
-    val_fovs: tuple[str, ...] = ()
-    """`experiment/row/col/fov`, or `row/col/fov` in all experiments."""
-    val_values: tuple[str, ...] = ()
-    """Values of the label."""
-
-    def __post_init__(self) -> None:
-        """Check that the settings go together.
-
-        Raises
-        ------
-        ConfigError
-            Names that don't go with `split`, names and a ratio, neither where one is needed, or a value out of range.
-        """
-        for other in ("val_experiments", "val_fovs", "val_values"):
-            if other != self.naming and getattr(self, other):
-                raise ConfigError(
-                    f"{other}={list(getattr(self, other))} does not go with split={self.split!r}, which takes "
-                    f"{self.naming} or split_ratio. Correct split, or remove {other}."
-                )
-        if self.split_ratio is not None and not 0 < self.split_ratio <= 1:
-            raise ConfigError(
-                f"split_ratio={self.split_ratio!r} must be in (0, 1]: the share of training. Give 0.8 to hold out a "
-                "fifth, 1.0 to hold out nothing."
-            )
-        if self.split_ratio is not None and self.names:
-            raise ConfigError(
-                f"split_ratio={self.split_ratio} and {self.naming}={list(self.names)} both say what is held out. "
-                "Give one of the two."
-            )
-        if self.split_ratio is None and not self.names and self.split != EXPERIMENTS:
-            raise ConfigError(
-                f"split={self.split!r} needs {self.naming} or split_ratio. Give split_ratio: 0.8 to hold out a fifth, "
-                f"or name what to hold out in {self.naming}."
-            )
-        if not 0 <= self.split_seed < 2**64:
-            raise ConfigError(f"split_seed={self.split_seed} must be a whole number in [0, 2**64).")
-
-    @property
-    def naming(self) -> str:
-        """Setting that names what is held out."""
-        return _NAMING.get(self.split, "val_values")
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """What is named to be held out."""
-        return tuple(getattr(self, self.naming))
-
-    @property
-    def holds_out(self) -> bool:
-        """Whether anything is asked to be held out."""
-        return bool(self.names) or (self.split_ratio or 1.0) < 1.0
-
-    @property
-    def short(self) -> str:
-        """What is held out, in three words."""
-        one, more = _NOUNS.get(self.split, (f"value of {self.split}", f"values of {self.split}"))
-        if self.split_ratio is not None:
-            return f"{1 - self.split_ratio:.0%} of {more}"
-        return f"{len(self.names)} {one if len(self.names) == 1 else more}"
-
-    def __str__(self) -> str:
-        what = "" if self.split == EXPERIMENTS else f"split={self.split!r}, "
-        if self.split_ratio is not None:
-            return f"{what}split_ratio={self.split_ratio:g}, split_seed={self.split_seed}"
-        return f"{what}{self.naming}={list(self.names)}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -130,6 +48,8 @@ class Split:
     val: Side
     notes: tuple[str, ...] = ()
     """What the user should be told."""
+    warnings: tuple[str, ...] = ()
+    """What is probably not meant."""
     units: tuple[str, ...] = ()
     """Names of what the sides were drawn for."""
 
@@ -156,7 +76,7 @@ class Split:
         ValueError
             It is empty.
         """
-        noun = _NOUNS.get(self.asked.split, ("cell", "cells"))[0]
+        noun = NOUNS.get(self.asked.split, ("cell", "cells"))[0]
         if train and self.train.is_empty:
             remedy = self._remedy() or "Name fewer."
             raise ValueError(f"{self.asked} holds out every {noun} of {where}; none is left to train on. {remedy}")
@@ -192,7 +112,12 @@ class LabelledCells(NamedTuple):
     fov: Integer[np.ndarray, " o"]
 
 
-def split_fovs(asked: SplitConfig, fovs: Sequence[FovRecord], usable: Bool[np.ndarray, " f"]) -> Split:
+def split_fovs(
+    asked: SplitConfig,
+    fovs: Sequence[FovRecord],
+    usable: Bool[np.ndarray, " f"],
+    plates: Mapping[str, str] | None = None,
+) -> Split:
     """Split FOVs by experiment, or by their own names.
 
     Parameters
@@ -203,6 +128,8 @@ def split_fovs(asked: SplitConfig, fovs: Sequence[FovRecord], usable: Bool[np.nd
         Those of the shard set.
     usable
         Which of them may be used at all.
+    plates
+        Experiment → its plate, to notice plates that are in several experiments.
 
     Raises
     ------
@@ -224,6 +151,7 @@ def split_fovs(asked: SplitConfig, fovs: Sequence[FovRecord], usable: Bool[np.nd
         train=Side(fovs=usable & ~held, said=f"training, {asked}"),
         val=Side(fovs=usable & held, said=f"validation, {asked}"),
         notes=() if whole and asked.split_ratio is None else _describe_fovs(asked, fovs, usable, held),
+        warnings=() if plates is None or whole else _find_torn(fovs, usable, held, plates),
         units=tuple(used),
     )
 
@@ -288,6 +216,25 @@ def _describe_fovs(
         if missing := sorted(out - kept):
             notes.append(f"Nothing is trained on of {_shorten(missing)}.")
     return tuple(notes)
+
+
+def _find_torn(
+    fovs: Sequence[FovRecord],
+    usable: Bool[np.ndarray, " f"],
+    held: Bool[np.ndarray, " f"],
+    plates: Mapping[str, str],
+) -> tuple[str, ...]:
+    """Warn of FOVs that are on both sides, because their plate is in several experiments."""
+    used = np.flatnonzero(usable).tolist()
+    where = [(plates.get(fovs[place].experiment), fovs[place].fov_name) for place in used]
+    out, kept = ({key for key, place in zip(where, used, strict=True) if held[place] == side} for side in (True, False))
+    torn = sorted(name for _, name in out & kept)
+    if not torn:
+        return ()
+    return (
+        f"Fields of view of a plate that is in several experiments are on both sides ({len(torn)}): {_shorten(torn)}. "
+        f"Name those to hold out in val_fovs, without the experiment: val_fovs=[{torn[0]!r}].",
+    )
 
 
 def _shorten(names: Sequence[str]) -> str:

@@ -12,7 +12,8 @@ from dynaclr_wds.errors import ConfigError
 from dynaclr_wds.fov_names import check_experiments, keep_experiments, keep_fovs
 from dynaclr_wds.hashed_sides import find_seed, hash_place, hold_out
 from dynaclr_wds.plan.columns import keep_lineages
-from dynaclr_wds.split import LabelledCells, SplitConfig, split_fovs, split_lineages
+from dynaclr_wds.split import LabelledCells, split_fovs, split_lineages
+from dynaclr_wds.split_config import SplitConfig
 from tests.synthetic import Synthetic, index_columns, make_columns
 
 
@@ -147,6 +148,18 @@ def test_fovs_are_held_out_by_name_of_one_or_of_all_experiments():
         "Nothing is trained on of b.",
     )
     assert both.held_out_fovs(FOVS) == {"a": ["A/1/0"], "b": ["A/1/0"]}
+
+
+def test_fields_of_view_of_a_plate_that_is_in_two_experiments_are_warned_of():
+    plates = {"a": "one.zarr", "b": "one.zarr"}
+    torn = split_fovs(SplitConfig(split="fovs", val_fovs=("a/A/1/0", "B/2/0")), FOVS, ALL, plates)
+    assert torn.warnings == (
+        "Fields of view of a plate that is in several experiments are on both sides (1): A/1/0. Name those to hold out "
+        "in val_fovs, without the experiment: val_fovs=['A/1/0'].",
+    )
+    assert split_fovs(SplitConfig(split="fovs", val_fovs=("A/1/0",)), FOVS, ALL, plates).warnings == ()
+    assert split_fovs(torn.asked, FOVS, ALL, plates | {"b": "two.zarr"}).warnings == ()
+    assert split_fovs(torn.asked, FOVS, np.array([True, True, True, False]), plates).warnings == ()
 
 
 def labelled(code: list[int], lineage: list[int], fov: list[int] | None = None) -> LabelledCells:

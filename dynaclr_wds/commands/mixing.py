@@ -27,7 +27,7 @@ from dynaclr_wds.plan.config import SamplingConfig
 from dynaclr_wds.plan.index import PlanIndex
 from dynaclr_wds.plan.sampler import FlexibleBatchSampler
 from dynaclr_wds.shardset import ShardSet
-from dynaclr_wds.split import SplitConfig
+from dynaclr_wds.split_config import SplitConfig
 
 _SAMPLING = tuple(f.name for f in fields(SamplingConfig))
 _LABELS = ("batch_group_by", "stratify_by")
