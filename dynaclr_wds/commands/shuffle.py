@@ -63,8 +63,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--val_experiments", nargs="+", metavar="NAME", help="leave these out, as training does")
     add("--val_fovs", nargs="+", metavar="EXPERIMENT/ROW/COL/FOV", help="with --split fovs: leave these out")
     add("--val_values", nargs="+", metavar="VALUE", help="with --split LABEL: leave these values out")
-    add("--include_wells", nargs="+", metavar="ROW/COL", help="draw from these wells only")
-    add("--exclude_fovs", nargs="+", metavar="ROW/COL/FOV", help="leave these FOVs out")
+    add("--include_wells", nargs="+", metavar="ROW/COL", help="draw from these wells only, as A/1 or EXPERIMENT/A/1")
+    add("--exclude_fovs", nargs="+", metavar="ROW/COL/FOV", help="leave these out, as A/1/0 or EXPERIMENT/A/1/0")
     add(
         "--tau_range", nargs=2, type=float, metavar="H", help="least and most hours to the positive (default: as built)"
     )
