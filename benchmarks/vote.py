@@ -20,11 +20,11 @@ from sklearn.metrics import balanced_accuracy_score
 from sklearn.neighbors import KNeighborsClassifier
 
 from dynaclr_wds.contract import STATISTICS
+from dynaclr_wds.fov_names import keep_experiments
 from dynaclr_wds.read.crop import plan_crop
 from dynaclr_wds.read.dataset import list_observations, open_store
 from dynaclr_wds.read.patches import PatchReader, level_statistics
 from dynaclr_wds.shardset import ShardSet
-from dynaclr_wds.split import keep_experiments
 
 NEIGHBOURS = 20
 

@@ -42,7 +42,7 @@ NO_ID = -1
 OWN_LABELS = ("experiment", "condition", "well")
 """Labels that every observation has; others are as the experiments.yaml gives them."""
 
-ROW_NAMES = ("name", "lineage", "observation", "features", "projections")
+ROW_NAMES = ("name", "lineage", "observation", "labels", "features", "projections")
 """Columns of a batch's rows and of an embeddings table that the index lacks; no label may have such a name."""
 
 SHARD_BY = ("experiment", "condition")

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dynaclr_wds.build import build_from_yaml
 from dynaclr_wds.describe import ModuleOrDescription, keep_arguments, make_modules
+from dynaclr_wds.fov_names import check_experiments, keep_experiments, keep_fovs
 from dynaclr_wds.plan.batch import BatchPlan
 from dynaclr_wds.plan.channels import ChannelChoices
 from dynaclr_wds.plan.config import PositiveChannel, PositiveKind, PositiveRule, SamplingConfig, TauDirection
@@ -24,8 +25,10 @@ from dynaclr_wds.plan.validation import plan_validation
 from dynaclr_wds.read.crop import Crop, check_one_shape, plan_crop
 from dynaclr_wds.read.dataset import MultiExperimentTripletDataset, list_observations
 from dynaclr_wds.read.loader import ThreadDataLoader
+from dynaclr_wds.read.metadata import check_meta_names
 from dynaclr_wds.shardset import ShardSet
-from dynaclr_wds.split import check_experiments, keep_experiments, keep_fovs
+from dynaclr_wds.split import Side, Split
+from dynaclr_wds.split_config import EXPERIMENTS, SplitConfig
 from dynaclr_wds.transforms.batch import BatchTransform
 from dynaclr_wds.transforms.channel_dropout import ChannelDropout, describe_channel_dropout
 from dynaclr_wds.transforms.dictionary import DictTransform
@@ -37,7 +40,7 @@ from dynaclr_wds.world import World, detect_world
 
 
 class MultiExperimentDataModule(LightningDataModule):
-    """Triplets of many experiments, split into training and validation by whole experiments.
+    """Triplets of many experiments, split into training and validation by experiment, field of view or label.
 
     Parameters
     ----------
@@ -56,8 +59,21 @@ class MultiExperimentDataModule(LightningDataModule):
     z_reduction
         Makes one slice of each stack in the end: name of a channel or marker, `fluorescence`, `labelfree` or `default`
         → `mip` (maximum over Z) or `center`; the first of these that fits a channel decides. None = stacks stay.
+    split
+        What is held out for validation as a whole: `experiments`, `fovs` (fields of view), or a label, of which values
+        are held out. A lineage that has a held-out value anywhere is held out entirely.
+    split_ratio
+        Share of training, in (0, 1]: the side of each experiment, FOV or value is drawn by its own name, so it stays
+        when data are added. None = what is held out is named. Few names may miss the ratio (docs/SAMPLING.md).
+    split_seed
+        Another seed draws another split. It is not `seed`, so that a training with another order has the same
+        validation.
     val_experiments
-        Names of experiments to hold out for validation.
+        Names of experiments to hold out, with `split: experiments`.
+    val_fovs
+        FOVs to hold out, with `split: fovs`: `experiment/row/col/fov`, or `row/col/fov` of all experiments.
+    val_values
+        Values to hold out, where `split` is a label; `~` names the cells without a value.
     tau_range
         (min, max) hours from anchor to positive, within the range the shards were built for.
     tau_decay_rate
@@ -100,9 +116,10 @@ class MultiExperimentDataModule(LightningDataModule):
     seed
         Seed of the order and of all draws.
     include_wells
-        `row/col` to use; None = all.
+        Wells to use, nothing else: `row/col`, or `experiment/row/col`; or a mapping, experiment → `row/col`, which
+        leaves the other experiments as they are. None = all.
     exclude_fovs
-        `row/col/fov` to leave out.
+        FOVs to leave out: `row/col/fov`, or `experiment/row/col/fov`; or a mapping, experiment → `row/col/fov`.
     window_bytes
         None: exact mode, every patch within reach on a local disk. Else streaming: most bytes of shards that are
         resident at a time, over all ranks; shards are read from front to back. A number, or text such as `"64G"`, or
@@ -137,6 +154,10 @@ class MultiExperimentDataModule(LightningDataModule):
         same marker); "any" draws them anew.
     tau_direction
         "forward", or "both": a cell near the end of its track, without a positive ahead, takes one as far behind.
+    meta_names
+        More names in `anchor_meta`, `positive_meta` and `negative_meta`, for callbacks that look for others: name → a
+        label or another key that is there. `{perturbation: condition, hours_post_perturbation: hpi}` gives the names of
+        the reference implementation.
     predict_experiments
         Names of experiments to embed; None = all. In prediction only.
     predict_limit
@@ -145,8 +166,8 @@ class MultiExperimentDataModule(LightningDataModule):
     Raises
     ------
     ValueError
-        In `setup`: an unknown experiment, no training experiment left, nothing to validate or predict on, or a value
-        the shards can't serve.
+        Settings of the split that don't go together. In `setup`: an unknown name, nothing left to train, validate or
+        predict on, or a value the shards can't serve.
     """
 
     def __init__(
@@ -179,8 +200,8 @@ class MultiExperimentDataModule(LightningDataModule):
         hcl_beta: float = 0.5,
         cache_pool_bytes: int = 0,
         seed: int = 0,
-        include_wells: list[str] | None = None,
-        exclude_fovs: list[str] | None = None,
+        include_wells: list[str] | dict[str, list[str]] | None = None,
+        exclude_fovs: list[str] | dict[str, list[str]] | None = None,
         window_bytes: int | str | None = None,
         num_streams: int | None = None,
         relax_lineages: bool = False,
@@ -192,6 +213,12 @@ class MultiExperimentDataModule(LightningDataModule):
         positive_match_columns: Sequence[str] = (),
         positive_channel: PositiveChannel = "same",
         tau_direction: TauDirection = "forward",
+        split: str = EXPERIMENTS,
+        split_ratio: float | None = None,
+        split_seed: int = 0,
+        val_fovs: list[str] | None = None,
+        val_values: list[str] | None = None,
+        meta_names: dict[str, str] | None = None,
         predict_experiments: list[str] | None = None,
         predict_limit: int | None = None,
     ) -> None:
@@ -239,9 +266,26 @@ class MultiExperimentDataModule(LightningDataModule):
         self.positive_match_columns = list(positive_match_columns)
         self.positive_channel = positive_channel
         self.tau_direction = tau_direction
+        self.split = split
+        self.split_ratio = split_ratio
+        self.split_seed = split_seed
+        self.val_fovs = list(val_fovs or [])
+        self.val_values = list(val_values or [])
+        self.holding_out = SplitConfig(
+            split=split,
+            split_ratio=split_ratio,
+            split_seed=split_seed,
+            val_experiments=tuple(self.val_experiments),
+            val_fovs=tuple(self.val_fovs),
+            val_values=tuple(self.val_values),
+        )
+        """What is held out for validation."""
+        self.meta_names = dict(meta_names or {})
         self.predict_experiments = predict_experiments
         self.predict_limit = predict_limit
         self.shard_set: ShardSet | None = None
+        self.sides: Split | None = None
+        """What is for training and what for validation."""
         self.train_dataset: MultiExperimentTripletDataset | None = None
         self.val_dataset: MultiExperimentTripletDataset | None = None
         self.predict_dataset: MultiExperimentTripletDataset | None = None
@@ -255,8 +299,7 @@ class MultiExperimentDataModule(LightningDataModule):
         held = f"{window:,} bytes" if isinstance(window, int) else str(window)
         mode = "exact" if window is None else f"streaming in {held}"
         what = repr(self.shards) if self.shard_set is None else repr(self.shard_set)
-        count = len(self.val_experiments)
-        held_out = f"{count_of(count, 'experiment')} for validation"
+        held_out = f"{self.holding_out.short} for validation"
         if self.train_sampler is not None:
             mode = f"{count_of(len(self.train_sampler.index.row), 'anchor')} for training, {mode}"
         if self.val_dataset is not None:
@@ -327,14 +370,14 @@ class MultiExperimentDataModule(LightningDataModule):
             several = self.channels_per_sample
             counts = {several if isinstance(several, int) else len(several)}
         self.transforms = {count: self._make_transform(count) for count in counts}
-        check_experiments(self.val_experiments, shards.experiments, "val_experiments")
-        if stage in (None, "fit"):
-            self._setup_train(shards, crop)
+        check_meta_names(self.meta_names, shards, drawn=self.channels_per_sample is not None)
         if stage in (None, "fit", "validate"):
-            self._setup_validation(shards, crop, needed=stage == "validate")
+            self.sides = split = shards.plan_split(self.holding_out, self.include_wells, self.exclude_fovs)
+            if stage != "validate":
+                self._setup_train(shards, crop, split)
+            self._setup_validation(shards, crop, split, needed=stage == "validate")
         if stage in (None, "predict"):
-            predicted = self.predict_experiments or shards.experiments
-            self.predict_dataset = self._dataset(crop, self.list_predicted(shards), predicted)
+            self.predict_dataset = self._dataset(crop, self.list_predicted(shards), self._predicted_choices(shards))
 
     def list_predicted(self, shards: ShardSet) -> BatchPlan:
         """List the cells that prediction embeds, each once.
@@ -349,7 +392,7 @@ class MultiExperimentDataModule(LightningDataModule):
         if chosen is not None:
             check_experiments(chosen, shards.experiments, "predict_experiments")
             keep &= keep_experiments(fovs, chosen)
-        table = list_observations(shards, keep, self.predict_limit, self._choices(shards, chosen or shards.experiments))
+        table = list_observations(shards, keep, self.predict_limit, self._predicted_choices(shards))
         if not len(table):
             raise ValueError(
                 f"Nothing to predict: no cell of {self.shards} is in predict_experiments={chosen}, include_wells="
@@ -357,14 +400,13 @@ class MultiExperimentDataModule(LightningDataModule):
             )
         return table
 
-    def _setup_train(self, shards: ShardSet, crop: Crop) -> None:
-        train = [e for e in shards.experiments if e not in self.val_experiments]
-        if not train:
-            raise ValueError(
-                f"val_experiments={self.val_experiments} holds out every experiment of {self.shards}; none is left "
-                "to train on. Name fewer."
-            )
-        config, world, index = self.sampling, self._world(), self._index(shards, train)
+    def _setup_train(self, shards: ShardSet, crop: Crop, split: Split) -> None:
+        split.check(self.shards)
+        for note in split.notes:
+            rank_zero_info(note)
+        for warning in split.warnings:
+            rank_zero_warn(warning)
+        config, world, index = self.sampling, self._world(), self._index(shards, split.train)
         check_one_shape(shards, crop, index, groups_meet=not self.experiment_aware or self.leaky > 0)
         self.train_sampler = FlexibleBatchSampler(
             index,
@@ -375,33 +417,36 @@ class MultiExperimentDataModule(LightningDataModule):
             num_streams=self.num_streams,
         )
         streaming = self.train_sampler.window_bytes is not None
-        self.train_dataset = self._dataset(crop, None, train, streaming=streaming)
+        self.train_dataset = self._dataset(crop, None, index.choices, streaming=streaming)
         if self.cache_pool_bytes:
             warmed = self.train_dataset.warm(index, self.cache_pool_bytes)
             rank_zero_info(f"Read {warmed / 2**20:,.0f} MiB of shards into the page cache.")
         self._say_what_differs(shards)
 
-    def _setup_validation(self, shards: ShardSet, crop: Crop, *, needed: bool) -> None:
-        if not self.val_experiments and needed:
-            raise ValueError(
-                f"val_experiments is empty: nothing is held out to validate on. Name experiments of {self.shards}, "
-                f"which holds {list(shards.experiments)}: --data.val_experiments '[{shards.experiments[-1]}]'."
-            )
-        if not self.val_experiments:
-            rank_zero_info("val_experiments is empty: nothing is held out, so there is no validation.")
+    def _setup_validation(self, shards: ShardSet, crop: Crop, split: Split, *, needed: bool) -> None:
+        if not split.asked.holds_out:
+            empty = "split_ratio is 1" if self.split_ratio else f"{split.asked.naming} is empty"
+            if needed:
+                raise ValueError(
+                    f"{empty}: nothing is held out to validate on. Name experiments of {self.shards}, which holds "
+                    f"{list(shards.experiments)}: --data.val_experiments '[{shards.experiments[-1]}]'; or hold out "
+                    "fields of view: --data.split fovs --data.split_ratio 0.8."
+                )
+            rank_zero_info(f"{empty}: nothing is held out, so there is no validation.")
             return
-        held_out = self._index(shards, self.val_experiments)
+        split.check(self.shards, train=False)
+        held_out = self._index(shards, split.val)
         if not len(held_out.row):
             raise ValueError(
-                f"val_experiments={self.val_experiments} of {self.shards} hold no anchor with a positive for tau_range="
+                f"{split.asked} of {self.shards} holds no anchor with a positive for tau_range="
                 f"{tuple(self.tau_range)}, include_wells={self.include_wells}, exclude_fovs={self.exclude_fovs}: "
-                "nothing to validate on. Hold out other experiments, or leave fewer cells out."
+                "nothing to validate on. Hold out others, or leave fewer cells out."
             )
-        self.val_dataset = self._dataset(crop, plan_validation(held_out, self.sampling), self.val_experiments)
+        self.val_dataset = self._dataset(crop, plan_validation(held_out, self.sampling), held_out.choices)
 
-    def _index(self, shards: ShardSet, experiments: Sequence[str]) -> PlanIndex:
+    def _index(self, shards: ShardSet, side: Side) -> PlanIndex:
         return shards.plan_index(
-            experiments,
+            shards.experiments,
             self.tau_range,
             self.include_wells,
             self.exclude_fovs,
@@ -409,10 +454,11 @@ class MultiExperimentDataModule(LightningDataModule):
             stratify_by=self.stratify_by,
             positives=self.positives,
             channels_per_sample=self.channels_per_sample,
+            side=side,
         )
 
-    def _choices(self, shards: ShardSet, experiments: Sequence[str]) -> ChannelChoices | None:
-        return shards.list_choices(self.channels_per_sample, experiments)
+    def _predicted_choices(self, shards: ShardSet) -> ChannelChoices | None:
+        return shards.list_choices(self.channels_per_sample, self.predict_experiments or shards.experiments)
 
     def _say_what_differs(self, shards: ShardSet) -> None:
         """Say once, when training starts, what a user of the reference implementation would not expect."""
@@ -498,7 +544,7 @@ class MultiExperimentDataModule(LightningDataModule):
         return world
 
     def _dataset(
-        self, crop: Crop, table: BatchPlan | None, experiments: Sequence[str], *, streaming: bool = False
+        self, crop: Crop, table: BatchPlan | None, choices: ChannelChoices | None, *, streaming: bool = False
     ) -> MultiExperimentTripletDataset:
         assert self.shard_set is not None
         return MultiExperimentTripletDataset(
@@ -507,9 +553,10 @@ class MultiExperimentDataModule(LightningDataModule):
             table=table,
             pinned=torch.cuda.is_available(),
             streaming=streaming,
+            meta_names=self.meta_names,
             verify_reads=streaming if self.verify_reads is None else self.verify_reads,
             channel_flags=self._channel_flags(self.shard_set),
-            choices=self._choices(self.shard_set, experiments),
+            choices=choices,
         )
 
     def _channel_flags(self, shards: ShardSet) -> dict[str, Bool[np.ndarray, "e c"]]:

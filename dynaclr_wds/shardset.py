@@ -12,20 +12,22 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import xxhash
 from jaxtyping import Float32, Int64, Shaped
 
 from dynaclr_wds import contract
 from dynaclr_wds.contract import Manifest
-from dynaclr_wds.errors import ChecksumError, FormatError, StorageError
+from dynaclr_wds.errors import ConfigError, FormatError
+from dynaclr_wds.file_checks import check_content, check_size
+from dynaclr_wds.fov_names import Places, check_experiments, keep_fovs
 from dynaclr_wds.index_checks import check_arrays, map_array
 from dynaclr_wds.local_paths import refuse_url
 from dynaclr_wds.manifest_checks import parse_manifest
-from dynaclr_wds.plan.channels import ChannelChoices, ChannelsPerSample, list_choices
-from dynaclr_wds.plan.columns import CodeBook, ExperimentClock, PlanColumns
+from dynaclr_wds.plan.channels import ChannelsPerSample
+from dynaclr_wds.plan.columns import CodeBook, ExperimentClock, PlanColumns, keep_lineages
 from dynaclr_wds.plan.config import TEMPORAL, PositiveRule
 from dynaclr_wds.plan.index import PlanIndex, plan_index
-from dynaclr_wds.split import check_experiments, keep_fovs
+from dynaclr_wds.split import LabelledCells, Side, Split, split_fovs, split_lineages
+from dynaclr_wds.split_config import EXPERIMENTS, FOVS, SplitConfig
 from dynaclr_wds.words import count_of
 
 
@@ -81,10 +83,10 @@ class ShardSet:
             )
         manifest = parse_manifest(path.read_bytes(), str(path))
         for path_and_size in [(f.path, f.bytes) for f in manifest.files] + [(s.path, s.bytes) for s in manifest.shards]:
-            _check_size(root / path_and_size[0], path_and_size[1])
+            check_size(root / path_and_size[0], path_and_size[1])
         if verify:
             for file in manifest.files:
-                _check_content(root / file.path, file.xxh3)
+                check_content(root / file.path, file.xxh3)
         arrays = {name: map_array(root / contract.array_path(name)) for name in contract.array_dtypes(manifest)}
         try:
             check_arrays(manifest, arrays)
@@ -181,8 +183,13 @@ class ShardSet:
 
     def labels_of(self, observation: int) -> dict[str, str | None]:
         """Return the label values of an observation."""
+        codes = self.codes_of(observation)
+        return {r.name: r.values[codes[r.name]] if r.name in codes else None for r in self.manifest.labels}
+
+    def codes_of(self, observation: int) -> dict[str, int]:
+        """Return the place of each label's value in the manifest, for an observation; without those that are null."""
         codes = {r.name: int(self.arrays[contract.label_array(r.name)][observation]) for r in self.manifest.labels}
-        return {r.name: r.values[codes[r.name]] if codes[r.name] >= 0 else None for r in self.manifest.labels}
+        return {name: code for name, code in codes.items() if code >= 0}
 
     @cached_property
     def lineage_ids(self) -> tuple[str, ...]:
@@ -207,15 +214,47 @@ class ShardSet:
         some[lineage] = np.arange(len(lineage))
         return tuple(column.take(some).to_pylist())
 
+    def plan_split(
+        self, asked: SplitConfig, include_wells: Places | None = None, exclude_fovs: Places | None = None
+    ) -> Split:
+        """Decide which FOVs and lineages are for training and which for validation.
+
+        Parameters
+        ----------
+        asked
+            What to hold out.
+        include_wells, exclude_fovs
+            What may be used at all; see `dynaclr_wds.fov_names.Places`.
+
+        Raises
+        ------
+        ValueError
+            An unknown experiment, well, FOV, label or value.
+        """
+        usable = keep_fovs(self.manifest.fovs, include_wells, exclude_fovs)
+        if asked.split in (EXPERIMENTS, FOVS):
+            plates = {e["name"]: str(e["data_path"]) for e in self.manifest.config["experiments"]}
+            return split_fovs(asked, self.manifest.fovs, usable, plates)
+        values = {record.name: record.values for record in self.manifest.labels}
+        if asked.split not in values:
+            raise ConfigError(
+                f"split={asked.split!r} must be {EXPERIMENTS!r}, {FOVS!r} or one of the labels {sorted(values)}. "
+                "Correct it."
+            )
+        code = self.arrays[contract.label_array(asked.split)]
+        cells = LabelledCells(values[asked.split], code, self.arrays["obs_lineage"], self.arrays["obs_fov"])
+        return split_lineages(asked, cells, usable)
+
     def plan_index(
         self,
         experiments: Collection[str],
         tau_range_hours: tuple[float, float],
-        include_wells: Sequence[str] | None = None,
-        exclude_fovs: Sequence[str] | None = None,
+        include_wells: Places | None = None,
+        exclude_fovs: Places | None = None,
         batch_group_by: Sequence[str] = ("experiment",),
         stratify_by: Sequence[str] = ("condition",),
         *,
+        side: Side | None = None,
         positives: PositiveRule = TEMPORAL,
         channels_per_sample: ChannelsPerSample = None,
     ) -> PlanIndex:
@@ -227,12 +266,12 @@ class ShardSet:
             Names.
         tau_range_hours
             τ range of the draws, within the one the shards were built for.
-        include_wells
-            `row/col`; all wells when None.
-        exclude_fovs
-            `row/col/fov`.
+        include_wells, exclude_fovs
+            What may be used at all, see `dynaclr_wds.fov_names.Places`; all wells when None.
         batch_group_by, stratify_by
             Labels that make groups and stratify values; see `dynaclr_wds.plan`.
+        side
+            Side of a split to draw from; None = both.
         positives
             What may be a positive, and so which observations are anchors.
         channels_per_sample
@@ -244,16 +283,26 @@ class ShardSet:
             An unknown experiment, well, FOV or label, or a τ range the shards don't hold.
         """
         check_experiments(experiments, self.experiments, "experiments")
-        return plan_index(
-            self.columns,
-            replace(self.codes, choices=self.list_choices(channels_per_sample, experiments)),
+        keep, columns = keep_fovs(self.manifest.fovs, include_wells, exclude_fovs), self.columns
+        used = set(range(len(self.experiments)))
+        if side is not None:
+            keep &= side.fovs
+            used = set(self.fov_experiment[keep].tolist())
+            columns = columns if side.lineages is None else keep_lineages(columns, side.lineages)
+        drawn = [name for place, name in enumerate(self.experiments) if name in experiments and place in used]
+        index = plan_index(
+            columns,
+            replace(self.codes, choices=self.list_choices(channels_per_sample, drawn)),
             tau_range_hours,
             batch_group_by=tuple(batch_group_by),
             stratify_by=tuple(stratify_by),
-            keep_experiment=[name in experiments for name in self.experiments],
-            keep_fov=keep_fovs(self.manifest.fovs, include_wells, exclude_fovs),
+            keep_experiment=[name in drawn for name in self.experiments],
+            keep_fov=keep,
             positives=positives,
         )
+        places = {"include_wells": include_wells, "exclude_fovs": exclude_fovs}
+        said = [side.said if side else "all cells", *(f"{name}={given}" for name, given in places.items() if given)]
+        return replace(index, chosen_by=", ".join(said))
 
     def list_choices(
         self, channels_per_sample: ChannelsPerSample, experiments: Collection[str]
@@ -268,30 +317,4 @@ class ShardSet:
             [e.markers for e in records],
             channels_per_sample,
             [e.name in experiments for e in records],
-        )
-
-
-def _check_size(path: Path, size: int) -> None:
-    if not path.is_file():
-        raise FormatError(f"{path}: is missing, though the manifest lists it. Restore it, or build the shards again.")
-    found = path.stat().st_size
-    if found != size:
-        raise FormatError(
-            f"{path}: has {found:,} bytes, the manifest says {size:,}. Copy it again, or build the shards again."
-        )
-
-
-def _check_content(path: Path, expected: str) -> None:
-    digest, piece = xxhash.xxh3_64(), np.empty(1 << 20, np.uint8)
-    try:
-        with path.open("rb", buffering=0) as file:
-            while size := file.readinto(piece.data):
-                digest.update(piece[:size].data)
-    except OSError as error:
-        raise StorageError(f"{path}: can't be read ({error.strerror}). Look at the system's log.") from error
-    found = contract.format_checksum(digest.intdigest())
-    if found != expected:
-        raise ChecksumError(
-            f"{path}: was changed after it was written, or is damaged: its checksum is {found}, the manifest says "
-            f"{expected}. Copy it again, or build the shards again."
         )

@@ -1,73 +1,242 @@
-"""Names to masks: which FOVs each split of a shard set uses.
+"""Decides what is held out for validation: which FOVs and lineages each side of a split uses.
 
-Pure: records in, masks out. Splits by whole experiments, wells and FOVs are here; a split by another column belongs
-here too.
+Pure: records and columns in, masks out. The side of an experiment, an FOV or a label's value is named, or drawn by a
+keyed hash of its own name (`dynaclr_wds.hashed_sides`), so it stays where it is when other data are added. A lineage
+is never on two sides.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Integer
 
 from dynaclr_wds.contract import FovRecord
+from dynaclr_wds.fov_names import check_experiments, keep_experiments, match_fovs, qualify
+from dynaclr_wds.hashed_sides import find_seed, hold_out
+from dynaclr_wds.split_config import EXPERIMENTS, FOVS, NOUNS, SplitConfig
+
+NULL = "~"
+"""Names the cells without a value, as it does in groups."""
 
 
-def check_experiments(names: Collection[str], known: Collection[str], where: str) -> None:
-    """Check that experiments are there.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Side:
+    """What may be drawn on one side of a split."""
+
+    fovs: Bool[np.ndarray, " f"]
+    lineages: Bool[np.ndarray, " l"] | None = None
+    """None: all in these FOVs."""
+    said: str = "both sides"
+    """How it was split off, for messages."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no cell is on this side."""
+        return not (self.fovs if self.lineages is None else self.lineages).any()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Split:
+    """Both sides of a split."""
+
+    asked: SplitConfig
+    train: Side
+    val: Side
+    notes: tuple[str, ...] = ()
+    """What the user should be told."""
+    warnings: tuple[str, ...] = ()
+    """What is probably not meant."""
+    units: tuple[str, ...] = ()
+    """Names of what the sides were drawn for."""
+
+    def held_out_fovs(self, fovs: Sequence[FovRecord]) -> dict[str, list[str]]:
+        """List the FOVs (`row/col/fov`) of each experiment of which all is held out."""
+        found: dict[str, list[str]] = {}
+        if self.val.lineages is None:
+            for place in np.flatnonzero(self.val.fovs).tolist():
+                found.setdefault(fovs[place].experiment, []).append(fovs[place].fov_name)
+        return found
+
+    def check(self, where: str, *, train: bool = True) -> None:
+        """Check that a side isn't empty, unless nothing is to be held out.
+
+        Parameters
+        ----------
+        where
+            The shards, for the error.
+        train
+            The side of training; else that of validation.
+
+        Raises
+        ------
+        ValueError
+            It is empty.
+        """
+        noun = NOUNS.get(self.asked.split, ("cell", "cells"))[0]
+        if train and self.train.is_empty:
+            remedy = self._remedy() or "Name fewer."
+            raise ValueError(f"{self.asked} holds out every {noun} of {where}; none is left to train on. {remedy}")
+        if not train and self.asked.holds_out and self.val.is_empty:
+            remedy = self._remedy() or "Name others, or leave fewer out with include_wells and exclude_fovs."
+            raise ValueError(f"{self.asked} holds out no {noun} of {where}: nothing to validate on. {remedy}")
+
+    def _remedy(self) -> str | None:
+        """Say which seed draws two sides, where they are drawn."""
+        if self.asked.split_ratio is None:
+            return None
+        units = sorted(set(self.units))
+        seed = find_seed(units, self.asked.split_ratio)
+        if seed is None:
+            return (
+                f"With {len(units)} to split, no seed has two sides. Give {self.asked.naming}, another split_ratio, or "
+                "1.0 to train without validation."
+            )
+        out = int(hold_out(units, self.asked.split_ratio, seed).sum())
+        return (
+            f"The side of each of the {len(units)} is drawn by its name: split_seed={seed} holds out {out}. "
+            f"Give it, or {self.asked.naming}."
+        )
+
+
+class LabelledCells(NamedTuple):
+    """A label of every observation of a shard set, with what it is part of."""
+
+    values: Sequence[str]
+    code: Integer[np.ndarray, " o"]
+    """Place in `values`, −1 for null."""
+    lineage: Integer[np.ndarray, " o"]
+    fov: Integer[np.ndarray, " o"]
+
+
+def split_fovs(
+    asked: SplitConfig,
+    fovs: Sequence[FovRecord],
+    usable: Bool[np.ndarray, " f"],
+    plates: Mapping[str, str] | None = None,
+) -> Split:
+    """Split FOVs by experiment, or by their own names.
 
     Parameters
     ----------
-    names
-        Those that are asked for.
-    known
-        Those of the shard set.
-    where
-        The setting that names them, for the error.
-
-    Raises
-    ------
-    ValueError
-        One isn't there; lists those that are.
-    """
-    unknown = sorted(set(names) - set(known))
-    if unknown:
-        raise ValueError(f"{where} names {unknown}, which are not in the shards. They hold {sorted(known)}.")
-
-
-def keep_experiments(fovs: Sequence[FovRecord], experiments: Collection[str]) -> Bool[np.ndarray, " f"]:
-    """Say which FOVs belong to some experiments."""
-    return np.array([fov.experiment in experiments for fov in fovs], bool)
-
-
-def keep_fovs(
-    fovs: Sequence[FovRecord], include_wells: Sequence[str] | None, exclude_fovs: Sequence[str] | None
-) -> Bool[np.ndarray, " f"]:
-    """Say which FOVs may be used.
-
-    Parameters
-    ----------
+    asked
+        Its `split` is `experiments` or `fovs`.
     fovs
         Those of the shard set.
-    include_wells
-        `row/col` of the wells to use; None = all.
-    exclude_fovs
-        `row/col/fov` of FOVs to leave out.
+    usable
+        Which of them may be used at all.
+    plates
+        Experiment → its plate, to notice plates that are in several experiments.
 
     Raises
     ------
     ValueError
-        A well or FOV that no experiment has; lists those that are there.
+        A name that isn't there; lists those that are.
     """
-    for field, asked, known in (
-        ("include_wells", include_wells or (), {f.well for f in fovs}),
-        ("exclude_fovs", exclude_fovs or (), {f.fov_name for f in fovs}),
-    ):
-        unknown = sorted(set(asked) - known)
-        if unknown:
-            raise ValueError(f"{field} names {unknown}, which no experiment has. Known: {sorted(known)}.")
-    excluded = set(exclude_fovs or ())
-    return np.array(
-        [(include_wells is None or f.well in include_wells) and f.fov_name not in excluded for f in fovs], bool
+    whole = asked.split == EXPERIMENTS
+    unit = [fov.experiment if whole else qualify(fov.experiment, fov.fov_name) for fov in fovs]
+    if asked.split_ratio is not None:
+        held = hold_out(unit, asked.split_ratio, asked.split_seed)
+    elif whole:
+        check_experiments(asked.names, {fov.experiment for fov in fovs}, asked.naming)
+        held = keep_experiments(fovs, asked.names)
+    else:
+        held = match_fovs(fovs, asked.names, asked.naming)
+    used = [name for name, use in zip(unit, usable, strict=True) if use]
+    return Split(
+        asked=asked,
+        train=Side(fovs=usable & ~held, said=f"training, {asked}"),
+        val=Side(fovs=usable & held, said=f"validation, {asked}"),
+        notes=() if whole and asked.split_ratio is None else _describe_fovs(asked, fovs, usable, held),
+        warnings=() if plates is None or whole else _find_torn(fovs, usable, held, plates),
+        units=tuple(used),
     )
+
+
+def split_lineages(asked: SplitConfig, cells: LabelledCells, usable: Bool[np.ndarray, " f"]) -> Split:
+    """Split lineages by a label: one that has a held-out value anywhere is held out as a whole.
+
+    Cells without a value are for training, unless `~` is named.
+
+    Raises
+    ------
+    ValueError
+        A value that isn't there; lists those that are.
+    """
+    values = [*cells.values, NULL]  # null has the code −1, the last
+    if asked.split_ratio is not None:
+        of_value = hold_out(values, asked.split_ratio, asked.split_seed)
+        of_value[-1] = False
+    else:
+        if unknown := sorted(set(asked.names) - set(values)):
+            raise ValueError(
+                f"val_values names {unknown}, which are no values of {asked.split!r}. They are {list(cells.values)}."
+            )
+        of_value = np.isin(values, asked.names)
+    held_cell, used = of_value[cells.code], usable[cells.fov]
+    size = int(cells.lineage.max(initial=-1)) + 1
+    has_held, has_other = np.zeros((2, size), bool)
+    has_held[cells.lineage[used & held_cell]] = True
+    has_other[cells.lineage[used & ~held_cell]] = True
+    val, train = has_held, has_other & ~has_held
+    named = [value for value, out in zip(values, of_value, strict=True) if out]
+    notes = [
+        f"{asked} holds out {val.sum():,} of {(val | train).sum():,} lineages: those with {asked.split} "
+        f"{_shorten(named)}."
+    ]
+    if both := int((has_held & has_other).sum()):
+        notes.append(
+            f"{both:,} of them have other values of {asked.split!r} too: all of such a lineage is held out, so that no "
+            "lineage is on two sides."
+        )
+    return Split(
+        asked=asked,
+        train=Side(fovs=usable, lineages=train, said=f"training, {asked}"),
+        val=Side(fovs=usable, lineages=val, said=f"validation, {asked}"),
+        notes=tuple(notes),
+        units=tuple(cells.values),
+    )
+
+
+def _describe_fovs(
+    asked: SplitConfig, fovs: Sequence[FovRecord], usable: Bool[np.ndarray, " f"], held: Bool[np.ndarray, " f"]
+) -> tuple[str, ...]:
+    """Say how many FOVs are held out, and which experiments are on one side only."""
+    used = int(usable.sum())
+    share = (usable & held).sum() / max(used, 1)
+    notes = [f"{asked} holds out {(usable & held).sum():,} of {used:,} fields of view ({share:.0%})."]
+    if asked.split == FOVS and asked.holds_out:
+        owner = np.array([fov.experiment for fov in fovs])
+        out, kept = (set(owner[usable & side].tolist()) for side in (held, ~held))
+        if missing := sorted(kept - out):
+            notes.append(f"Nothing is held out of {_shorten(missing)}.")
+        if missing := sorted(out - kept):
+            notes.append(f"Nothing is trained on of {_shorten(missing)}.")
+    return tuple(notes)
+
+
+def _find_torn(
+    fovs: Sequence[FovRecord],
+    usable: Bool[np.ndarray, " f"],
+    held: Bool[np.ndarray, " f"],
+    plates: Mapping[str, str],
+) -> tuple[str, ...]:
+    """Warn of FOVs that are on both sides, because their plate is in several experiments."""
+    used = np.flatnonzero(usable).tolist()
+    where = [(plates.get(fovs[place].experiment), fovs[place].fov_name) for place in used]
+    out, kept = ({key for key, place in zip(where, used, strict=True) if held[place] == side} for side in (True, False))
+    torn = sorted(name for _, name in out & kept)
+    if not torn:
+        return ()
+    return (
+        f"Fields of view of a plate that is in several experiments are on both sides ({len(torn)}): {_shorten(torn)}. "
+        f"Name those to hold out in val_fovs, without the experiment: val_fovs=[{torn[0]!r}].",
+    )
+
+
+def _shorten(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return shown or "none"

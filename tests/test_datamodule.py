@@ -111,7 +111,12 @@ def test_init_exposes_all_hyperparameters():
         "final_yx_patch_size": (64, 64),
         "final_z": 1,
         "z_reduction": {"default": "mip"},
-        "val_experiments": ["a"],
+        "val_experiments": [],
+        "split": "fovs",
+        "split_ratio": 0.75,
+        "split_seed": 3,
+        "val_fovs": [],
+        "val_values": [],
         "tau_range": (0.5, 1.0),
         "tau_decay_rate": 1.0,
         "batch_size": 4,
@@ -145,6 +150,7 @@ def test_init_exposes_all_hyperparameters():
         "positive_match_columns": ["condition"],
         "positive_channel": "any",
         "tau_direction": "both",
+        "meta_names": {"perturbation": "condition"},
         "predict_experiments": ["a"],
         "predict_limit": 3,
     }
@@ -487,7 +493,9 @@ def test_validation_with_nothing_held_out_is_an_error(shards):
 
 def test_held_out_experiments_without_an_anchor_are_an_error(shards):
     wells = {"include_wells": ["A/1"], "exclude_fovs": ["A/1/0", "A/1/1"]}
-    with pytest.raises(ValueError, match=r"val_experiments=\['e2', 'e3'\] of .* hold no anchor .* nothing to validate"):
+    with pytest.raises(
+        ValueError, match=r"val_experiments=\['e2', 'e3'\] holds out no experiment .*: nothing to validate"
+    ):
         ready(shards, "validate", **wells)
 
 

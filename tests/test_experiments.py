@@ -120,7 +120,11 @@ def test_token_follows_the_bytes_and_not_the_place(tmp_path: Path) -> None:
         parse(tmp_path, ENTRY, on_blank="keep").token,
         parse(tmp_path, ENTRY, on_nan="zero").token,
     }
-    assert len(tokens) == 13
+    tokens |= {
+        parse(tmp_path, ENTRY | {"exclude_fovs": ["A/1/0"]}).token,
+        parse(tmp_path, ENTRY | {"include_wells": ["A/1"]}).token,
+    }
+    assert len(tokens) == 15
 
 
 BAD_EXPERIMENTS = [
@@ -137,6 +141,12 @@ BAD_EXPERIMENTS = [
     ({"name": 5}, r"experiments\[1\]\.name=5 must be a non-empty string\. Put it in quotes"),
     ({"name": None}, r"experiments\[1\]\.name is missing\. Every experiment needs name, data_path"),
     ({"source_channel": ["RFP"]}, r"source_channel='RFP' must be one of channel_names \['Phase', 'GFP'\]"),
+    (
+        {"include_wells": ["C/9"]},
+        r"experiments\[1\]\.include_wells='C/9' must be one of the wells \['A/1', 'A/2', 'B/2'",
+    ),
+    ({"include_wells": []}, r"experiments\[1\]\.include_wells=\[\] must be a list of at least one string"),
+    ({"exclude_fovs": ["A/1"]}, r"experiments\[1\]\.exclude_fovs\[0\]='A/1' must be of the form A/1/0"),
     ({"channel_names": ["GFP", "GFP"]}, r"channel_names\[1\]='GFP' must be listed once"),
     ({"condition_wells": {}}, r"condition_wells=\{\} must be a mapping of condition to wells"),
     ({"condition_wells": {"mock": []}}, r"condition_wells\.mock=\[\] must be a list of at least one string"),
@@ -161,7 +171,7 @@ BAD_EXPERIMENTS = [
     ({"labels": {"well": "x"}}, r"experiments\[1\]\.labels='well' must be none of the index's own columns \['observ"),
     (
         {"labels": {"name": "x"}},
-        r"labels='name' must be none of the index's own columns .*'name', 'lineage', 'features'",
+        r"labels='name' must be none of the index's own columns .*'name', 'lineage', 'labels', 'features'",
     ),
     ({"label_columns": ["lineage_id"]}, r"label_columns='lineage_id' must be none of the index's own columns"),
     ({"well_labels": {"condition": {"x": ["A/1"]}}}, r"well_labels='condition' must be none of the index's own"),
@@ -371,7 +381,12 @@ def no_change(_: dict[str, Any]) -> None:
         (
             no_change,
             {"exclude_fovs": ["A/1/5"]},
-            r"exclude_fovs='A/1/5' is in no listed well; FOVs there are \['A/1/0'",
+            r"shards.exclude_fovs='A/1/5' is in no listed well; FOVs there are \['A/1/0'",
+        ),
+        (
+            lambda entry: entry.update(exclude_fovs=["A/1/5"]),
+            {},
+            r"experiments\[1\].exclude_fovs='A/1/5' is in no listed well; FOVs there are \['A/1/0'",
         ),
     ],
 )
@@ -459,3 +474,13 @@ def test_wells_and_fovs_are_chosen_by_name(tmp_path: Path) -> None:
     config = parse(tmp_path, ENTRY, include_wells=["A/1", "B/2"], exclude_fovs=["B/2/1"])
     names = ["B/2/1", "B/2/0", "A/2/0", "A/1/10", "A/1/2", "C/3/0"]
     assert plan_fovs(config, config.experiments[0], names) == ("A/1/10", "A/1/2", "B/2/0")
+
+
+def test_an_experiment_narrows_the_choice_for_itself_only(tmp_path: Path) -> None:
+    other = ENTRY | {"name": "other", "include_wells": ["A/1", "B/2"], "exclude_fovs": ["A/1/2"]}
+    path = write_experiments(tmp_path / "two.yaml", [ENTRY, other], include_wells=["A/1", "A/2"])
+    config = parse_build_config(path)
+    names = ["B/2/0", "A/2/0", "A/1/10", "A/1/2", "C/3/0"]
+    assert plan_fovs(config, config.experiments[0], names) == ("A/1/10", "A/1/2", "A/2/0")
+    assert plan_fovs(config, config.experiments[1], names) == ("A/1/10",)
+    assert config.as_record()["experiments"][1]["exclude_fovs"] == ["A/1/2"]

@@ -13,6 +13,7 @@ import yaml
 
 from dynaclr_wds import __main__ as program
 from dynaclr_wds.errors import BuildError, ConfigError
+from dynaclr_wds.hashed_sides import hold_out
 from etl.configure.choices import choose_values, is_label_free, quote
 from etl.configure.facts import ExperimentFacts, find_facts
 from etl.configure.templates import Value, fill_template, find_templates
@@ -44,7 +45,7 @@ def facts(name: str = "a", **changes: object) -> ExperimentFacts:
         "shape": (2, 5, 192, 192),
         "interval_minutes": 30.0,
         "stored_bytes": 4_000_000_000,
-        "lineages": {"mock": 60, "infected": 40},
+        "fovs": {"A/1/0": {"mock": 60, "infected": 40}},
     }
     return ExperimentFacts(name=name, **{**given, **changes})
 
@@ -54,11 +55,14 @@ def choose(*experiments: ExperimentFacts, memory: int = 64_000_000_000) -> dict[
 
 
 def test_values_follow_from_the_experiments():
-    assert choose(facts("a"), facts("b", lineages={"mock": 3})) == {
+    assert choose(facts("a"), facts("b", fovs={"A/1/0": {"mock": 3}})) == {
         "model.encoder.init_args.in_channels": "2",
         "model.encoder.init_args.in_stack_depth": "5",
         "data.shards": "shards",
+        "data.split": "experiments",
         "data.val_experiments": "[b]",
+        "data.split_ratio": "null",
+        "data.split_seed": "0",
         "data.final_yx_patch_size": "[104, 104]",
         "data.batch_size": "64",
         "data.window_bytes": "null",
@@ -82,10 +86,10 @@ def test_reasons_stand_beside_the_values():
     ("changes", "key", "text"),
     [
         ({}, "data.val_experiments", "[]"),
-        ({"lineages": {"mock": 1}}, "data.batch_size", "8"),
-        ({"lineages": {"mock": 10_000}}, "data.batch_size", "256"),
-        ({"lineages": {"mock": 300, "infected": 9}}, "data.batch_size", "16"),
-        ({"lineages": {}}, "data.batch_size", "8"),
+        ({"fovs": {"A/1/0": {"mock": 1}}}, "data.batch_size", "8"),
+        ({"fovs": {"A/1/0": {"mock": 10_000}}}, "data.batch_size", "256"),
+        ({"fovs": {"A/1/0": {"mock": 300, "infected": 9}}}, "data.batch_size", "16"),
+        ({"fovs": {"A/1/0": {}}}, "data.batch_size", "8"),
         ({"stored_bytes": 33_000_000_000}, "data.window_bytes", "32_000_000_000"),
         ({"stored_bytes": 32_000_000_000}, "data.window_bytes", "null"),
         ({"shape": (2, 5, 256, 192)}, "data.final_yx_patch_size", "[144, 104]"),
@@ -97,6 +101,38 @@ def test_reasons_stand_beside_the_values():
 )
 def test_one_value_at_a_time(changes, key, text):
     assert choose(facts(**changes))[key] == text
+
+
+def test_a_single_experiment_holds_out_fields_of_view():
+    """Ten FOVs of ten lineages: two are held out, and the batch is sized for the other eight."""
+    fovs = {f"{row}/1/{n}": {condition: 10} for row, condition in (("A", "mock"), ("B", "infected")) for n in range(5)}
+    values = choose_values([facts(fovs=fovs)], "shards", (0.5, 2.0), 10**11)
+    assert {key.rpartition(".")[2]: value.text for key, value in values.items() if "split" in key or "val" in key} == {
+        "split": "fovs",
+        "val_experiments": "[]",
+        "split_ratio": "0.8",
+        "split_seed": "4",
+    }
+    assert values["data.split"].comment == "held out for validation: 2 of 10 fields of view, 20% of the lineages"
+    held = hold_out([f"a/{name}" for name in fovs], 0.8, 4)
+    assert sorted(name[0] for name, out in zip(fovs, held, strict=True) if out) == ["A", "B"]
+    assert values["data.batch_size"].comment.startswith("per rank; a can fill 80 with distinct lineages")
+
+
+@pytest.mark.parametrize(
+    ("fovs", "said"),
+    [
+        ({"A/1/0": {"mock": 9}}, "one experiment, one field of view: nothing is held out, so there is no validation"),
+        (
+            {"A/1/0": {"mock": 9}, "B/1/0": {"infected": 9}},
+            "one experiment, none of its fields of view can be spared: nothing is held out, so there is no validation",
+        ),
+    ],
+)
+def test_nothing_is_held_out_that_training_needs(fovs, said):
+    values = choose_values([facts(fovs=fovs)], "shards", (0.5, 2.0), 10**11)
+    assert values["data.split"].text == "experiments"
+    assert values["data.val_experiments"] == Value("[]", said)
 
 
 def test_experiments_that_no_network_fits_together_are_named():
@@ -358,6 +394,7 @@ def test_what_init_writes_runs(tmp_path: Path, alone: bool):
     (saved,) = Path("logs").rglob("config.yaml")
     config = yaml.safe_load(saved.read_text())
     assert config["data"]["val_experiments"] == ([] if alone else ["sim_01"])
+    assert config["data"]["split"] == ("fovs" if alone else "experiments")
     assert config["model"]["encoder"]["init_args"]["in_channels"] == (1 if alone else 2)
     ledger = [json.loads(file.read_text()) for file in sorted(Path("logs").rglob("ledger-epoch=*.json"))]
     assert len(ledger) == 2

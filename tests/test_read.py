@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from dynaclr_wds.datamodule import MultiExperimentDataModule
 from dynaclr_wds.errors import ChecksumError, FormatError
+from dynaclr_wds.fov_names import keep_experiments
 from dynaclr_wds.plan.batch import BatchPlan
 from dynaclr_wds.read.buffers import BufferPool
 from dynaclr_wds.read.crop import Crop, plan_crop
@@ -24,7 +25,6 @@ from dynaclr_wds.read.mapped import copy_runs, load_copy
 from dynaclr_wds.read.metadata import RowDicts
 from dynaclr_wds.read.patches import PatchReader
 from dynaclr_wds.shardset import ShardSet
-from dynaclr_wds.split import keep_experiments
 
 WHOLE = (None, None)
 

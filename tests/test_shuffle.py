@@ -8,8 +8,10 @@ import re
 import shutil
 
 import pytest
+import yaml
 
 from dynaclr_wds import __main__ as command
+from dynaclr_wds.datamodule import MultiExperimentDataModule
 from dynaclr_wds.plan.streaming.window import parse_window
 from etl.build_shards import build_shards
 from etl.source.experiments import parse_build_config
@@ -102,6 +104,28 @@ def test_cells_can_be_chosen(shards, capsys):
     assert 0 < part["anchors"] < whole["anchors"] / 4
 
 
+def test_what_training_holds_out_is_left_out(shards, capsys, tmp_path):
+    """The DataModule with the same options trains on as many anchors."""
+    splits = (
+        {"split": "fovs", "split_ratio": 0.6, "split_seed": 1},
+        {"split": "fovs", "val_fovs": ["experiment0/A/1/0", "B/2/0"]},
+        {"split": "condition", "val_values": ["infected"], "exclude_fovs": {"experiment1": ["A/1/1"]}},
+    )
+    counts = []
+    for split in splits:
+        config = tmp_path / "fit.yaml"
+        config.write_text(yaml.safe_dump({"data": {"shards": str(shards), "tau_range": [0.5, 1.0], **split}}))
+        status, out, err = run(capsys, "-c", str(config), "--batch_size", "4", "--json")
+        assert status == 0, err
+        data = MultiExperimentDataModule(str(shards), tau_range=(0.5, 1.0), batch_size=4, **split)
+        data.setup("fit")
+        counts.append((json.loads(out)["anchors"], len(data.train_sampler.index.row)))
+    assert all(shown == trained for shown, trained in counts)
+    assert len(set(counts)) == 3
+    options = ["--split", "fovs", "--split_ratio", "0.6", "--split_seed", "1", "--batch_size", "4", "--json"]
+    assert json.loads(run(capsys, shards, *options)[1])["anchors"] == counts[0][0]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -162,6 +186,8 @@ def test_a_config_without_data_is_named(capsys, tmp_path):
         (b"data: {batch_size: x}", r"data.batch_size='x' is not what the option --batch_size takes"),
         (b"data: {leaky: q}", r"data.leaky='q' is not what the option --leaky takes"),
         (b"data: {experiment_weights: [1]}", r"data.experiment_weights=\[1\] is not what the option"),
+        (b"data: {split_ratio: [1]}", r"data.split_ratio=\[1\] is not what the option --split_ratio takes"),
+        (b"data: {exclude_fovs: {a: A/1/0}}", r"data.exclude_fovs={'a': 'A/1/0'} is not what the option"),
         (b"data: {val_experiments: 3}", r"data.val_experiments=3 is not what the option"),
         (b"data: {tau_range: 5}", r"data.tau_range=5 is not what the option"),
         (b"data: {experiment_aware: 2}", r"data.experiment_aware=2 is not what the option"),

@@ -28,11 +28,13 @@ from dynaclr_wds.plan.index import PlanIndex
 from dynaclr_wds.plan.sampler import FlexibleBatchSampler
 from dynaclr_wds.plan.streaming.window import parse_window
 from dynaclr_wds.shardset import ShardSet
-from dynaclr_wds.split import check_experiments
+from dynaclr_wds.split_config import SplitConfig
 from dynaclr_wds.words import count_of
 
 _SAMPLING = tuple(f.name for f in fields(SamplingConfig))
 _LABELS = ("batch_group_by", "stratify_by")
+_SPLIT = tuple(f.name for f in fields(SplitConfig))
+_PLACES = ("include_wells", "exclude_fovs")
 _POSITIVES = {
     "positive": "kind",
     "positive_match_columns": "match_columns",
@@ -40,7 +42,7 @@ _POSITIVES = {
     "tau_direction": "tau_direction",
 }
 _OURS = (
-    *("shards", "tau_range", "val_experiments", "include_wells", "exclude_fovs", "window_bytes", "num_streams"),
+    *("shards", "tau_range", "window_bytes", "num_streams", *_PLACES, *_SPLIT),
     *(*_LABELS, *_POSITIVES, "channels_per_sample"),
 )
 
@@ -69,23 +71,7 @@ def parse_request(values: Mapping[str, Any]) -> Request:
     if values["epochs"] < 1:
         raise ValueError(f"epochs={values['epochs']} must be >= 1.")
     shards = ShardSet.open(values["shards"])
-    held_out = values.get("val_experiments") or ()
-    check_experiments(held_out, shards.experiments, "val_experiments")
-    chosen = values.get("experiments") or [e for e in shards.experiments if e not in held_out]
-    low, high = values.get("tau_range") or shards.manifest.tau_range_hours
-    labels = {name: tuple(values[name]) for name in _LABELS if name in values}
-    rule = {own: values[name] for name, own in _POSITIVES.items() if name in values}
-    if "match_columns" in rule:
-        rule["match_columns"] = tuple(rule["match_columns"])
-    index = shards.plan_index(
-        chosen,
-        (low, high),
-        values.get("include_wells"),
-        values.get("exclude_fovs"),
-        **labels,
-        positives=PositiveRule(**rule),
-        channels_per_sample=values.get("channels_per_sample"),
-    )
+    index = _choose_anchors(shards, values)
     given = {name: values[name] for name in _SAMPLING if name in values}
     for name in ("experiment_weights", "condition_ratio"):
         if name in given:  # pairs from the command line, a mapping from a config
@@ -99,6 +85,31 @@ def parse_request(values: Mapping[str, Any]) -> Request:
         window_bytes=parse_window(values.get("window_bytes"), index.stored_bytes),
         num_streams=values.get("num_streams"),
         epochs=values["epochs"],
+    )
+
+
+def _choose_anchors(shards: ShardSet, values: Mapping[str, Any]) -> PlanIndex:
+    """List the anchors of the experiments that are named, or of what training would use."""
+    places = values.get("include_wells"), values.get("exclude_fovs")
+    given: dict[str, Any] = {name: values[name] for name in _SPLIT if name in values}
+    given |= {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
+    if "split_ratio" in given:
+        given["split_ratio"] = float(given["split_ratio"])
+    split = shards.plan_split(SplitConfig(**given), *places)
+    named = values.get("experiments")
+    if not named:
+        split.check(str(shards.root))
+    rule = {own: values[name] for name, own in _POSITIVES.items() if name in values}
+    if "match_columns" in rule:
+        rule["match_columns"] = tuple(rule["match_columns"])
+    return shards.plan_index(
+        named or shards.experiments,
+        tuple(values.get("tau_range") or shards.manifest.tau_range_hours),
+        *places,
+        **{name: tuple(values[name]) for name in _LABELS if name in values},
+        side=None if named else split.train,
+        positives=PositiveRule(**rule),
+        channels_per_sample=values.get("channels_per_sample"),
     )
 
 
@@ -213,28 +224,34 @@ def merge_config(given: Mapping[str, Any]) -> dict[str, Any]:
     return {**known, **given}
 
 
-_TEXTS = ("val_experiments", "include_wells", "exclude_fovs", *_LABELS)
+_TEXTS = ("val_experiments", "val_fovs", "val_values", *_LABELS)
 _NUMBERS = ("experiment_weights", "condition_ratio")
 
 
 def _check_kind(where: str, key: str, value: Any) -> None:
     """Check that a value of a config is of the kind that its option has; YAML reads `1e-1` as text."""
-    if key in ("batch_size", "seed", "num_streams"):
+    if key in ("batch_size", "seed", "num_streams", "split_seed"):
         good = isinstance(value, int) and not isinstance(value, bool)
-    elif key in ("leaky", "temporal_window_hours", "temporal_global_fraction", "tau_decay_rate"):
+    elif key in ("leaky", "temporal_window_hours", "temporal_global_fraction", "tau_decay_rate", "split_ratio"):
         good = _is_number(value)
     elif key in _NUMBERS:
         good = isinstance(value, dict) and all(isinstance(k, str) and _is_number(v) for k, v in value.items())
     elif key in _TEXTS:
-        good = isinstance(value, list) and all(isinstance(item, str) for item in value)
+        good = _is_texts(value)
+    elif key in _PLACES:
+        good = _is_texts(value) or (isinstance(value, dict) and all(map(_is_texts, value.values())))
     elif key == "tau_range":
         good = isinstance(value, list) and len(value) == 2 and all(type(item) in (int, float) for item in value)
-    elif key in ("shards", "window_bytes"):
+    elif key in ("shards", "split", "window_bytes"):
         good = isinstance(value, str) or (key == "window_bytes" and _is_number(value))
     else:
         good = isinstance(value, bool)
     if not good:
         raise ValueError(f"{where}={value!r:.100} is not what the option --{key} takes. Correct it; --help says more.")
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
 def _is_number(value: Any) -> bool:

@@ -67,8 +67,8 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument_group("which cells (default: all)").add_argument
     add("--experiments", nargs="+", metavar="NAME", help="of these experiments only")
-    add("--include_wells", nargs="+", metavar="ROW/COL", help="of these wells only")
-    add("--exclude_fovs", nargs="+", metavar="ROW/COL/FOV", help="not of these FOVs")
+    add("--include_wells", nargs="+", metavar="ROW/COL", help="of these wells only, as A/1 or EXPERIMENT/A/1")
+    add("--exclude_fovs", nargs="+", metavar="ROW/COL/FOV", help="not of these, as A/1/0 or EXPERIMENT/A/1/0")
     add("--limit", type=_positive, metavar="N", help="the first N only, for a look")
     add = parser.add_argument_group("how it runs").add_argument
     add("--batch_size", type=_positive, metavar="N", help="cells at a time (default: as in training)")

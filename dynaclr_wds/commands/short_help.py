@@ -35,6 +35,9 @@ GROUPS: dict[str, tuple[Option, ...]] = {
     "data": (
         Option("data.shards", "", "folder that `build` wrote"),
         Option("data.val_experiments", "null", "experiments to hold out, by name"),
+        Option(
+            "data.split", "experiments", "what is held out: experiments; or fovs, or a label, with data.split_ratio"
+        ),
         Option("data.batch_size", "128", "samples per step and per GPU"),
         Option("data.num_workers", "2", "threads that read"),
         Option("data.window_bytes", "null", "stream through so much memory; null = shards fit the page cache"),

@@ -61,10 +61,15 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("shards", nargs="?", help="folder that `dynaclr-wds build` wrote")
     parser.add_argument("-c", "--config", help="config of a training; its `data:` section gives the options below")
     add = parser.add_argument_group("which cells").add_argument
-    add("--experiments", nargs="+", metavar="NAME", help="draw from these (default: all but --val_experiments)")
+    add("--experiments", nargs="+", metavar="NAME", help="draw from these (default: what training uses)")
+    add("--split", metavar="KIND", help="leave out as a whole: experiments, fovs or a label (default: experiments)")
+    add("--split_ratio", type=float, metavar="SHARE", help="share of training, as 0.8, drawn by name")
+    add("--split_seed", type=int, help="another seed draws another split (default: 0)")
     add("--val_experiments", nargs="+", metavar="NAME", help="leave these out, as training does")
-    add("--include_wells", nargs="+", metavar="ROW/COL", help="draw from these wells only")
-    add("--exclude_fovs", nargs="+", metavar="ROW/COL/FOV", help="leave these FOVs out")
+    add("--val_fovs", nargs="+", metavar="EXPERIMENT/ROW/COL/FOV", help="with --split fovs: leave these out")
+    add("--val_values", nargs="+", metavar="VALUE", help="with --split LABEL: leave these values out")
+    add("--include_wells", nargs="+", metavar="ROW/COL", help="draw from these wells only, as A/1 or EXPERIMENT/A/1")
+    add("--exclude_fovs", nargs="+", metavar="ROW/COL/FOV", help="leave these out, as A/1/0 or EXPERIMENT/A/1/0")
     add(
         "--tau_range", nargs=2, type=float, metavar="H", help="least and most hours to the positive (default: as built)"
     )

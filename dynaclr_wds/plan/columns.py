@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NewType
 
 import numpy as np
@@ -65,3 +65,21 @@ class CodeBook:
     experiments: Sequence[ExperimentClock]
     choices: ChannelChoices | None = None
     """Which channels a sample may hold; None = all of them, always."""
+
+
+def keep_lineages(columns: PlanColumns, keep: Bool[np.ndarray, " l"]) -> PlanColumns:
+    """Leave only the samples of some lineages; patches of the others are no samples any more.
+
+    Parameters
+    ----------
+    columns
+        Are not changed.
+    keep
+        For each lineage of the set.
+    """
+    of_patch = np.repeat(keep[columns.clip_lineage], np.diff(columns.clip_first))
+    return replace(
+        columns,
+        patch_is_sample=columns.patch_is_sample & of_patch,
+        patch_has_candidate=columns.patch_has_candidate & of_patch,
+    )

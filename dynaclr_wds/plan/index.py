@@ -102,6 +102,8 @@ class PlanIndex:
     """Whether any lineage has anchors in two strata, as it may where labels change along a track."""
     barren: tuple[tuple[Stratum, int], ...] = ()
     """Strata that have samples but no anchor, with the number of samples."""
+    chosen_by: str = "all cells"
+    """What the anchors were chosen by, for messages."""
 
     def __repr__(self) -> str:
         """Say how much there is, in one line."""

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
+from dynaclr_wds.contract import checksum, format_checksum
 from dynaclr_wds.errors import ConfigError
 from dynaclr_wds.plan.audit.bytes_read import account_bytes
 from dynaclr_wds.plan.audit.ledger import Ledger
@@ -83,6 +84,7 @@ class FlexibleBatchSampler:
         self.start = 0
         self.steps_before = 0
         self.delivered = 0
+        self._anchors_xxh3 = format_checksum(checksum(np.ascontiguousarray(index.row)))
         if window_bytes is None:
             self._planners = [StreamPlanner(WholeStream(index, config), config, 0)]
         else:
@@ -200,6 +202,7 @@ class FlexibleBatchSampler:
             "positives": {k: list(v) if isinstance(v, tuple) else v for k, v in positives.items()},
             "channels": None if choices is None else {k: [list(of) for of in v] for k, v in choices.labels.items()},
             "anchors": {s.name: int(n) for s, n in sizes},
+            "anchors_xxh3": self._anchors_xxh3,
             "tau_frames": {s.experiment: list(s.tau_frames) for s in self.index.strata},
         }
 
@@ -213,6 +216,7 @@ class FlexibleBatchSampler:
             "position": self.position,
             "steps": self.steps_before + self.delivered,
             "identity": self.identity,
+            "chosen_by": self.index.chosen_by,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -225,6 +229,8 @@ class FlexibleBatchSampler:
         """
         mine, theirs = self.identity, state["identity"]
         other = [f"{k}={theirs.get(k)!r}, but {k}={v!r}" for k, v in mine.items() if theirs.get(k) != v]
+        if theirs.get("anchors_xxh3") != mine["anchors_xxh3"]:
+            other.append(f"anchors of {state.get('chosen_by')}, but of {self.index.chosen_by}")
         if other:
             raise ConfigError(
                 f"The checkpoint was written with {'; '.join(other)} now. The order depends on it: set what it was "

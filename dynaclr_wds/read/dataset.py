@@ -44,6 +44,8 @@ class MultiExperimentTripletDataset(Dataset[dict[str, Any]]):
         Blocks are fetched before they are read; see `BlockWindow`.
     verify_reads
         Check the checksum of each block before anything of it is read for the first time.
+    meta_names
+        More names for what `anchor_meta`, … hold: name → label or key.
     store
         Where the bytes are; None = on a local disk, in the folder of the set.
     channel_flags
@@ -68,12 +70,14 @@ class MultiExperimentTripletDataset(Dataset[dict[str, Any]]):
         pinned: bool = False,
         streaming: bool = False,
         verify_reads: bool = False,
+        meta_names: Mapping[str, str] | None = None,
         store: BlockStore | None = None,
         channel_flags: Mapping[str, Bool[np.ndarray, "e c"]] | None = None,
         choices: ChannelChoices | None = None,
     ) -> None:
         self.shards = shards
         self.channel_flags = dict(channel_flags or {})
+        self.meta_names = dict(meta_names or {})
         self.table = table
         self.pinned = pinned
         self.streaming = streaming
@@ -108,7 +112,7 @@ class MultiExperimentTripletDataset(Dataset[dict[str, Any]]):
             plan = self._select(plan)
         if plan.positive is None:
             batch = self._read("anchor", plan.anchor, plan.anchor_choice)
-            batch["index"] = batch.pop("anchor_meta")
+            batch["index"] = batch.pop("anchor_meta").without_names()
             return batch
         window = self.window
         if window is not None:
@@ -185,7 +189,7 @@ class MultiExperimentTripletDataset(Dataset[dict[str, Any]]):
         statistics = level_statistics(self.shards, observations, channels)
         batch = {
             name: tensor,
-            f"{name}_meta": RowDicts(self.shards, observations, self.choices, choice),
+            f"{name}_meta": RowDicts(self.shards, observations, self.meta_names, self.choices, choice),
             f"{name}_norm_meta": {level: torch.from_numpy(values) for level, values in statistics.items()},
         }
         if self.channel_flags:

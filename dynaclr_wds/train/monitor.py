@@ -26,7 +26,8 @@ def choose_monitor(trainer: Trainer, asked: str) -> str:
     if asked.endswith("/val") and not validates:
         raise ConfigError(
             f"checkpoint.monitor={asked!r} will never be logged, because there is no validation. Set "
-            "checkpoint.monitor to auto or loss/train; or hold out data.val_experiments, with limit_val_batches > 0."
+            "checkpoint.monitor to auto or loss/train; or hold cells out (data.val_experiments, data.split), with "
+            "limit_val_batches > 0."
         )
     return asked
 

@@ -13,10 +13,10 @@ from typing import Any
 
 from dynaclr_wds.contract import ExperimentRecord
 from dynaclr_wds.errors import ConfigError
+from dynaclr_wds.fov_names import check_experiments, keep_experiments, keep_fovs
 from dynaclr_wds.plan.channels import list_positions
 from dynaclr_wds.read.crop import Crop, Shape
 from dynaclr_wds.shardset import ShardSet
-from dynaclr_wds.split import check_experiments, keep_experiments, keep_fovs
 from dynaclr_wds.train.checkpoint_content import Checkpoint, read_checkpoint
 from dynaclr_wds.transforms.batch import shown_shape
 

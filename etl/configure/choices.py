@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from math import sqrt
 
 from dynaclr_wds.errors import ConfigError
+from dynaclr_wds.hashed_sides import hold_out
 from dynaclr_wds.tau import least_tau, tau_range_frames
 from dynaclr_wds.words import count_of
-from etl.configure.facts import ExperimentFacts
+from etl.configure.facts import ExperimentFacts, sum_lineages
 from etl.configure.templates import Value
 from etl.suspicious.words import write_bytes
 
@@ -22,6 +24,10 @@ _LABEL_FREE = re.compile(
 _SMALLEST_CROP = 32
 _LEAST_SCALE = 0.8
 """Of the augmentations in the configs."""
+_RATIO = 0.8
+"""Share of training, where fields of view are split."""
+_TRIED_SEEDS, _NEAR = 256, 0.01
+"""Seeds of the split that are tried, until one comes so near to the share."""
 
 
 def choose_values(
@@ -52,15 +58,12 @@ def choose_values(
     """
     _check_one_shape(facts)
     channels, depth, height, width = facts[0].shape
-    held_out = facts[-1].name if len(facts) > 1 else None
-    training = facts[:-1] if held_out else facts
-    alone = "one experiment: nothing to hold out, so there is no validation"
-    of_others = f"held out for validation; trained on: {_shorten([fact.name for fact in training])}"
+    split, training = _choose_split(facts)
     return {
         "model.encoder.init_args.in_channels": Value(str(channels), _name_channels(facts)),
         "model.encoder.init_args.in_stack_depth": Value(str(depth), "planes per patch, after data.z_range"),
         "data.shards": Value(quote(shards), "folder that `dynaclr-wds build` writes"),
-        "data.val_experiments": Value(f"[{quote(held_out)}]", of_others) if held_out else Value("[]", alone),
+        **split,
         "data.final_yx_patch_size": _choose_crop(height, width),
         "data.batch_size": _choose_batch_size(training),
         "data.window_bytes": _choose_window(facts, memory),
@@ -105,6 +108,62 @@ def _name_channels(facts: Sequence[ExperimentFacts]) -> str:
 
 def _shorten(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _choose_split(facts: Sequence[ExperimentFacts]) -> tuple[dict[str, Value], Sequence[ExperimentFacts]]:
+    """Hold out the last experiment, or FOVs where there is only one; also return what is trained on."""
+    fovs = _choose_fovs(facts[0]) if len(facts) == 1 else None
+    chosen = {
+        "data.split": Value("experiments", "what is held out: experiments (by name), fovs, or values of a label"),
+        "data.val_experiments": Value("[]", "none as a whole"),
+        "data.split_ratio": Value("null", f"share of training, as {_RATIO}, where split is fovs or a label"),
+        "data.split_seed": Value("0", "another one draws another split"),
+    }
+    if len(facts) > 1:
+        trained = _shorten([fact.name for fact in facts[:-1]])
+        name = f"[{quote(facts[-1].name)}]"
+        chosen["data.val_experiments"] = Value(name, f"held out for validation; trained on: {trained}")
+        return chosen, facts[:-1]
+    if fovs is None:
+        spared = "none of its fields of view can be spared" if len(facts[0].fovs) > 1 else "one field of view"
+        alone = f"one experiment, {spared}: nothing is held out, so there is no validation"
+        chosen["data.val_experiments"] = Value("[]", alone)
+        return chosen, facts
+    seed, held = fovs
+    kept = replace(facts[0], fovs={name: own for name, own in facts[0].fovs.items() if name not in held})
+    share = 1 - sum(kept.lineages.values()) / sum(facts[0].lineages.values())
+    said = f"held out for validation: {len(held)} of {len(facts[0].fovs)} fields of view, {share:.0%} of the lineages"
+    chosen["data.split"] = Value("fovs", said)
+    chosen["data.split_ratio"] = Value(
+        str(_RATIO), "share of training; the side of a field of view is drawn by its name"
+    )
+    chosen["data.split_seed"] = Value(str(seed), "comes nearest to that, with every condition in training")
+    return chosen, [kept]
+
+
+def _choose_fovs(fact: ExperimentFacts) -> tuple[int, set[str]] | None:
+    """Choose the split seed that holds out the share nearest to the wanted one, and say which FOVs these are.
+
+    Training keeps every condition, and validation has as many as possible; None where there is no such seed.
+    """
+    total = max(sum(fact.lineages.values()), 1)
+    best: tuple[int, float] | None = None
+    chosen = None
+    for seed in range(_TRIED_SEEDS):
+        out = hold_out([f"{fact.name}/{name}" for name in fact.fovs], _RATIO, seed)
+        held = {name for name, is_out in zip(fact.fovs, out, strict=True) if is_out}
+        sides = [
+            sum_lineages(own for name, own in fact.fovs.items() if (name in held) == side) for side in (True, False)
+        ]
+        val, train = sides
+        if not 0 < len(held) < len(fact.fovs) or set(train) != set(fact.lineages):
+            continue
+        score = len(train) - len(val), abs(sum(train.values()) / total - _RATIO)
+        if best is None or score < best:
+            best, chosen = score, (seed, held)
+        if best[0] == 0 and best[1] < _NEAR:
+            break
+    return chosen
 
 
 def _choose_crop(height: int, width: int) -> Value:

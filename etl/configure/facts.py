@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -31,8 +32,21 @@ class ExperimentFacts:
     interval_minutes: float
     stored_bytes: int
     """An estimate."""
-    lineages: Mapping[str, int]
-    """Condition → lineages that have an anchor with a positive."""
+    fovs: Mapping[str, Mapping[str, int]]
+    """FOV (`row/col/fov`) → condition → lineages that have an anchor with a positive."""
+
+    @property
+    def lineages(self) -> dict[str, int]:
+        """Condition → lineages that have an anchor with a positive; each lives in one FOV."""
+        return sum_lineages(self.fovs.values())
+
+
+def sum_lineages(fovs: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """Add up lineages per condition."""
+    total: Counter[str] = Counter()
+    for lineages in fovs:
+        total.update(lineages)
+    return dict(total)
 
 
 def find_facts(config: BuildConfig) -> tuple[ExperimentFacts, ...]:
@@ -50,6 +64,7 @@ def find_facts(config: BuildConfig) -> tuple[ExperimentFacts, ...]:
     return tuple(
         _find_experiment(config, place, plates[experiment.name], observations.filter(pa.array(number == place)))
         for place, experiment in enumerate(config.experiments)
+        if plan_fovs(config, experiment, plates[experiment.name].fovs)
     )
 
 
@@ -68,13 +83,14 @@ def _find_experiment(config: BuildConfig, place: int, plate: Plate, cells: pa.Ta
         shape=stored.shape,
         interval_minutes=experiment.minutes,
         stored_bytes=round(len(cells) * prod(stored.shape) * stored.dtype.itemsize * _STORED_TWICE),
-        lineages=_count_lineages(cells),
+        fovs=_count_lineages(cells),
     )
 
 
-def _count_lineages(cells: pa.Table) -> dict[str, int]:
+def _count_lineages(cells: pa.Table) -> dict[str, dict[str, int]]:
     anchors = cells.filter(cells["has_candidate"])
-    lineages = anchors.group_by("condition").aggregate([("lineage_index", "count_distinct")])
-    return dict(
-        zip(lineages["condition"].to_pylist(), lineages["lineage_index_count_distinct"].to_pylist(), strict=True)
-    )
+    found = anchors.group_by(["fov_name", "condition"]).aggregate([("lineage_index", "count_distinct")])
+    fovs: dict[str, dict[str, int]] = {}
+    for row in sorted(found.to_pylist(), key=lambda row: (row["fov_name"], row["condition"])):
+        fovs.setdefault(row["fov_name"], {})[row["condition"]] = row["lineage_index_count_distinct"]
+    return fovs

@@ -68,6 +68,7 @@ IN_EXPERIMENTS_YAML = [
     Mistake(what="Lists channels in another order than the plate", make=_set(channel_names=["GFP", "Phase"])),
     Mistake(what="Names a well that the plate does not have", make=_set(condition_wells={"control": ["A/9"]})),
     Mistake(what="Writes a well as `A1`", make=_set(condition_wells={"control": ["A1"], "infected": ["B2"]})),
+    Mistake(what="Includes a well that has no condition", make=_set(include_wells=["C/7"])),
     Mistake(
         what="Puts a well in two conditions",
         make=_set(condition_wells={"control": ["A/1"], "infected": ["A/1", "B/2"]}),

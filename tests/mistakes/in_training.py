@@ -59,6 +59,12 @@ IN_TRAINING = [
     Mistake(what="Names shards in a bucket", make=_fit(shards="s3://bucket/shards")),
     Mistake(what="Holds out an experiment that is not there", make=_fit(val_experiments=["e9"])),
     Mistake(what="Holds out every experiment", make=_fit(val_experiments=["e0", "e1"])),
+    Mistake(what="Splits by field of view without saying how", make=_fit(split="fovs")),
+    Mistake(what="Splits by field of view and names experiments", make=_fit(split="fovs", val_experiments=["e1"])),
+    Mistake(what="Splits so that no field of view is held out", make=_fit(split="fovs", split_ratio=0.97)),
+    Mistake(what="Splits by a label that there is not", make=_fit(split="donor", split_ratio=0.8)),
+    Mistake(what="Leaves out a field of view that is not there", make=_fit(exclude_fovs={"e0": ["A/1/9"]})),
+    Mistake(what="Wants a name for a label that there is not", make=_fit(meta_names={"perturbation": "treatment"})),
     Mistake(
         what="Tells the network of other channels than the shards have",
         make=_fit("--model.encoder.init_args.in_channels", "3"),
