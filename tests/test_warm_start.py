@@ -168,7 +168,8 @@ def test_a_file_with_objects_is_not_run(tmp_path):
     torch.save({"state_dict": {}, "object": Flat()}, tmp_path / "a.ckpt")
     with pytest.raises(CheckpointError, match=r"can't be read as a checkpoint") as caught:
         ContrastiveModule(make_encoder(), init_from=WarmStart(path=str(tmp_path / "a.ckpt")))
-    assert "keep its weights alone" in caught.value.__notes__[0]
+    assert caught.value.__notes__[0] == "It is what model.init_from.path names."
+    assert "keep its weights alone" in caught.value.__notes__[1]
 
 
 def test_the_longest_prefix_is_taken_and_a_star_is_one_part():

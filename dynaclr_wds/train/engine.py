@@ -166,8 +166,8 @@ class ContrastiveModule(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse weights of another network; warn of data that are shown in another way."""
         trainer = self._trainer
-        self._follow_epoch(checkpoint["epoch"])  # of a training that goes on within an epoch, no epoch starts
-        self.auxiliary_heads.check_saved(checkpoint["hyper_parameters"].get("auxiliary_heads") or {})
+        self._follow_epoch(checkpoint.get("epoch", 0))  # of a training that goes on within an epoch, no epoch starts
+        self.auxiliary_heads.check_saved(checkpoint.get("hyper_parameters", {}).get("auxiliary_heads") or {})
         if trainer is not None:
             warn_of_other_data(self, checkpoint.get("datamodule_hyper_parameters", {}))
         if trainer is None or not trainer.strategy.restore_checkpoint_after_setup:  # else in pieces by now

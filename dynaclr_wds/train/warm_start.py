@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.utilities import rank_zero_info
@@ -72,10 +73,12 @@ def load_weights(encoder: nn.Module, start: WarmStart | Mapping[str, Any]) -> Lo
     try:
         content, sha256 = load_plain(start.path)
     except CheckpointError as error:
-        error.add_note(
-            "If you trust the file and it holds pickled objects, keep its weights alone: "
-            "torch.save({'state_dict': torch.load(path, weights_only=False)['state_dict']}, new_path)."
-        )
+        error.add_note("It is what model.init_from.path names.")
+        if Path(start.path).is_file():
+            error.add_note(
+                "If you trust the file and it holds pickled objects, keep its weights alone: "
+                "torch.save({'state_dict': torch.load(path, weights_only=False)['state_dict']}, new_path)."
+            )
         raise
     given = {k: v for k, v in content.get("state_dict", content).items() if isinstance(v, Tensor)}
     own = {f"encoder.{name}": value for name, value in encoder.state_dict().items()}

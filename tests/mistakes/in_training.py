@@ -54,6 +54,13 @@ IN_TRAINING = [
         make=_fit("--model.encoder.class_path", "dynaclr_wds.train.encoder.Resnet"),
     ),
     Mistake(what="Names a backbone that is not there", make=_fit("--model.encoder.init_args.backbone", "resnet99")),
+    Mistake(what="Freezes a part that is not there", make=_fit("--model.freeze", "[stem]")),
+    Mistake(what="Begins with a checkpoint that is not there", make=_fit("--model.init_from", "{path: first.ckpt}")),
+    Mistake(
+        what="Predicts a label that the shards lack",
+        make=_fit("--model.auxiliary_heads", "{gene: {label: gene}}"),
+    ),
+    Mistake(what="Misspells a key of a head", make=_fit("--model.auxiliary_heads", "{gene: {labels: condition}}")),
     Mistake(what="Writes a config that is not YAML", make=_text_config("data: [1, 2\n")),
     Mistake(what="Names shards that are not there", make=_fit(shards="shard")),
     Mistake(what="Names shards in a bucket", make=_fit(shards="s3://bucket/shards")),
