@@ -22,7 +22,7 @@ from dynaclr_wds.fov_names import Places, check_experiments, keep_fovs
 from dynaclr_wds.index_checks import check_arrays, map_array
 from dynaclr_wds.local_paths import refuse_url
 from dynaclr_wds.manifest_checks import parse_manifest
-from dynaclr_wds.plan.channels import ChannelsPerSample
+from dynaclr_wds.plan.channels import ChannelChoices, ChannelsPerSample, list_choices
 from dynaclr_wds.plan.columns import CodeBook, ExperimentClock, PlanColumns, keep_lineages
 from dynaclr_wds.plan.config import TEMPORAL, PositiveRule
 from dynaclr_wds.plan.index import PlanIndex, plan_index
