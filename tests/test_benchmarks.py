@@ -5,9 +5,10 @@ import gc
 
 import pytest
 
-from benchmarks import loader, plan
+from benchmarks import cutting, loader, plan
 from dynaclr_wds.shardset import ShardSet
 from etl.simulate.__main__ import simulate_collection
+from etl.simulate.design import SimulationConfig
 
 
 def test_plan_prints_every_setting(capsys):
@@ -45,3 +46,20 @@ def test_simulated_shards_have_the_size_asked_for(tmp_path, monkeypatch):
     monkeypatch.setattr(loader, "simulate_collection", simulate_less)
     shards = ShardSet.open(loader.make_shards(tmp_path, size=32, dtype="source", gib=0.001))
     assert {(e.shape, e.dtype) for e in shards.manifest.experiments} == {((2, 1, 32, 32), "<u2")}
+
+
+@pytest.mark.slow
+def test_every_way_of_cutting_is_measured(monkeypatch, capsys):
+    ways = {name: cutting.WAYS[name] for name in list(cutting.WAYS)[1:4]}
+    monkeypatch.setattr(cutting, "WAYS", ways)
+
+    def simulate_less(folder, _options):
+        config = SimulationConfig(experiments=1, wells=2, fovs=1, frames=3, size=160, z=16, cells=3)
+        simulate_collection(folder, config)
+        return folder / "experiments.yaml"
+
+    monkeypatch.setattr(cutting, "simulate", simulate_less)
+    cutting.main(["--rounds", "1"])
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert [row[0].strip("| ") for row in rows[2:]] == list(ways)
+    assert all(float(row[1]) > 0 for row in rows[2:])
