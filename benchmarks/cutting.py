@@ -63,14 +63,14 @@ def measure(path: Path, out: Path, options: Mapping[str, Any]) -> tuple[float, i
     return seconds, sum(p.patches for p in manifest.partitions), sum(s.bytes for s in manifest.shards)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Print a table: a row per way of building."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--size", default="512", help="pixels of an image along y and x")
     parser.add_argument("--frames", default="12")
     parser.add_argument("--cells", default="24", help="per field of view, in the first frame")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
         flags = ["--size", arguments.size, "--frames", arguments.frames, "--cells", arguments.cells]

@@ -6,10 +6,11 @@ import gc
 import pytest
 import torch
 
-from benchmarks import gpu, loader, plan
+from benchmarks import cutting, gpu, loader, plan
 from benchmarks.kornia_chain import KorniaChain
 from dynaclr_wds.shardset import ShardSet
 from etl.simulate.__main__ import simulate_collection
+from etl.simulate.design import SimulationConfig
 
 
 def test_plan_prints_every_setting(capsys):
@@ -74,3 +75,20 @@ def test_kornia_chain_moves_channels_alike(planes):
     assert moved.shape == x.shape
     assert torch.equal(moved[:, 0], moved[:, 1])
     assert not torch.equal(moved, x)
+
+
+@pytest.mark.slow
+def test_every_way_of_cutting_is_measured(monkeypatch, capsys):
+    ways = {name: cutting.WAYS[name] for name in list(cutting.WAYS)[1:4]}
+    monkeypatch.setattr(cutting, "WAYS", ways)
+
+    def simulate_less(folder, _options):
+        config = SimulationConfig(experiments=1, wells=2, fovs=1, frames=3, size=160, z=16, cells=3)
+        simulate_collection(folder, config)
+        return folder / "experiments.yaml"
+
+    monkeypatch.setattr(cutting, "simulate", simulate_less)
+    cutting.main(["--rounds", "1"])
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert [row[0].strip("| ") for row in rows[2:]] == list(ways)
+    assert all(float(row[1]) > 0 for row in rows[2:])

@@ -13,7 +13,7 @@ from dynaclr_wds.contract import STATISTICS
 from etl.cut.faults import BlankValues, count_nonfinite, is_blank
 from etl.cut.finished import read_finished, write_finished
 from etl.cut.job import CutJob, FovCut
-from etl.cut.patches import choose_slices, crop_patch, finish_patch, mend_patch
+from etl.cut.patches import PatchMaker
 from etl.cut.reading import read_frames
 from etl.cut.statistics import empty_summary, summarize_frame
 from etl.run.executors import report
@@ -52,6 +52,7 @@ def _cut_frames(job: CutJob, file: HashingFile) -> FovCut:
     z_focus, z_start = np.full(frames, np.nan), np.zeros(frames)
     values = BlankValues.of(array)
     first = np.searchsorted(job.t, np.arange(frames + 1))
+    patches, margin = PatchMaker(job), job.patch.is_resampled
     for frame in read_frames(job):
         t = frame.t
         z_focus[t], z_start[t] = frame.focus, frame.start
@@ -59,16 +60,16 @@ def _cut_frames(job: CutJob, file: HashingFile) -> FovCut:
             if not is_blank(pixels, values):
                 timepoint[t, c], summary = summarize_frame(pixels, (t, c))
                 summaries[c] = summaries[c].merged(summary)  # type: ignore[arg-type]
-        used = choose_slices(job, frame)
+        used = patches.choose_slices(frame)
         for row in range(first[t], first[t + 1]):
-            patch = crop_patch(job, used, row)
+            patch = patches.crop(used, row)
             blank[row] = any(is_blank(channel, values) for channel in patch)
-            if job.patch.is_resampled:
-                patch = crop_patch(job, used, row, margin=True)
+            if margin:
+                patch = patches.crop(used, row, margin=True)
             if any(map(count_nonfinite, patch)) and not (blank[row] and job.on_blank == "drop"):
                 nonfinite[row] = not blank[row]
-                patch = mend_patch(job, used, patch, t)
-            file.write(finish_patch(job, patch, row, frame).data)
+                patch = patches.mend(used, patch, t)
+            file.write(patches.finish(patch, row, frame).data)
         report(1, frame.pixels.nbytes)
     return FovCut(
         timepoint=timepoint,
