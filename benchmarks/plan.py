@@ -45,6 +45,24 @@ def make_collection(millions: float) -> tuple[Synthetic, PlanColumns, CodeBook]:
     return spec, *make_columns(spec)
 
 
+def make_screen(millions: float, perturbations: int, markers: int) -> tuple[PlanColumns, CodeBook]:
+    """Make up an optical pooled screen: one experiment, and sizes of perturbations and markers with long tails."""
+    lineages = max(round(millions * 1e6 / ANCHORS_PER_LINEAGE), perturbations * markers)
+    columns, codes = make_columns(Synthetic(experiments=1, conditions=("all",), lineages=(lineages,), fovs=400))
+    rng = np.random.default_rng(0)
+    size = np.outer(1 / np.arange(1, perturbations + 1) ** 0.8, 1 / np.arange(1, markers + 1) ** 0.5).ravel()
+    every = np.arange(len(size))
+    drawn = rng.choice(len(size), lineages - len(size), p=size / size.sum())
+    cell = rng.permutation(np.concatenate([every, drawn]))[columns.obs_track // 3]  # a lineage has three tracks
+    code = {"perturbation": cell // markers, "marker": cell % markers}
+    names = {
+        "perturbation": [f"gene{k:04}" for k in range(perturbations)],
+        "marker": [f"marker{k:02}" for k in range(markers)],
+    }
+    labels = {**columns.labels, **{name: values.astype(np.int32) for name, values in code.items()}}
+    return dataclasses.replace(columns, labels=labels), dataclasses.replace(codes, values={**codes.values, **names})
+
+
 def open_columns(folder: Path) -> PlanColumns:
     """Map the columns, as `ShardSet.open` does."""
     arrays = {path.stem: np.load(path, mmap_mode="r").view(np.ndarray) for path in folder.glob("*.npy")}

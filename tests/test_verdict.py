@@ -132,6 +132,7 @@ def test_strata_without_an_anchor_are_named():
         row=columns.row[begin:],
         first=columns.first[1:] - begin,
         group_of=columns.group_of[1:],
+        value_of=columns.value_of[1:],
         without_positive=columns.without_positive[1:],
         barren=((lost, 1200),),
     )
@@ -158,7 +159,7 @@ def test_when_all_is_well_one_line_says_so():
     told = format_verdict(plan_verdict(sampler(MANY, batch_size=16)), 16, 0.31)
     assert told == (
         "plan of an epoch: 540 batches of 16, judged in 0.3 s: all is well, cells of one FOV meet no more often than "
-        "by chance (0.98); no two samples of a batch share a lineage; every quota is met in every batch, to one sample."
+        "by chance (1.00); no two samples of a batch share a lineage; every quota is met in every batch, to one sample."
     )
 
 

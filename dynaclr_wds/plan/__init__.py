@@ -18,7 +18,7 @@ Map
 `rng`
     Where all randomness comes from.
 `compose/`
-    What a batch holds. `schedule` and `quotas` count, `leak` takes from other groups, `pool` orders anchors in queues,
+    What a batch holds. `schedule`, `group_quotas` and `quotas` count, `leak` takes from other groups, `pool` orders anchors in queues,
     `rounds` plans some tens of batches together: `lineages` keeps lineages distinct, `focal_window` draws near one HPI
     (from the table in `draws`),
     `positives` and `negatives` complete the samples.

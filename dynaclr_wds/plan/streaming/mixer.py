@@ -14,11 +14,18 @@ import numpy as np
 from jaxtyping import Int64
 
 from dynaclr_wds.errors import ConfigError
+from dynaclr_wds.plan.compose.group_quotas import Group
 from dynaclr_wds.plan.compose.leak import plan_leaks
 from dynaclr_wds.plan.compose.quotas import largest_remainder
-from dynaclr_wds.plan.compose.schedule import Group, plan_batch_counts, plan_groups, plan_schedule, split_by_weight
+from dynaclr_wds.plan.compose.schedule import (
+    list_rounds,
+    plan_batch_counts,
+    plan_groups,
+    plan_schedule,
+    split_by_weight,
+)
 from dynaclr_wds.plan.config import SamplingConfig
-from dynaclr_wds.plan.index import PlanIndex, Stratum
+from dynaclr_wds.plan.index import PlanIndex
 from dynaclr_wds.plan.rng import Tag, make_generator
 from dynaclr_wds.plan.streaming.needs import Needs, plan_active, plan_needs
 from dynaclr_wds.plan.streaming.partition import Part, check_blocks, plan_streams
@@ -80,7 +87,7 @@ class Mixer:
         groups = plan_groups(self.index, sizes, self.config)
         batches = _fit_batches(plan_batch_counts(groups, sizes, self.config), groups, sizes, self.batches, self.config)
         rng = make_generator(Tag.BATCH_ORDER, self.config.seed, epoch, stream)
-        pieces = plan_pieces(self.index.strata, groups, plan_lanes(rng, batches, self.active))
+        pieces = plan_pieces(groups, plan_lanes(rng, batches, self.active))
         first = (epoch, stream) == (0, 0)
         budget, best, most, before = self._first_budget(first, len(groups)), None, 0, -1
         for _ in range(_TRIES):
@@ -124,18 +131,20 @@ class Mixer:
         if not whole.all():
             per_round = int(np.clip((_ROUND_SHARE * resident / drawn)[~whole].min(), 1, per_round))
         sizes = np.array([len(own[s].anchors) for s in pieces.origin])
-        leaks = plan_leaks(pieces.groups, pieces.lanes.order, pieces.lanes.reach, sizes, config)
-        schedule = plan_schedule(tuple(pieces.groups), pieces.lanes.order, leaks, config, per_round)
+        rng = make_generator(Tag.QUOTAS, config.seed, *key)
+        order, value_of = pieces.lanes.order, self.index.value_of[pieces.origin]
+        leaks = plan_leaks(rng, pieces.groups, order, pieces.lanes.reach, sizes, config)
+        schedule = plan_schedule(rng, tuple(pieces.groups), order, leaks, value_of, config.batch_size, per_round)
         parts = deal_pieces(pieces, own, schedule.draws)
         queues, stays = [], []
-        for s, part in enumerate(parts):
+        for s, (part, rounds) in enumerate(zip(parts, list_rounds(schedule), strict=True)):
             # a round keeps blocks for all of its batches, and so do rounds of other groups that leak from here
             blocks = int(resident[s]) if whole[s] else max(int(resident[s] - _AHEAD * per_round * drawn[s] - 2), 1)
             rng = make_generator(Tag.BLOCKS, config.seed, *key, s)
             queues.append(plan_queue(rng, self.index, part, int(schedule.draws[s]), blocks))
-            stays.append(plan_stays(queues[-1], s, schedule))
+            stays.append(plan_stays(queues[-1], rounds))
         reads = plan_blocks(self.index, queues, stays, len(pieces.lanes.order))
-        return StreamEpoch(ResidentPool(self.index, pieces.strata, queues, stays, schedule), schedule, reads)
+        return StreamEpoch(ResidentPool(self.index, pieces.origin, queues, stays, schedule), schedule, reads)
 
 
 class MixerStream:
@@ -161,29 +170,27 @@ class Pieces:
     groups: list[Group]
     """One per segment; `strata` counts the pieces, all of a segment together."""
     lanes: Lanes
-    strata: tuple[Stratum, ...]
     origin: Int64[np.ndarray, " s"]
     """Stratum of the set."""
 
 
-def plan_pieces(strata: tuple[Stratum, ...], groups: tuple[Group, ...], lanes: Lanes) -> Pieces:
+def plan_pieces(groups: tuple[Group, ...], lanes: Lanes) -> Pieces:
     """Give each segment strata of its own."""
     origin = np.concatenate([groups[g].strata for g in lanes.group])
-    named = tuple(strata[s] for s in origin)
     out, first = [], 0
     for group in (groups[g] for g in lanes.group):
         at = np.arange(first, first + len(group.strata))
         first += len(at)
-        partner = group.partner[origin]
-        out.append(Group(name=group.name, strata=at, share=group.share, value=group.value, partner=partner))
-    return Pieces(out, lanes, named, origin)
+        out.append(Group(name=group.name, strata=at, share=group.share, value=group.value, codes=group.codes))
+    return Pieces(out, lanes, origin)
 
 
 def deal_pieces(pieces: Pieces, own: list[Part], draws: Int64[np.ndarray, " s"]) -> list[Part]:
     """Split each stratum of a stream between its pieces: what each draws, or in proportion where all draw more."""
     out: list[Part | None] = [None] * len(pieces.origin)
-    for s in np.unique(pieces.origin):
-        at = np.flatnonzero(pieces.origin == s)
+    by_origin = np.argsort(pieces.origin, kind="stable")
+    strata, first = np.unique(pieces.origin[by_origin], return_index=True)
+    for s, at in zip(strata.tolist(), np.split(by_origin, first[1:]), strict=True):
         size, want = len(own[s].anchors), draws[at]
         if len(at) > 1 and want.sum() > size:
             want = np.maximum(largest_remainder(size, want), 1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Protocol, cast, runtime_checkable
 
 import numpy as np
@@ -70,6 +69,7 @@ class WholeStream:
         self._config = config
         self._groups = plan_groups(index, index.sizes, config)
         self._batches = plan_batch_counts(self._groups, index.sizes, config)
+        self._per_round = batches_per_round(index, config)
 
     def __len__(self) -> int:
         """Batches of an epoch."""
@@ -80,11 +80,12 @@ class WholeStream:
         rng = make_generator(Tag.BATCH_ORDER, self._config.seed, epoch)
         order = rng.permutation(np.repeat(np.arange(len(self._groups)), self._batches))
         reach = np.tile(np.array([0, len(order)]), (len(self._groups), 1))
-        leaks = plan_leaks(self._groups, order, reach, self._index.sizes, self._config)
-        return StreamEpoch(
-            WholePool(self._index, self._config.seed, epoch),
-            plan_schedule(self._groups, order, leaks, self._config, batches_per_round(self._index, self._config)),
+        rng = make_generator(Tag.QUOTAS, self._config.seed, epoch)
+        leaks = plan_leaks(rng, self._groups, order, reach, self._index.sizes, self._config)
+        schedule = plan_schedule(
+            rng, self._groups, order, leaks, self._index.value_of, self._config.batch_size, self._per_round
         )
+        return StreamEpoch(WholePool(self._index, self._config.seed, epoch), schedule)
 
 
 class StreamPlanner:
@@ -145,7 +146,7 @@ def batches_per_round(index: PlanIndex, config: SamplingConfig) -> int:
     """Count the batches that are planned together: enough for their focal windows to cover the HPIs about twice."""
     if not config.temporal_enrichment or config.temporal_window_hours == 0:
         return BATCHES_PER_ROUND
-    some = [np.linspace(a, b - 1, 64).astype(np.int64) for a, b in pairwise(index.first.tolist())]
-    span = max(float(np.ptp(index.hpi(cast(SampleIndex, s)))) for s in some)
+    some = np.linspace(index.first[:-1], index.first[1:] - 1, 64, axis=1).astype(np.int64)
+    span = float(np.ptp(index.hpi(cast(SampleIndex, some)), axis=1).max())
     wanted = int(np.ceil(span / config.temporal_window_hours))
     return int(np.clip(wanted, BATCHES_PER_ROUND, _MOST_BATCHES_PER_ROUND))
