@@ -65,10 +65,11 @@ class MultiExperimentDataModule(LightningDataModule):
         Half-width of the focal window.
     temporal_global_fraction
         Fraction of a batch from outside the focal window.
-    experiment_weights
-        Share of batches per experiment; None = in proportion to its anchors.
-    condition_ratio
-        Share of each condition; None = equal.
+    experiment_weights, group_weights
+        Share of batches per experiment (or other group: two names of one thing); None = in proportion to its anchors.
+        Weights may change with the epoch: `{0: {a: 1, b: 0}, 20: {a: 1, b: 1}}`.
+    condition_ratio, stratify_ratio
+        Share of each condition (or other stratify value: two names of one thing); None = equal.
     return_negative
         Also read an explicit negative for each anchor, for triplet losses.
     channel_dropout_channels
@@ -104,9 +105,11 @@ class MultiExperimentDataModule(LightningDataModule):
         training of 50 epochs.
     batch_group_by
         Labels that make a group, of which one makes the main part of a batch; where other parameters say "experiment",
-        they mean the group. In streaming, every block of the shards must be of one group.
+        they mean the group; none or None = draw a batch from everything. In streaming, every block of the shards must
+        be of one group.
     stratify_by
-        Labels to balance in a batch; where other parameters say "condition", they mean a value of these.
+        Labels to balance in a batch; where other parameters say "condition", they mean a value of these; none or None =
+        balance nothing.
     predict_experiments
         Names of experiments to embed; None = all. In prediction only.
     predict_limit
@@ -137,7 +140,7 @@ class MultiExperimentDataModule(LightningDataModule):
         temporal_enrichment: bool = False,
         temporal_window_hours: float = 2.0,
         temporal_global_fraction: float = 0.3,
-        experiment_weights: dict[str, float] | None = None,
+        experiment_weights: dict[str, float] | dict[int, dict[str, float]] | None = None,
         condition_ratio: dict[str, float] | None = None,
         return_negative: bool = False,
         channel_dropout_channels: Sequence[int] = (1,),
@@ -153,8 +156,10 @@ class MultiExperimentDataModule(LightningDataModule):
         num_streams: int | None = None,
         relax_lineages: bool = False,
         verify_reads: bool | None = None,
-        batch_group_by: Sequence[str] = ("experiment",),
-        stratify_by: Sequence[str] = ("condition",),
+        batch_group_by: Sequence[str] | None = ("experiment",),
+        stratify_by: Sequence[str] | None = ("condition",),
+        group_weights: dict[str, float] | dict[int, dict[str, float]] | None = None,
+        stratify_ratio: dict[str, float] | None = None,
         predict_experiments: list[str] | None = None,
         predict_limit: int | None = None,
     ) -> None:
@@ -193,8 +198,10 @@ class MultiExperimentDataModule(LightningDataModule):
         self.num_streams = num_streams
         self.relax_lineages = relax_lineages
         self.verify_reads = verify_reads
-        self.batch_group_by = list(batch_group_by)
-        self.stratify_by = list(stratify_by)
+        self.batch_group_by = list(batch_group_by or [])
+        self.stratify_by = list(stratify_by or [])
+        self.group_weights = group_weights
+        self.stratify_ratio = stratify_ratio
         self.predict_experiments = predict_experiments
         self.predict_limit = predict_limit
         self.shard_set: ShardSet | None = None
@@ -225,10 +232,12 @@ class MultiExperimentDataModule(LightningDataModule):
         """What is asked of a batch, as the plan takes it."""
         return SamplingConfig(
             batch_size=self.batch_size,
-            experiment_aware=self.experiment_aware,
+            experiment_aware=self.experiment_aware and bool(self.batch_group_by),
             leaky=self.leaky,
+            group_weights=self.group_weights,
             experiment_weights=self.experiment_weights,
-            condition_balanced=self.condition_balanced,
+            condition_balanced=self.condition_balanced and bool(self.stratify_by),
+            stratify_ratio=self.stratify_ratio,
             condition_ratio=self.condition_ratio,
             temporal_enrichment=self.temporal_enrichment,
             temporal_window_hours=self.temporal_window_hours,
@@ -304,7 +313,7 @@ class MultiExperimentDataModule(LightningDataModule):
                 "to train on. Name fewer."
             )
         config, world, index = self.sampling, self._world(), self._index(shards, train)
-        check_one_shape(shards, crop, index, groups_meet=not self.experiment_aware or self.leaky > 0)
+        check_one_shape(shards, crop, index, groups_meet=not config.experiment_aware or config.leaky > 0)
         self.train_sampler = FlexibleBatchSampler(
             index,
             config,

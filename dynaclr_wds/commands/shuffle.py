@@ -85,17 +85,15 @@ def _add_batch_options(parser: argparse.ArgumentParser) -> None:
     ):
         shown = str(getattr(default, name)).lower()
         add(f"--{name}", nargs="?", const=True, type=_flag, metavar="true|false", help=f"{text} (default: {shown})")
-    add("--batch_group_by", nargs="+", metavar="LABEL", help="labels that make a group (default: experiment)")
-    add("--stratify_by", nargs="+", metavar="LABEL", help="labels to balance in a batch (default: condition)")
+    add("--batch_group_by", nargs="*", metavar="LABEL", help="labels that make a group (default: experiment)")
+    add("--stratify_by", nargs="*", metavar="LABEL", help="labels to balance in a batch (default: condition)")
     add("--leaky", type=float, help="fraction of a batch from other groups (default: 0)")
-    add(
-        "--experiment_weights",
-        nargs="+",
-        type=_share,
-        metavar="NAME=WEIGHT",
-        help="share of batches (default: by size)",
-    )
-    add("--condition_ratio", nargs="+", type=_share, metavar="NAME=SHARE", help="share of samples (default: equal)")
+    for names, what, text in (
+        (("--group_weights", "--experiment_weights"), "NAME=WEIGHT", "share of batches (default: by size)"),
+        (("--stratify_ratio", "--condition_ratio"), "NAME=SHARE", "share of samples (default: equal)"),
+    ):
+        for name in names:
+            add(name, nargs="+", type=_share, metavar=what, help=text)
     add("--temporal_window_hours", type=float, help="half-width of the focal window (default: 2)")
     add("--temporal_global_fraction", type=float, help="fraction from outside the focal window (default: 0.3)")
     add("--tau_decay_rate", type=float, help="decay of P(τ) (default: 2)")

@@ -72,6 +72,10 @@ class FlexibleBatchSampler:
             raise ConfigError(
                 f"window_bytes={window_bytes:,} must be > 0. Give the bytes of memory to use, or None for exact mode."
             )
+        if not index.batch_group_by:
+            config = dataclasses.replace(config, experiment_aware=False)
+        if not index.stratify_by:
+            config = dataclasses.replace(config, condition_balanced=False)
         self.index = index
         self.config = config
         self.rank = rank
@@ -175,6 +179,11 @@ class FlexibleBatchSampler:
             limit_bytes=self.window_bytes // self.world_size,
         )
 
+    @property
+    def epoch_config(self) -> SamplingConfig:
+        """What is asked of a batch in the epoch at hand, where weights change with the epoch."""
+        return self.config.of_epoch(self.epoch)
+
     def set_epoch(self, epoch: int) -> None:
         """Begin another epoch, from its first batch; the epoch at hand goes on where it was."""
         if epoch != self.epoch:
@@ -189,7 +198,7 @@ class FlexibleBatchSampler:
         """All that the order depends on beside the epoch, as plain values."""
         sizes = zip(self.index.strata, self.index.sizes, strict=True)
         return {
-            **dataclasses.asdict(self.config),
+            **self.config.to_plain(),
             "window_bytes": self.window_bytes,
             "num_streams": self.num_streams,
             "batch_group_by": list(self.index.batch_group_by),
@@ -244,7 +253,7 @@ class FlexibleBatchSampler:
         held_peak_bytes
             Most bytes of blocks that were held at a time, as the loader measured; reported beside the planned peak.
         """
-        ledger = Ledger(self.index, self.config)
+        ledger = Ledger(self.index, self.epoch_config)
         usable = self.global_batches // self.world_size * self.world_size
         for number in range(usable if batches is None else batches):
             ledger.add(self.plan(number))

@@ -35,13 +35,13 @@ _CHUNK = 1 << 16
 def plan_validation(index: PlanIndex, config: SamplingConfig) -> BatchPlan:
     """List every anchor once, with a positive (and a negative, if asked for); a function of index and config.
 
-    `experiment_weights` say how training batches are split between groups, so they play no part here, and nothing is
+    `group_weights` say how training batches are split between groups, so they play no part here, and nothing is
     left out: a value with share 0 comes when the others are used up.
 
     Parameters
     ----------
     config
-        `batch_size`, `experiment_aware`, `condition_balanced`, `condition_ratio`, `tau_decay_rate`, `return_negative`
+        `batch_size`, `experiment_aware`, `condition_balanced`, `stratify_ratio`, `tau_decay_rate`, `return_negative`
         and `seed` are used.
     """
     anchors = _order_anchors(index, config)
@@ -129,7 +129,7 @@ def _values(
     """Stratify value of each of a group's strata, as a number, and the share of each value in a batch."""
     names = [index.strata[s].value_name if config.condition_balanced else "" for s in members]
     known = {name: number for number, name in enumerate(dict.fromkeys(names))}
-    ratio = config.condition_ratio if config.condition_balanced else None
+    ratio = config.ratio if config.condition_balanced else None
     share = [1.0 if ratio is None else float(ratio.get(name, 0.0)) for name in known]
     return np.array([known[name] for name in names], np.int64), np.array(share)
 

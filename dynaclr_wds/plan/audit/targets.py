@@ -32,8 +32,8 @@ class Targets:
     def __init__(self, index: PlanIndex, config: SamplingConfig) -> None:
         self.values, self.groups = index.value_names, index.group_names
         self.value_of, self.group_of = index.value_of, index.group_of
-        self._weights = config.experiment_weights
-        self._ratio = config.condition_ratio
+        self._weights = config.weights
+        self._ratio = config.ratio
         self._known: dict[str, GroupTargets] = {}
 
     def for_group(self, group: str) -> GroupTargets:

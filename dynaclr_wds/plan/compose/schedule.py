@@ -77,7 +77,7 @@ def list_rounds(schedule: Schedule) -> list[StratumRounds]:
 
 def may_be_drawn(index: PlanIndex, config: SamplingConfig) -> Bool[np.ndarray, " s"]:
     """Say which strata may be drawn from at all: a group or value with weight 0 never is, whatever else is asked."""
-    weights, ratio = config.experiment_weights, config.condition_ratio
+    weights, ratio = config.weights, config.ratio
     group = [weights is None or weights.get(name, 0.0) > 0 for name in index.group_names]
     value = [ratio is None or ratio.get(name, 0.0) > 0 for name in index.value_names]
     return np.array(group, bool)[index.group_of] & np.array(value, bool)[index.value_of]
@@ -96,15 +96,15 @@ def plan_groups(index: PlanIndex, sizes: Int64[np.ndarray, " s"], config: Sampli
     Raises
     ------
     ConfigError
-        `experiment_weights` or `condition_ratio` names what isn't there, or leaves nothing to draw.
+        `group_weights` or `stratify_ratio` names what isn't there, or leaves nothing to draw.
     """
-    _check_names("experiment_weights", config.experiment_weights, index.group_names)
-    _check_names("condition_ratio", config.condition_ratio, index.value_names)
+    _check_names(config.weights_name, config.weights, index.group_names, "batch_group_by")
+    _check_names(config.ratio_name, config.ratio, index.value_names, "stratify_by")
     drawn = np.flatnonzero(may_be_drawn(index, config))
     if not len(drawn):
         raise ConfigError(
-            f"experiment_weights={_plain(config.experiment_weights)} and condition_ratio="
-            f"{_plain(config.condition_ratio)} leave nothing to draw; there are "
+            f"{config.weights_name}={_plain(config.weights)} and {config.ratio_name}="
+            f"{_plain(config.ratio)} leave nothing to draw; there are "
             f"{[s.name for s in index.strata[:_LISTED]]}. Give one of them a weight and a share above 0."
         )
     if not config.experiment_aware:
@@ -126,7 +126,7 @@ def _make_group(
     config: SamplingConfig,
 ) -> Group:
     """Share out a group: first between its values, then inside each by size."""
-    ratio, size = config.condition_ratio, sizes[members].astype(np.float64)
+    ratio, size = config.ratio, sizes[members].astype(np.float64)
     if not config.condition_balanced:
         nothing = np.zeros(len(members), np.int64)
         return Group(name=name, strata=members, share=size / size.sum(), value=nothing, codes=nothing[:0])
@@ -145,17 +145,37 @@ def plan_batch_counts(
     """Count the batches of each group in an epoch.
 
     By default a group has as many full batches as its anchors make, and one (with repeats) where they make none. With
-    `experiment_weights`, the batches that all anchors make are split by largest remainder.
+    `group_weights`, the batches that all anchors make are split by largest remainder.
     """
     own = np.array([sizes[g.strata].sum() for g in groups])
-    if config.experiment_weights is None or not config.experiment_aware:
+    if config.weights is None or not config.experiment_aware:
         return np.maximum(own // config.batch_size, 1)
-    return split_by_weight(max(int(own.sum()) // config.batch_size, 1), groups, config)
+    return _split_by_weight(max(int(own.sum()) // config.batch_size, 1), groups, config)
 
 
-def split_by_weight(total: int, groups: Sequence[Group], config: SamplingConfig) -> Int64[np.ndarray, " g"]:
-    """Split batches between the groups by `experiment_weights`."""
-    weights = config.experiment_weights or {}
+def fit_batches(
+    groups: Sequence[Group], sizes: Int64[np.ndarray, " s"], total: int, config: SamplingConfig
+) -> Int64[np.ndarray, " g"]:
+    """Make the batches of the groups add up to `total`: by weight, or with least repeats."""
+    if config.weights is not None and config.experiment_aware:
+        return _split_by_weight(total, groups, config)
+    if len(groups) == 1:
+        return np.array([total])
+    out = plan_batch_counts(groups, sizes, config)
+    own = np.array([sizes[g.strata].sum() for g in groups])
+    while out.sum() != total:
+        step = 1 if out.sum() < total else -1
+        left = own - (out + (step > 0)) * config.batch_size
+        if step > 0:
+            out[int(left.argmax())] += 1
+        else:
+            out[int(np.where(out > 1, out, 0).argmax())] -= 1
+    return out
+
+
+def _split_by_weight(total: int, groups: Sequence[Group], config: SamplingConfig) -> Int64[np.ndarray, " g"]:
+    """Split batches between the groups by `group_weights`."""
+    weights = config.weights or {}
     return largest_remainder(total, np.array([weights[g.name] for g in groups]))
 
 
@@ -221,7 +241,11 @@ def _plain(shares: Mapping[str, float] | None) -> dict[str, float] | None:
     return None if shares is None else dict(shares)
 
 
-def _check_names(field: str, shares: Mapping[str, float] | None, known: Sequence[str]) -> None:
+def _check_names(field: str, shares: Mapping[str, float] | None, known: Sequence[str], labels: str) -> None:
+    if shares is not None and not any(known):
+        raise ConfigError(
+            f"{field}={dict(shares)!r:.200}, but {labels} names no label to tell apart. Leave {field} out."
+        )
     if unknown := sorted(set(shares or ()) - set(known)):
         more = f", … ({len(known):,} in all)" if len(known) > _LISTED else ""
         raise ConfigError(

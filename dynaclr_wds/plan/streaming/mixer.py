@@ -18,11 +18,11 @@ from dynaclr_wds.plan.compose.group_quotas import Group
 from dynaclr_wds.plan.compose.leak import plan_leaks
 from dynaclr_wds.plan.compose.quotas import largest_remainder
 from dynaclr_wds.plan.compose.schedule import (
+    fit_batches,
     list_rounds,
     plan_batch_counts,
     plan_groups,
     plan_schedule,
-    split_by_weight,
 )
 from dynaclr_wds.plan.config import SamplingConfig
 from dynaclr_wds.plan.index import PlanIndex
@@ -66,6 +66,8 @@ class Mixer:
         self.num_streams = num_streams
         self.share_bytes = window_bytes // num_streams
         check_blocks(index)
+        for entry in config.of_entries():  # names are checked before the first epoch
+            plan_groups(index, index.sizes, entry)
         groups = plan_groups(index, index.sizes, config)
         self.batches = int(plan_batch_counts(groups, index.sizes // num_streams, config).sum())
         self._needs = plan_needs(index, groups, config, num_streams)
@@ -84,8 +86,9 @@ class Mixer:
         """Lay out an epoch of one stream, with as much of the window used as fits."""
         own = self.parts(epoch)[stream]
         sizes = np.array([len(p.anchors) for p in own])
-        groups = plan_groups(self.index, sizes, self.config)
-        batches = _fit_batches(plan_batch_counts(groups, sizes, self.config), groups, sizes, self.batches, self.config)
+        config = self.config.of_epoch(epoch)
+        groups = plan_groups(self.index, sizes, config)
+        batches = fit_batches(groups, sizes, self.batches, config)
         rng = make_generator(Tag.BATCH_ORDER, self.config.seed, epoch, stream)
         pieces = plan_pieces(groups, plan_lanes(rng, batches, self.active))
         first = (epoch, stream) == (0, 0)
@@ -200,28 +203,6 @@ def deal_pieces(pieces: Pieces, own: list[Part], draws: Int64[np.ndarray, " s"])
             low, high = (0, size) if len(at) == 1 else (min(edge[place], size - 1), max(edge[place + 1], 1))
             out[piece] = own[s].cut(int(low), int(high))
     return [p for p in out if p is not None]
-
-
-def _fit_batches(
-    batches: Int64[np.ndarray, " g"],
-    groups: tuple[Group, ...],
-    sizes: Int64[np.ndarray, " s"],
-    total: int,
-    config: SamplingConfig,
-) -> Int64[np.ndarray, " g"]:
-    """Make the batches of a stream's groups add up to what every stream yields: by weight, or with least repeats."""
-    if config.experiment_weights is not None and config.experiment_aware:
-        return split_by_weight(total, groups, config)
-    out = batches.copy()
-    own = np.array([sizes[g.strata].sum() for g in groups])
-    while out.sum() != total:
-        step = 1 if out.sum() < total else -1
-        left = own - (out + (step > 0)) * config.batch_size
-        if step > 0:
-            out[int(left.argmax())] += 1
-        else:
-            out[int(np.where(out > 1, out, 0).argmax())] -= 1
-    return out
 
 
 def _split_window(group: Group, pieces: Pieces, needs: Needs, budget: float) -> Int64[np.ndarray, " g"]:

@@ -13,7 +13,7 @@ from dynaclr_wds.plan.columns import PatchRow, SampleIndex
 from dynaclr_wds.plan.compose.leak import plan_leaks
 from dynaclr_wds.plan.compose.pool import Pool, WholePool
 from dynaclr_wds.plan.compose.rounds import RoundPlan, plan_round
-from dynaclr_wds.plan.compose.schedule import Schedule, plan_batch_counts, plan_groups, plan_schedule
+from dynaclr_wds.plan.compose.schedule import Schedule, fit_batches, plan_batch_counts, plan_groups, plan_schedule
 from dynaclr_wds.plan.config import SamplingConfig
 from dynaclr_wds.plan.index import PlanIndex
 from dynaclr_wds.plan.rng import Tag, make_generator
@@ -67,24 +67,27 @@ class WholeStream:
     def __init__(self, index: PlanIndex, config: SamplingConfig) -> None:
         self._index = index
         self._config = config
-        self._groups = plan_groups(index, index.sizes, config)
-        self._batches = plan_batch_counts(self._groups, index.sizes, config)
+        for entry in config.of_entries():  # names are checked before the first epoch
+            plan_groups(index, index.sizes, entry)
+        # the epochs of a schedule are equally long: what any of them draws from makes their batches
+        self._batches = int(plan_batch_counts(plan_groups(index, index.sizes, config), index.sizes, config).sum())
         self._per_round = batches_per_round(index, config)
 
     def __len__(self) -> int:
         """Batches of an epoch."""
-        return int(self._batches.sum())
+        return self._batches
 
     def open_epoch(self, epoch: int) -> StreamEpoch:
         """Lay out an epoch: the groups' batches in random order."""
-        rng = make_generator(Tag.BATCH_ORDER, self._config.seed, epoch)
-        order = rng.permutation(np.repeat(np.arange(len(self._groups)), self._batches))
-        reach = np.tile(np.array([0, len(order)]), (len(self._groups), 1))
-        rng = make_generator(Tag.QUOTAS, self._config.seed, epoch)
-        leaks = plan_leaks(rng, self._groups, order, reach, self._index.sizes, self._config)
-        schedule = plan_schedule(
-            rng, self._groups, order, leaks, self._index.value_of, self._config.batch_size, self._per_round
-        )
+        index, config = self._index, self._config.of_epoch(epoch)
+        groups = plan_groups(index, index.sizes, config)
+        batches = fit_batches(groups, index.sizes, self._batches, config)
+        rng = make_generator(Tag.BATCH_ORDER, config.seed, epoch)
+        order = rng.permutation(np.repeat(np.arange(len(groups)), batches))
+        reach = np.tile(np.array([0, len(order)]), (len(groups), 1))
+        rng = make_generator(Tag.QUOTAS, config.seed, epoch)
+        leaks = plan_leaks(rng, groups, order, reach, index.sizes, config)
+        schedule = plan_schedule(rng, groups, order, leaks, index.value_of, config.batch_size, self._per_round)
         return StreamEpoch(WholePool(self._index, self._config.seed, epoch), schedule)
 
 
