@@ -23,7 +23,7 @@ import numpy as np
 
 from dynaclr_wds.plan.columns import CodeBook, PlanColumns
 from dynaclr_wds.plan.config import SamplingConfig
-from dynaclr_wds.plan.index import PlanIndex
+from dynaclr_wds.plan.index import PlanIndex, plan_index
 from dynaclr_wds.plan.sampler import FlexibleBatchSampler
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for `tests`, which is not installed
@@ -131,6 +131,18 @@ def time_restore(index: PlanIndex, config: SamplingConfig, share: float, ranks: 
     return statistics.median(times)
 
 
+def print_screen(millions: float, given: argparse.Namespace) -> None:
+    """Time a screen of 40 markers and so many perturbations that a stratum has 250 anchors on average."""
+    columns, codes = make_screen(millions, max(round(100 * millions), 2), 40)
+    for group, value in ((("marker",), ("perturbation",)), ((), ("perturbation", "marker"))):
+        index = plan_index(columns, codes, (0.5, 2.0), batch_group_by=group, stratify_by=value)
+        _, first, each = time_batches(index, SamplingConfig(batch_size=given.batch_size), given.batches, given.repeats)
+        mean = each + first * 1e3 / (len(index.row) / given.batch_size)
+        print(
+            f"{len(index.strata):,} strata, by {'/'.join(group) or 'nothing':12}{first:16.2f}{each:12.3f}{mean:14.3f}"
+        )
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(prog="python benchmarks/plan.py", description=__doc__)
@@ -153,6 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             count = len(index.row) / given.batch_size
             mean = each + first * 1e3 / count
             print(f"{name:16}{made:12.2f}{first:16.2f}{each:12.3f}{mean:14.3f}", flush=True)
+        print_screen(millions, given)
         config = SamplingConfig(batch_size=given.batch_size, leaky=0.1, temporal_enrichment=True)
         for ranks in (1, 8):
             seconds = time_restore(index, config, given.window, ranks, given.repeats)

@@ -318,8 +318,9 @@ def test_the_program_is_called_as_it_was_started(monkeypatch, argv, orig_argv, e
     assert shlex.join(find_program()) == expected
 
 
-def test_weights_that_change_with_the_epoch_are_read_from_the_command_line() -> None:
-    given = "{0: {e0: 1, e1: 0}, 20: {e0: 1, e1: 2}}"
-    data = print_config("fit", "--data.shards=none", f"--data.group_weights={given}", "--data.stratify_by=null")["data"]
-    assert data["group_weights"] == {0: {"e0": 1, "e1": 0}, 20: {"e0": 1, "e1": 2}}
-    assert data["stratify_by"] is None
+def test_weights_that_change_with_the_epoch_are_read_from_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = "--data.group_weights={0: {e0: 1, e1: 0}, 20: {e0: 1, e1: 2}}"
+    data = instantiate(monkeypatch, "fit", "--data.shards=none", given, "--data.stratify_by=null").datamodule
+    assert data.group_weights == {0: {"e0": 1, "e1": 0}, 20: {"e0": 1, "e1": 2}}
+    assert data.sampling.of_epoch(20).weights == {"e0": 1, "e1": 2}
+    assert (data.stratify_by, data.sampling.condition_balanced) == ([], False)

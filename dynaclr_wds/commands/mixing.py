@@ -222,7 +222,12 @@ _NUMBERS = (*_WEIGHTS, "condition_ratio", "stratify_ratio")
 
 def _to_floats(shares: Mapping[Any, Any]) -> dict[Any, Any]:
     """Make the shares floats, those of every epoch of a schedule too; `1e-1` in YAML is text."""
-    return {key: _to_floats(value) if isinstance(value, Mapping) else float(value) for key, value in shares.items()}
+    return {
+        int(key) if isinstance(value, Mapping) else key: _to_floats(value)
+        if isinstance(value, Mapping)
+        else float(value)
+        for key, value in shares.items()
+    }
 
 
 def _is_shares(value: Any) -> bool:
@@ -236,7 +241,7 @@ def _check_kind(where: str, key: str, value: Any) -> None:
     elif key in ("leaky", "temporal_window_hours", "temporal_global_fraction", "tau_decay_rate"):
         good = _is_number(value)
     elif key in _NUMBERS:
-        scheduled = key in _WEIGHTS and isinstance(value, dict) and all(isinstance(k, int) for k in value)
+        scheduled = key in _WEIGHTS and isinstance(value, dict) and all(str(k).isdigit() for k in value)
         good = all(map(_is_shares, value.values())) if scheduled else _is_shares(value)
     elif key in _TEXTS:
         good = isinstance(value, list) and all(isinstance(item, str) for item in value)
