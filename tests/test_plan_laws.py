@@ -145,3 +145,9 @@ def test_ranks_are_equal_and_resume_is_exact(options, case, world):
     resumed.load_state_dict(ranks[0].state_dict())
     rest = [fingerprint([p]) for p in islice(resumed, 4)]
     assert rest == whole[resumed.start : resumed.start + len(rest)]
+
+
+def test_the_state_is_small_however_many_strata_there_are():
+    index = Case(groups=3, values=300, changing=True, nulls=False, seed=0).index
+    assert len(index.strata) > 300
+    assert len(str(FlexibleBatchSampler(index, SamplingConfig(batch_size=16)).state_dict())) < 1200

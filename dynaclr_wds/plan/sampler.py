@@ -9,6 +9,8 @@ batch i can be planned without the batches before it. `docs/SAMPLING.md` explain
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -24,6 +26,7 @@ from dynaclr_wds.plan.index import PlanIndex
 from dynaclr_wds.plan.streaming.mixer import Mixer, MixerStream
 from dynaclr_wds.plan.streaming.planner import BlockSchedule, StreamPlanner, WholeStream
 
+_LISTED = 64  # strata that a state lists one by one
 _SAMPLED_STREAMS = 2  # streams are dealt alike, and each has to be laid out before a batch of it can be planned
 
 
@@ -196,21 +199,24 @@ class FlexibleBatchSampler:
     @property
     def identity(self) -> dict[str, Any]:
         """All that the order depends on beside the epoch, as plain values."""
-        sizes = zip(self.index.strata, self.index.sizes, strict=True)
+        names = (s.name for s in self.index.strata)
+        anchors: dict[str, int] | str = dict(zip(names, self.index.sizes.tolist(), strict=True))
+        if len(anchors) > _LISTED:
+            anchors = hashlib.sha256(json.dumps(anchors).encode()).hexdigest()
         return {
             **self.config.to_plain(),
             "window_bytes": self.window_bytes,
             "num_streams": self.num_streams,
             "batch_group_by": list(self.index.batch_group_by),
             "stratify_by": list(self.index.stratify_by),
-            "anchors": {s.name: int(n) for s, n in sizes},
+            "anchors": anchors,
             "tau_frames": {s.experiment: list(s.tau_frames) for s in self.index.strata},
         }
 
     def state_dict(self) -> dict[str, Any]:
         """Where the epoch stands: epoch, position in the global sequence, steps that each rank has made.
 
-        With it goes what the order depends on; plain values, a line per stratum however large the set is.
+        With it goes what the order depends on; plain values, a line per stratum, or a digest of many.
         """
         return {
             "epoch": self.epoch,
