@@ -23,7 +23,7 @@ import numpy as np
 
 from dynaclr_wds.plan.columns import CodeBook, PlanColumns
 from dynaclr_wds.plan.config import SamplingConfig
-from dynaclr_wds.plan.index import PlanIndex
+from dynaclr_wds.plan.index import PlanIndex, plan_index
 from dynaclr_wds.plan.sampler import FlexibleBatchSampler
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for `tests`, which is not installed
@@ -43,6 +43,24 @@ def make_collection(millions: float) -> tuple[Synthetic, PlanColumns, CodeBook]:
     count = round(millions * 1e6 / (8 * 5 * ANCHORS_PER_LINEAGE))
     spec = Synthetic(experiments=8, lineages=(4 * count, count), fovs=40, markers=("er", "golgi"))
     return spec, *make_columns(spec)
+
+
+def make_screen(millions: float, perturbations: int, markers: int) -> tuple[PlanColumns, CodeBook]:
+    """Make up an optical pooled screen: one experiment, and sizes of perturbations and markers with long tails."""
+    lineages = max(round(millions * 1e6 / ANCHORS_PER_LINEAGE), perturbations * markers)
+    columns, codes = make_columns(Synthetic(experiments=1, conditions=("all",), lineages=(lineages,), fovs=400))
+    rng = np.random.default_rng(0)
+    size = np.outer(1 / np.arange(1, perturbations + 1) ** 0.8, 1 / np.arange(1, markers + 1) ** 0.5).ravel()
+    every = np.arange(len(size))
+    drawn = rng.choice(len(size), lineages - len(size), p=size / size.sum())
+    cell = rng.permutation(np.concatenate([every, drawn]))[columns.obs_track // 3]  # a lineage has three tracks
+    code = {"perturbation": cell // markers, "marker": cell % markers}
+    names = {
+        "perturbation": [f"gene{k:04}" for k in range(perturbations)],
+        "marker": [f"marker{k:02}" for k in range(markers)],
+    }
+    labels = {**columns.labels, **{name: values.astype(np.int32) for name, values in code.items()}}
+    return dataclasses.replace(columns, labels=labels), dataclasses.replace(codes, values={**codes.values, **names})
 
 
 def open_columns(folder: Path) -> PlanColumns:
@@ -113,6 +131,18 @@ def time_restore(index: PlanIndex, config: SamplingConfig, share: float, ranks: 
     return statistics.median(times)
 
 
+def print_screen(millions: float, given: argparse.Namespace) -> None:
+    """Time a screen of 40 markers and so many perturbations that a stratum has 250 anchors on average."""
+    columns, codes = make_screen(millions, max(round(100 * millions), 2), 40)
+    for group, value in ((("marker",), ("perturbation",)), ((), ("perturbation", "marker"))):
+        index = plan_index(columns, codes, (0.5, 2.0), batch_group_by=group, stratify_by=value)
+        _, first, each = time_batches(index, SamplingConfig(batch_size=given.batch_size), given.batches, given.repeats)
+        mean = each + first * 1e3 / (len(index.row) / given.batch_size)
+        print(
+            f"{len(index.strata):,} strata, by {'/'.join(group) or 'nothing':12}{first:16.2f}{each:12.3f}{mean:14.3f}"
+        )
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(prog="python benchmarks/plan.py", description=__doc__)
@@ -135,6 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             count = len(index.row) / given.batch_size
             mean = each + first * 1e3 / count
             print(f"{name:16}{made:12.2f}{first:16.2f}{each:12.3f}{mean:14.3f}", flush=True)
+        print_screen(millions, given)
         config = SamplingConfig(batch_size=given.batch_size, leaky=0.1, temporal_enrichment=True)
         for ranks in (1, 8):
             seconds = time_restore(index, config, given.window, ranks, given.repeats)

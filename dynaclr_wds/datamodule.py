@@ -94,10 +94,11 @@ class MultiExperimentDataModule(LightningDataModule):
         Half-width of the focal window.
     temporal_global_fraction
         Fraction of a batch from outside the focal window.
-    experiment_weights
-        Share of batches per experiment; None = in proportion to its anchors.
-    condition_ratio
-        Share of each condition; None = equal.
+    experiment_weights, group_weights
+        Share of batches per experiment (or other group: two names of one thing); None = in proportion to its anchors.
+        Weights may change with the epoch: `{0: {a: 1, b: 0}, 20: {a: 1, b: 1}}`.
+    condition_ratio, stratify_ratio
+        Share of each condition (or other stratify value: two names of one thing); None = equal.
     return_negative
         Also read an explicit negative for each anchor, for triplet losses.
     channel_dropout_channels
@@ -135,9 +136,11 @@ class MultiExperimentDataModule(LightningDataModule):
         training of 50 epochs.
     batch_group_by
         Labels that make a group, of which one makes the main part of a batch; where other parameters say "experiment",
-        they mean the group. In streaming, every block of the shards must be of one group.
+        they mean the group; none or None = draw a batch from everything. In streaming, every block of the shards must
+        be of one group.
     stratify_by
-        Labels to balance in a batch; where other parameters say "condition", they mean a value of these.
+        Labels to balance in a batch; where other parameters say "condition", they mean a value of these; none or None =
+        balance nothing.
     channels_per_sample
         None: a sample holds all channels that are stored. A number k: it holds k of them, and every set of k channels
         of a cell is a sample of its own (a "bag of channels"), so experiments may differ in their channels. The labels
@@ -190,7 +193,7 @@ class MultiExperimentDataModule(LightningDataModule):
         temporal_enrichment: bool = False,
         temporal_window_hours: float = 2.0,
         temporal_global_fraction: float = 0.3,
-        experiment_weights: dict[str, float] | None = None,
+        experiment_weights: dict[str, float] | dict[int, dict[str, float]] | None = None,
         condition_ratio: dict[str, float] | None = None,
         return_negative: bool = False,
         channel_dropout_channels: Sequence[int] = (1,),
@@ -206,8 +209,10 @@ class MultiExperimentDataModule(LightningDataModule):
         num_streams: int | None = None,
         relax_lineages: bool = False,
         verify_reads: bool | None = None,
-        batch_group_by: Sequence[str] = ("experiment",),
-        stratify_by: Sequence[str] = ("condition",),
+        batch_group_by: Sequence[str] | None = ("experiment",),
+        stratify_by: Sequence[str] | None = ("condition",),
+        group_weights: dict[str, float] | dict[int, dict[str, float]] | None = None,
+        stratify_ratio: dict[str, float] | None = None,
         channels_per_sample: int | list[str] | None = None,
         positive: PositiveKind = "temporal",
         positive_match_columns: Sequence[str] = (),
@@ -259,8 +264,10 @@ class MultiExperimentDataModule(LightningDataModule):
         self.num_streams = num_streams
         self.relax_lineages = relax_lineages
         self.verify_reads = verify_reads
-        self.batch_group_by = list(batch_group_by)
-        self.stratify_by = list(stratify_by)
+        self.batch_group_by = list(batch_group_by or [])
+        self.stratify_by = list(stratify_by or [])
+        self.group_weights = group_weights
+        self.stratify_ratio = stratify_ratio
         self.channels_per_sample = channels_per_sample
         self.positive = positive
         self.positive_match_columns = list(positive_match_columns)
@@ -314,10 +321,12 @@ class MultiExperimentDataModule(LightningDataModule):
         """What is asked of a batch, as the plan takes it."""
         return SamplingConfig(
             batch_size=self.batch_size,
-            experiment_aware=self.experiment_aware,
+            experiment_aware=self.experiment_aware and bool(self.batch_group_by),
             leaky=self.leaky,
+            group_weights=self.group_weights,
             experiment_weights=self.experiment_weights,
-            condition_balanced=self.condition_balanced,
+            condition_balanced=self.condition_balanced and bool(self.stratify_by),
+            stratify_ratio=self.stratify_ratio,
             condition_ratio=self.condition_ratio,
             temporal_enrichment=self.temporal_enrichment,
             temporal_window_hours=self.temporal_window_hours,
@@ -407,7 +416,7 @@ class MultiExperimentDataModule(LightningDataModule):
         for warning in split.warnings:
             rank_zero_warn(warning)
         config, world, index = self.sampling, self._world(), self._index(shards, split.train)
-        check_one_shape(shards, crop, index, groups_meet=not self.experiment_aware or self.leaky > 0)
+        check_one_shape(shards, crop, index, groups_meet=not config.experiment_aware or config.leaky > 0)
         self.train_sampler = FlexibleBatchSampler(
             index,
             config,

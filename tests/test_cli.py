@@ -387,3 +387,11 @@ def test_the_program_is_called_as_it_was_started(monkeypatch, argv, orig_argv, e
     monkeypatch.setattr(sys, "argv", argv)
     monkeypatch.setattr(sys, "orig_argv", orig_argv)
     assert shlex.join(find_program()) == expected
+
+
+def test_weights_that_change_with_the_epoch_are_read_from_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = "--data.group_weights={0: {e0: 1, e1: 0}, 20: {e0: 1, e1: 2}}"
+    data = instantiate(monkeypatch, "fit", "--data.shards=none", given, "--data.stratify_by=null").datamodule
+    assert data.group_weights == {0: {"e0": 1, "e1": 0}, 20: {"e0": 1, "e1": 2}}
+    assert data.sampling.of_epoch(20).weights == {"e0": 1, "e1": 2}
+    assert (data.stratify_by, data.sampling.condition_balanced) == ([], False)

@@ -151,12 +151,25 @@ def test_init_exposes_all_hyperparameters():
         "positive_channel": "any",
         "tau_direction": "both",
         "meta_names": {"perturbation": "condition"},
+        "group_weights": {0: {"a": 1.0}},
+        "stratify_ratio": {"control": 1.0},
         "predict_experiments": ["a"],
         "predict_limit": 3,
     }
     assert set(inspect.signature(MultiExperimentDataModule).parameters) == set(wanted)
     data = MultiExperimentDataModule(**wanted)
     assert {name: getattr(data, name) for name in wanted} == wanted
+
+
+def test_weights_may_change_with_the_epoch_and_labels_may_be_none(shards):
+    entries = {0: {"e0": 1.0}, 20: {"e0": 1.0, "e1": 3.0}}
+    sampler = ready(shards, group_weights=entries, val_experiments=["e3"]).train_sampler
+    assert sampler.config.of_epoch(19).weights == {"e0": 1.0}
+    assert sampler.config.of_epoch(20).weights == {"e0": 1.0, "e1": 3.0}
+    with pytest.raises(ValueError, match=r"group_weights names \['e9'\]"):
+        ready(shards, group_weights={0: {"e0": 1.0}, 5: {"e9": 1.0}})
+    plain = ready(shards, batch_group_by=None, stratify_by=None).train_sampler
+    assert {plan.group for plan in plain} == {""}
 
 
 def test_defaults_are_those_of_the_reference():

@@ -267,7 +267,7 @@ def test_the_global_sequence_does_not_depend_on_the_world(whole, world):
 
 def test_the_pinned_golden_order():
     # Published runs depend on this order. If a change must alter it, say so in CHANGELOG.md.
-    assert fingerprint(streamed(SMALL, share=1.2, num_streams=2, batch_size=16, **FEATURES)) == "630e3c21f6264339"
+    assert fingerprint(streamed(SMALL, share=1.2, num_streams=2, batch_size=16, **FEATURES)) == "0e8ce142f123978f"
 
 
 def test_streams_own_disjoint_anchors():

@@ -296,8 +296,8 @@ def test_same_seed_same_order_other_seed_or_epoch_another():
 
 def test_the_pinned_golden_order():
     # Published runs depend on this order. If a change must alter it, say so in CHANGELOG.md.
-    assert fingerprint(sampler()) == "1ab3ca29717a54f5"
-    assert fingerprint(sampler(SMALL, **FEATURES)) == "aaccbb279e629ce6"
+    assert fingerprint(sampler()) == "6a75f0b3726042cf"
+    assert fingerprint(sampler(SMALL, **FEATURES)) == "42f9c8c0547d3921"
 
 
 @given(st.lists(st.floats(0, 1, width=16), max_size=300))

@@ -134,6 +134,7 @@ def test_strata_without_an_anchor_are_named():
         first=columns.first[1:] - begin,
         group_of=columns.group_of[1:],
         base_of=columns.base_of[1:] - 1,
+        value_of=columns.value_of[1:],
         without_positive=columns.without_positive[1:],
         barren=((lost, 1200),),
     )
@@ -160,7 +161,7 @@ def test_when_all_is_well_one_line_says_so():
     told = format_verdict(plan_verdict(sampler(MANY, batch_size=16)), 16, 0.31)
     assert told == (
         "plan of an epoch: 540 batches of 16, judged in 0.3 s. All is well: Cells of one FOV meet no more often than "
-        "by chance (0.98). No two samples of a batch share a lineage. Every batch holds the shares that were asked "
+        "by chance (1.00). No two samples of a batch share a lineage. Every batch holds the shares that were asked "
         "for, to within one sample."
     )
 

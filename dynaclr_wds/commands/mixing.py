@@ -73,9 +73,9 @@ def parse_request(values: Mapping[str, Any]) -> Request:
     shards = ShardSet.open(values["shards"])
     index = _choose_anchors(shards, values)
     given = {name: values[name] for name in _SAMPLING if name in values}
-    for name in ("experiment_weights", "condition_ratio"):
+    for name in _NUMBERS:
         if name in given:  # pairs from the command line, a mapping from a config
-            given[name] = {key: float(value) for key, value in dict(given[name]).items()}
+            given[name] = _to_floats(given[name] if isinstance(given[name], Mapping) else dict(given[name]))
     for name in ("leaky", "temporal_window_hours", "temporal_global_fraction", "tau_decay_rate"):
         if name in given:
             given[name] = float(given[name])
@@ -106,7 +106,7 @@ def _choose_anchors(shards: ShardSet, values: Mapping[str, Any]) -> PlanIndex:
         named or shards.experiments,
         tuple(values.get("tau_range") or shards.manifest.tau_range_hours),
         *places,
-        **{name: tuple(values[name]) for name in _LABELS if name in values},
+        **{name: tuple(values[name] or ()) for name in _LABELS if name in values},
         side=None if named else split.train,
         positives=PositiveRule(**rule),
         channels_per_sample=values.get("channels_per_sample"),
@@ -130,7 +130,7 @@ def measure(
     name: str, sampler: FlexibleBatchSampler, uniform: UniformDraw, asked: Request, *, ideal: bool
 ) -> list[Mode]:
     """Measure one way of reading and, if asked for, an ideal draw of its composition."""
-    index, config = asked.index, asked.config
+    index, config = asked.index, sampler.config
     seconds, traffic = 0.0, []
     ledgers = [Ledger(index, config) for _ in range(1 + ideal)]
     meters = [QualityMeter(uniform, config) for _ in ledgers]
@@ -218,14 +218,30 @@ def merge_config(given: Mapping[str, Any]) -> dict[str, Any]:
     data = document.get("data") if isinstance(document, dict) else None
     if not isinstance(data, dict):
         raise ValueError(f"{given['config']}: has no `data:` section. Give the config of a training.")
+    data = {**data, **{name: [] for name in _LABELS if name in data and data[name] is None}}  # null: by nothing
     known = {key: value for key, value in data.items() if key in (*_SAMPLING, *_OURS) and value is not None}
     for key, value in known.items():
         _check_kind(f"{given['config']}: data.{key}", key, value)
     return {**known, **given}
 
 
+_WEIGHTS = ("experiment_weights", "group_weights")
+_NUMBERS = (*_WEIGHTS, "condition_ratio", "stratify_ratio")
 _TEXTS = ("val_experiments", "val_fovs", "val_values", *_LABELS)
-_NUMBERS = ("experiment_weights", "condition_ratio")
+
+
+def _to_floats(shares: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Make the shares floats, those of every epoch of a schedule too; `1e-1` in YAML is text."""
+    return {
+        int(key) if isinstance(value, Mapping) else key: _to_floats(value)
+        if isinstance(value, Mapping)
+        else float(value)
+        for key, value in shares.items()
+    }
+
+
+def _is_shares(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(k, str) and _is_number(v) for k, v in value.items())
 
 
 def _check_kind(where: str, key: str, value: Any) -> None:
@@ -235,7 +251,8 @@ def _check_kind(where: str, key: str, value: Any) -> None:
     elif key in ("leaky", "temporal_window_hours", "temporal_global_fraction", "tau_decay_rate", "split_ratio"):
         good = _is_number(value)
     elif key in _NUMBERS:
-        good = isinstance(value, dict) and all(isinstance(k, str) and _is_number(v) for k, v in value.items())
+        scheduled = key in _WEIGHTS and isinstance(value, dict) and all(str(k).isdigit() for k in value)
+        good = all(map(_is_shares, value.values())) if scheduled else _is_shares(value)
     elif key in _TEXTS:
         good = _is_texts(value)
     elif key in _PLACES:

@@ -99,8 +99,8 @@ def _add_batch_options(parser: argparse.ArgumentParser) -> None:
     ):
         shown = str(getattr(default, name)).lower()
         add(f"--{name}", nargs="?", const=True, type=_flag, metavar="true|false", help=f"{text} (default: {shown})")
-    add("--batch_group_by", nargs="+", metavar="LABEL", help="labels in place of experiment (default: experiment)")
-    add("--stratify_by", nargs="+", metavar="LABEL", help="labels in place of condition (default: condition)")
+    add("--batch_group_by", nargs="*", metavar="LABEL", help="labels in place of experiment (default: experiment)")
+    add("--stratify_by", nargs="*", metavar="LABEL", help="labels in place of condition (default: condition)")
     add(
         "--channels_per_sample",
         type=int,
@@ -112,14 +112,12 @@ def _add_batch_options(parser: argparse.ArgumentParser) -> None:
     add("--positive_channel", choices=get_args(PositiveChannel), help="channels of the positive (default: same)")
     add("--tau_direction", choices=get_args(TauDirection), help="may a positive be earlier? (default: forward)")
     add("--leaky", type=float, help="fraction of a batch from other experiments (default: 0)")
-    add(
-        "--experiment_weights",
-        nargs="+",
-        type=_share,
-        metavar="NAME=WEIGHT",
-        help="share of batches (default: by size)",
-    )
-    add("--condition_ratio", nargs="+", type=_share, metavar="NAME=SHARE", help="share of samples (default: equal)")
+    for names, what, text in (
+        (("--group_weights", "--experiment_weights"), "NAME=WEIGHT", "share of batches (default: by size)"),
+        (("--stratify_ratio", "--condition_ratio"), "NAME=SHARE", "share of samples (default: equal)"),
+    ):
+        for name in names:
+            add(name, nargs="+", type=_share, metavar=what, help=text)
     add("--temporal_window_hours", type=float, help="hours to either side of that time (default: 2)")
     add("--temporal_global_fraction", type=float, help="fraction of a batch from other times (default: 0.3)")
     add("--tau_decay_rate", type=float, help="decay of P(τ) (default: 2)")

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from dynaclr_wds.errors import ConfigError
+
+Weights = Mapping[str, float]
+"""Name of a group → its share of the batches, on any scale."""
+WeightSchedule = Mapping[int, Weights]
+"""Epoch → the weights from that epoch on."""
 
 PositiveKind = Literal["temporal", "self", "columns"]
 PositiveChannel = Literal["same", "any"]
@@ -71,13 +77,18 @@ class SamplingConfig:
     """Draw the main part of a batch from one group; from everything when False."""
     leaky: float = 0.0
     """Fraction of a batch from other groups, in [0, 1)."""
-    experiment_weights: Mapping[str, float] | None = None
+    group_weights: Weights | WeightSchedule | None = None
     """Share of batches per group; in proportion to its anchors when None. A group with weight 0, or without one, is
-    never drawn from: no batch, no leak, no negative."""
+    never drawn from: no batch, no leak, no negative. May be a schedule over epochs, `{0: {…}, 20: {…}}`: the entry with
+    the largest epoch that has come holds."""
+    experiment_weights: Weights | WeightSchedule | None = None
+    """Another name of `group_weights`."""
     condition_balanced: bool = True
-    """Give every stratify value of the group the same number of samples, or those of `condition_ratio`."""
-    condition_ratio: Mapping[str, float] | None = None
+    """Give every stratify value of the group the same number of samples, or those of `stratify_ratio`."""
+    stratify_ratio: Mapping[str, float] | None = None
     """Share of each stratify value. A value with share 0, or without one, is never drawn from."""
+    condition_ratio: Mapping[str, float] | None = None
+    """Another name of `stratify_ratio`."""
     temporal_enrichment: bool = False
     """Draw most of a batch near one focal HPI."""
     temporal_window_hours: float = 2.0
@@ -113,9 +124,93 @@ class SamplingConfig:
         for name, value, holds, allowed in checks:
             if not holds:
                 raise ConfigError(f"{name}={value!r} must be {allowed}.")
-        for name in ("experiment_weights", "condition_ratio"):
-            shares = getattr(self, name)
-            if shares is None:
-                continue
-            if not all(0 <= v < math.inf for v in shares.values()) or not any(v > 0 for v in shares.values()):
-                raise ConfigError(f"{name}={dict(shares)!r} must be finite and >= 0, with at least one > 0.")
+        for name, other in (_WEIGHTS, _RATIO):
+            if getattr(self, name) is not None and getattr(self, other) is not None:
+                raise ConfigError(f"{name} and {other} are two names of one thing. Give one of them.")
+        for epoch, weights in self._entries().items():
+            _check_shares(self.weights_name + (f"[{epoch}]" if self.is_scheduled else ""), weights)
+        if self.ratio is not None:
+            _check_shares(self.ratio_name, self.ratio)
+
+    @property
+    def weights_name(self) -> str:
+        """The name under which the weights were given."""
+        return _WEIGHTS[self.experiment_weights is not None]
+
+    @property
+    def ratio_name(self) -> str:
+        """The name under which the ratio was given."""
+        return _RATIO[self.condition_ratio is not None]
+
+    @property
+    def ratio(self) -> Mapping[str, float] | None:
+        """Share of each stratify value, by whichever name it was given."""
+        return self.stratify_ratio if self.condition_ratio is None else self.condition_ratio
+
+    @property
+    def is_scheduled(self) -> bool:
+        """Whether the weights change with the epoch."""
+        given = getattr(self, self.weights_name)
+        return given is not None and any(isinstance(value, Mapping) for value in given.values())
+
+    @property
+    def weights(self) -> Weights | None:
+        """Share of batches per group, by whichever name it was given; of all epochs together where there are several.
+
+        So a group is never drawn from if its weight is 0 here, and `of_epoch(epoch).weights` are those of one epoch.
+        """
+        entries = list(self._entries().values())
+        if len(entries) < 2:
+            return entries[0] if entries else None
+        names = dict.fromkeys(name for weights in entries for name in weights)
+        return {name: sum(weights.get(name, 0.0) for weights in entries) / len(entries) for name in names}
+
+    def of_epoch(self, epoch: int) -> SamplingConfig:
+        """Return the config with the weights of one epoch in place of a schedule."""
+        if not self.is_scheduled:
+            return self
+        entries = self._entries()
+        weights = entries[max(first for first in entries if first <= epoch)]
+        return dataclasses.replace(self, **{self.weights_name: weights})  # type: ignore[arg-type]
+
+    def of_entries(self) -> tuple[SamplingConfig, ...]:
+        """Return the config of every entry of a schedule; the config itself without one."""
+        return tuple(self.of_epoch(first) for first in self._entries()) or (self,)
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return what the order depends on as plain values, the same for both names of a thing."""
+        plain = dataclasses.asdict(self)
+        for name, other in (_WEIGHTS, _RATIO):
+            del plain[name], plain[other]
+        entries = [[epoch, dict(weights)] for epoch, weights in self._entries().items()]
+        weights = entries if self.is_scheduled else None if self.weights is None else dict(self.weights)
+        ratio = None if self.ratio is None else dict(self.ratio)
+        return {**plain, _WEIGHTS[0]: weights, _RATIO[0]: ratio}
+
+    def _entries(self) -> dict[int, Weights]:
+        """Weights by first epoch, ascending; none without weights.
+
+        Raises
+        ------
+        ConfigError
+            A schedule does not begin with epoch 0, or mixes epochs and names.
+        """
+        name = self.weights_name
+        given = getattr(self, name)
+        if given is None or not self.is_scheduled:
+            return {} if given is None else {0: given}
+        if not all(type(e) is int and e >= 0 and isinstance(w, Mapping) for e, w in given.items()) or 0 not in given:
+            raise ConfigError(
+                f"{name}={given!r:.200} must map group names to weights, or epochs, from 0 on, to such maps. "
+                f"Write {name}: {{a: 2, b: 1}}, or {name}: {{0: {{a: 2, b: 1}}, 20: {{a: 1, b: 1}}}}."
+            )
+        return dict(sorted(given.items()))
+
+
+_WEIGHTS = ("group_weights", "experiment_weights")
+_RATIO = ("stratify_ratio", "condition_ratio")
+
+
+def _check_shares(name: str, shares: Mapping[str, float]) -> None:
+    if not all(0 <= v < math.inf for v in shares.values()) or not any(v > 0 for v in shares.values()):
+        raise ConfigError(f"{name}={dict(shares)!r} must be finite and >= 0, with at least one > 0.")

@@ -7,7 +7,7 @@ stratum. Everything else about an anchor is gathered when it is asked for.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 import numpy as np
@@ -27,6 +27,9 @@ from dynaclr_wds.plan.strata import (
 )
 from dynaclr_wds.tau import check_tau_range, tau_range_frames
 from dynaclr_wds.words import count_of
+
+_MANY = 64
+"""Strata up to which each is looked through by itself."""
 
 
 def join_values(values: Sequence[str | None]) -> str:
@@ -81,7 +84,9 @@ class PlanIndex:
     strata: tuple[Stratum, ...]
     """Those that have anchors, ordered by experiment, group and value."""
     group_of: Int64[np.ndarray, " s"]
-    """Number of each stratum's group."""
+    """Number of each stratum's group, in the order of their first stratum."""
+    value_of: Int64[np.ndarray, " s"]
+    """Number of each stratum's value, likewise."""
     row: Integer[PatchRow, " n"]
     """Patch row of each anchor: by stratum, and ascending inside each; once for each choice of channels."""
     first: Int64[np.ndarray, " s1"]
@@ -104,6 +109,17 @@ class PlanIndex:
     """Strata that have samples but no anchor, with the number of samples."""
     chosen_by: str = "all cells"
     """What the anchors were chosen by, for messages."""
+    _clock: Float64[np.ndarray, "s 2"] = field(init=False, compare=False)
+    """Hours of frame 0 and hours per frame, of each stratum."""
+    _tau: Int64[np.ndarray, "s 2"] = field(init=False, compare=False)
+    _place: list[Integer[SampleIndex, " p"]] = field(init=False, compare=False, default_factory=list)
+    """Place of every patch row in `row`; made when it is first needed."""
+
+    def __post_init__(self) -> None:
+        """Gather what is looked up for every batch."""
+        clock = [(s.start_hpi, s.interval_minutes / 60) for s in self.strata]
+        object.__setattr__(self, "_clock", np.array(clock, np.float64).reshape(-1, 2))
+        object.__setattr__(self, "_tau", np.array([s.tau_frames for s in self.strata], np.int64).reshape(-1, 2))
 
     def __repr__(self) -> str:
         """Say how much there is, in one line."""
@@ -124,6 +140,16 @@ class PlanIndex:
         return join_values(self.stratify_by)
 
     @property
+    def group_names(self) -> tuple[str, ...]:
+        """Name of each group, by number."""
+        return tuple(self.strata[s].group_name for s in np.unique(self.group_of, return_index=True)[1].tolist())
+
+    @property
+    def value_names(self) -> tuple[str, ...]:
+        """Name of each stratify value, by number."""
+        return tuple(self.strata[s].value_name for s in np.unique(self.value_of, return_index=True)[1].tolist())
+
+    @property
     def sizes(self) -> Int64[np.ndarray, " s"]:
         """Anchors per stratum."""
         return np.diff(self.first)
@@ -138,6 +164,11 @@ class PlanIndex:
     def block_stratum(self) -> Int64[np.ndarray, " b"]:
         """Last stratum that has anchors in each block, −1 without any; streaming needs that there is only one."""
         out = np.full(len(self.columns.block_bytes), -1)
+        if len(self.strata) > _MANY:  # of equal blocks, the last assignment stays
+            out[self.block(cast(SampleIndex, np.arange(len(self.row))))] = np.repeat(
+                np.arange(len(self.strata)), self.sizes
+            )
+            return out
         for s in range(len(self.strata)):
             out[self.blocks_of(s)] = s
         return out
@@ -154,6 +185,8 @@ class PlanIndex:
         out = np.full(len(rows), -1)
         if not len(rows):
             return out
+        if len(self.strata) > _MANY:
+            return self._find_all(rows)
         wanted = rows.astype(self.row.dtype)  # in the dtype of the rows: numpy would copy all of them to another
         low, high = self.row[self.first[:-1]], self.row[self.first[1:] - 1]
         for s in np.flatnonzero((low <= wanted.max()) & (high >= wanted.min())).tolist():
@@ -166,6 +199,14 @@ class PlanIndex:
                 out[here[hit]] = place[hit]
                 place = np.minimum(place + 1, self.first[s + 1] - 1)
         return out
+
+    def _find_all(self, rows: Integer[PatchRow, " n"]) -> Int64[np.ndarray, " n"]:
+        """Find patch rows in a table of all of them: strata are too many to look through one after another."""
+        if not self._place:
+            place = np.full(len(self.columns.patch_clip), -1, np.int32 if len(self.row) < 1 << 31 else np.int64)
+            place[self.row] = np.arange(len(self.row))
+            self._place.append(cast(SampleIndex, place))
+        return self._place[0][rows].astype(np.int64)
 
     def clip(self, anchors: Integer[SampleIndex, "*n"]) -> Integer[np.ndarray, "*n"]:
         """Clip of each anchor."""
@@ -197,14 +238,13 @@ class PlanIndex:
 
     def hpi(self, anchors: Integer[SampleIndex, "*n"]) -> Float64[np.ndarray, "*n"]:
         """Hours post infection of each anchor."""
-        start = np.array([s.start_hpi for s in self.strata])
-        hours = np.array([s.interval_minutes / 60 for s in self.strata])
+        start, hours = self._clock.T
         stratum = self.stratum(anchors)
         return start[stratum] + self.columns.patch_t[self.row[anchors]] * hours[stratum]
 
     def tau_frames(self, anchors: Integer[SampleIndex, "*n"]) -> tuple[Int[np.ndarray, "*n"], Int[np.ndarray, "*n"]]:
         """Smallest and largest τ of each anchor, in frames."""
-        low, high = np.array([s.tau_frames for s in self.strata]).reshape(-1, 2).T
+        low, high = self._tau.T
         stratum = self.stratum(anchors)
         return low[stratum], high[stratum]
 
@@ -277,6 +317,7 @@ def plan_index(
         stratify_by=stratify_by,
         strata=tuple(strata[s] for s in has),
         group_of=_number([strata[s].group_name for s in has]),
+        value_of=_number([strata[s].value_name for s in has]),
         row=cast(PatchRow, _join([rows[s] for s in has])),
         first=np.cumsum([0, *(len(rows[s]) for s in has)]),
         without_positive=tuple(samples[s].samples - len(rows[s]) for s in has),
@@ -343,19 +384,19 @@ def _number_bases(base: Int64[np.ndarray, " s"]) -> Int64[np.ndarray, " s"]:
 
 def _number(names: Sequence[str]) -> Int64[np.ndarray, " n"]:
     """Number names in the order of their first place."""
-    known = list(dict.fromkeys(names))
-    return np.array([known.index(name) for name in names], np.int64)
+    known: dict[str, int] = {}
+    return np.array([known.setdefault(name, len(known)) for name in names], np.int64)
 
 
 def _lineages_meet(columns: PlanColumns, rows: Sequence[Integer[np.ndarray, " _"]]) -> bool:
     """Whether a lineage has anchors in two strata; labels that shards are partitioned by never differ in a lineage."""
-    owner = np.full(int(columns.clip_lineage.max(initial=-1)) + 1, -1)
-    for s, row in enumerate(rows):
-        lineage = columns.clip_lineage[columns.patch_clip[row]]
-        if ((owner[lineage] >= 0) & (owner[lineage] != s)).any():
-            return True
-        owner[lineage] = s
-    return False
+    if not rows:
+        return False
+    owner = np.full(int(columns.clip_lineage.max(initial=-1)) + 1, -1, np.int32)
+    lineage = columns.clip_lineage[columns.patch_clip[np.concatenate(rows)]]
+    stratum = np.repeat(np.arange(len(rows), dtype=np.int32), [len(row) for row in rows])
+    owner[lineage] = stratum
+    return bool((owner[lineage] != stratum).any())
 
 
 def _check_labels(codes: CodeBook, asked: Mapping[str, Sequence[str]]) -> None:

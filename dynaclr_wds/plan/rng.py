@@ -9,7 +9,7 @@ from __future__ import annotations
 from enum import IntEnum
 
 import numpy as np
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, Integer, UInt64
 
 
 class Tag(IntEnum):
@@ -25,6 +25,7 @@ class Tag(IntEnum):
     IDEAL = 8
     PLAIN = 9
     VALIDATION = 10
+    QUOTAS = 11
 
 
 def make_generator(tag: Tag, seed: int, *key: int) -> np.random.Generator:
@@ -43,6 +44,27 @@ def make_generator(tag: Tag, seed: int, *key: int) -> np.random.Generator:
         raise ValueError(f"key={key} has {len(key)} parts; at most 4 are allowed.")
     padded = (*key, 0, 0, 0, 0)[:4]
     return np.random.default_rng([int(tag), seed, *padded, len(key)])
+
+
+def hash_parts(rng: np.random.Generator, *parts: Integer[np.ndarray, " n"] | int) -> UInt64[np.ndarray, " n"]:
+    """Return 64 random bits for each row of numbers, whichever rows stand beside it (splitmix64, Steele et al. 2014).
+
+    For thousands of small things of which each would have a generator of its own.
+
+    Parameters
+    ----------
+    rng
+        Gives the key: rows hashed with generators in the same state are hashed alike.
+    parts
+        Columns of numbers ≥ 0, at least one of them an array.
+    """
+    out = np.full(1, rng.integers(0, 1 << 63), np.uint64)
+    for part in parts:
+        out = (out ^ np.asarray(part, np.uint64)) + np.uint64(0x9E3779B97F4A7C15)
+        out = (out ^ (out >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        out = (out ^ (out >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        out ^= out >> np.uint64(31)
+    return out
 
 
 def sort_places(place: Float[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:

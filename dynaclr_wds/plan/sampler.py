@@ -9,6 +9,8 @@ batch i can be planned without the batches before it. `docs/SAMPLING.md` explain
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -27,6 +29,7 @@ from dynaclr_wds.plan.streaming.mixer import Mixer, MixerStream
 from dynaclr_wds.plan.streaming.planner import BlockSchedule, StreamPlanner, WholeStream
 from dynaclr_wds.words import count_of
 
+_LISTED = 64  # strata that a state lists one by one
 _SAMPLED_STREAMS = 2  # streams are dealt alike, and each has to be laid out before a batch of it can be planned
 
 
@@ -75,6 +78,10 @@ class FlexibleBatchSampler:
             raise ConfigError(
                 f"window_bytes={window_bytes:,} must be > 0. Give the bytes of memory to use, or None for exact mode."
             )
+        if not index.batch_group_by:
+            config = dataclasses.replace(config, experiment_aware=False)
+        if not index.stratify_by:
+            config = dataclasses.replace(config, condition_balanced=False)
         self.index = index
         self.config = config
         self.rank = rank
@@ -179,6 +186,11 @@ class FlexibleBatchSampler:
             limit_bytes=self.window_bytes // self.world_size,
         )
 
+    @property
+    def epoch_config(self) -> SamplingConfig:
+        """What is asked of a batch in the epoch at hand, where weights change with the epoch."""
+        return self.config.of_epoch(self.epoch)
+
     def set_epoch(self, epoch: int) -> None:
         """Begin another epoch, from its first batch; the epoch at hand goes on where it was."""
         if epoch != self.epoch:
@@ -191,17 +203,20 @@ class FlexibleBatchSampler:
     @property
     def identity(self) -> dict[str, Any]:
         """All that the order depends on beside the epoch, as plain values."""
-        sizes = zip(self.index.strata, self.index.sizes, strict=True)
+        names = (s.name for s in self.index.strata)
+        anchors: dict[str, int] | str = dict(zip(names, self.index.sizes.tolist(), strict=True))
+        if len(anchors) > _LISTED:
+            anchors = hashlib.sha256(json.dumps(anchors).encode()).hexdigest()
         positives, choices = dataclasses.asdict(self.index.positives), self.index.choices
         return {
-            **dataclasses.asdict(self.config),
+            **self.config.to_plain(),
             "window_bytes": self.window_bytes,
             "num_streams": self.num_streams,
             "batch_group_by": list(self.index.batch_group_by),
             "stratify_by": list(self.index.stratify_by),
             "positives": {k: list(v) if isinstance(v, tuple) else v for k, v in positives.items()},
             "channels": None if choices is None else {k: [list(of) for of in v] for k, v in choices.labels.items()},
-            "anchors": {s.name: int(n) for s, n in sizes},
+            "anchors": anchors,
             "anchors_xxh3": self._anchors_xxh3,
             "tau_frames": {s.experiment: list(s.tau_frames) for s in self.index.strata},
         }
@@ -209,7 +224,7 @@ class FlexibleBatchSampler:
     def state_dict(self) -> dict[str, Any]:
         """Where the epoch stands: epoch, position in the global sequence, steps that each rank has made.
 
-        With it goes what the order depends on; plain values, a line per stratum however large the set is.
+        With it goes what the order depends on; plain values, a line per stratum, or a digest of many.
         """
         return {
             "epoch": self.epoch,
@@ -255,7 +270,7 @@ class FlexibleBatchSampler:
         held_peak_bytes
             Most bytes of blocks that were held at a time, as the loader measured; reported beside the planned peak.
         """
-        ledger = Ledger(self.index, self.config)
+        ledger = Ledger(self.index, self.epoch_config)
         usable = self.global_batches // self.world_size * self.world_size
         for number in range(usable if batches is None else batches):
             ledger.add(self.plan(number))

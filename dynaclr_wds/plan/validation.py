@@ -35,13 +35,13 @@ _CHUNK = 1 << 16
 def plan_validation(index: PlanIndex, config: SamplingConfig) -> BatchPlan:
     """List every anchor once, with a positive (and a negative, if asked for); a function of index and config.
 
-    `experiment_weights` say how training batches are split between groups, so they play no part here, and nothing is
+    `group_weights` say how training batches are split between groups, so they play no part here, and nothing is
     left out: a value with share 0 comes when the others are used up.
 
     Parameters
     ----------
     config
-        `batch_size`, `experiment_aware`, `condition_balanced`, `condition_ratio`, `tau_decay_rate`, `return_negative`
+        `batch_size`, `experiment_aware`, `condition_balanced`, `stratify_ratio`, `tau_decay_rate`, `return_negative`
         and `seed` are used.
     """
     anchors = _order_anchors(index, config)
@@ -67,11 +67,11 @@ def plan_validation(index: PlanIndex, config: SamplingConfig) -> BatchPlan:
 
 def _order_anchors(index: PlanIndex, config: SamplingConfig) -> Int64[SampleIndex, " n"]:
     """Order all anchors: the groups' full batches in turn, then what is left of each group."""
-    names = [s.group_name if config.experiment_aware else "" for s in index.strata]
+    number_of = index.group_of if config.experiment_aware else np.zeros_like(index.group_of)
     pool = WholePool(index, config.seed, 0, Tag.VALIDATION)
     full, left = [], [np.zeros(0, np.int64)]
-    for number, name in enumerate(dict.fromkeys(names)):
-        members = [i for i, n in enumerate(names) if n == name]
+    for number in range(int(number_of.max(initial=-1)) + 1):
+        members = np.flatnonzero(number_of == number).tolist()
         rng = make_generator(Tag.VALIDATION, config.seed, 0, number, 1)
         batches, rest = _order_group(rng, pool, members, config)
         full.append(batches)
@@ -97,16 +97,24 @@ def _order_group(
         if count.any():  # no stratum may give more than it has
             turns = interleave(largest_remainder(int(count.sum()), sizes[at]))
             np.add.at(quota, (np.repeat(np.arange(len(count)), count), at[turns]), 1)
-    queues = {k: pool.due(s, 0, int(sizes[k])) for k, s in enumerate(members)}
+    strata = np.array(members, np.int64)
+    due = pool.due(strata, np.zeros_like(strata), sizes)
+    queue_first = np.cumsum(sizes) - sizes
     stop = np.cumsum(quota, axis=0)
     batches = [np.zeros((0, config.batch_size), np.int64)]
     for begin, stop_batch in pairwise(_cut_rounds(quota)):
         part = quota[begin:stop_batch]
         start, end = stop[begin] - quota[begin], stop[stop_batch - 1]
-        due = {k: cast(SampleIndex, queue[start[k] : end[k]]) for k, queue in queues.items() if part[:, k].any()}
-        batches.append(rng.permuted(assemble_dealt(rng, pool.index, due, part), axis=1))
-    rest = np.concatenate([queue[int(quota[:, k].sum()) :] for k, queue in queues.items()])
+        drawn = due[_join_slices(queue_first + start, end - start)]
+        batches.append(rng.permuted(assemble_dealt(rng, pool.index, cast(SampleIndex, drawn), part), axis=1))
+    taken = quota.sum(0)
+    rest = due[_join_slices(queue_first + taken, sizes - taken)]
     return cast(SampleIndex, np.concatenate(batches)), cast(SampleIndex, rng.permutation(rest))
+
+
+def _join_slices(begin: Int64[np.ndarray, " g"], length: Int64[np.ndarray, " g"]) -> Int64[np.ndarray, " n"]:
+    """Places `begin … begin + length` of each row, one row after another."""
+    return np.arange(int(length.sum())) + np.repeat(begin - (np.cumsum(length) - length), length)
 
 
 def _cut_rounds(quota: Int64[np.ndarray, "m s"]) -> list[int]:
@@ -125,10 +133,10 @@ def _values(
 ) -> tuple[Int64[np.ndarray, " g"], Float64[np.ndarray, " v"]]:
     """Stratify value of each of a group's strata, as a number, and the share of each value in a batch."""
     names = [index.strata[s].value_name if config.condition_balanced else "" for s in members]
-    known = list(dict.fromkeys(names))
-    ratio = config.condition_ratio if config.condition_balanced else None
+    known = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    ratio = config.ratio if config.condition_balanced else None
     share = [1.0 if ratio is None else float(ratio.get(name, 0.0)) for name in known]
-    return np.array([known.index(name) for name in names], np.int64), np.array(share)
+    return np.array([known[name] for name in names], np.int64), np.array(share)
 
 
 def plan_lasting_quotas(

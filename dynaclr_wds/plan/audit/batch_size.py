@@ -65,7 +65,7 @@ def find_batch_size(sampler: FlexibleBatchSampler, tolerated: float = 0.0) -> in
 
 def _most_possible(sampler: FlexibleBatchSampler) -> int:
     """Bound the size from above: a batch takes no more samples of a stratum than it has lineages."""
-    index, config = sampler.index, sampler.config
+    index, config = sampler.index, sampler.epoch_config
     lineages, most = count_lineages(index), config.batch_size - 1
     for group in plan_groups(index, index.sizes, config):
         for stratum, share in zip(group.strata.tolist(), group.share.tolist(), strict=True):

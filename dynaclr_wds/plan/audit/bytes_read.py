@@ -56,9 +56,8 @@ def _most_resident(schedules: Sequence[BlockSchedule], batches: int) -> int:
 
 def _most_groups(index: PlanIndex, schedule: BlockSchedule, batches: int) -> int:
     """Count the groups of which at least one block is within reach, at the batch where they are most."""
-    names = [s.group_name for s in index.strata]
-    group: Int64[np.ndarray, " v"] = np.array([names.index(n) for n in names])[index.block_stratum[schedule.block]]
-    change = np.zeros((batches + 1, len(names)), np.int64)
+    group: Int64[np.ndarray, " v"] = index.group_of[index.block_stratum[schedule.block]]
+    change = np.zeros((batches + 1, len(index.group_names)), np.int64)
     np.add.at(change, (schedule.admit, group), 1)
     np.add.at(change, (schedule.retire + 1, group), -1)
     return int((np.cumsum(change, axis=0) > 0).sum(1).max(initial=0))

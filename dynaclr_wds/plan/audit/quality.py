@@ -81,7 +81,7 @@ class QualityMeter:
         self._uniform = uniform
         self._config = config
         self._targets = Targets(uniform.index, config)
-        self._sizes = uniform.index.sizes * may_be_drawn(uniform.index.strata, config)
+        self._sizes = uniform.index.sizes * may_be_drawn(uniform.index, config)
         self._rows: list[tuple[float, ...]] = []
         self._lineages: list[Int[np.ndarray, " _"]] = []
 

@@ -30,13 +30,10 @@ class Targets:
     """The config's wishes in terms of an index's strata."""
 
     def __init__(self, index: PlanIndex, config: SamplingConfig) -> None:
-        strata = index.strata
-        self.values = tuple(dict.fromkeys(s.value_name for s in strata))
-        self.groups = tuple(dict.fromkeys(s.group_name for s in strata))
-        self.value_of = np.array([self.values.index(s.value_name) for s in strata], np.int64)
-        self.group_of = np.array([self.groups.index(s.group_name) for s in strata], np.int64)
-        self._weights = config.experiment_weights
-        self._ratio = config.condition_ratio
+        self.values, self.groups = index.value_names, index.group_names
+        self.value_of, self.group_of = index.value_of, index.group_of
+        self._weights = config.weights
+        self._ratio = config.ratio
         self._known: dict[str, GroupTargets] = {}
 
     def for_group(self, group: str) -> GroupTargets:

@@ -59,7 +59,7 @@ def plan_verdict(sampler: FlexibleBatchSampler) -> Verdict:
 
     Where FOVs are not compared with chance (beyond two million anchors), nothing is said about them.
     """
-    index, config = sampler.index, sampler.config
+    index, config = sampler.index, sampler.epoch_config
     numbers = sampler.sample_batches(max(_LEAST, min(_MOST, _SAMPLES // config.batch_size)))
     ledger = Ledger(index, config)
     meter = QualityMeter(UniformDraw(index), config) if len(index.row) <= _MOST_MEASURED else None
@@ -145,7 +145,7 @@ def _describe_cure(sampler: FlexibleBatchSampler) -> str:
 
 def _describe_few(sampler: FlexibleBatchSampler) -> list[Note]:
     """List the strata of which a batch takes more samples than they have lineages."""
-    index, config = sampler.index, sampler.config
+    index, config = sampler.index, sampler.epoch_config
     lineages, found = count_lineages(index), []
     for group in plan_groups(index, index.sizes, config):
         taken = group.share * config.batch_size * (1 - config.leaky)

@@ -20,9 +20,15 @@ class Draws:
     A draw is named by its place in the table. Each is used once.
     """
 
-    def __init__(self, index: PlanIndex, anchors: Sequence[Int64[SampleIndex, " _"]], rng: np.random.Generator) -> None:
+    def __init__(
+        self,
+        index: PlanIndex,
+        anchor: Int64[SampleIndex, " n"],
+        quota_group: Integer[np.ndarray, " n"],
+        rng: np.random.Generator,
+    ) -> None:
         self._index = index
-        anchor, quota_group = _join(anchors)
+        quota_group = quota_group.astype(np.min_scalar_type(int(quota_group.max(initial=0))))  # quickly sorted
         order = rng.permutation(len(anchor))  # those of equal HPI stay in random order
         hpi = index.hpi(cast(SampleIndex, anchor[order]))
         by_hpi = np.argsort(hpi, kind="stable")

@@ -1,8 +1,9 @@
-"""Draws to batches: shares out one stratum's draws of a round so that lineages stay distinct within a batch.
+"""Draws to batches: shares out the draws of a round so that lineages stay distinct within a batch.
 
-Draws are sorted by lineage, then track, then observation, and given to one batch after another in turn. So no batch
-gets two of a lineage unless the round holds more of it than it has batches; then tracks stay distinct as long as
-possible, then observations. That is the stated order of relaxation, and no other sharing does better (Gale–Ryser).
+Draws of a stratum are sorted by lineage, then track, then observation, and given to one batch after another in turn.
+So no batch gets two of a lineage unless the round holds more of it than it has batches; then tracks stay distinct as
+long as possible, then observations. That is the stated order of relaxation, and no other sharing does better
+(Gale–Ryser).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from jaxtyping import Int64, Integer
 
 def deal(
     rng: np.random.Generator,
-    quota: Int64[np.ndarray, " r"],
+    quota: Int64[np.ndarray, "r k"],
     lineage: Integer[np.ndarray, " n"],
     track: Integer[np.ndarray, " n"],
     anchor: Integer[np.ndarray, " n"],
@@ -23,27 +24,30 @@ def deal(
     Parameters
     ----------
     quota
-        Draws that each of r batches gets; adds up to n.
+        Draws of each of k strata that each of r batches gets; a stratum's add up to its draws.
     lineage, track, anchor
-        Of each draw; an anchor that is drawn twice stands there twice.
+        Of each draw, stratum after stratum; an anchor that is drawn twice stands there twice.
 
     Returns
     -------
     Batch of each draw.
     """
-    if not len(lineage):
-        return np.zeros(0, np.int64)
+    stratum = np.repeat(np.arange(quota.shape[1]), quota.sum(0))
     # frequent lineages first: they meet the most batches there; equally frequent ones in random order
-    _, where, count = np.unique(lineage, return_inverse=True, return_counts=True)
+    span = int(lineage.max(initial=0)) + 1
+    known, where, count = np.unique(stratum * span + lineage, return_inverse=True, return_counts=True)
     rank = np.empty(len(count), np.int64)
-    rank[np.lexsort((rng.random(len(count)), -count))] = np.arange(len(count))
+    rank[np.lexsort((rng.random(len(count)), -count, known // span))] = np.arange(len(count))
     draws = np.lexsort((anchor, track, rank[where]))
-    batches = np.lexsort((rng.random(len(quota)), -quota))
-    # (turns, batches): in every turn, the batches that still lack a draw, in the same order each time
-    open_slots = np.arange(int(quota.max()))[:, None] < quota[batches][None, :]
-    slots = np.broadcast_to(batches, open_slots.shape)[open_slots]
+    # in every turn of a stratum, the batches that still lack a draw, in the same order each time
+    of, batch = np.nonzero(quota.T)
+    size = quota[batch, of]
+    order = np.lexsort((rng.random(len(of)), -size, of))
+    of, batch, size = of[order], batch[order], size[order]
+    turn = np.arange(len(stratum)) - np.repeat(np.cumsum(size) - size, size)
+    slots = np.lexsort((turn, np.repeat(of, size)))
     out = np.empty(len(draws), np.int64)
-    out[draws] = slots
+    out[draws] = np.repeat(batch, size)[slots]
     return out
 
 
@@ -66,12 +70,15 @@ def separate(
     batch, (_, code) = batch.copy(), np.unique(lineage, return_inverse=True)
     held = np.zeros((int(batch.max(initial=-1)) + 1, int(code.max(initial=-1)) + 1), np.int64)
     np.add.at(held, (batch, code), 1)
-    members = {int(s): rng.permutation(np.flatnonzero(stratum == s)) for s in np.unique(stratum)}
+    members: dict[int, Int64[np.ndarray, " _"]] = {}
     possible = np.bincount(code) <= len(held)  # a lineage with more draws than batches meets itself in any case
     for i in np.flatnonzero((held[batch, code] > 1) & possible[code]).tolist():
         if held[batch[i], code[i]] < 2:
             continue  # an earlier swap has solved it
-        others = members[int(stratum[i])]
+        own = int(stratum[i])
+        if own not in members:
+            members[own] = rng.permutation(np.flatnonzero(stratum == own))
+        others = members[own]
         free = (held[:, code[i]] == 0)[batch[others]] & (held[batch[i]] == 0)[code[others]]
         if free.any():
             j = others[int(free.argmax())]

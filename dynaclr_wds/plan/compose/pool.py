@@ -7,16 +7,17 @@ round gets holds each lineage about in proportion, which lets the round keep lin
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from typing import Protocol, cast, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float, Int64, Integer
+from jaxtyping import Float, Int64, Integer, UInt64
 
 from dynaclr_wds.plan.columns import SampleIndex
 from dynaclr_wds.plan.compose.positives import Partners
-from dynaclr_wds.plan.index import PlanIndex, Stratum
-from dynaclr_wds.plan.rng import Tag, make_generator, sort_places
+from dynaclr_wds.plan.index import PlanIndex
+from dynaclr_wds.plan.rng import Tag, hash_parts, make_generator, sort_places
+
+_CHUNK = 1 << 20  # anchors of small strata that are ordered together
 
 
 @runtime_checkable
@@ -27,10 +28,13 @@ class Pool(Protocol):
     """
 
     index: PlanIndex
-    strata: tuple[Stratum, ...]
+    origin: Int64[np.ndarray, " s"]
+    """Stratum of the set, for each of the pool's."""
 
-    def due(self, stratum: int, begin: int, end: int) -> Int64[SampleIndex, " n"]:
-        """Anchors that draws `begin … end` of a stratum fall on."""
+    def due(
+        self, strata: Integer[np.ndarray, " k"], start: Integer[np.ndarray, " k"], count: Integer[np.ndarray, " k"]
+    ) -> Int64[SampleIndex, " n"]:
+        """Anchors that draws `start … start + count` of each stratum fall on, stratum after stratum."""
         ...
 
     def reach(self, round_id: int, stratum: int) -> int:
@@ -61,27 +65,43 @@ class WholePool:
         partners: Partners | None = None,
     ) -> None:
         self.index = index
-        self.strata = index.strata
-        self._key = (seed, epoch)
-        self._tag = tag
+        self.origin = np.arange(len(index.strata))
+        self._sizes = index.sizes
+        self._key = (tag, seed, epoch)
         self._partners = partners
-        self._passes: OrderedDict[tuple[int, int], Integer[np.ndarray, " n"]] = OrderedDict()
+        # the last even and the last odd pass through each stratum, as places in it, and their numbers
+        self._order = np.empty((2, len(index.row)), np.int32)
+        self._number = np.full((2, len(index.strata)), -1)
 
-    def due(self, stratum: int, begin: int, end: int) -> Int64[SampleIndex, " n"]:
-        """Anchors that draws `begin … end` of a stratum fall on."""
-        size = int(self.index.sizes[stratum])
-        parts = [np.zeros(0, np.int64)]
-        while begin < end:
-            number, place = divmod(begin, size)
-            stop = min(size, place + end - begin)
-            parts.append(self._pass(stratum, number)[place:stop] + self.index.first[stratum])
-            begin += stop - place
-        return cast(SampleIndex, np.concatenate(parts))
+    def due(
+        self, strata: Integer[np.ndarray, " k"], start: Integer[np.ndarray, " k"], count: Integer[np.ndarray, " k"]
+    ) -> Int64[SampleIndex, " n"]:
+        """Anchors that draws `start … start + count` of each stratum fall on, stratum after stratum."""
+        size, start, stop = self._sizes[strata], start.astype(np.int64), start.astype(np.int64) + count
+        low = start // size
+        passes = (stop - 1) // size - low + 1
+        # one row for each pass through each stratum
+        of = np.repeat(np.arange(len(strata)), passes)
+        number = low[of] + np.arange(len(of)) - np.repeat(np.cumsum(passes) - passes, passes)
+        begin = np.maximum(start[of] - number * size[of], 0)
+        length = np.minimum(stop[of] - number * size[of], size[of]) - begin
+        stratum, kept = strata[of], passes[of] <= 2
+        self._keep(stratum[kept], number[kept])
+        # where each row's order begins, in the kept orders or in those that are made for this call
+        others = self._make(stratum[~kept], number[~kept])
+        at = number % 2 * len(self.index.row) + self.index.first[stratum]
+        at[~kept] = np.cumsum(size[of][~kept]) - size[of][~kept]
+        place = np.arange(int(length.sum())) + np.repeat(at + begin - (np.cumsum(length) - length), length)
+        in_kept = np.repeat(kept, length)
+        out = np.empty(len(place), np.int64)
+        out[in_kept] = self._order.reshape(-1)[place[in_kept]]
+        out[~in_kept] = others[place[~in_kept]]
+        return cast(SampleIndex, out + np.repeat(self.index.first[stratum], length))
 
     def reach(self, round_id: int, stratum: int) -> int:
         """Count the anchors of a stratum; the round makes no difference."""
         del round_id
-        return int(self.index.sizes[stratum])
+        return int(self._sizes[stratum])
 
     def draw(self, rng: np.random.Generator, round_id: int, stratum: int, count: int) -> Int64[SampleIndex, " count"]:
         """Draw from the whole stratum; the round makes no difference."""
@@ -93,19 +113,33 @@ class WholePool:
         del round_id, strata
         return self._partners
 
-    def _pass(self, stratum: int, number: int) -> Integer[np.ndarray, " n"]:
-        """Order of one pass through a stratum; the last two of each stratum are kept."""
-        key = (stratum, number)
-        if key not in self._passes:
-            seed, epoch = self._key
-            rng = make_generator(self._tag, seed, epoch, *key)
-            begin, end = self.index.first[stratum], self.index.first[stratum + 1]
-            clip = self.index.columns.patch_clip[self.index.row[begin:end]]
-            self._passes[key] = sort_places(sample_places(rng, clip)).astype(np.int32)
-            stale = [k for k in self._passes if k[0] == stratum][:-2]
-            for k in stale:
-                del self._passes[k]
-        return self._passes[key]
+    def _keep(self, strata: Integer[np.ndarray, " k"], number: Int64[np.ndarray, " k"]) -> None:
+        """Make the passes that are not at hand, many small strata at a time."""
+        new = np.flatnonzero(self._number[number % 2, strata] != number)
+        size = self._sizes[strata[new]]
+        for part in np.split(new, np.flatnonzero(np.diff(np.cumsum(size) // _CHUNK)) + 1):
+            stratum, odd = strata[part], number[part] % 2
+            length = self._sizes[stratum]
+            at = odd * len(self.index.row) + self.index.first[stratum]
+            place = np.arange(int(length.sum())) + np.repeat(at - (np.cumsum(length) - length), length)
+            self._order.reshape(-1)[place] = self._make(stratum, number[part])
+            self._number[odd, stratum] = number[part]
+
+    def _make(self, strata: Integer[np.ndarray, " k"], number: Int64[np.ndarray, " k"]) -> Integer[np.ndarray, " n"]:
+        """Order the anchors of some strata for one pass each, as places in the stratum."""
+        tag, seed, epoch = self._key
+        size = self._sizes[strata]
+        begin = np.cumsum(size) - size
+        local = np.arange(int(size.sum()), dtype=np.int32) - np.repeat(begin, size).astype(np.int32)
+        clip = self.index.clip(cast(SampleIndex, local + np.repeat(self.index.first[strata], size)))
+        of = np.repeat(np.arange(len(strata), dtype=np.min_scalar_type(len(strata))), size)
+        first = np.flatnonzero((np.diff(clip, prepend=-1) != 0) | (local == 0))
+        rng = make_generator(tag, seed, epoch)
+        bits = [hash_parts(rng, strata[of[first]], number[of[first]], clip[first], kind) for kind in range(3)]
+        order = sort_places(_place_clips(first, len(clip), *bits))
+        if len(strata) > 1:
+            order = order[np.argsort(of[order], kind="stable")]
+        return local[order]
 
 
 def sample_places(rng: np.random.Generator, clip: Integer[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
@@ -116,15 +150,27 @@ def sample_places(rng: np.random.Generator, clip: Integer[np.ndarray, " n"]) -> 
     clip
         Of each anchor, ascending.
     """
-    edge = np.flatnonzero(np.diff(clip)) + 1
-    start = np.concatenate([[0], edge])
-    count = np.diff(np.concatenate([start, [len(clip)]]))
+    first = np.flatnonzero(np.diff(clip, prepend=-1))
+    bits = rng.integers(0, 1 << 63, (3, len(first))).astype(np.uint64)
+    return _place_clips(first, len(clip), *bits)
+
+
+def _place_clips(
+    first: Int64[np.ndarray, " c"],
+    total: int,
+    some: UInt64[np.ndarray, " c"],
+    other: UInt64[np.ndarray, " c"],
+    third: UInt64[np.ndarray, " c"],
+) -> Float[np.ndarray, " n"]:
+    """Place the anchors of clips that begin at `first`, by three random words for each clip."""
+    count = np.diff(first, append=total)
     # j → (a j + b) mod n is a permutation when a and n are coprime: shuffles every clip without a sort
-    factor = rng.integers(1, np.maximum(count, 2))
+    wide = count.astype(np.uint64)
+    factor = (1 + some % np.maximum(wide - 1, 1)).astype(np.int64)
     factor[np.gcd(factor, count) != 1] = 1
-    offset = rng.integers(0, count)
-    phase = rng.random(len(count))
-    kind = np.int32 if len(clip) < 1 << 31 and count.max(initial=0) < 1 << 15 else np.int64  # products have to fit
-    start, factor, offset, each = (np.repeat(a.astype(kind), count) for a in (start, factor, offset, count))
-    rank = ((np.arange(len(clip), dtype=kind) - start) * factor + offset) % each
+    offset = (other % np.maximum(wide, 1)).astype(np.int64)
+    phase = (third >> np.uint64(40)).astype(np.float64) * 2.0**-24
+    kind = np.int32 if total < 1 << 31 and count.max(initial=0) < 1 << 15 else np.int64  # products have to fit
+    start, factor, offset, each = (np.repeat(a.astype(kind), count) for a in (first, factor, offset, count))
+    rank = ((np.arange(total, dtype=kind) - start) * factor + offset) % each  # type: ignore[operator]
     return ((rank + np.repeat(phase, count)) / each).astype(np.float32)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Bool, Float64, Int64, Real
 
+from dynaclr_wds.plan.rng import sort_places
+
 _GOLDEN = (5**0.5 - 1) / 2
 """Multiples of it, modulo 1, fill [0, 1) more evenly than those of any other number (three-distance theorem)."""
 
@@ -29,6 +31,72 @@ def interleave(counts: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " total"]:
     place = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
     key = (place + 0.5) / np.repeat(counts, counts)
     return labels[np.argsort(key, kind="stable")]
+
+
+def sample_counts(rng: np.random.Generator, total: int, share: Real[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
+    """Split `total` by `share` into integers that add up to it, each its quota rounded up or down (Madow 1949).
+
+    The start is random, so a quota of 0.3 becomes 1 in three of ten draws. Largest remainders would give it to the same
+    columns every time.
+    """
+    return sample_nested_counts(rng, np.array([total]), np.zeros(len(share), np.int64), share)
+
+
+def sample_nested_counts(
+    rng: np.random.Generator,
+    totals: Int64[np.ndarray, " v"],
+    value: Int64[np.ndarray, " n"],
+    share: Real[np.ndarray, " n"],
+) -> Int64[np.ndarray, " n"]:
+    """Split the total of each value between its columns by `share`, as `sample_counts` does.
+
+    Parameters
+    ----------
+    value
+        Of each column, ascending; every value from 0 on has one.
+    """
+    within = np.cumsum(np.asarray(share, np.float64))
+    last = np.searchsorted(value, np.arange(len(totals)), "right") - 1
+    before = np.concatenate([[0.0], within[last[:-1]]])
+    part = (within - before[value]) / (within[last] - before)[value]
+    part[last] = 1.0
+    until = np.floor(np.round(totals[value] * part, 6) + rng.random(len(totals))[value]).astype(np.int64)
+    until += (np.cumsum(totals) - totals)[value]
+    return np.diff(until, prepend=0)
+
+
+def space_out(
+    rng: np.random.Generator, counts: Int64[np.ndarray, " n"], value: Int64[np.ndarray, " n"]
+) -> Int64[np.ndarray, " total"]:
+    """Lay out `counts[i]` copies of each label i, value by value, those of a label evenly over its value's stretch.
+
+    Parameters
+    ----------
+    value
+        Of each label, ascending.
+    """
+    labels = np.repeat(np.arange(len(counts)), counts)
+    if len(np.unique(value)) == len(value):
+        return labels
+    order = np.lexsort((_even_places(rng, counts), np.repeat(value, counts)))
+    return labels[order]
+
+
+def merge_evenly(rng: np.random.Generator, counts: Int64[np.ndarray, " v"]) -> Int64[np.ndarray, " total"]:
+    """Merge rows of `counts[v]` things, laid end to end, so that each is spread evenly over the whole.
+
+    Returns
+    -------
+    Places of the things in the order of the merged row.
+    """
+    return sort_places(_even_places(rng, counts))
+
+
+def _even_places(rng: np.random.Generator, counts: Int64[np.ndarray, " n"]) -> Float64[np.ndarray, " total"]:
+    """Place `counts[i]` copies of each label evenly in [0, 1), each label from a start of its own."""
+    start = (rng.permutation(len(counts)) + 0.5) / max(len(counts), 1)
+    place = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
+    return (place + np.repeat(start, counts)) / np.repeat(counts, counts)
 
 
 def spread(totals: Int64[np.ndarray, " m"], share: Real[np.ndarray, " n"]) -> Int64[np.ndarray, "m n"]:

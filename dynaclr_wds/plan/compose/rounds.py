@@ -16,12 +16,13 @@ from jaxtyping import Float64, Int64
 from dynaclr_wds.plan.columns import SampleIndex
 from dynaclr_wds.plan.compose.draws import Draws
 from dynaclr_wds.plan.compose.focal_window import assemble_focused, focal_quota, sample_focal_hpi
+from dynaclr_wds.plan.compose.group_quotas import MANY, GroupQuotas, RoundDraws
 from dynaclr_wds.plan.compose.lineages import deal, separate
 from dynaclr_wds.plan.compose.negatives import Offer, make_offer, sample_negatives
 from dynaclr_wds.plan.compose.pool import Pool
 from dynaclr_wds.plan.compose.positives import Positives, draw_positives
 from dynaclr_wds.plan.compose.quotas import largest_remainder
-from dynaclr_wds.plan.compose.schedule import Group, Schedule
+from dynaclr_wds.plan.compose.schedule import Schedule
 from dynaclr_wds.plan.config import SamplingConfig
 from dynaclr_wds.plan.index import PlanIndex
 from dynaclr_wds.plan.rng import Tag, make_generator
@@ -56,16 +57,14 @@ def plan_round(
         The group, and which of its rounds.
     """
     quotas, round_id = schedule.quotas[group], schedule.round_id[group] + ordinal
-    batches = slice(quotas.round_first[ordinal], quotas.round_first[ordinal + 1])
-    quota = quotas.main[batches] + quotas.leak[batches]
-    start = schedule.queue_start[round_id]
+    draws = schedule.round_draws[round_id]
     rng = make_generator(Tag.ROUND, config.seed, *key, round_id)
-    due = {
-        int(s): pool.due(int(s), int(start[s]), int(start[s] + quota[:, s].sum())) for s in np.flatnonzero(quota.any(0))
-    }
+    quota = quotas.of_round(rng, ordinal, draws)
+    due = pool.due(draws.strata, schedule.queue_start[round_id], draws.count)
     if config.temporal_enrichment:
         first = int(quotas.round_first[ordinal])
-        anchor, focal_hpi = _assemble_focused(rng, pool, schedule.groups[group], due, quota, config, (round_id, first))
+        strata = QuotaGroups.of_round(quotas, draws)
+        anchor, focal_hpi = _assemble_focused(rng, pool, strata, due, quota, config, (round_id, first))
     else:
         focal_hpi = np.full(len(quota), np.nan)
         anchor = assemble_dealt(rng, pool.index, due, quota)
@@ -86,82 +85,94 @@ def plan_round(
 def assemble_dealt(
     rng: np.random.Generator,
     index: PlanIndex,
-    due: dict[int, Int64[SampleIndex, " _"]],
-    quota: Int64[np.ndarray, "r s"],
+    due: Int64[SampleIndex, " n"],
+    quota: Int64[np.ndarray, "r k"],
 ) -> Int64[SampleIndex, "r b"]:
     """Share out the draws of each stratum so that lineages stay distinct.
 
     Parameters
     ----------
     due
-        By stratum, its draws in the round.
+        The draws of the round, stratum after stratum.
     quota
-        Samples of each stratum in each of r batches; every batch has b.
+        Samples of each of the k strata in each of r batches; every batch has b.
     """
-    anchors, batches = [], []
-    for s, own in due.items():
-        anchors.append(own)
-        batches.append(deal(rng, quota[:, s], index.lineage(own), index.track(own), own))
-    anchor, batch = cast(SampleIndex, np.concatenate(anchors)), np.concatenate(batches)
+    lineage = index.lineage(due)
+    batch = deal(rng, quota, lineage, index.track(due), due)
     if index.lineages_meet:
-        batch = separate(rng, batch, np.repeat(list(due), [len(a) for a in anchors]), index.lineage(anchor))
+        batch = separate(rng, batch, np.repeat(np.arange(quota.shape[1]), quota.sum(0)), lineage)
     # (r · b) sorted by batch → (r, b)
-    return cast(SampleIndex, anchor[np.argsort(batch, kind="stable")].reshape(len(quota), -1))
+    return cast(SampleIndex, due[np.argsort(batch, kind="stable")].reshape(len(quota), -1))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuotaGroups:
+    """Strata of a round that share a quota.
+
+    Each main stratum is a quota group, or each of the group's values where there are many strata. Leaked strata of one
+    value are one, since no quota says which of them a batch gets.
+    """
+
+    draws: RoundDraws
+    number: Int64[np.ndarray, " k"]
+    """Quota group of each stratum of the round, the main ones first."""
+    main: int
+    """How many are the group's own."""
+
+    @classmethod
+    def of_round(cls, quotas: GroupQuotas, draws: RoundDraws) -> QuotaGroups:
+        """Put the strata of a round together."""
+        strata, group = draws.strata, quotas.group
+        at = np.searchsorted(group.strata, strata).clip(max=len(group.strata) - 1)
+        mine = group.strata[at] == strata
+        many = len(group.strata) > MANY
+        key = np.where(mine, group.value[at] if many else np.arange(len(strata)), quotas.value_of[strata])
+        number = np.empty(len(strata), np.int64)
+        main, number[mine] = np.unique(key[mine], return_inverse=True)
+        _, number[~mine] = np.unique(key[~mine], return_inverse=True)
+        number[~mine] += len(main)
+        return cls(draws=draws, number=number, main=len(main))
+
+    def members(self, quota_group: int) -> Int64[np.ndarray, " j"]:
+        """Places of its strata among those of the round."""
+        return np.flatnonzero(self.number == quota_group)
 
 
 def _assemble_focused(
     rng: np.random.Generator,
     pool: Pool,
-    group: Group,
-    due: dict[int, Int64[SampleIndex, " _"]],
-    quota: Int64[np.ndarray, "r s"],
+    groups: QuotaGroups,
+    due: Int64[SampleIndex, " n"],
+    quota: Int64[np.ndarray, "r k"],
     config: SamplingConfig,
     at: tuple[int, int],
 ) -> tuple[Int64[SampleIndex, "r b"], Float64[np.ndarray, " r"]]:
     """Share out the draws around focal HPIs; `at` is the round's id and its first batch of the group."""
     round_id, first_occurrence = at
-    members = [int(s) for s in group.strata if int(s) in due]
-    quota_groups = _quota_groups(pool, members, list(due))
-    draws = Draws(pool.index, [cast(SampleIndex, np.concatenate([due[s] for s in g])) for g in quota_groups], rng)
-    by_group = np.stack([quota[:, strata].sum(1) for strata in quota_groups], axis=1)
-    draw_more = _drawer(rng, pool, round_id, [{s: int(quota[:, s].sum()) for s in strata} for strata in quota_groups])
+    draws = Draws(pool.index, due, np.repeat(groups.number, groups.draws.count), rng)
+    by_group = np.zeros((len(quota), int(groups.number.max()) + 1), np.int64)
+    np.add.at(by_group.T, groups.number, quota.T)
     half_width = config.temporal_window_hours
-    hpi = [draws.hpi[draws.quota_group == g] for g in range(len(members))]
+    main = draws.quota_group < groups.main
+    few = groups.main <= MANY
+    hpi = [draws.hpi[draws.quota_group == g] for g in range(groups.main)] if few else [draws.hpi[main]]
     focal_hpi = sample_focal_hpi(rng, hpi, half_width, len(quota))
     focal = focal_quota(by_group, first_occurrence, config)
-    anchor = assemble_focused(rng, draws, draw_more, by_group, focal, focal_hpi, half_width)
+    anchor = assemble_focused(rng, draws, _drawer(rng, pool, round_id, groups), by_group, focal, focal_hpi, half_width)
     return anchor, focal_hpi
 
 
-def _quota_groups(pool: Pool, members: list[int], strata: list[int]) -> list[list[int]]:
-    """Put strata together that share a quota.
-
-    Each main stratum is one quota group. Leaked strata of one value are one, since no quota says which of them a batch
-    gets.
-    """
-    leaked: dict[str, list[int]] = {}
-    for s in strata:
-        if s not in members:
-            leaked.setdefault(pool.strata[s].value_name, []).append(s)
-    return [*([s] for s in members), *leaked.values()]
-
-
 def _drawer(
-    rng: np.random.Generator, pool: Pool, round_id: int, wanted: list[dict[int, int]]
+    rng: np.random.Generator, pool: Pool, round_id: int, groups: QuotaGroups
 ) -> Callable[[int, int], Int64[SampleIndex, " n"]]:
-    """Make what draws more for a quota group: from its strata in proportion to their draws in the round.
-
-    Parameters
-    ----------
-    wanted
-        By quota group: stratum → its draws in the round.
-    """
+    """Make what draws more for a quota group: from its strata in proportion to their draws in the round."""
 
     def draw_more(quota_group: int, count: int) -> Int64[SampleIndex, " n"]:
-        strata = wanted[quota_group]
+        at = groups.members(quota_group)
+        strata = groups.draws.strata[at].tolist()
         count = min(count, 4 * sum(pool.reach(round_id, s) for s in strata))
-        shares = largest_remainder(count, np.array(list(strata.values())))
-        parts = [pool.draw(rng, round_id, s, int(n)) for s, n in zip(strata, shares, strict=True) if n]
+        shares = largest_remainder(count, groups.draws.count[at]).tolist()
+        parts = [pool.draw(rng, round_id, s, n) for s, n in zip(strata, shares, strict=True) if n]
         return cast(SampleIndex, rng.permutation(np.concatenate(parts)))
 
     return draw_more
@@ -179,15 +190,14 @@ def _plan_negatives(
     if not config.return_negative:
         return None
     rng = make_generator(Tag.NEGATIVE, config.seed, *key, round_id)
-    drawn = np.unique(np.concatenate([g.strata for g in schedule.groups])).tolist()
-    reach = {s: pool.reach(round_id, s) for s in drawn}
-    number = dict(zip((s.group_name for s in pool.index.strata), pool.index.group_of.tolist(), strict=True))
+    drawn = np.unique(np.concatenate([g.strata for g in schedule.groups]))
+    own = pool.index.group_of[pool.origin[drawn]]
 
     def draw(group: int, count: int) -> Offer:
-        own = [s for s in drawn if number[pool.strata[s].group_name] == group and reach[s]]
-        share = np.array([reach[s] for s in own], np.float64)
-        counts = rng.multinomial(count, share / share.sum())
-        parts = [pool.draw(rng, round_id, s, int(n)) for s, n in zip(own, counts, strict=True)]
+        strata = drawn[own == group].tolist()
+        share = np.array([pool.reach(round_id, s) for s in strata], np.float64)
+        counts = rng.multinomial(count, share / share.sum()).tolist()
+        parts = [pool.draw(rng, round_id, s, n) for s, n in zip(strata, counts, strict=True) if n]
         return make_offer(pool.index, cast(SampleIndex, np.concatenate(parts)))
 
     return sample_negatives(rng, pool.index, anchor, focal_hpi, config.temporal_window_hours, draw)

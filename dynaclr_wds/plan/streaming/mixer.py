@@ -14,11 +14,18 @@ import numpy as np
 from jaxtyping import Int64
 
 from dynaclr_wds.errors import WindowError
+from dynaclr_wds.plan.compose.group_quotas import Group
 from dynaclr_wds.plan.compose.leak import plan_leaks
 from dynaclr_wds.plan.compose.quotas import largest_remainder
-from dynaclr_wds.plan.compose.schedule import Group, plan_batch_counts, plan_groups, plan_schedule, split_by_weight
+from dynaclr_wds.plan.compose.schedule import (
+    fit_batches,
+    list_rounds,
+    plan_batch_counts,
+    plan_groups,
+    plan_schedule,
+)
 from dynaclr_wds.plan.config import SamplingConfig
-from dynaclr_wds.plan.index import PlanIndex, Stratum
+from dynaclr_wds.plan.index import PlanIndex
 from dynaclr_wds.plan.rng import Tag, make_generator
 from dynaclr_wds.plan.streaming.needs import Needs, plan_needs
 from dynaclr_wds.plan.streaming.partition import Part, check_blocks, plan_streams
@@ -60,6 +67,8 @@ class Mixer:
         self.num_streams = num_streams
         self.share_bytes = window_bytes // num_streams
         check_blocks(index)
+        for entry in config.of_entries():  # names are checked before the first epoch
+            plan_groups(index, index.sizes, entry)
         groups = plan_groups(index, index.sizes, config)
         self.batches = int(plan_batch_counts(groups, index.sizes // num_streams, config).sum())
         self._needs = plan_needs(index, groups, config, num_streams)
@@ -79,8 +88,9 @@ class Mixer:
         """Lay out an epoch of one stream, with as much of the window used as fits."""
         own = self.parts(epoch)[stream]
         sizes = np.array([len(p.anchors) for p in own])
-        groups = plan_groups(self.index, sizes, self.config)
-        batches = _fit_batches(plan_batch_counts(groups, sizes, self.config), groups, sizes, self.batches, self.config)
+        config = self.config.of_epoch(epoch)
+        groups = plan_groups(self.index, sizes, config)
+        batches = fit_batches(groups, sizes, self.batches, config)
         rng = make_generator(Tag.BATCH_ORDER, self.config.seed, epoch, stream)
         pieces = plan_pieces(self.index, groups, plan_lanes(rng, batches, self.active))
         first = (epoch, stream) == (0, 0)
@@ -126,18 +136,20 @@ class Mixer:
         if not whole.all():
             per_round = int(np.clip((_ROUND_SHARE * resident / drawn)[~whole].min(), 1, per_round))
         sizes = np.array([len(own[s].anchors) for s in pieces.origin])
-        leaks = plan_leaks(pieces.groups, pieces.lanes.order, pieces.lanes.reach, sizes, config)
-        schedule = plan_schedule(tuple(pieces.groups), pieces.lanes.order, leaks, config, per_round)
+        rng = make_generator(Tag.QUOTAS, config.seed, *key)
+        order, value_of = pieces.lanes.order, self.index.value_of[pieces.origin]
+        leaks = plan_leaks(rng, pieces.groups, order, pieces.lanes.reach, sizes, config)
+        schedule = plan_schedule(rng, tuple(pieces.groups), order, leaks, value_of, config.batch_size, per_round)
         parts = deal_pieces(pieces, own, schedule.draws)
         queues, stays = [], []
-        for s, part in enumerate(parts):
+        for s, (part, rounds) in enumerate(zip(parts, list_rounds(schedule), strict=True)):
             # a round keeps blocks for all of its batches, and so do rounds of other groups that leak from here
             blocks = int(resident[s]) if whole[s] else max(int(resident[s] - _AHEAD * per_round * drawn[s] - 2), 1)
             rng = make_generator(Tag.BLOCKS, config.seed, *key, int(pieces.base_of[s]))
             queues.append(plan_queue(rng, self.index, part, int(schedule.draws[s]), blocks))
-            stays.append(plan_stays(queues[-1], s, schedule))
+            stays.append(plan_stays(queues[-1], rounds))
         reads = plan_blocks(self.index, queues, stays, len(pieces.lanes.order))
-        return StreamEpoch(ResidentPool(self.index, pieces.strata, queues, stays, schedule), schedule, reads)
+        return StreamEpoch(ResidentPool(self.index, pieces.origin, queues, stays, schedule), schedule, reads)
 
 
 class MixerStream:
@@ -163,7 +175,6 @@ class Pieces:
     groups: list[Group]
     """One per segment; `strata` counts the pieces, all of a segment together."""
     lanes: Lanes
-    strata: tuple[Stratum, ...]
     origin: Int64[np.ndarray, " s"]
     """Stratum of the set."""
     base_of: Int64[np.ndarray, " s"]
@@ -173,23 +184,22 @@ class Pieces:
 def plan_pieces(index: PlanIndex, groups: tuple[Group, ...], lanes: Lanes) -> Pieces:
     """Give each segment strata of its own."""
     origin = np.concatenate([groups[g].strata for g in lanes.group])
-    named = tuple(index.strata[s] for s in origin)
     out, base_of, first = [], [], 0
     for group in (groups[g] for g in lanes.group):
         at = np.arange(first, first + len(group.strata))
         base = index.base_of[group.strata]
         base_of.append(first + np.array([base.tolist().index(b) for b in base], np.int64))
         first += len(at)
-        partner = group.partner[origin]
-        out.append(Group(name=group.name, strata=at, share=group.share, value=group.value, partner=partner))
-    return Pieces(out, lanes, named, origin, np.concatenate(base_of))
+        out.append(Group(name=group.name, strata=at, share=group.share, value=group.value, codes=group.codes))
+    return Pieces(out, lanes, origin, np.concatenate(base_of))
 
 
 def deal_pieces(pieces: Pieces, own: list[Part], draws: Int64[np.ndarray, " s"]) -> list[Part]:
     """Split each stratum of a stream between its pieces: what each draws, or in proportion where all draw more."""
     out: list[Part | None] = [None] * len(pieces.origin)
-    for s in np.unique(pieces.origin):
-        at = np.flatnonzero(pieces.origin == s)
+    by_origin = np.argsort(pieces.origin, kind="stable")
+    strata, first = np.unique(pieces.origin[by_origin], return_index=True)
+    for s, at in zip(strata.tolist(), np.split(by_origin, first[1:]), strict=True):
         size, want = len(own[s].anchors), draws[at]
         if len(at) > 1 and want.sum() > size:
             want = np.maximum(largest_remainder(size, want), 1)
@@ -199,28 +209,6 @@ def deal_pieces(pieces: Pieces, own: list[Part], draws: Int64[np.ndarray, " s"])
             low, high = (0, size) if len(at) == 1 else (min(edge[place], size - 1), max(edge[place + 1], 1))
             out[piece] = own[s].cut(int(low), int(high))
     return [p for p in out if p is not None]
-
-
-def _fit_batches(
-    batches: Int64[np.ndarray, " g"],
-    groups: tuple[Group, ...],
-    sizes: Int64[np.ndarray, " s"],
-    total: int,
-    config: SamplingConfig,
-) -> Int64[np.ndarray, " g"]:
-    """Make the batches of a stream's groups add up to what every stream yields: by weight, or with least repeats."""
-    if config.experiment_weights is not None and config.experiment_aware:
-        return split_by_weight(total, groups, config)
-    out = batches.copy()
-    own = np.array([sizes[g.strata].sum() for g in groups])
-    while out.sum() != total:
-        step = 1 if out.sum() < total else -1
-        left = own - (out + (step > 0)) * config.batch_size
-        if step > 0:
-            out[int(left.argmax())] += 1
-        else:
-            out[int(np.where(out > 1, out, 0).argmax())] -= 1
-    return out
 
 
 def _split_window(group: Group, pieces: Pieces, needs: Needs, budget: float) -> Int64[np.ndarray, " g"]:

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float64, Int64, Integer
 
 from dynaclr_wds.plan.columns import SampleIndex
 from dynaclr_wds.plan.compose.focal_window import in_focal_window
-from dynaclr_wds.plan.compose.schedule import Group
+from dynaclr_wds.plan.compose.group_quotas import Group
 from dynaclr_wds.plan.config import SamplingConfig
 from dynaclr_wds.plan.index import PlanIndex
 from dynaclr_wds.plan.streaming.partition import make_part

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Protocol, cast, runtime_checkable
 
 import numpy as np
@@ -11,11 +11,12 @@ from jaxtyping import Int64
 
 from dynaclr_wds.plan.batch import BatchPlan
 from dynaclr_wds.plan.columns import PatchRow, SampleIndex
+from dynaclr_wds.plan.compose.group_quotas import Group
 from dynaclr_wds.plan.compose.leak import plan_leaks
 from dynaclr_wds.plan.compose.pool import Pool, WholePool
-from dynaclr_wds.plan.compose.positives import make_partners
+from dynaclr_wds.plan.compose.positives import Partners, make_partners
 from dynaclr_wds.plan.compose.rounds import RoundPlan, plan_round
-from dynaclr_wds.plan.compose.schedule import Schedule, plan_batch_counts, plan_groups, plan_schedule
+from dynaclr_wds.plan.compose.schedule import Schedule, fit_batches, plan_batch_counts, plan_groups, plan_schedule
 from dynaclr_wds.plan.config import SamplingConfig
 from dynaclr_wds.plan.index import PlanIndex
 from dynaclr_wds.plan.rng import Tag, make_generator
@@ -69,24 +70,37 @@ class WholeStream:
     def __init__(self, index: PlanIndex, config: SamplingConfig) -> None:
         self._index = index
         self._config = config
-        self._groups = plan_groups(index, index.sizes, config)
-        self._batches = plan_batch_counts(self._groups, index.sizes, config)
-        self._partners = make_partners(index, np.unique(np.concatenate([g.strata for g in self._groups])))
+        for entry in config.of_entries():  # names are checked before the first epoch
+            plan_groups(index, index.sizes, entry)
+        # the epochs of a schedule are equally long: what any of them draws from makes their batches
+        self._batches = int(plan_batch_counts(plan_groups(index, index.sizes, config), index.sizes, config).sum())
+        self._per_round = batches_per_round(index, config)
+        self._partners: tuple[bytes, Partners | None] | None = None
 
     def __len__(self) -> int:
         """Batches of an epoch."""
-        return int(self._batches.sum())
+        return self._batches
 
     def open_epoch(self, epoch: int) -> StreamEpoch:
         """Lay out an epoch: the groups' batches in random order."""
-        rng = make_generator(Tag.BATCH_ORDER, self._config.seed, epoch)
-        order = rng.permutation(np.repeat(np.arange(len(self._groups)), self._batches))
-        reach = np.tile(np.array([0, len(order)]), (len(self._groups), 1))
-        leaks = plan_leaks(self._groups, order, reach, self._index.sizes, self._config)
-        return StreamEpoch(
-            WholePool(self._index, self._config.seed, epoch, partners=self._partners),
-            plan_schedule(self._groups, order, leaks, self._config, batches_per_round(self._index, self._config)),
-        )
+        index, config = self._index, self._config.of_epoch(epoch)
+        groups = plan_groups(index, index.sizes, config)
+        batches = fit_batches(groups, index.sizes, self._batches, config)
+        rng = make_generator(Tag.BATCH_ORDER, config.seed, epoch)
+        order = rng.permutation(np.repeat(np.arange(len(groups)), batches))
+        reach = np.tile(np.array([0, len(order)]), (len(groups), 1))
+        rng = make_generator(Tag.QUOTAS, config.seed, epoch)
+        leaks = plan_leaks(rng, groups, order, reach, index.sizes, config)
+        schedule = plan_schedule(rng, groups, order, leaks, index.value_of, config.batch_size, self._per_round)
+        pool = WholePool(self._index, self._config.seed, epoch, partners=self._find_partners(groups))
+        return StreamEpoch(pool, schedule)
+
+    def _find_partners(self, groups: Sequence[Group]) -> Partners | None:
+        """Make the table of what is drawn from, or recall it: weights may change it with the epoch."""
+        strata = np.unique(np.concatenate([g.strata for g in groups]))
+        if self._partners is None or self._partners[0] != strata.tobytes():
+            self._partners = strata.tobytes(), make_partners(self._index, strata)
+        return self._partners[1]
 
 
 class StreamPlanner:
@@ -153,7 +167,7 @@ def batches_per_round(index: PlanIndex, config: SamplingConfig) -> int:
     """Count the batches that are planned together: enough for their focal windows to cover the HPIs about twice."""
     if not config.temporal_enrichment or config.temporal_window_hours == 0:
         return BATCHES_PER_ROUND
-    some = [np.linspace(a, b - 1, 64).astype(np.int64) for a, b in pairwise(index.first.tolist())]
-    span = max(float(np.ptp(index.hpi(cast(SampleIndex, s)))) for s in some)
+    some = np.linspace(index.first[:-1], index.first[1:] - 1, 64, axis=1).astype(np.int64)
+    span = float(np.ptp(index.hpi(cast(SampleIndex, some)), axis=1).max())
     wanted = int(np.ceil(span / config.temporal_window_hours))
     return int(np.clip(wanted, BATCHES_PER_ROUND, _MOST_BATCHES_PER_ROUND))

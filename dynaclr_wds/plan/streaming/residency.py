@@ -16,8 +16,8 @@ from jaxtyping import Bool, Float64, Int64, Integer
 from dynaclr_wds.plan.columns import SampleIndex
 from dynaclr_wds.plan.compose.pool import sample_places
 from dynaclr_wds.plan.compose.positives import Partners
-from dynaclr_wds.plan.compose.schedule import Schedule
-from dynaclr_wds.plan.index import PlanIndex, Stratum
+from dynaclr_wds.plan.compose.schedule import Schedule, StratumRounds
+from dynaclr_wds.plan.index import PlanIndex
 from dynaclr_wds.plan.rng import sort_places
 from dynaclr_wds.plan.streaming.partition import Part
 from dynaclr_wds.plan.streaming.planner import BlockSchedule
@@ -92,24 +92,21 @@ def _stay(visits: int, resident: int) -> tuple[Float64[np.ndarray, " v"], Float6
     return begin, end - begin
 
 
-def plan_stays(queue: Queue, stratum: int, schedule: Schedule) -> Stays:
+def plan_stays(queue: Queue, rounds: StratumRounds) -> Stays:
     """Find when each visit is needed: from the start of the first round that draws on it to the end of the last."""
     visits = len(queue.part.blocks)
     place = np.arange(len(queue.visit))
     first, last = np.full(visits, len(place)), np.full(visits, -1)
     np.minimum.at(first, queue.visit, place)
     np.maximum.at(last, queue.visit, place)
-    rounds = np.argsort(schedule.round_span[:, 0], kind="stable")
-    rounds = rounds[schedule.queue_stop[rounds, stratum] > schedule.queue_start[rounds, stratum]]
-    span = schedule.round_span[rounds]
-    low = np.searchsorted(schedule.queue_stop[rounds, stratum], first, "right")
-    high = np.searchsorted(schedule.queue_start[rounds, stratum], last, "right")
+    low = np.searchsorted(rounds.stop, first, "right")
+    high = np.searchsorted(rounds.start, last, "right")
     admit, retire = np.full(visits, -1), np.full(visits, -2)
     drawn = np.flatnonzero(last >= 0)
-    admit[drawn] = span[low[drawn], 0]
+    admit[drawn] = rounds.span[low[drawn], 0]
     # the largest of each slice low … high, as pairs of edges; a slice may end where the rounds do
     edges = np.stack([low[drawn], high[drawn]], axis=1).reshape(-1)
-    retire[drawn] = np.maximum.reduceat(np.append(span[:, 1], -1), edges)[::2]
+    retire[drawn] = np.maximum.reduceat(np.append(rounds.span[:, 1], -1), edges)[::2]
     return Stays(admit, retire)
 
 
@@ -117,17 +114,26 @@ class ResidentPool:
     """What is within reach of one stream in one epoch, round by round."""
 
     def __init__(
-        self, index: PlanIndex, strata: tuple[Stratum, ...], queues: list[Queue], stays: list[Stays], schedule: Schedule
+        self,
+        index: PlanIndex,
+        origin: Int64[np.ndarray, " s"],
+        queues: list[Queue],
+        stays: list[Stays],
+        schedule: Schedule,
     ) -> None:
         self.index = index
-        self.strata = strata
+        self.origin = origin
         self._queues = queues
         self._stays = stays
         self._span = schedule.round_span
 
-    def due(self, stratum: int, begin: int, end: int) -> Int64[SampleIndex, " n"]:
-        """Anchors that draws `begin … end` of a stratum fall on."""
-        return cast(SampleIndex, self._queues[stratum].anchor[begin:end].astype(np.int64))
+    def due(
+        self, strata: Integer[np.ndarray, " k"], start: Integer[np.ndarray, " k"], count: Integer[np.ndarray, " k"]
+    ) -> Int64[SampleIndex, " n"]:
+        """Anchors that draws `start … start + count` of each stratum fall on, stratum after stratum."""
+        each = zip(strata.tolist(), start.tolist(), (start.astype(np.int64) + count).tolist(), strict=True)
+        parts = [self._queues[s].anchor[begin:end] for s, begin, end in each]
+        return cast(SampleIndex, np.concatenate(parts).astype(np.int64))
 
     def reach(self, round_id: int, stratum: int) -> int:
         """Count the anchors of the visits that last the whole round."""

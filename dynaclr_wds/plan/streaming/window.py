@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dynaclr_wds.errors import ConfigError, WindowError
-from dynaclr_wds.plan.compose.schedule import Group
+from dynaclr_wds.plan.compose.group_quotas import Group
 from dynaclr_wds.plan.config import SamplingConfig
 from dynaclr_wds.plan.index import PlanIndex
 from dynaclr_wds.plan.streaming.needs import FEW_BLOCKS, Needs, bytes_of_groups, find_least_window, plan_needs
