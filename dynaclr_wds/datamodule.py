@@ -480,7 +480,8 @@ class MultiExperimentDataModule(LightningDataModule):
         widest = max(self.transforms)
         asked, known = self.channel_dropout_channels, list(self.transforms[widest].channel_dropout.channels)
         if len(known) < len(asked):
-            rank_zero_info(f"Channel dropout: of {asked}, the {widest} channels hold {known}.")
+            have = f"patches have {count_of(widest, 'channel')}, counted from 0"
+            rank_zero_info(f"channel_dropout_channels={asked}, but {have}: {known or 'none'} may be dropped.")
         if sentence := describe_channel_dropout(known, self.channel_dropout_prob):
             rank_zero_info(sentence)
 

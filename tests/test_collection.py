@@ -154,7 +154,7 @@ def test_defaults_are_those_of_the_schema_and_names_show_themselves(tmp_path: Pa
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"condition": "x"}, r"experiments\[0\]: unknown key 'condition'; allowed are \['channel_names'"),
+        ({"condition": "x"}, r"experiments\[0\]: unknown key 'condition'. Remove it. Allowed are channel_names"),
         ({"data_path": None}, r"experiments\[0\]\.data_path is missing\. Every experiment of a collection needs name"),
         ({"perturbation_wells": {}}, r"perturbation_wells=\{\} must be a mapping of perturbation to wells"),
         ({"perturbation_wells": {"a": ["B1"]}}, r"perturbation_wells\.a\[0\]='B1' must be of the form A/1"),
@@ -181,7 +181,7 @@ def test_what_cannot_be_translated_is_named(tmp_path: Path, change: dict[str, An
 
 
 def test_errors_of_the_whole_file(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"top level: unknown key 'owner'; allowed are \['datasets_root'"):
+    with pytest.raises(ConfigError, match=r"top level: unknown key 'owner'. Remove it. Allowed are datasets_root"):
         parse_build_config(write(tmp_path, ENTRY, owner="me"))
     with pytest.raises(ConfigError, match=r"datasets_root=7 must be a path"):
         parse_build_config(write(tmp_path, ENTRY, datasets_root=7))

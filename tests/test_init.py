@@ -21,7 +21,7 @@ from etl.index import build_index
 from etl.simulate.__main__ import SimulationConfig, simulate_collection
 from etl.source.experiments import parse_build_config
 from etl.source.preflight import open_plates
-from etl.source.scales import fill_in_scales
+from etl.source.scales import fill_in_from_plates
 from tests.plates import write_plate
 
 ROOT = Path(__file__).parent.parent
@@ -316,7 +316,7 @@ def test_tables_of_trackmate_get_a_map_and_their_unit(tmp_path: Path, unit: str,
         Path("experiments.yaml").write_text(text.replace("interval_minutes: null", "interval_minutes: 30.0"))
         config = parse_build_config("experiments.yaml")
         plates = open_plates(config)
-        observations = build_index(fill_in_scales(config, plates), plates).observations
+        observations = build_index(fill_in_from_plates(config, plates), plates).observations
         assert observations.select(["y", "x"]).to_pylist() == [{"y": 30.0, "x": 40.0}]
 
 

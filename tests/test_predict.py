@@ -512,7 +512,7 @@ def test_ctrl_c_leaves_nothing_and_says_so(ckpt, capsys, monkeypatch):
     assert predict("--ckpt", ckpt, "--out", "out.parquet") == 130
     assert signal.getsignal(signal.SIGINT) is before
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last == "stopped; nothing was written to out.parquet."
+    assert last == "stopped; nothing was written to out.parquet. Give the command again to embed."
     assert list(Path.cwd().iterdir()) == []
 
 

@@ -33,6 +33,8 @@ def experiment(*channels: str, markers: tuple[str, ...] = ()) -> ExperimentRecor
         start_hpi=0.0,
         pixel_size_um=(None, None, None),
         tau_frames=(1, 3),
+        scale=(1.0, 1.0, 1.0),
+        z_reduction=("none",) * len(channels),
     )
 
 

@@ -40,7 +40,8 @@ def _run(argv: Sequence[str]) -> int:
         written = _predict(given)
     except KeyboardInterrupt as stopped:
         terminated = isinstance(stopped, Terminated)
-        print(f"stopped{' by SIGTERM' * terminated}; nothing was written to {given['out']}.", file=sys.stderr)
+        by = " by SIGTERM" * terminated
+        print(f"stopped{by}; nothing was written to {given['out']}. Give the command again to embed.", file=sys.stderr)
         return 143 if terminated else 130
     if written is not None:  # by the first rank
         print(format_written(written))

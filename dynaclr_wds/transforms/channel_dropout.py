@@ -35,8 +35,7 @@ def describe_channel_dropout(channels: Sequence[int], p: float) -> str | None:
         return None
     return (
         f"Channel dropout is on: in training, channels {list(channels)} of anchor and positive become 0 with "
-        f"probability {p:g} each. The reference implementation drops none by default; "
-        "set data.channel_dropout_prob: 0.0 for the same."
+        f"probability {p:g} each, unlike in mehta-lab/VisCy. data.channel_dropout_prob: 0.0 leaves that out."
     )
 
 

@@ -16,7 +16,21 @@ from etl.source.track_formats import list_tables, open_table
 
 _LARGEST_PATCH = 192
 _TABLES = "<row>/<col>/<fov>/*.csv, .tsv or .parquet, one table per FOV"
-_NO_NAMES = ("plate", "data", "images", "image", "raw", "movie", "experiment", "new", "test", "tmp", "temp", "zarr")
+_NO_NAMES = (
+    "plate",
+    "data",
+    "images",
+    "image",
+    "raw",
+    "movie",
+    "experiment",
+    "new",
+    "test",
+    "tmp",
+    "temp",
+    "zarr",
+    "work",
+)
 _SHORTEST_NAME = 3
 """Of an experiment that a folder's name tells apart from others."""
 

@@ -190,7 +190,7 @@ def _simulate_fov(fov: _Fov) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
-    return run_command(_run, arguments)
+    return run_command(_run, arguments, when_stopped="stopped. Give the same command again to simulate anew.")
 
 
 def _run(arguments: Sequence[str]) -> int:

@@ -98,9 +98,8 @@ def _track_steps(cells: Cells) -> Int[np.ndarray, " steps"]:
 
 
 def _shifts(cells: Cells, axis: str) -> Shaped[np.ndarray, " obs"]:
-    """How far each patch was moved along an axis; less than a pixel is rounding."""
-    move = cells.columns[f"{axis}_clamp"] - cells.columns[axis]
-    return np.where((move > 0) | (move < -1), np.abs(move), 0)
+    """How many whole pixels each patch was moved along an axis, as `max_border_shift_px` counts them."""
+    return np.abs(cells.columns[f"{axis}_clamp"] - np.floor(cells.columns[axis]))
 
 
 def _reach_beyond(

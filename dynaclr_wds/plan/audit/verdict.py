@@ -208,9 +208,15 @@ def _judge_quotas(report: Report) -> list[Note]:
     if missed:
         worst = max(missed, key=lambda c: c.missed / c.batches)
         of = f"{worst.missed:,} of {count_of(worst.batches, 'batch', 'batches')}"
-        text = f"The share of {worst.title} is more than one sample off in {of}"
-        others = f", and {count_of(len(missed) - 1, 'other share')} in fewer" if len(missed) > 1 else ""
-        return [Note(level="fair", text=f"{text}{others}.")]
+        way = "higher" if worst.mean > worst.asked else "lower"
+        text = f"The share of {worst.title} is {way} than asked, by more than one sample, in {of}"
+        others = f", and {count_of(len(missed) - 1, 'other share')} is off in fewer" if len(missed) > 1 else ""
+        cure = ""
+        if worst.name == "focal window" and way == "higher":
+            cure = (
+                " The movies are short: nearly all cells are near any time. Lower temporal_window_hours, or leave it."
+            )
+        return [Note(level="fair", text=f"{text}{others}.{cure}")]
     if report.composition:
         return [Note(level="good", text="Every batch holds the shares that were asked for, to within one sample.")]
     return []
