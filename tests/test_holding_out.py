@@ -156,7 +156,7 @@ def test_another_split_with_as_many_anchors_is_refused_too(shard_set):
 
 def test_checkpoints_say_which_fovs_were_held_out(shards):
     data = ready(shards, split="fovs", val_fovs=["e0/A/1/0", "B/2/0"])
-    module = SimpleNamespace(trainer=SimpleNamespace(datamodule=data))
+    module = SimpleNamespace(trainer=SimpleNamespace(datamodule=data), started_from=None)
     said = describe_training(module)["shards"]["experiments"]
     assert {name: entry["held_out_fovs"] for name, entry in said.items()} == {
         "e0": ["A/1/0", "B/2/0"],

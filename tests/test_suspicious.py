@@ -108,7 +108,7 @@ def test_sound_data_raise_no_suspicion_and_are_counted(tmp_path: Path) -> None:
     report = report_of(write_plates(tmp_path, {}, {}))
     assert report.suspicious == ()
     assert report.facts[1] == FactsRecord(
-        experiment="b", tracks=32, divisions=0, tracks_with_gaps=0, moved_patches=230, largest_move_px=7.87,
+        experiment="b", tracks=32, divisions=0, tracks_with_gaps=0, moved_patches=230, largest_move_px=8.0,
         padded_patches=0, empty_tables=0,
     )  # fmt: skip
 
@@ -122,7 +122,7 @@ def test_divisions_gaps_moves_and_empty_tables_are_counted(tmp_path: Path) -> No
     # track 0 divides, and misses a frame; track 2 has one daughter; the patch of one cell moves from 60.5 to 56
     assert report_of(path, include_wells=["A/1", "B/2"]).facts == (
         FactsRecord(
-            experiment="a", tracks=4, divisions=1, tracks_with_gaps=1, moved_patches=1, largest_move_px=4.5,
+            experiment="a", tracks=4, divisions=1, tracks_with_gaps=1, moved_patches=1, largest_move_px=4.0,
             padded_patches=0, empty_tables=1,
         ),
     )  # fmt: skip
@@ -631,7 +631,7 @@ def test_the_command_says_what_is_drawn_and_nothing_of_sound_data(
     main([str(tmp_path / "experiments.yaml"), "--out", str(tmp_path / "shards"), "--overwrite"])
     assert capsys.readouterr().out.splitlines()[-2:] == [
         "a: 30 minutes a frame, positives 1 to 2 frames later (0.5 to 1 h), pixels of 0.325 µm; 32 tracks, 0 "
-        "divisions, 230 patches near the border moved into the image (by 7.87 px at most)",
+        "divisions, 230 patches near the border moved into the image (by 8 px at most)",
         "nothing was dropped",
     ]
 

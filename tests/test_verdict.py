@@ -54,8 +54,8 @@ def test_clumps_shared_lineages_and_missed_quotas_are_called_by_name():
     assert notes[0].text.startswith("Cells of one FOV meet 3.")  # 4 FOVs of about a quarter each
     assert notes[1].text.startswith("7 of 8 samples (87.5%) are of a lineage that the batch already holds: negatives")
     assert notes[2].text == (
-        "The share of condition mock is higher than asked, by more than one sample, in 1 of 1 batch, and 1 other share is "
-        "off in fewer."
+        "The share of condition mock is higher than asked, by more than one sample, in 1 of 1 batch, and 1 other share "
+        "is off in fewer."
     )
 
 

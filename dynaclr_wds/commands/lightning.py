@@ -181,9 +181,9 @@ class DynaCLRCommand(LightningCLI):
 def describe_overruled(given: Mapping[str, Any], used: Mapping[str, Any], prefix: str) -> list[str]:
     """List the options whose value is not the one that was given, each with both values.
 
-    Where another class is used, its arguments are not compared.
+    Where another class is used, its arguments are not compared; nor is what was left to the training to find out.
     """
-    both = [name for name in given if name in used and given[name] != used[name]]
+    both = [name for name in given if name in used and given[name] is not None and given[name] != used[name]]
     lines = []
     for name in ["class_path"] if "class_path" in both else both:
         mine, own = given[name], used[name]
