@@ -136,8 +136,8 @@ def small_model(model: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         given["backbone"] = "test_convnext"
         given["in_stack_depth"] = shrink_z(given.get("in_stack_depth", 1))
         if "init_from" in model:
-            torch.manual_seed(1)
-            theirs = {f"model.{name}": value for name, value in TimmEncoder(**given).state_dict().items()}
+            triples = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+            theirs = {f"model.{name}": value for name, value in TimmEncoder(**triples).state_dict().items()}
             theirs["auxiliary_heads.gene.weight"] = torch.zeros(1)
             torch.save({"state_dict": theirs}, folder / "theirs.ckpt")
             small["init_from"] = model["init_from"] | {"path": str(folder / "theirs.ckpt")}
