@@ -21,7 +21,7 @@ from etl.index import build_index
 from etl.simulate.__main__ import SimulationConfig, simulate_collection
 from etl.source.experiments import parse_build_config
 from etl.source.preflight import open_plates
-from etl.source.scales import fill_in_scales
+from etl.source.scales import fill_in_from_plates
 from tests.plates import write_plate
 
 ROOT = Path(__file__).parent.parent
@@ -221,6 +221,21 @@ def test_nothing_is_replaced_without_being_told(collection: Path, capsys: pytest
     assert own.read_text() != "mine"
 
 
+def test_a_recipe_is_written_as_it_is_shipped(capsys: pytest.CaptureFixture[str]):
+    assert program.main(["init", "--recipe", "OPS-373genes"]) == 0
+    path = Path("configs/recipes/OPS-373genes.yaml")
+    assert capsys.readouterr().out == (
+        f"Wrote {path}. Its first lines say what it needs. Look at the lines marked CHANGE.\n"
+    )
+    assert path.read_text() == (ROOT / path).read_text()
+    assert program.main(["init", "--recipe", "OPS-373genes"]) == 2
+    assert f"{path}: already there" in capsys.readouterr().err
+    assert program.main(["init", "--recipe", "OPS-373"]) == 2
+    assert "error: --recipe=OPS-373 must be one of ['CELL-DINO-" in capsys.readouterr().err
+    assert program.main(["init", "here.yaml", "--recipe", "OPS-373genes"]) == 2
+    assert "error: --recipe takes no here.yaml: nothing is filled in." in capsys.readouterr().err
+
+
 def test_without_anything_there_is_an_experiments_yaml_to_fill_in(capsys: pytest.CaptureFixture[str]):
     assert program.main(["init"]) == 0
     assert capsys.readouterr().out.splitlines() == [
@@ -316,7 +331,7 @@ def test_tables_of_trackmate_get_a_map_and_their_unit(tmp_path: Path, unit: str,
         Path("experiments.yaml").write_text(text.replace("interval_minutes: null", "interval_minutes: 30.0"))
         config = parse_build_config("experiments.yaml")
         plates = open_plates(config)
-        observations = build_index(fill_in_scales(config, plates), plates).observations
+        observations = build_index(fill_in_from_plates(config, plates), plates).observations
         assert observations.select(["y", "x"]).to_pylist() == [{"y": 30.0, "x": 40.0}]
 
 
