@@ -12,7 +12,7 @@ Kind = Literal["fluorescence", "labelfree"]
 
 KINDS: tuple[Kind, ...] = ("fluorescence", "labelfree")
 
-_LABELFREE = re.compile(r"phase|bright.?field|retardance|birefringence|(?<![a-z])(bf|dic|pol|phc)(?![a-z])", re.I)
+_LABELFREE = re.compile(r"phase|bright.?field|retardance|birefringence|(?<![a-z0-9])(bf|dic|pol|phc)(?![a-z0-9])", re.I)
 _STAINED = re.compile(r"prediction|virtual|vs_", re.I)
 
 

@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 import torch
 
+from dynaclr_wds.channel_kinds import find_kind
 from dynaclr_wds.contract import ExperimentRecord
 from dynaclr_wds.datamodule import MultiExperimentDataModule
+from dynaclr_wds.fov_names import keep_experiments
 from dynaclr_wds.read.crop import plan_crop
 from dynaclr_wds.read.dataset import MultiExperimentTripletDataset, list_observations
 from dynaclr_wds.shardset import ShardSet
-from dynaclr_wds.split import keep_experiments
 from dynaclr_wds.transforms import BatchTransform, apply_z_reduction, plan_z_reduction
 from dynaclr_wds.transforms.batch import shown_shape
-from dynaclr_wds.transforms.z_reduction import find_kind, table_labelfree
+from dynaclr_wds.transforms.z_reduction import table_labelfree
 
 
 def experiment(*channels: str, markers: tuple[str, ...] = ()) -> ExperimentRecord:

@@ -6,38 +6,21 @@ its samples (`<key>_channel_meta`), so samples of one batch may differ and nothi
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from dynaclr_wds.channel_kinds import KINDS, find_kind
 from dynaclr_wds.contract import ExperimentRecord
-
-Kind = Literal["fluorescence", "labelfree"]
-
-KINDS: tuple[Kind, ...] = ("fluorescence", "labelfree")
 
 MIP = "mip"
 """Key of `<key>_channel_meta`: whether the maximum over Z is taken; (B, C)."""
 
 LABELFREE = "labelfree"
 """Key of `<key>_channel_meta`: whether a channel is label-free; (B, C)."""
-
-_LABELFREE = re.compile(r"phase|bright.?field|retardance|birefringence|(?<![a-z0-9])(bf|dic|pol|phc)(?![a-z0-9])", re.I)
-_STAINED = re.compile(r"prediction|virtual|vs_", re.I)
-
-
-def find_kind(channel: str) -> Kind:
-    """Tell from a channel's name, or its marker's, whether it is label-free; every other one counts as fluorescence.
-
-    Label-free is what holds phase, bright field, retardance or birefringence, or the word BF, DIC, Pol or PhC. Virtual
-    stains that are predicted from such a channel count as fluorescence.
-    """
-    return "labelfree" if _LABELFREE.search(channel) and not _STAINED.search(channel) else "fluorescence"
 
 
 def table_labelfree(experiments: Sequence[ExperimentRecord]) -> Bool[np.ndarray, "e c"]:
