@@ -2,6 +2,7 @@
 
     dynaclr-wds init experiments.yaml [--out configs]     configs for these experiments
     dynaclr-wds init PLATE [TRACKS] [PLATE [TRACKS] …]    experiments.yaml for these plates
+    dynaclr-wds init --recipe NAME                        one of the configs that labs train with
     dynaclr-wds init                                      the first, or else an experiments.yaml to fill in
 
 Nothing that is there is replaced, unless `--overwrite` says so.
@@ -30,6 +31,8 @@ _EXAMPLES = """examples:
       configs/*.yaml with channels, patches, held-out experiment, batch size and window filled in
   %(prog)s plate.zarr tracks
       experiments.yaml with what the plate says of itself
+  %(prog)s --recipe DynaCLR-2D-MIP-BagOfChannels
+      configs/recipes/DynaCLR-2D-MIP-BagOfChannels.yaml, to be filled in (docs/SWITCHING.md)
   %(prog)s
       an experiments.yaml to fill in
 """
@@ -47,6 +50,7 @@ def make_parser() -> CommandParser:
         "what", nargs="*", type=parse_local_path, help="an experiments.yaml; or plates, each with its tracks"
     )
     parser.add_argument("--out", type=parse_local_path, help="folder for configs (default: configs)")
+    parser.add_argument("--recipe", metavar="NAME", help="write a config that labs train with, and nothing else")
     parser.add_argument("--shards", default="shards", help="folder that the shards will be in (default: %(default)s)")
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
     return parser
@@ -60,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str]) -> int:
     given = make_parser().parse_args(argv)
     what: list[Path] = given.what
+    if given.recipe is not None:
+        return _write_recipe(given.recipe, what, given.out or Path("configs"), given.overwrite)
     if not what and not EXPERIMENTS.exists():
         return _write_template(given.overwrite)
     what = what or [EXPERIMENTS]
@@ -100,6 +106,21 @@ def _write_configs(path: Path, out: Path, shards: str, *, overwrite: bool) -> in
     print(f"Wrote {', '.join(str(out / file.name) for file in templates)}. Next:")
     print(f"  {called_as('build')} {shlex.quote(str(path))} --out {shlex.quote(shards)}")
     print(f"  {called_as('fit')} -c {shlex.quote(str(out / 'fit.yaml'))}")
+    return 0
+
+
+def _write_recipe(name: str, what: Sequence[Path], out: Path, overwrite: bool) -> int:
+    from etl.configure.templates import find_templates
+
+    shipped = {file.stem: file for file in sorted((find_templates() / "recipes").glob("*.yaml"))}
+    if name not in shipped:
+        raise ConfigError(f"--recipe={name} must be one of {list(shipped)}. Correct it.")
+    if what:
+        raise ConfigError(f"--recipe takes no {what[0]}: nothing is filled in. Leave one of the two out.")
+    path = out / "recipes" / f"{name}.yaml"
+    _refuse_existing([path], overwrite)
+    _write(path, shipped[name].read_text(encoding="utf-8"))
+    print(f"Wrote {path}. Its first lines say what it needs. Look at the lines marked CHANGE.")
     return 0
 
 

@@ -221,6 +221,21 @@ def test_nothing_is_replaced_without_being_told(collection: Path, capsys: pytest
     assert own.read_text() != "mine"
 
 
+def test_a_recipe_is_written_as_it_is_shipped(capsys: pytest.CaptureFixture[str]):
+    assert program.main(["init", "--recipe", "OPS-373genes"]) == 0
+    path = Path("configs/recipes/OPS-373genes.yaml")
+    assert capsys.readouterr().out == (
+        f"Wrote {path}. Its first lines say what it needs. Look at the lines marked CHANGE.\n"
+    )
+    assert path.read_text() == (ROOT / path).read_text()
+    assert program.main(["init", "--recipe", "OPS-373genes"]) == 2
+    assert f"{path}: already there" in capsys.readouterr().err
+    assert program.main(["init", "--recipe", "OPS-373"]) == 2
+    assert "error: --recipe=OPS-373 must be one of ['CELL-DINO-" in capsys.readouterr().err
+    assert program.main(["init", "here.yaml", "--recipe", "OPS-373genes"]) == 2
+    assert "error: --recipe takes no here.yaml: nothing is filled in." in capsys.readouterr().err
+
+
 def test_without_anything_there_is_an_experiments_yaml_to_fill_in(capsys: pytest.CaptureFixture[str]):
     assert program.main(["init"]) == 0
     assert capsys.readouterr().out.splitlines() == [

@@ -62,6 +62,9 @@ def test_the_wheel_holds_more_than_modules(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     expected = {"dynaclr_wds/py.typed", "etl/py.typed", "dynaclr_wds/read/copy.c"}
     expected |= {f"dynaclr_wds/configs/{path.name}" for path in (ROOT / "configs").glob("*.yaml")}
+    recipes = {f"dynaclr_wds/configs/recipes/{path.name}" for path in (ROOT / "configs/recipes").glob("*.yaml")}
+    assert len(recipes) > 12
+    expected |= recipes
     expected |= {f"etl/sql/{path.name}" for path in (ROOT / "etl/sql").glob("*.sql")}
     assert expected - names == set()
     assert {name.split("/")[0] for name in names} == {"dynaclr_wds", "etl", "dynaclr_wds-0.1.0.dist-info"}
