@@ -236,12 +236,6 @@ def _make_command(argv: Sequence[str]) -> DynaCLRCommand:
     )
 
 
-def _agrees(given: Any, used: Any) -> bool:
-    """Whether what was given is used, where null may have been settled in training."""
-    if isinstance(given, Mapping) and isinstance(used, Mapping):
-        return all(_agrees(value, used.get(name)) for name, value in given.items())
-    return given is None or given == used
-
 
 def leave_processes() -> None:
     """Leave the process group of a distributed run; exiting without it may abort (pytorch/pytorch#190489)."""
