@@ -87,20 +87,22 @@ def _run(argv: Sequence[str]) -> int:
 def _write_configs(path: Path, out: Path, shards: str, *, overwrite: bool) -> int:
     from etl.configure.choices import choose_values, describe
     from etl.configure.facts import find_facts, usable_memory
-    from etl.configure.templates import fill_template, find_templates
+    from etl.configure.templates import fill_template, find_templates, read_max_epochs
     from etl.source.experiments import parse_build_config
 
     templates = [file for file in sorted(find_templates().glob("*.yaml")) if file.name not in _NOT_FILLED]
     _refuse_existing([out / file.name for file in templates], overwrite)
     config = parse_build_config(path)
     facts = find_facts(config)
-    values = choose_values(facts, shards, config.tau_range_hours, usable_memory())
     if facts[0].shape[1] == 1:
         templates = [file for file in templates if "_3d" not in file.stem]
         print("No fit_3d.yaml: patches have one plane.")
     said = f"Filled in for {path} by `dynaclr-wds init`."
-    for file in templates:
-        _write(out / file.name, fill_template(file.read_text(encoding="utf-8"), values, said))
+    texts = {file.name: file.read_text(encoding="utf-8") for file in templates}
+    memory = usable_memory()
+    for name, text in texts.items():
+        values = choose_values(facts, shards, config.tau_range_hours, memory, read_max_epochs(text))
+        _write(out / name, fill_template(text, values, said))
     for name, text in describe(facts).items():
         print(f"{name}: {text}")
     print(f"Wrote {', '.join(str(out / file.name) for file in templates)}. Next:")

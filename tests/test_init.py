@@ -46,18 +46,20 @@ def facts(name: str = "a", **changes: object) -> ExperimentFacts:
         "interval_minutes": 30.0,
         "stored_bytes": 4_000_000_000,
         "fovs": {"A/1/0": {"mock": 60, "infected": 40}},
+        "anchors": {"A/1/0": 4_000},
     }
     return ExperimentFacts(name=name, **{**given, **changes})
 
 
 def choose(*experiments: ExperimentFacts, memory: int = 64_000_000_000) -> dict[str, str]:
-    return {key: value.text for key, value in choose_values(experiments, "shards", (0.5, 2.0), memory).items()}
+    return {key: value.text for key, value in choose_values(experiments, "shards", (0.5, 2.0), memory, 100).items()}
 
 
 def test_values_follow_from_the_experiments():
     assert choose(facts("a"), facts("b", fovs={"A/1/0": {"mock": 3}})) == {
         "model.encoder.init_args.in_channels": "2",
         "model.encoder.init_args.in_stack_depth": "5",
+        "model.warmup_steps": "310",
         "data.shards": "shards",
         "data.split": "experiments",
         "data.val_experiments": "[b]",
@@ -72,13 +74,14 @@ def test_values_follow_from_the_experiments():
 
 
 def test_reasons_stand_beside_the_values():
-    values = choose_values([facts("a"), facts("b"), facts("c", interval_minutes=20.0)], "s", (0.5, 2.0), 10**11)
+    values = choose_values([facts("a"), facts("b"), facts("c", interval_minutes=20.0)], "s", (0.5, 2.0), 10**11, 100)
     said = {key.rpartition(".")[2]: value.comment for key, value in values.items()}
     assert said["val_experiments"] == "held out for validation; trained on: a, b"
     assert said["batch_size"] == "per rank; a can fill 80 with distinct lineages, conditions in balance"
     assert said["window_bytes"] == "null = all at hand: shards of about 12 GB, memory 100 GB"
     assert said["tau_range"].endswith("as the shards are built: 1 to 4 frames of 30 min, 2 to 6 frames of 20 min")
     assert said["in_channels"] == "Phase3D + GFP"
+    assert said["warmup_steps"] == "5% of the 12,400 steps of 100 epochs (124 batches each) on one device, 500 at most"
     assert said["channel_dropout_channels"] == "fluorescence by its name: GFP"
 
 
@@ -97,16 +100,28 @@ def test_reasons_stand_beside_the_values():
         ({"channels": ("Phase3D",), "shape": (1, 1, 64, 64)}, "data.channel_dropout_channels", "[]"),
         ({"channels": ("GFP", "mCherry")}, "data.channel_dropout_channels", "[]"),
         ({"channels": ("GFP", "DIC")}, "data.channel_dropout_channels", "[0]"),
+        ({"anchors": {"A/1/0": 64 * 100}}, "model.warmup_steps", "500"),  # 100 batches x 100 epochs
+        ({"anchors": {"A/1/0": 64 * 100 - 1}}, "model.warmup_steps", "495"),  # 99 full batches
+        ({"anchors": {"A/1/0": 64 * 100_000}}, "model.warmup_steps", "500"),
+        ({"anchors": {"A/1/0": 3}}, "model.warmup_steps", "5"),  # no full batch: one, with repeats
     ],
 )
 def test_one_value_at_a_time(changes, key, text):
     assert choose(facts(**changes))[key] == text
 
 
+@pytest.mark.parametrize(("epochs", "warmup"), [(1, "3"), (2, "6"), (20, "62"), (1000, "500")])
+def test_warmup_is_a_twentieth_of_the_training_at_most(epochs, warmup):
+    """4,000 anchors make 62 batches of 64; three steps are 4.8 % of one epoch."""
+    values = choose_values([facts()], "shards", (0.5, 2.0), 10**11, epochs)
+    assert values["model.warmup_steps"].text == warmup
+
+
 def test_a_single_experiment_holds_out_fields_of_view():
     """Ten FOVs of ten lineages: two are held out, and the batch is sized for the other eight."""
     fovs = {f"{row}/1/{n}": {condition: 10} for row, condition in (("A", "mock"), ("B", "infected")) for n in range(5)}
-    values = choose_values([facts(fovs=fovs)], "shards", (0.5, 2.0), 10**11)
+    anchors = dict.fromkeys(fovs, 100)
+    values = choose_values([facts(fovs=fovs, anchors=anchors)], "shards", (0.5, 2.0), 10**11, 100)
     assert {key.rpartition(".")[2]: value.text for key, value in values.items() if "split" in key or "val" in key} == {
         "split": "fovs",
         "val_experiments": "[]",
@@ -117,6 +132,7 @@ def test_a_single_experiment_holds_out_fields_of_view():
     held = hold_out([f"a/{name}" for name in fovs], 0.8, 4)
     assert sorted(name[0] for name, out in zip(fovs, held, strict=True) if out) == ["A", "B"]
     assert values["data.batch_size"].comment.startswith("per rank; a can fill 80 with distinct lineages")
+    assert values["model.warmup_steps"].text == "60"  # 800 anchors left, 12 batches of 64, 100 epochs
 
 
 @pytest.mark.parametrize(
@@ -130,7 +146,7 @@ def test_a_single_experiment_holds_out_fields_of_view():
     ],
 )
 def test_nothing_is_held_out_that_training_needs(fovs, said):
-    values = choose_values([facts(fovs=fovs)], "shards", (0.5, 2.0), 10**11)
+    values = choose_values([facts(fovs=fovs)], "shards", (0.5, 2.0), 10**11, 100)
     assert values["data.split"].text == "experiments"
     assert values["data.val_experiments"] == Value("[]", said)
 
@@ -182,6 +198,7 @@ def test_lineages_and_bytes_are_counted_from_the_tables(collection: Path):
     assert [fact.name for fact in found] == ["e0", "e1", "e2", "e3"]
     assert (found[0].channels, found[0].shape) == (("Phase", "GFP"), (2, 3, 16, 16))
     assert found[0].lineages == {"control": 12, "infected": 6}
+    assert found[0].anchors == {"A/1/0": 68, "A/1/1": 73, "B/2/0": 92}
     assert found[0].stored_bytes == 1_002_701  # uint16
     assert found[1].stored_bytes == 1_614_643  # float32
 
@@ -204,6 +221,8 @@ def test_every_mark_is_filled_and_every_config_loads(collection: Path, capsys: p
         if path.stem.startswith("fit"):
             assert made["data"]["val_experiments"] == ["e3"]
             assert made["data"]["tau_range"] == [0.5, 1.5]
+            # 233, 181 and 202 anchors for training: 76 batches of 8, 100 epochs
+            assert made["model"].get("warmup_steps") == (380 if path.stem == "fit" else None)
             assert made["model"]["encoder"]["init_args"]["in_channels"] == 2
             assert made["model"]["encoder"]["init_args"]["in_stack_depth"] == 3
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import textwrap
 import time
+from dataclasses import replace
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from dynaclr_wds.datamodule import MultiExperimentDataModule
-from dynaclr_wds.plan.audit.verdict import Verdict, plan_verdict
+from dynaclr_wds.plan.audit.verdict import Note, Verdict, judge_crop, plan_verdict
+from dynaclr_wds.read.crop import Crop
+from dynaclr_wds.read.off_center import count_outside
 from dynaclr_wds.words import count_of
 
 _WIDTH = 118
@@ -18,8 +21,9 @@ _WIDTH = 118
 class PlanVerdict(Callback):
     """Judge the plan of the first epoch before training begins, in the sentences that `shuffle` prints.
 
-    The first rank plans the epoch, or a sample of its batches where it is long, and prints. Nothing is read for it. One
-    line when all is well; else a sentence for each thing that is not. Training goes on in any case.
+    The first rank plans the epoch, or a sample of its batches where it is long, and prints. No pixel is read for it.
+    Beside that it counts the cells that lie outside what the network sees of their patches. One line when all is well;
+    else a sentence for each thing that is not. Training goes on in any case.
 
     Parameters
     ----------
@@ -44,7 +48,18 @@ class PlanVerdict(Callback):
             return
         begun = time.perf_counter()
         verdict = plan_verdict(sampler)
+        verdict = replace(verdict, notes=(*verdict.notes, *judge_view(data)))
         print(format_verdict(verdict, data.batch_size, time.perf_counter() - begun), flush=True)
+
+
+def judge_view(data: MultiExperimentDataModule) -> tuple[Note, ...]:
+    """Say how many anchors of a training lie outside what the network sees of their patches."""
+    yx, sampler = data.final_yx_patch_size or data.yx_patch_size, data.train_sampler
+    if yx is None or sampler is None or data.shard_set is None:
+        return ()
+    height, width = yx
+    outside, cells = count_outside(data.shard_set, sampler.index, Crop(z=slice(None), yx=(height, width)))
+    return judge_crop(outside, cells, (height, width))
 
 
 def format_verdict(verdict: Verdict, batch_size: int, seconds: float) -> str:

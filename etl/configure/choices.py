@@ -28,10 +28,12 @@ _RATIO = 0.8
 """Share of training, where fields of view are split."""
 _TRIED_SEEDS, _NEAR = 256, 0.01
 """Seeds of the split that are tried, until one comes so near to the share."""
+_MOST_WARMUP, _WARMUP_DIVISOR = 500, 20
+"""Steps of warmup at most, and which part of all steps they may be: a twentieth."""
 
 
 def choose_values(
-    facts: Sequence[ExperimentFacts], shards: str, tau_range_hours: tuple[float, float], memory: int
+    facts: Sequence[ExperimentFacts], shards: str, tau_range_hours: tuple[float, float], memory: int, max_epochs: int
 ) -> dict[str, Value]:
     """Choose the values of all keys that depend on the data.
 
@@ -45,6 +47,8 @@ def choose_values(
         What the shards are built for.
     memory
         Bytes of memory of the machine.
+    max_epochs
+        Of the training that the config is for.
 
     Returns
     -------
@@ -59,13 +63,15 @@ def choose_values(
     _check_one_shape(facts)
     channels, depth, height, width = facts[0].shape
     split, training = _choose_split(facts)
+    batch_size = _choose_batch_size(training)
     return {
         "model.encoder.init_args.in_channels": Value(str(channels), _name_channels(facts)),
         "model.encoder.init_args.in_stack_depth": Value(str(depth), "planes per patch, after data.z_range"),
+        "model.warmup_steps": _choose_warmup(training, int(batch_size.text), max_epochs),
         "data.shards": Value(quote(shards), "folder that `dynaclr-wds build` writes"),
         **split,
         "data.final_yx_patch_size": _choose_crop(height, width),
-        "data.batch_size": _choose_batch_size(training),
+        "data.batch_size": batch_size,
         "data.window_bytes": _choose_window(facts, memory),
         "data.tau_range": _choose_tau_range(facts, tau_range_hours),
         "data.channel_dropout_channels": _choose_dropout(facts),
@@ -130,7 +136,11 @@ def _choose_split(facts: Sequence[ExperimentFacts]) -> tuple[dict[str, Value], S
         chosen["data.val_experiments"] = Value("[]", alone)
         return chosen, facts
     seed, held = fovs
-    kept = replace(facts[0], fovs={name: own for name, own in facts[0].fovs.items() if name not in held})
+    kept = replace(
+        facts[0],
+        fovs={name: own for name, own in facts[0].fovs.items() if name not in held},
+        anchors={name: own for name, own in facts[0].anchors.items() if name not in held},
+    )
     share = 1 - sum(kept.lineages.values()) / sum(facts[0].lineages.values())
     said = f"held out for validation: {len(held)} of {len(facts[0].fovs)} fields of view, {share:.0%} of the lineages"
     chosen["data.split"] = Value("fovs", said)
@@ -184,6 +194,15 @@ def _choose_batch_size(training: Sequence[ExperimentFacts]) -> Value:
     if room[name] < size:
         return Value(str(size), f"per rank; {name} fills {room[name]} with distinct lineages, so some share one")
     return Value(str(size), f"per rank; {name} can fill {room[name]} with distinct lineages, conditions in balance")
+
+
+def _choose_warmup(training: Sequence[ExperimentFacts], batch_size: int, max_epochs: int) -> Value:
+    """Warm up over a twentieth of the training: an epoch has the full batches of each experiment, at least one."""
+    batches = sum(max(sum(fact.anchors.values()) // batch_size, 1) for fact in training)
+    steps = batches * max_epochs
+    epochs = f"{count_of(max_epochs, 'epoch')} ({count_of(batches, 'batch', 'batches')} each) on one device"
+    said = f"{1 / _WARMUP_DIVISOR:.0%} of the {steps:,} steps of {epochs}, {_MOST_WARMUP} at most"
+    return Value(str(min(steps // _WARMUP_DIVISOR, _MOST_WARMUP)), said)
 
 
 def _choose_window(facts: Sequence[ExperimentFacts], memory: int) -> Value:

@@ -34,6 +34,8 @@ class ExperimentFacts:
     """An estimate."""
     fovs: Mapping[str, Mapping[str, int]]
     """FOV (`row/col/fov`) → condition → lineages that have an anchor with a positive."""
+    anchors: Mapping[str, int]
+    """FOV → cells that have a positive: what an epoch draws."""
 
     @property
     def lineages(self) -> dict[str, int]:
@@ -84,6 +86,7 @@ def _find_experiment(config: BuildConfig, place: int, plate: Plate, cells: pa.Ta
         interval_minutes=experiment.minutes,
         stored_bytes=round(len(cells) * prod(stored.shape) * stored.dtype.itemsize * _STORED_TWICE),
         fovs=_count_lineages(cells),
+        anchors=_count_anchors(cells),
     )
 
 
@@ -94,3 +97,8 @@ def _count_lineages(cells: pa.Table) -> dict[str, dict[str, int]]:
     for row in sorted(found.to_pylist(), key=lambda row: (row["fov_name"], row["condition"])):
         fovs.setdefault(row["fov_name"], {})[row["condition"]] = row["lineage_index_count_distinct"]
     return fovs
+
+
+def _count_anchors(cells: pa.Table) -> dict[str, int]:
+    found = cells.filter(cells["has_candidate"]).group_by("fov_name").aggregate([([], "count_all")])
+    return {row["fov_name"]: row["count_all"] for row in sorted(found.to_pylist(), key=lambda row: row["fov_name"])}

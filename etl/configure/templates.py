@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import yaml
+
 import dynaclr_wds
 from dynaclr_wds.errors import BuildError
 
@@ -43,6 +45,12 @@ def find_templates() -> Path:
     raise BuildError(
         f"{package / 'configs'}: the configs are missing from the installation. Install the package again."
     )
+
+
+def read_max_epochs(template: str) -> int:
+    """Return how many epochs the training of a config has."""
+    epochs: int = yaml.safe_load(template)["trainer"]["max_epochs"]
+    return epochs
 
 
 def fill_template(template: str, values: Mapping[str, Value], said: str) -> str:

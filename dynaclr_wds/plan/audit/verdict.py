@@ -222,6 +222,19 @@ def _judge_quotas(report: Report) -> list[Note]:
     return []
 
 
+def judge_crop(outside: int, cells: int, yx: tuple[int, int]) -> tuple[Note, ...]:
+    """Say how many cells lie outside the (Y, X) that the network sees; nothing where none does."""
+    if not outside:
+        return ()
+    lie = "lies" if outside == 1 else "lie"
+    text = (
+        f"{outside:,} of {count_of(cells, 'cell')} ({_percent(outside / cells)}) {lie} outside the {yx[0]} x {yx[1]} "
+        "pixels that the network sees, because the build moved patches near the border into the image. Give a larger "
+        "final_yx_patch_size, or build with --border pad, which keeps each cell in the middle."
+    )
+    return (Note(level="bad" if outside > OFTEN * cells else "fair", text=text),)
+
+
 def _and_more(found: Sequence[object]) -> str:
     return f"; and {len(found) - _LISTED} more" if len(found) > _LISTED else ""
 
