@@ -236,7 +236,6 @@ def _make_command(argv: Sequence[str]) -> DynaCLRCommand:
     )
 
 
-
 def leave_processes() -> None:
     """Leave the process group of a distributed run; exiting without it may abort (pytorch/pytorch#190489)."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
