@@ -32,6 +32,7 @@ from dynaclr_wds.split_config import EXPERIMENTS, SplitConfig
 from dynaclr_wds.transforms.batch import BatchTransform
 from dynaclr_wds.transforms.channel_dropout import ChannelDropout, describe_channel_dropout
 from dynaclr_wds.transforms.dictionary import DictTransform
+from dynaclr_wds.transforms.fixed_draws import fixed_draws
 from dynaclr_wds.transforms.normalize import NormalizeSampled
 from dynaclr_wds.transforms.percentiles import NormalizePercentiles
 from dynaclr_wds.transforms.z_reduction import LABELFREE, MIP, plan_z_reduction, table_labelfree
@@ -109,7 +110,8 @@ class MultiExperimentDataModule(LightningDataModule):
         Modules called as `module(x, norm_meta)`, such as `dynaclr_wds.transforms.NormalizeSampled`, or their
         descriptions: the `class_path` and `init_args` that a config would have.
     augmentations
-        Kornia augmentations, or modules that map (B, C, Z, Y, X) to the same; in training only.
+        Kornia augmentations, or modules that map (B, C, Z, Y, X) to the same; in training only, and with
+        `positive: self` in validation.
     hcl_beta
         Hard-negative concentration. The loss owns it; it stands here so that a config shows it with the sampling.
     cache_pool_bytes
@@ -528,12 +530,18 @@ class MultiExperimentDataModule(LightningDataModule):
         return moved | {"positive": moved["anchor"]} if same else moved
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Normalise, augment (in training), crop, drop channels (in training); a bare Tensor passes through."""
+        """Normalise, augment (in training), crop, drop channels (in training); a bare Tensor passes through.
+
+        With `positive: self`, validation augments too, with the same draws in every epoch.
+        """
         del dataloader_idx
         if isinstance(batch, Tensor) or not self.transforms:
             return batch
-        transform = self.transforms[batch["anchor"].shape[1]]
-        return transform(batch, training=self.trainer is not None and self.trainer.training)
+        transform, trainer = self.transforms[batch["anchor"].shape[1]], self.trainer
+        if self.positive == "self" and trainer is not None and (trainer.validating or trainer.sanity_checking):
+            with fixed_draws(self.seed, int(batch["anchor_meta"].observations[0])):
+                return transform(batch, training=False, augment=True)
+        return transform(batch, training=trainer is not None and trainer.training)
 
     def state_dict(self) -> dict[str, Any]:
         """Where training stands in the epoch, for the checkpoint."""

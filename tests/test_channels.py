@@ -1,5 +1,7 @@
 """Laws of reading a bag of channels: only what is drawn is copied, and all that is said of a sample is of it."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -124,6 +126,29 @@ def test_views_of_the_same_patch_are_augmented_apart(mixed_channels):
     for transform in data.transforms.values():
         out = transform(next(iter(data.train_dataloader())), training=True)
         assert not torch.equal(out["anchor"], out["positive"])
+
+
+def test_views_of_the_same_patch_differ_in_validation_and_are_those_of_every_epoch(mixed_channels):
+    from dynaclr_wds.transforms import RandomNoise
+
+    data = data_of(
+        mixed_channels, positive="self", channels_per_sample=1, val_experiments=["e2"],
+        augmentations=[RandomNoise(std=(1.0, 1.0))], channel_dropout_channels=[0], channel_dropout_prob=1.0,
+    )  # fmt: skip
+    batches = list(data.val_dataloader())
+    data.trainer = SimpleNamespace(training=False, validating=True, sanity_checking=False)
+    before = torch.get_rng_state()
+    first, again = ([data.on_after_batch_transfer(batch, 0) for batch in batches] for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), before)
+    for a, b in zip(first, again, strict=True):
+        assert not torch.equal(a["anchor"], a["positive"])
+        assert torch.equal(a["anchor"], b["anchor"])
+        assert torch.equal(a["positive"], b["positive"])
+        assert a["anchor"].any()  # nothing is dropped
+    noise = [batch["anchor"] - raw["anchor"] for batch, raw in zip(first, batches, strict=True)]
+    assert not torch.equal(noise[0], noise[1])
+    data.trainer = SimpleNamespace(training=False, validating=False, sanity_checking=False)  # in prediction
+    assert torch.equal(data.on_after_batch_transfer(batches[0], 0)["anchor"], batches[0]["anchor"].float())
 
 
 @pytest.mark.parametrize(("asked", "order"), [(2, [0, 1]), (["GFP", "Phase"], [1, 0]), (["GFP"], [1])])

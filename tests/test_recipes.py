@@ -122,18 +122,9 @@ def small_config(recipe: Mapping[str, Any], shards: Path, folder: Path) -> dict[
         there = {marker for markers in MARKERS.values() for marker in markers.values()}
         own["experiment_weights"] = {k: v for k, v in data["experiment_weights"].items() if k in there}
     own["augmentations"] = [small_crop(module) for module in data["augmentations"]]
-    trainer = {
-        "accelerator": "cpu",
-        "devices": 1,
-        "max_epochs": 1,
-        "limit_train_batches": 2,
-        "limit_val_batches": 1,
-        "num_sanity_val_steps": 0,
-        "fast_dev_run": False,
-        "logger": False,
-        "enable_progress_bar": False,
-        "default_root_dir": str(folder),
-    }
+    trainer = {"accelerator": "cpu", "devices": 1, "max_epochs": 1, "limit_train_batches": 2, "limit_val_batches": 1}
+    trainer |= {"num_sanity_val_steps": 0, "fast_dev_run": False, "logger": False, "enable_progress_bar": False}
+    trainer["default_root_dir"] = str(folder)
     return {"trainer": trainer, "model": small_model(model, folder), "data": own}
 
 

@@ -71,7 +71,7 @@ class BatchTransform(nn.Module):
         self.channel_dropout = ChannelDropout(()) if channel_dropout is None else channel_dropout
 
     @torch.no_grad()
-    def forward(self, batch: dict[str, Any], training: bool) -> dict[str, Any]:
+    def forward(self, batch: dict[str, Any], training: bool, augment: bool | None = None) -> dict[str, Any]:
         """Transform a batch.
 
         Parameters
@@ -82,6 +82,8 @@ class BatchTransform(nn.Module):
             they are.
         training
             False: all but augmentations and dropout.
+        augment
+            Whether to augment; None = in training.
 
         Returns
         -------
@@ -91,7 +93,8 @@ class BatchTransform(nn.Module):
         for key in IMAGE_KEYS:
             known = result.pop(f"{key}_norm_meta", None), result.pop(f"{key}_channel_meta", None)
             if key in result:
-                result[key] = self._image(key, result[key].to(torch.float32), known, training)
+                augmented = training if augment is None else augment
+                result[key] = self._image(key, result[key].to(torch.float32), known, augmented)
         self.channel_dropout.train(training)
         for key in DROPOUT_KEYS:
             if key in result:
@@ -103,7 +106,7 @@ class BatchTransform(nn.Module):
         key: str,
         x: Float32[Tensor, "b c z y x"],
         known: tuple[Mapping[str, Tensor] | None, Mapping[str, Tensor] | None],
-        training: bool,
+        augment: bool,
     ) -> Float32[Tensor, "b c crop_z crop_y crop_x"]:
         norm_meta, channel_meta = known
         if len(self.normalizations) > 0 and norm_meta is None:
@@ -113,7 +116,7 @@ class BatchTransform(nn.Module):
             )
         for module in self.normalizations:
             x = module(x, norm_meta, channel_meta) if isinstance(module, DictTransform) else module(x, norm_meta)
-        if training:
+        if augment:
             for module in self.augmentations:
                 x = module(x, norm_meta, channel_meta) if isinstance(module, DictTransform) else module(x)
         x = apply_center_crop(x, self.final_size, "final size")
