@@ -149,7 +149,7 @@ class MultiExperimentDataModule(LightningDataModule):
         `channel` and `marker` are then those of the channels drawn, for `batch_group_by`, `stratify_by` and
         `positive_match_columns` too. A list of channels or markers: these, in this order.
     positive
-        What the positive of an anchor is. "temporal": the cell, or a descendant, some τ later. "self": the same patch,
+        What the positive of an anchor is. "temporal": a cell of the lineage some τ later. "self": the same patch,
         augmented anew; every cell is an anchor, and `tau_range` plays no part. "columns": another cell that agrees in
         `positive_match_columns`, of another lineage where there is one within reach.
     positive_match_columns

@@ -175,7 +175,7 @@ def _refuse_existing(paths: Sequence[Path], overwrite: bool) -> None:
     there = [str(path) for path in paths if path.exists()]
     if there and not overwrite:
         other = "move it away" if EXPERIMENTS in paths else "give another --out"
-        raise BuildError(f"{', '.join(there)}: already there. Give --overwrite to replace it, or {other}.")
+        raise BuildError(f"{', '.join(there)}: already there. Give --overwrite to replace, or {other}.")
 
 
 def _write(path: Path, text: str) -> None:

@@ -25,7 +25,7 @@ class PositiveRule:
     """What may be the positive of an anchor, and so which observations may be anchors."""
 
     kind: str = "temporal"
-    """`temporal`: the cell, or a descendant, some τ later. `self`: the same patch, to be augmented anew. `columns`:
+    """`temporal`: a cell of the lineage some τ later. `self`: the same patch, to be augmented anew. `columns`:
     another cell that agrees in `match_columns`, of another lineage where there is one."""
     match_columns: tuple[str, ...] = ()
     """Labels that a positive by columns shares with its anchor; null agrees with nothing."""

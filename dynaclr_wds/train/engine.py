@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float
 from lightning.pytorch import LightningModule
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from pytorch_metric_learning.losses import BaseMetricLossFunction
 from torch import Tensor
@@ -178,8 +179,9 @@ class ContrastiveModule(LightningModule):
         self._show_pairs("train")
 
     def on_validation_epoch_end(self) -> None:
-        """Show the pairs of the epoch's first batch."""
-        self._show_pairs("val")
+        """Show the pairs of the epoch's first batch, in a training."""
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self._show_pairs("val")
 
     def _step(self, batch: dict[str, Any], batch_idx: int, stage: Literal["train", "val"]) -> Tensor:
         anchor = batch["anchor"]

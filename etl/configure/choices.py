@@ -104,7 +104,7 @@ def _check_one_shape(facts: Sequence[ExperimentFacts]) -> None:
             raise ConfigError(
                 f"experiments store patches (C, Z, Y, X) of different shapes: {shapes}; one network needs one shape. "
                 "Choose as many channels for each (source_channel) and the same slices (shards.z_range), or put them "
-                "into separate YAMLs."
+                "into separate YAMLs; or write a config that trains on one channel at a time: data.channels_per_sample: 1."
             )
 
 
@@ -117,7 +117,7 @@ def _shorten(names: Sequence[str]) -> str:
 
 
 def _choose_split(facts: Sequence[ExperimentFacts]) -> tuple[dict[str, Value], Sequence[ExperimentFacts]]:
-    """Hold out the last experiment, or FOVs where there is only one; also return what is trained on."""
+    """Hold out an experiment, or FOVs where there is only one; also return what is trained on."""
     fovs = _choose_fovs(facts[0]) if len(facts) == 1 else None
     chosen = {
         "data.split": Value("experiments", "what is held out: experiments (by name), fovs, or values of a label"),
@@ -126,10 +126,12 @@ def _choose_split(facts: Sequence[ExperimentFacts]) -> tuple[dict[str, Value], S
         "data.split_seed": Value("0", "another one draws another split"),
     }
     if len(facts) > 1:
-        trained = _shorten([fact.name for fact in facts[:-1]])
-        name = f"[{quote(facts[-1].name)}]"
+        held_out = _choose_held_out(facts)
+        training = [fact for fact in facts if fact is not held_out]
+        trained = _shorten([fact.name for fact in training])
+        name = f"[{quote(held_out.name)}]"
         chosen["data.val_experiments"] = Value(name, f"held out for validation; trained on: {trained}")
-        return chosen, facts[:-1]
+        return chosen, training
     if fovs is None:
         spared = "none of its fields of view can be spared" if len(facts[0].fovs) > 1 else "one field of view"
         alone = f"one experiment, {spared}: nothing is held out, so there is no validation"
@@ -147,8 +149,14 @@ def _choose_split(facts: Sequence[ExperimentFacts]) -> tuple[dict[str, Value], S
     chosen["data.split_ratio"] = Value(
         str(_RATIO), "share of training; the side of a field of view is drawn by its name"
     )
-    chosen["data.split_seed"] = Value(str(seed), "comes nearest to that, with every condition in training")
+    chosen["data.split_seed"] = Value(str(seed), "comes nearest to that in lineages, with every condition in training")
     return chosen, [kept]
+
+
+def _choose_held_out(facts: Sequence[ExperimentFacts]) -> ExperimentFacts:
+    """Choose the last experiment, or the one with fewest lineages where it has too few of them to be trained on."""
+    fewest = min(reversed(facts), key=lambda fact: sum(fact.lineages.values()))
+    return fewest if _warn_of_few_lineages(fewest) else facts[-1]
 
 
 def _choose_fovs(fact: ExperimentFacts) -> tuple[int, set[str]] | None:

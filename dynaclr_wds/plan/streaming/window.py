@@ -94,7 +94,7 @@ def _describe_limit(window: Window, needs: Needs) -> str:
     why = "" if relaxed else f", because a batch takes {count_of(int(needs.lineages[s]), 'different lineage')} of it"
     return (
         f"{streams} must hold {of}; of {index.strata[s].name} alone these are {blocks} of its "
-        f"{count_of(int(needs.blocks[s]), 'block')}, {int(blocks * needs.block_bytes[s]):,} bytes{why}."
+        f"{count_of(int(needs.blocks[s]), 'block')}, up to {int(blocks * needs.block_bytes[s]):,} bytes{why}."
     )
 
 
