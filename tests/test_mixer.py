@@ -129,7 +129,7 @@ def test_more_experiments_than_the_window_holds_take_turns():
 def test_a_window_that_is_too_small_says_what_limits_it_and_what_would_do():
     limit = (
         "The one stream must hold what two batches draw from; of e0/infected alone these are 5 of its 38 blocks, "
-        "1,020,000 bytes, because a batch takes 16 different lineages of it. Give one of these instead: "
+        "up to 1,020,000 bytes, because a batch takes 16 different lineages of it. Give one of these instead: "
         "window_bytes=4040000"
     )
     with pytest.raises(ValueError, match=re.escape(limit)) as error:

@@ -56,7 +56,7 @@ def make_optimizer(module: nn.Module, settings: OptimizerSettings, total_steps: 
     if settings.warmup_steps >= total:
         rank_zero_info(
             f"model.warmup_steps={settings.warmup_steps} is no less than the {total:.0f} steps of this training, so "
-            f"the learning rate never reaches model.lr. "
+            "the learning rate never reaches model.lr. "
             f"Give --model.warmup_steps {int(total) // 20}, or train for longer."
         )
     if settings.schedule == "cosine" and math.isinf(total):

@@ -104,7 +104,7 @@ def _check_one_shape(facts: Sequence[ExperimentFacts]) -> None:
             raise ConfigError(
                 f"experiments store patches (C, Z, Y, X) of different shapes: {shapes}; one network needs one shape. "
                 "Choose as many channels for each (source_channel) and the same slices (shards.z_range), or put them "
-                "into separate YAMLs; or write a config that trains on one channel at a time: data.channels_per_sample: 1."
+                "into separate YAMLs; or write a config with data.channels_per_sample: 1, a channel at a time."
             )
 
 
