@@ -140,7 +140,7 @@ class MonaiEncoder(ProjectedEncoder):
         if given != expected:
             raise ValueError(
                 f"model.encoder: patches have (channels, planes) = {given}, but in_channels, in_stack_depth "
-                f"= {expected}. Set them to what the shards hold and data.z_range leaves."
+                f"= {expected}. Set model.encoder.init_args.in_channels: {given[0]}, in_stack_depth: {given[1]}."
             )
         return super().forward(x)
 

@@ -137,7 +137,7 @@ class TimmEncoder(Described, nn.Module):
         if given != expected:
             raise ConfigError(
                 f"model.encoder: patches have (channels, planes) = {given}, but in_channels, in_stack_depth "
-                f"= {expected}. Set them to what the shards hold and data.z_range leaves."
+                f"= {expected}. Set model.encoder.init_args.in_channels: {given[0]}, in_stack_depth: {given[1]}."
             )
         try:
             features = self.encoder(self.stem(x))
