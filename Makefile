@@ -25,7 +25,7 @@ $(STAMP): pyproject.toml setup.py dynaclr_wds/read/copy.c
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[test]'
 	@touch $(STAMP)
 
-demo: $(STAMP)  ## simulate, build shards, train, embed and evaluate: 6 minutes on two cores
+demo: $(STAMP)  ## simulate, build shards, train twice, embed and evaluate: under 6 minutes on two cores
 	$(BIN)/python -m benchmarks.demo
 
 test: lint types pytest  ## all that .ci/run runs: format, lint, types, tests

@@ -1,6 +1,7 @@
-"""The whole way on simulated cells: plates → shards → training → embeddings → a number and a picture.
+"""The whole way on simulated cells: plates → shards → two trainings → embeddings → votes and a picture.
 
-Run by `make demo`. Each step is a command that a user would type; it is printed before it runs.
+The first training sees both channels of a cell at once, the second one channel at a time (a bag of channels), from the
+same shards. Run by `make demo`. Each step is a command that a user would type; it is printed before it runs.
 """
 
 from __future__ import annotations
@@ -11,14 +12,24 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import yaml
 from lightning.pytorch.cli import LightningCLI
 
 from benchmarks.picture import draw_batch
-from benchmarks.vote import NEIGHBOURS, principal_components, read_embeddings, read_pixels, score_vote, unit_length
+from benchmarks.vote import (
+    NEIGHBOURS,
+    principal_components,
+    read_channel_embeddings,
+    read_embeddings,
+    read_pixels,
+    score_vote,
+    unit_length,
+)
 from dynaclr_wds import ContrastiveModule, MultiExperimentDataModule
 from dynaclr_wds.shardset import ShardSet
 from etl.simulate.design import SimulationConfig
@@ -26,6 +37,15 @@ from etl.simulate.design import SimulationConfig
 CONFIG = Path(__file__).parents[1] / "configs" / "demo.yaml"
 OUT = Path("demo")
 """In the working directory, as the config says."""
+BAG = OUT / "bag"
+"""Folder of the second training."""
+ONE_CHANNEL = (
+    *("--data.channels_per_sample", "1", "--model.encoder.init_args.backbone.init_args.n_input_channels", "1"),
+    *("--data.batch_group_by", "[experiment, marker]", "--data.channel_dropout_channels", "[]"),
+    *("--trainer.max_epochs", "3", "--trainer.default_root_dir", str(BAG)),
+    *("--checkpoint.dirpath", f"{BAG}/checkpoints"),
+)
+"""What the second training says otherwise than the config. It has twice the samples an epoch, so half the epochs."""
 CENTRED = ("--max_border_shift_px", "12")
 """Patches at the border are moved into the image; leave out cells that this takes too far from the middle."""
 LATE_HPI = SimulationConfig().onset_hpi + 2.0
@@ -39,14 +59,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--fit", default="", help="options for fit, such as '--trainer.max_epochs 1'")
     given = parser.parse_args(arguments)
     began = time.monotonic()
-    for made in ("checkpoints", "lightning_logs"):
+    for made in ("checkpoints", "lightning_logs", BAG.name):
         shutil.rmtree(OUT / made, ignore_errors=True)
     config = str(CONFIG.relative_to(Path.cwd()) if CONFIG.is_relative_to(Path.cwd()) else CONFIG)
     run("simulate", f"{OUT}/plates", *shlex.split(given.simulate))
     run("build", f"{OUT}/plates/experiments.yaml", "--out", f"{OUT}/shards", *CENTRED)
-    run("fit", "-c", config, *shlex.split(given.fit))
-    ckpt, embeddings = f"{OUT}/checkpoints/last.ckpt", f"{OUT}/embeddings.parquet"
-    run("predict", "--ckpt", ckpt, "--out", embeddings, "--accelerator", "cpu", "--overwrite")
+    for folder, options in ((OUT, ()), (BAG, ONE_CHANNEL)):
+        run("fit", "-c", config, *options, *shlex.split(given.fit))
+        ckpt, embeddings = f"{folder}/checkpoints/last.ckpt", f"{folder}/embeddings.parquet"
+        run("predict", "--ckpt", ckpt, "--out", embeddings, "--accelerator", "cpu", "--overwrite")
     report(time.monotonic() - began)
     return 0
 
@@ -63,23 +84,11 @@ def run(command: str, *options: str) -> None:
 
 def report(seconds: float) -> None:
     """Say what was made and how good it is."""
-    settings = yaml.safe_load(CONFIG.read_text())["data"]
+    config = yaml.safe_load(CONFIG.read_text())
+    settings = config["data"]
     (held_out,) = settings["val_experiments"]
     shards = ShardSet.open(OUT / "shards")
-    cells, features = read_embeddings(OUT / "embeddings.parquet", held_out)
-    late = cells.hpi >= LATE_HPI
-    learned = score_vote(cells, unit_length(features), late)
-    pixel_cells, pixels = read_pixels(shards, held_out, tuple(settings["final_yx_patch_size"]))
-    raw = score_vote(pixel_cells, principal_components(pixels), pixel_cells.hpi >= LATE_HPI)
-    command = LightningCLI(
-        ContrastiveModule,
-        MultiExperimentDataModule,
-        args={key: value for key, value in yaml.safe_load(CONFIG.read_text()).items() if key != "checkpoint"},
-        run=False,
-        save_config_callback=None,
-        auto_configure_optimizers=False,
-    )
-    command.datamodule.setup("fit")
+    scores, judged = score_all(shards, held_out, tuple(settings["final_yx_patch_size"]))
     manifest = shards.manifest
     total, trained = sum(part.observations for part in manifest.partitions), len(manifest.experiments) - 1
     conditions = sorted({str(part.labels["condition"]) for part in manifest.partitions})
@@ -87,19 +96,73 @@ def report(seconds: float) -> None:
         f"""
 Made in {seconds:.0f} s: {total:,} cells in {len(manifest.experiments)} experiments, \
 {len(manifest.shards)} shards, {sum(s.bytes for s in manifest.shards) / 2**20:,.0f} MiB.
-A network trained on {trained} experiments embedded {held_out}, which it had never seen, nor any label.
+Two networks trained on {trained} experiments embedded {held_out}, which they had never seen, nor any label.
+The first saw both channels of a cell at once. The second saw one channel at a time (a bag of channels), so it
+embeds each channel of a cell by itself; under "both", its two embeddings of a cell are joined.
 Vote of {NEIGHBOURS} nearest cells of other fields of view on {" or ".join(conditions)}, \
-{late.sum():,} cells from {LATE_HPI:g} HPI on, balanced accuracy:
+{judged:,} cells from {LATE_HPI:g} HPI on, balanced accuracy:
 
-  learned embedding   {learned:.2f}
-  PCA of raw pixels   {raw:.2f}
-  chance              {1 / len(conditions):.2f}
+{format_scores(scores | {"chance": {"both": 1 / len(conditions)}})}
 
-  {OUT}/embeddings.parquet   an embedding for every cell, with its identity
-  {draw_batch(command.datamodule, OUT / "patches.png")}           anchors, positives, and what the network sees of them
-  {OUT}/lightning_logs       curves: tensorboard --logdir {OUT}/lightning_logs""",
+  {OUT}/embeddings.parquet       an embedding for every cell, with its identity
+  {BAG}/embeddings.parquet   an embedding for every channel of every cell
+  {draw_patches(config)}               anchors, positives, and what the first network sees of them
+  {OUT}/lightning_logs           curves: tensorboard --logdir {OUT}""",
         flush=True,
     )
+
+
+def draw_patches(config: Mapping[str, Any]) -> Path:
+    """Draw a batch of the first training; return the picture."""
+    command = LightningCLI(
+        ContrastiveModule,
+        MultiExperimentDataModule,
+        args={key: value for key, value in config.items() if key != "checkpoint"},
+        run=False,
+        save_config_callback=None,
+        auto_configure_optimizers=False,
+    )
+    command.datamodule.setup("fit")
+    return draw_batch(command.datamodule, OUT / "patches.png")
+
+
+def score_all(shards: ShardSet, held_out: str, yx: tuple[int, int]) -> tuple[dict[str, dict[str, float]], int]:
+    """Let the cells of an experiment vote, by each training and by raw pixels.
+
+    Returns
+    -------
+    tuple
+        What was voted by → `both` or a channel → balanced accuracy; and how many cells were judged.
+    """
+    cells, features = read_embeddings(OUT / "embeddings.parquet", held_out)
+    late = cells.hpi >= LATE_HPI
+    of_bag, by_channel = read_channel_embeddings(BAG / "embeddings.parquet", held_out)
+    bag = {name: unit_length(own) for name, own in by_channel.items()}
+    of_pixels, pixels = read_pixels(shards, held_out, yx)
+    (channels,) = [e.source_channel for e in shards.manifest.experiments if e.name == held_out]
+    raw = dict(zip(channels, np.split(pixels, len(channels), axis=1), strict=True))
+    late_bag, late_pixels = of_bag.hpi >= LATE_HPI, of_pixels.hpi >= LATE_HPI
+    together = {"both": np.concatenate([bag[name] for name in channels], axis=1)}
+    voted = {
+        "both channels at once": {"both": score_vote(cells, unit_length(features), late)},
+        "bag of channels": {name: score_vote(of_bag, own, late_bag) for name, own in {**together, **bag}.items()},
+        "PCA of raw pixels": {
+            name: score_vote(of_pixels, principal_components(own), late_pixels)
+            for name, own in {"both": pixels, **raw}.items()
+        },
+    }
+    return voted, int(late.sum())
+
+
+def format_scores(scores: Mapping[str, Mapping[str, float]]) -> str:
+    """Write a table: a row for what was voted by, a column for each thing that it was of."""
+    columns = list(dict.fromkeys(name for row in scores.values() for name in row))
+    width = max(len(name) for name in columns) + 3
+    lines = ["".join(["  " + " " * 22, *(f"{name:>{width}}" for name in columns)])]
+    for what, row in scores.items():
+        numbers = [f"{row[name]:.2f}" if name in row else "" for name in columns]
+        lines.append(f"  {what:<22}" + "".join(f"{number:>{width}}" for number in numbers))
+    return "\n".join(line.rstrip() for line in lines)
 
 
 if __name__ == "__main__":

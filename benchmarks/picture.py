@@ -52,7 +52,7 @@ def draw_batch(data: MultiExperimentDataModule, path: Path, columns: int = 8, se
     for row, (name, patches) in enumerate(rows.items()):
         for column, place in enumerate(order):
             axes = grid[row, column]
-            axes.imshow(_overlay(apply_center_crop(patches, tuple(size))[place], limits), interpolation="nearest")
+            axes.imshow(_overlay(apply_center_crop(patches, (None, *size))[place], limits), interpolation="nearest")
             axes.set_xticks([])
             axes.set_yticks([])
             for spine in axes.spines.values():

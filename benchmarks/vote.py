@@ -46,6 +46,25 @@ def read_embeddings(path: Path, experiment: str) -> tuple[LabelledCells, Float32
     return _cells({name: table[name].to_numpy() for name in ("condition", "fov_name", "hpi")}), features
 
 
+def read_channel_embeddings(path: Path, experiment: str) -> tuple[LabelledCells, dict[str, Float32[np.ndarray, "n d"]]]:
+    """Read the cells of one experiment, and per channel their features, from a table with a row per cell and channel.
+
+    Raises
+    ------
+    ValueError
+        A channel lacks cells that another has.
+    """
+    table = pq.read_table(path, filters=pc.field("experiment") == experiment).sort_by("observation")
+    names = table["channel"].unique().to_pylist()
+    rows = {name: table.filter(pc.field("channel") == name) for name in names}
+    first = rows[names[0]]
+    for name, own in rows.items():
+        if own["observation"].to_pylist() != first["observation"].to_pylist():
+            raise ValueError(f"{path}: {name!r} and {names[0]!r} are channels of different cells. Embed all channels.")
+    features = {name: np.stack(own["features"].to_numpy()) for name, own in rows.items()}
+    return _cells({name: first[name].to_numpy() for name in ("condition", "fov_name", "hpi")}), features
+
+
 def read_pixels(
     shards: ShardSet, experiment: str, yx: tuple[int, int] | None = None
 ) -> tuple[LabelledCells, Float32[np.ndarray, "n d"]]:

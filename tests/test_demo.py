@@ -1,4 +1,4 @@
-"""Laws of the demo: its vote is fair, and its commands lead from nothing to a number and a picture."""
+"""Laws of the demo: its votes are fair, and its commands lead from nothing to numbers and a picture."""
 
 from __future__ import annotations
 
@@ -9,12 +9,20 @@ from pathlib import Path
 
 import matplotlib.image
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 import dynaclr_wds.__main__ as command
 from benchmarks import demo
-from benchmarks.vote import LabelledCells, principal_components, read_pixels, score_vote, unit_length
+from benchmarks.vote import (
+    LabelledCells,
+    principal_components,
+    read_channel_embeddings,
+    read_pixels,
+    score_vote,
+    unit_length,
+)
 from dynaclr_wds.shardset import ShardSet
 
 SMALL = {
@@ -70,6 +78,31 @@ def test_principal_components_keep_what_varies_most():
     assert abs(np.corrcoef(principal_components(pixels, 1)[:, 0], pixels.sum(1))[0, 1]) > 0.999
 
 
+def test_channels_of_a_cell_are_read_into_one_row_each(tmp_path: Path) -> None:
+    rows = [(7, "GFP", 3.0), (5, "GFP", 1.0), (5, "Phase", 0.0), (7, "Phase", 2.0)]  # cell, channel, feature
+    names = ("observation", "channel", "features")
+    table = pa.table({name: [row[place] for row in rows] for place, name in enumerate(names[:2])})
+    table = table.append_column("features", pa.array([[row[2]] for row in rows], pa.list_(pa.float32(), 1)))
+    for name, value in {"experiment": "a", "condition": "mock", "fov_name": "A/1/0", "hpi": 2.5}.items():
+        table = table.append_column(name, [[value] * 4])
+    pq.write_table(table, tmp_path / "table.parquet")
+    judged, features = read_channel_embeddings(tmp_path / "table.parquet", "a")
+    assert judged.hpi.tolist() == [2.5, 2.5]
+    assert {name: own.tolist() for name, own in features.items()} == {"GFP": [[1.0], [3.0]], "Phase": [[0.0], [2.0]]}
+    pq.write_table(table.slice(1), tmp_path / "table.parquet")
+    with pytest.raises(ValueError, match=r"table.parquet: '\w+' and '\w+' are channels of different cells\. Embed all"):
+        read_channel_embeddings(tmp_path / "table.parquet", "a")
+
+
+def test_scores_make_a_table() -> None:
+    scores = {"two": {"both": 0.875}, "one": {"both": 0.5, "GFP": 1.0}}
+    assert demo.format_scores(scores).splitlines() == [
+        "                           both    GFP",
+        "  two                      0.88",
+        "  one                      0.50   1.00",
+    ]
+
+
 @pytest.mark.slow
 def test_demo_ends_with_a_number_and_a_picture(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -84,9 +117,15 @@ def test_demo_ends_with_a_number_and_a_picture(
     monkeypatch.setattr(demo, "run", run_here)
     assert demo.main([]) == 0
     said = capsys.readouterr().out
-    scores = dict(re.findall(r"^  (learned embedding|PCA of raw pixels|chance) +(\d\.\d\d)$", said, re.MULTILINE))
-    assert set(scores) == {"learned embedding", "PCA of raw pixels", "chance"}
-    assert scores["chance"] == "0.50"
+    table = [line for line in said.splitlines() if re.match(r" {20}.*Retardance|  [a-zP].*\d\.\d\d$|  chance", line)]
+    assert [line.split()[:2] for line in table] == [
+        ["both", "Retardance"],
+        *(["both", "channels"], ["bag", "of"], ["PCA", "of"]),
+        ["chance", "0.50"],
+    ]
+    numbers = [re.findall(r"\d\.\d\d", line) for line in table]
+    assert [len(row) for row in numbers] == [0, 1, 3, 3, 1]  # both channels; both and each; both and each; once
+    assert all(0 <= float(number) <= 1 for row in numbers for number in row)
     height, width = matplotlib.image.imread(tmp_path / "demo/patches.png").shape[:2]
     assert min(height, width) > 400
 
@@ -98,6 +137,16 @@ def test_demo_ends_with_a_number_and_a_picture(
     rows = embedded.filter(np.array(embedded["experiment"]) == "sim_03")
     np.testing.assert_allclose(of_held_out.hpi, np.array(rows["hpi"]))
     assert of_held_out.condition.tolist() == rows["condition"].to_pylist()
+
+    bag = pq.read_table(tmp_path / "demo/bag/embeddings.parquet")
+    assert len(bag) == 2 * len(embedded)
+    of_bag, features = read_channel_embeddings(tmp_path / "demo/bag/embeddings.parquet", "sim_03")
+    assert {name: own.shape for name, own in features.items()} == dict.fromkeys(
+        ("Retardance", "mNeonGreen"), (len(rows), 128)
+    )
+    np.testing.assert_allclose(of_bag.hpi, of_held_out.hpi)
+    last = bag.filter(np.array(bag["name"]) == f"{rows['name'][-1]}/mNeonGreen")
+    np.testing.assert_array_equal(features["mNeonGreen"][-1], last["features"][0].as_py())
 
 
 def test_failed_step_ends_the_demo_and_is_named(capfd: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,10 @@
 
 import logging
 import pathlib
+import re
+from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -287,6 +290,24 @@ def test_half_precision_embeddings_are_written_as_float32():
     rows = make_rows(LazyIndex([0, 1]), torch.ones(2, 3, dtype=torch.bfloat16), torch.ones(2, 2, dtype=torch.float16))
     assert rows["features"].to_pylist() == [[1.0, 1.0, 1.0]] * 2
     assert str(rows.schema.field("projections").type) == "fixed_size_list<item: float>[2]"
+
+
+def test_matrices_are_read_as_the_docs_say(tmp_path, monkeypatch):
+    page = (pathlib.Path(__file__).parents[1] / "docs/CHECKPOINTS.md").read_text()
+    blocks = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if '"features"' in block]
+    assert len(blocks) == 2
+    rows = make_rows(LazyIndex([0, 1, 2]), torch.arange(6.0).reshape(3, 2), torch.ones(3, 4))
+    pq.write_table(rows, tmp_path / "embeddings.parquet")
+    monkeypatch.chdir(tmp_path)
+    made: dict[str, Any] = {}
+    for block in blocks:
+        exec(block, made)
+    expected = np.array([[0, 1], [2, 3], [4, 5]], np.float32)
+    for matrix in (made["features"], np.concatenate(made["parts"])):
+        assert matrix.dtype == np.float32
+        np.testing.assert_array_equal(matrix, expected)
+    (chunk,), (part,) = made["column"].chunks, made["parts"]
+    assert part.ctypes.data == chunk.buffers()[-1].address  # the same memory
 
 
 def test_writer_refuses_empty_row_groups():
