@@ -198,7 +198,7 @@ def test_lineages_repeat_in_a_small_window_when_the_user_lets_them_and_are_count
 def test_a_window_for_less_than_a_few_blocks_is_refused_even_so():
     with pytest.raises(
         ValueError,
-        match=r"these are 4 of its \d+ blocks, [\d,]+ bytes. Give one of these instead: window_bytes=1824000",
+        match=r"these are 4 of its \d+ blocks, up to [\d,]+ bytes. Give one of these instead: window_bytes=1824000",
     ):
         streamed(FEW, share=0.05, batch_size=128, relax_lineages=True)
     s = FlexibleBatchSampler(
