@@ -18,6 +18,7 @@ from dynaclr_wds.errors import FormatError
 from dynaclr_wds.manifest_checks import parse_manifest
 from dynaclr_wds.shardset import ShardSet
 from etl.build_shards import build_shards
+from etl.pack.cells import TrackCells, count_cells, describe_cells
 from etl.source.experiments import parse_build_config
 from etl.verify import main, verify
 from tests.plates import make_collection, random_tracks, write_experiments, write_plate, write_tracks
@@ -63,23 +64,89 @@ def mend(collection: Path, shards: Path, whole: Path) -> None:
 
 
 def test_a_fresh_set_is_well(whole: Path, capsys: pytest.CaptureFixture[str]):
+    manifest = read_manifest(whole)
     assert verify(whole) == []
+    assert main([str(whole)]) == 0
+    cells = sum(partition.observations for partition in manifest.partitions)
+    said = f"manifest, index and {len(manifest.shards)} shards ({cells:,} cells) were read and are what was written."
+    assert capsys.readouterr().out == f"{whole}: all is well: {said}\n"
+
+
+def test_quick_says_that_the_pixels_were_not_looked_at(whole: Path, shards: Path, capsys: pytest.CaptureFixture[str]):
     assert main([str(whole), "--quick"]) == 0
-    assert "all is well" in capsys.readouterr().out
+    count, said = len(read_manifest(whole).shards), capsys.readouterr().out
+    assert said == (
+        f"{whole}: manifest and index are what was written, and {count} shards have the right sizes. The content of "
+        f"the {count} shards was not read, so changed pixels are not found: leave out --quick for that.\n"
+    )
+    (shards / read_manifest(whole).shards[0].path).unlink()
+    assert main([str(shards), "--quick"]) == 1
+    finding, closing = capsys.readouterr().out.splitlines()
+    assert finding.startswith("experiment0/control-000000.tar: is missing; it holds 12 cells: experiment0, FOV A/1/1, ")
+    assert finding.endswith("; track_id 16, t 5 to 7; and 2 cells of 2 more tracks")
+    assert closing.startswith(
+        f"{shards}: 1 finding, about 12 of 323 cells. The content of the {count} shards was not read, so changed"
+    )
+    assert f"build experiments.yaml --out {shards} --repair`" in closing
 
 
 def test_a_flipped_payload_byte_is_found_and_mended(collection: Path, whole: Path, shards: Path):
     manifest = read_manifest(shards)
     offset = int(np.load(shards / array_path("patch_offset"))[0])
     flip(shards / manifest.shards[0].path, offset + 7)
-    found = verify(shards)
-    assert [(finding.path, finding.block) for finding in found] == [
-        (manifest.shards[0].path, 0),
-        (manifest.shards[0].path, None),
-    ]
-    assert "patch rows 0 to" in found[0].what
+    (finding,) = verify(shards)
+    assert (finding.path, finding.block) == (manifest.shards[0].path, 0)
     assert verify(shards, quick=True) == []  # quick leaves the content out
     mend(collection, shards, whole)
+
+
+def test_changed_pixels_name_the_cells(shards: Path, capsys: pytest.CaptureFixture[str]):
+    flip(shards / read_manifest(shards).shards[0].path, int(np.load(shards / array_path("patch_offset"))[0]) + 7)
+    table, arrays = pq.read_table(shards / "index/observations.parquet"), ShardSet.open(shards, verify=False).arrays
+    last = int(arrays["clip_first"][arrays["block_first"][1]])
+    rows = table.take(sorted(set(arrays["patch_obs"][:last].tolist()))).to_pylist()
+    (finding,) = verify(shards)
+    named = [(c.experiment, c.fov_name, c.track_id, t) for c in finding.cells for t in c.t]
+    assert named == [(row["experiment"], row["fov_name"], row["track_id"], row["t"]) for row in rows]
+    assert main([str(shards), "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["cells"][0]["t"] == list(finding.cells[0].t)
+    assert str(finding) == (
+        "experiment0/control-000000.tar: block 0: the bytes are not those that were written; any of its 7 cells may be "
+        "damaged: experiment0, FOV A/1/1, track_id 4, t 0 to 1, 3 to 5; track_id 21, t 6; track_id 22, t 6"
+    )
+
+
+@pytest.mark.parametrize(
+    ("t", "text"),
+    [([3], "3"), ([0, 1, 4], "0 to 1, 4"), ([0, 2, 4, 6, 8], "0 to 8 with gaps")],
+    ids=["one", "runs", "gaps"],
+)
+def test_frames_are_written_as_runs(t: list[int], text: str):
+    cells = [TrackCells(experiment="e", fov_name="A/1/0", track_id=7, t=tuple(t))]
+    assert describe_cells(cells) == f"e, FOV A/1/0, track_id 7, t {text}"
+    assert count_cells([*cells, *cells]) == len(t)
+
+
+def test_a_damaged_index_does_not_keep_the_shards_from_being_checked(shards: Path, capsys: pytest.CaptureFixture[str]):
+    manifest = read_manifest(shards)
+    flip(shards / array_path("obs_y"), 200)
+    assert main([str(shards)]) == 1
+    captured, count = capsys.readouterr(), len(manifest.shards)
+    assert (
+        f"1 finding. The index is damaged, which says where blocks and cells lie; so {count} shards of {count} could "
+        "be compared as whole files only." in captured.out
+    )
+    blocks = sum(shard.blocks for shard in manifest.shards)
+    assert f"verify: {blocks}/{blocks} blocks" in captured.err
+    flip(shards / manifest.shards[1].path, 5000)
+    assert [finding.path for finding in verify(shards)] == [array_path("obs_y"), manifest.shards[1].path]
+
+
+def test_a_damaged_manifest_says_that_nothing_else_was_checked(shards: Path, capsys: pytest.CaptureFixture[str]):
+    flip(shards / "manifest.json", 40)
+    assert main([str(shards)]) == 1
+    said = f"{shards}: the manifest is damaged. Nothing else was checked, because it says what the other files must be."
+    assert said in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
