@@ -13,12 +13,16 @@ import pyarrow.parquet as pq
 import pytest
 import xxhash
 
+import etl.run.stages
 from dynaclr_wds.contract import ARRAYS, Manifest, array_path
 from dynaclr_wds.errors import FormatError
 from dynaclr_wds.manifest_checks import parse_manifest
 from dynaclr_wds.shardset import ShardSet
 from etl.build_shards import build_shards
 from etl.pack.cells import TrackCells, count_cells, describe_cells
+from etl.pack.previous import CUT_ARRAYS
+from etl.pack.restore import restore_arrays
+from etl.run.progress import Progress
 from etl.source.experiments import parse_build_config
 from etl.verify import main, verify
 from tests.plates import make_collection, random_tracks, write_experiments, write_plate, write_tracks
@@ -374,8 +378,8 @@ def test_no_set_exits_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "there is no manifest" in capsys.readouterr().err
 
 
-def test_a_set_of_several_channel_counts_dtypes_and_labels_is_well(tmp_path: Path):
-    """Experiments of 1, 2 and 3 channels, three labels, partitions that hold several experiments."""
+def write_channels(tmp_path: Path) -> Path:
+    """Build experiments of 1, 2 and 3 channels, three labels, partitions that hold several experiments."""
     entries = []
     for number, dtype in enumerate(("uint8", "float32", "uint16"), 1):
         name, channels = f"e{number}", ["a", "b", "c"][:number]
@@ -396,7 +400,17 @@ def test_a_set_of_several_channel_counts_dtypes_and_labels_is_well(tmp_path: Pat
         )  # fmt: skip
     options = {"yx_patch_size": [8, 8], "shard_by": ["marker", "condition"], "block_bytes": 4096}
     path = write_experiments(tmp_path / "experiments.yaml", entries, tau_range_hours=[0.5, 1.0], **options)
-    manifest = build_shards(parse_build_config(path, {}), tmp_path / "shards")
+    build_shards(parse_build_config(path, {}), tmp_path / "shards")
+    return tmp_path / "shards"
+
+
+@pytest.fixture(scope="module")
+def channels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_channels(tmp_path_factory.mktemp("channels"))
+
+
+def test_a_set_of_several_channel_counts_dtypes_and_labels_is_well(channels: Path):
+    manifest = read_manifest(channels)
     assert [e.shape for e in manifest.experiments] == [(1, 1, 8, 8), (2, 1, 8, 8), (3, 1, 8, 8)]
     assert [e.dtype for e in manifest.experiments] == ["|u1", "<f4", "<u2"]
     assert sorted((str(p.labels["marker"]), p.labels["condition"]) for p in manifest.partitions) == [
@@ -406,4 +420,90 @@ def test_a_set_of_several_channel_counts_dtypes_and_labels_is_well(tmp_path: Pat
         ("TOMM20", "mock"),
     ]
     assert {shard.path for shard in manifest.shards} >= {"TOMM20/mock-000000.tar", "~/infected-000000.tar"}
-    assert verify(tmp_path / "shards") == []
+    assert verify(channels) == []
+
+
+class Told(Progress):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def repair(collection: Path, shards: Path) -> list[str]:
+    """Repair a set; return what was said of it, its folder left out."""
+    told = Told()
+    build_shards(parse_build_config(collection, {}), shards, repair=True, progress=told)
+    return [line.replace(f"{shards}: ", "") for line in told.lines if not line.startswith(("index:", "pack:"))]
+
+
+def test_a_repair_says_what_it_builds_again_and_why(collection: Path, whole: Path, shards: Path):
+    first, second = (shard.path for shard in read_manifest(shards).shards[:2])
+    (shards / first).unlink()
+    flip(shards / second, 5000)
+    sums = f"checksum {_sum(shards / second)}, the manifest says {_sum(whole / second)}"
+    assert repair(collection, shards) == [
+        "2 of 77 files are not what was written:",
+        f"  {first}: is missing",
+        f"  {second}: the bytes are not those that were written ({sums})",
+        "Built again from the plates: 2 of 39 shards. The others stay; the index is written again.",
+        "mended. Built again: 2 of 39 shards and 0 of 38 index files; the others are as they were.",
+    ]
+    assert digests(shards) == digests(whole)
+
+
+def test_a_repair_of_a_whole_set_says_so(collection: Path, whole: Path):
+    nothing, up_to_date, *_ = repair(collection, whole)
+    assert nothing == "all 77 files are what was written; nothing to mend."
+    assert up_to_date.startswith("up to date, nothing to do: ")
+
+
+def refuse_to_cut(job: object) -> None:
+    raise AssertionError(f"{job} is cut again")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["obs_y"], ["obs_fov", "obs_track_id", "obs_t"], ["stats_timepoint", "stats_dataset"], ["block_xxh3"], [*ARRAYS]],
+    ids=lambda names: names[0] if len(names) < 9 else "all",
+)
+def test_a_damaged_index_is_written_again_without_the_plates(
+    collection: Path, whole: Path, shards: Path, names: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(etl.run.stages, "cut_fov", refuse_to_cut)
+    for name in names:
+        (shards / array_path(name)).unlink()
+    said = repair(collection, shards)
+    assert said[-2:] == [
+        "All 39 shards are whole and stay; only the index is written again.",
+        f"mended. Built again: 0 of 39 shards and {len(names)} of 38 index files; the others are as they were.",
+    ]
+    assert digests(shards) == digests(whole)
+
+
+def test_statistics_of_fewer_channels_than_others_are_restored(channels: Path):
+    """Rows of the table are those channels that an experiment has; the array is filled up with NaN."""
+    arrays = {name: np.load(channels / array_path(name)) for name in CUT_ARRAYS}
+    restored = restore_arrays(
+        channels, read_manifest(channels), {"index/observations.parquet", "index/stats.parquet"}, CUT_ARRAYS
+    )
+    assert set(restored) == set(CUT_ARRAYS)
+    for name in CUT_ARRAYS:
+        assert restored[name].dtype == arrays[name].dtype
+        np.testing.assert_array_equal(restored[name], arrays[name])
+
+
+def test_a_repair_says_beforehand_why_all_is_cut_again(collection: Path, whole: Path, shards: Path):
+    flip(shards / array_path("stats_fov"), 200)
+    (shards / "index/stats.parquet").unlink()
+    said = repair(collection, shards)
+    assert said[3] == (
+        "index/arrays/stats_fov.npy is damaged, and so is index/stats.parquet, which would say the same. Without it, "
+        "nothing tells what was cut, so all cells are cut again. Of the 39 shards, those that are whole and come out "
+        "the same are kept."
+    )
+    assert said[-1] == "mended. Built again: 0 of 39 shards and 2 of 38 index files; the others are as they were."
+    assert digests(shards) == digests(whole)

@@ -250,6 +250,8 @@ def describe_up_to_date(manifest: Manifest) -> list[str]:
 _COUNTS = ("observations", "with_candidate", "lineages", "clips", "patches", "shards", "bytes")
 _HEADINGS = {"observations": "cells", "with_candidate": "with a positive", "patches": "stored patches"}
 
+_COUSINS = "candidates_dropped"
+
 _REASONS = {
     "outside_image": "cells whose centroid is outside the image",
     "outside_tracks": "spots of TrackMate that are in no track",
@@ -265,14 +267,21 @@ def summarize_dropped(manifest: Manifest) -> list[str]:
     kept = {"blank_channel_kept": "cells whose patch has a channel that is entirely fill value"}
     if manifest.config.get("on_nan") == "zero":
         kept["nan_pixels"] = "cells whose patch had NaN or infinite pixels, which are 0 now"
+    counts = [(e, r, n) for e, reasons in manifest.dropped.items() for r, n in sorted(reasons.items()) if n]
     lines = [
         f"{'kept in' if reason in kept else 'dropped from'} {experiment}: "
         f"{_describe_reason(count, kept.get(reason) or _REASONS.get(reason, reason))} ({reason})"
-        for experiment, reasons in manifest.dropped.items()
-        for reason, count in sorted(reasons.items())
-        if count and reason != "candidates_dropped"  # of large lineages, always: every cell keeps its own line
+        for experiment, reason, count in counts
+        if reason != _COUSINS
     ]
-    return lines or ["nothing was dropped"]
+    cousins = [
+        f"not paired in {experiment}: {count_of(count, 'pair')} of cousins (cells on different branches of a lineage "
+        "so large that it is stored in several clips); all cells, and the pairs along every line, are there "
+        f"({_COUSINS})"
+        for experiment, reason, count in counts
+        if reason == _COUSINS
+    ]
+    return [*(lines or ["no cell was dropped" if cousins else "nothing was dropped"]), *cousins]
 
 
 def _describe_reason(count: int, text: str) -> str:
