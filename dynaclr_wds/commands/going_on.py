@@ -72,8 +72,9 @@ class FirstLine(Callback):
         self._say(trainer, pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say it before a validation, which may be the check before training."""
-        self._say(trainer, pl_module)
+        """Say it before a validation; in the check before training only where training is sure to follow."""
+        if not (trainer.sanity_checking and trainer.ckpt_path):
+            self._say(trainer, pl_module)
 
     def _say(self, trainer: Trainer, module: LightningModule) -> None:
         if not self._said and trainer.is_global_zero:

@@ -108,7 +108,7 @@ class DynaCLRCommand(LightningCLI):
             if hint := describe_failure(self.trainer, self.given):
                 error.add_note(hint)
             raise
-        if self.trainer.ckpt_path and not steps.batches:
+        if self.trainer.ckpt_path and not steps.began:
             self._say(describe_finished(self.trainer, self.given))
         else:
             self._say("\n" + describe_end(self.trainer))

@@ -19,10 +19,16 @@ _WRITTEN_AT_START = ("config.yaml", "hparams.yaml", "metrics.csv")
 
 
 class CountSteps(Callback):
-    """Count the batches that this run has trained on."""
+    """Count the batches that this run has trained on, and know whether it began at all."""
 
     def __init__(self) -> None:
+        self.began = False
+        """False also where the checkpoint is of a training that is finished."""
         self.batches = 0
+
+    def on_train_start(self, *_: object) -> None:
+        """Note that there is something to do."""
+        self.began = True
 
     def on_train_batch_end(self, *_: object) -> None:
         """Count one more."""
@@ -31,16 +37,18 @@ class CountSteps(Callback):
 
 @contextmanager
 def take_back_unused_logs(trainer: Trainer) -> Iterator[CountSteps]:
-    """Remove the new folders of the trainer's loggers if no batch was trained on in the block, which may fail."""
+    """Remove the new folders of the trainer's loggers if the block fails before a batch, or has nothing to train."""
     folders = [Path(folder) for logger in trainer.loggers if (folder := getattr(logger, "log_dir", None))]
     made = [(folder, [path for path in (folder, *folder.parents) if not path.exists()]) for folder in folders]
     steps = CountSteps()
     trainer.callbacks.append(steps)  # type: ignore[attr-defined]
+    is_used = False
     try:
         yield steps
+        is_used = steps.began
     finally:
         in_this_process = not isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)
-        if trainer.is_global_zero and in_this_process and not steps.batches:
+        if trainer.is_global_zero and in_this_process and not (is_used or steps.batches):
             for folder, missing in made:
                 _remove_unused(folder, missing)
 
