@@ -132,7 +132,8 @@ def _count(checked: Verification) -> str:
     if not number:
         return f"{said}."
     total = sum(p.observations for p in checked.manifest.partitions)
-    return f"{said}, about {number:,} of {count_of(total, 'cell')}."
+    damaged = "is" if number == 1 else "are"
+    return f"{said}; up to {number:,} of {count_of(total, 'cell')} {damaged} damaged."
 
 
 def _advise(root: Path) -> str:
