@@ -89,7 +89,7 @@ def test_quick_says_that_the_pixels_were_not_looked_at(whole: Path, shards: Path
     assert finding.startswith("experiment0/control-000000.tar: is missing; it holds 12 cells: experiment0, FOV A/1/1, ")
     assert finding.endswith("; track_id 16, t 5 to 7; and 2 cells of 2 more tracks")
     assert closing.startswith(
-        f"{shards}: 1 finding; up to 12 of 323 cells are damaged. The content of the {count} shards was not read, so changed"
+        f"{shards}: 1 finding; up to 12 of 323 cells are damaged. The content of the {count} shards was not read,"
     )
     assert f"build experiments.yaml --out {shards} --repair`" in closing
 
