@@ -154,24 +154,20 @@ class ProgressLines(ProgressBar):
             self._other = Pace(pace._loader)
 
     def _time_left(self, trainer: Trainer, done: int, ended: int = 0) -> list[str]:
-        """Guess the time to the end of training.
-
-        Parameters
-        ----------
-        done
-            Batches of the epoch at hand.
-        ended
-            1 if it has ended but for its checkpoint.
-        """
+        """Guess the time to the end of training, `done` batches into the epoch; `ended` is 1 if it is its end."""
         each = self.total_train_batches
-        total = each * trainer.max_epochs if trainer.max_epochs not in (None, -1) else math.inf
-        if trainer.max_steps != -1:
-            total = min(total, trainer.max_steps * trainer.accumulate_grad_batches)
-        left = total - each * trainer.current_epoch - done
+        left = _count_left(trainer, each, done)
         if not 0 < left < math.inf:
             return []
-        validates = sum(trainer.num_val_batches) > 0
-        return self._remaining.describe(left, left // each + 1 - ended, validates)
+        return self._remaining.describe(left, left // each + 1 - ended, sum(trainer.num_val_batches) > 0)
+
+
+def _count_left(trainer: Trainer, each: float | int, done: int) -> float | int:
+    """Count the batches to the end of training, from `each` of an epoch and those `done` of the one at hand."""
+    total = each * trainer.max_epochs if trainer.max_epochs not in (None, -1) else math.inf
+    if trainer.max_steps != -1:
+        total = min(total, trainer.max_steps * trainer.accumulate_grad_batches)
+    return total - each * trainer.current_epoch - done
 
 
 class WaitingBar(RichProgressBar):

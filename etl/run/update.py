@@ -73,10 +73,7 @@ def build_set(
             discard_work(folder.work)
         folder.begin()
         folder.discard_others()
-        kept = load_arrays(previous) if previous is not None and not mode.overwrite else None
-        if kept is not None and (kept.faults or mode.repair):
-            for line in describe_faults(kept):
-                progress.say(line)
+        kept = _open_arrays(previous, mode, progress) if previous is not None and not mode.overwrite else None
         build = Build(config, folder, plates, sources, kept, progress, make_executor)
         manifest = build.run(index)
         _refuse_moving_sources(config, sources, trusted)
@@ -105,6 +102,14 @@ def _find_previous(folder: OutFolder, config: BuildConfig, mode: BuildMode, prog
             "Give --replace to replace them, or another --out."
         )
     return read_previous(folder.out, manifest, checked=mode.repair)
+
+
+def _open_arrays(previous: PreviousSet, mode: BuildMode, progress: Progress) -> PreviousSet:
+    """Open the index arrays of the set that is there; say what of the set is damaged."""
+    kept = load_arrays(previous)
+    for line in describe_faults(kept) if kept.faults or mode.repair else ():
+        progress.say(line)
+    return kept
 
 
 def _refuse_foreign_folder(folder: OutFolder, mode: BuildMode) -> None:
