@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import sqrt
 
+from dynaclr_wds.channel_kinds import find_kind
 from dynaclr_wds.errors import ConfigError
 from dynaclr_wds.hashed_sides import hold_out
 from dynaclr_wds.tau import least_tau, tau_range_frames
@@ -18,9 +19,6 @@ from etl.suspicious.words import write_bytes
 MOST_SAMPLES, LEAST_SAMPLES = 256, 8
 """Of a batch."""
 
-_LABEL_FREE = re.compile(
-    r"phase|bright|(?:^|[^a-z])(?:bf|dic|pc|tl|trans)(?:[^a-z]|$)|retard|qpi|holo|label.?free", re.I
-)
 _SMALLEST_CROP = 32
 _LEAST_SCALE = 0.8
 """Of the augmentations in the configs."""
@@ -90,11 +88,6 @@ def quote(text: str) -> str:
         "off",
     )
     return text if plain and text != "." else "'" + text.replace("'", "''") + "'"
-
-
-def is_label_free(channel: str) -> bool:
-    """Guess from its name whether a channel is label-free, such as phase or brightfield."""
-    return _LABEL_FREE.search(channel) is not None
 
 
 def _check_one_shape(facts: Sequence[ExperimentFacts]) -> None:
@@ -232,7 +225,7 @@ def _choose_tau_range(facts: Sequence[ExperimentFacts], hours: tuple[float, floa
 
 def _choose_dropout(facts: Sequence[ExperimentFacts]) -> Value:
     """Drop fluorescence beside a label-free channel; a channel counts as that if its name does in every experiment."""
-    bright = {place for fact in facts for place, name in enumerate(fact.channels) if is_label_free(name)}
+    bright = {place for fact in facts for place, name in enumerate(fact.channels) if find_kind(name) == "labelfree"}
     dark = [place for place in range(len(facts[0].channels)) if place not in bright]
     if not bright or not dark:
         return Value("[]", "no fluorescence beside a label-free channel, as far as names tell: none is dropped")
