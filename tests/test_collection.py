@@ -159,7 +159,7 @@ def test_defaults_are_those_of_the_schema_and_names_show_themselves(tmp_path: Pa
         ({"perturbation_wells": {}}, r"perturbation_wells=\{\} must be a mapping of perturbation to wells"),
         ({"perturbation_wells": {"a": ["B1"]}}, r"perturbation_wells\.a\[0\]='B1' must be of the form A/1"),
         ({"perturbation_wells": {"a": ["B/1"], "b": ["B/1"]}}, r"'B/1' must be in one perturbation only"),
-        ({"interval_minutes": 0}, r"interval_minutes=0 must be > 0"),
+        ({"interval_minutes": -1}, r"interval_minutes=-1 must be > 0, or 0 for a plate of one frame"),
         ({"channels": []}, r"channels=\[\] must be a list of at least one channel"),
         ({"channels": [{"name": "GFP"}]}, r"channels\[0\]\.marker=\{'name': 'GFP'\}: Field required"),
         (

@@ -23,6 +23,7 @@ from dynaclr_wds.plan.audit.bytes_read import account_bytes
 from dynaclr_wds.plan.audit.ledger import Ledger
 from dynaclr_wds.plan.audit.report import Report
 from dynaclr_wds.plan.batch import BatchPlan, BlockReads
+from dynaclr_wds.plan.compose.focal_window import check_time
 from dynaclr_wds.plan.config import SamplingConfig
 from dynaclr_wds.plan.index import PlanIndex
 from dynaclr_wds.plan.streaming.mixer import Mixer, MixerStream
@@ -78,6 +79,7 @@ class FlexibleBatchSampler:
             raise ConfigError(
                 f"window_bytes={window_bytes:,} must be > 0. Give the bytes of memory to use, or None for exact mode."
             )
+        check_time(config, [s.experiment for s in index.strata if s.interval_minutes == 0])
         if not index.batch_group_by:
             config = dataclasses.replace(config, experiment_aware=False)
         if not index.stratify_by:

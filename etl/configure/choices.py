@@ -56,9 +56,10 @@ def choose_values(
     Raises
     ------
     ConfigError
-        The experiments store patches of different shapes, so no one network fits.
+        The experiments store patches of different shapes, so no one network fits; or one has no time.
     """
     _check_one_shape(facts)
+    _check_time(facts)
     channels, depth, height, width = facts[0].shape
     split, training = _choose_split(facts)
     batch_size = _choose_batch_size(training)
@@ -99,6 +100,15 @@ def _check_one_shape(facts: Sequence[ExperimentFacts]) -> None:
                 "Choose as many channels for each (source_channel) and the same slices (shards.z_range), or put them "
                 "into separate YAMLs; or write a config with data.channels_per_sample: 1, a channel at a time."
             )
+
+
+def _check_time(facts: Sequence[ExperimentFacts]) -> None:
+    if still := [fact.name for fact in facts if fact.interval_minutes == 0]:
+        raise ConfigError(
+            f"The configs that init fills in draw temporal positives, but of {', '.join(still)} there is one frame. "
+            "Write a recipe with --recipe OPS-1000genes-lite (positive: self) or OPS-373genes (positive: columns), or "
+            "leave out what has one frame."
+        )
 
 
 def _name_channels(facts: Sequence[ExperimentFacts]) -> str:
