@@ -33,8 +33,7 @@ from dynaclr_wds.transforms.batch import BatchTransform
 from dynaclr_wds.transforms.channel_dropout import ChannelDropout, describe_channel_dropout
 from dynaclr_wds.transforms.dictionary import DictTransform
 from dynaclr_wds.transforms.fixed_draws import fixed_draws
-from dynaclr_wds.transforms.normalize import NormalizeSampled
-from dynaclr_wds.transforms.percentiles import NormalizePercentiles
+from dynaclr_wds.transforms.statistics import StatisticsNormalization
 from dynaclr_wds.transforms.z_reduction import LABELFREE, MIP, plan_z_reduction, table_labelfree
 from dynaclr_wds.words import count_of
 from dynaclr_wds.world import World, detect_world
@@ -475,7 +474,7 @@ class MultiExperimentDataModule(LightningDataModule):
         """Say once, when training starts, what a user of the reference implementation would not expect."""
         channels = {e.name: e.source_channel for e in shards.manifest.experiments}
         for module in self.normalizations:
-            if isinstance(module, NormalizeSampled | NormalizePercentiles):
+            if isinstance(module, StatisticsNormalization):
                 found = module.describe_zero_divisors(shards.statistics, shards.statistics_experiments, channels)
                 if found:
                     rank_zero_warn(found)
