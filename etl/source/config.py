@@ -83,8 +83,7 @@ class ExperimentConfig:
     channel_names: Annotated[tuple[str, ...], As(texts(least=0))] = ()
     """All channels of the plate, in the plate's order; empty is what the plate says."""
     interval_minutes: Minutes | None = None
-    """Minutes between frames, 0 where there is one frame and so no time; None is what the plate says (see
-    `etl.source.scales`)."""
+    """Minutes between frames, 0 for one frame; None is what the plate says (see `etl.source.scales`)."""
     pixel_size_um: Annotated[tuple[float, ...] | None, As(PixelSize | None)] = None
     """Size of a pixel in micrometres, `[y, x]` or `[z, y, x]`; None is what the plate says, if it says so."""
     start_hpi: Number = 0.0
