@@ -109,6 +109,18 @@ def test_a_collection_is_built_from_plate_and_tracks_inside_a_zarr(tmp_path: Pat
     np.testing.assert_array_equal(patch, pixels["B/1/0"][0, [1, 0], :, 10:18, 13:21])
 
 
+def test_a_collection_of_fixed_cells_has_no_interval(tmp_path: Path) -> None:
+    """As their OPS collections have it: one frame, `interval_minutes: 0`."""
+    folder = tmp_path / "datasets/2025_01_A549"
+    shape = (1, 3, 1, 32, 32)
+    write_plate(folder / "2025_01_A549.zarr", fovs=FOVS, shape=shape, dtype="uint16", channel_names=CHANNELS)
+    for fov in FOVS:
+        write_tracks(folder / "tracking.zarr", fov, [one_cell(0, 14, 17)], "tracks_x.csv")
+    manifest = build(write(tmp_path, ENTRY | {"interval_minutes": 0.0}), tmp_path / "out", **OPTIONS)
+    assert [(e.interval_minutes, e.tau_frames) for e in manifest.experiments] == [(0.0, (0, 0))]
+    assert manifest.suspicious == ()
+
+
 def test_moving_the_datasets_changes_nothing(tmp_path: Path) -> None:
     write_data(tmp_path)
     out = tmp_path / "out"
