@@ -14,7 +14,7 @@ import yaml
 from dynaclr_wds import __main__ as program
 from dynaclr_wds.errors import BuildError, ConfigError
 from dynaclr_wds.hashed_sides import hold_out
-from etl.configure.choices import choose_values, is_label_free, quote
+from etl.configure.choices import choose_values, quote
 from etl.configure.facts import ExperimentFacts, find_facts
 from etl.configure.templates import Value, fill_template, find_templates
 from etl.index import build_index
@@ -154,16 +154,6 @@ def test_nothing_is_held_out_that_training_needs(fovs, said):
 def test_experiments_that_no_network_fits_together_are_named():
     with pytest.raises(ConfigError, match=r"different shapes: \{'a': '2x5x192x192', 'b': '1x5x192x192'\}; one network"):
         choose(facts("a"), facts("b", shape=(1, 5, 192, 192)))
-
-
-@pytest.mark.parametrize("name", ["Phase3D", "Phase", "BF", "Brightfield QPI", "DIC", "Retardance", "bf-1", "TL 10x"])
-def test_label_free_channels_are_known_by_name(name):
-    assert is_label_free(name)
-
-
-@pytest.mark.parametrize("name", ["GFP", "raw mCherry EX561 EM600-37", "DAPI", "FUCCI cyan", "SiR-DNA", "dicer"])
-def test_fluorescence_is_everything_else(name):
-    assert not is_label_free(name)
 
 
 @pytest.mark.parametrize(
