@@ -20,7 +20,7 @@ from dynaclr_wds.plan.channels import ChannelChoices
 from dynaclr_wds.plan.config import PositiveChannel, PositiveKind, PositiveRule, SamplingConfig, TauDirection
 from dynaclr_wds.plan.index import PlanIndex
 from dynaclr_wds.plan.sampler import FlexibleBatchSampler
-from dynaclr_wds.plan.streaming.window import parse_window
+from dynaclr_wds.plan.streaming.window import parse_window, window_as_typed
 from dynaclr_wds.plan.validation import plan_validation
 from dynaclr_wds.read.crop import Crop, check_one_shape, plan_crop
 from dynaclr_wds.read.dataset import MultiExperimentTripletDataset, list_observations
@@ -386,6 +386,8 @@ class MultiExperimentDataModule(LightningDataModule):
             self.sides = split = shards.plan_split(self.holding_out, self.include_wells, self.exclude_fovs)
             if stage != "validate":
                 self._setup_train(shards, crop, split)
+            elif split.asked.split_ratio is not None:
+                split.check(self.shards)  # a ratio that leaves nothing to train on is no split
             self._setup_validation(shards, crop, split, needed=stage == "validate")
         if stage in (None, "predict"):
             self.predict_dataset = self._dataset(crop, self.list_predicted(shards), self._predicted_choices(shards))
@@ -419,14 +421,15 @@ class MultiExperimentDataModule(LightningDataModule):
             rank_zero_warn(warning)
         config, world, index = self.sampling, self._world(), self._index(shards, split.train)
         check_one_shape(shards, crop, index, groups_meet=not config.experiment_aware or config.leaky > 0)
-        self.train_sampler = FlexibleBatchSampler(
-            index,
-            config,
-            rank=world.rank,
-            world_size=world.size,
-            window_bytes=parse_window(self.window_bytes, index.stored_bytes),
-            num_streams=self.num_streams,
-        )
+        with window_as_typed(self.window_bytes):
+            self.train_sampler = FlexibleBatchSampler(
+                index,
+                config,
+                rank=world.rank,
+                world_size=world.size,
+                window_bytes=parse_window(self.window_bytes, index.stored_bytes),
+                num_streams=self.num_streams,
+            )
         streaming = self.train_sampler.window_bytes is not None
         self.train_dataset = self._dataset(crop, None, index.choices, streaming=streaming)
         if self.cache_pool_bytes:

@@ -148,7 +148,7 @@ def test_what_training_holds_out_is_left_out(shards, capsys, tmp_path):
         (["--window_bytes", "0%"], "window_bytes=0 must be > 0"),
         (["--window_bytes=-5M"], "window_bytes=-5,242,880 must be > 0"),
         (["--window_bytes", "50%", "--num_streams", "0"], r"num_streams=0 must be a multiple.*Give num_streams=1"),
-        (["--window_bytes", "1K"], "--window_bytes 1024 is too small. Each of 8 streams must hold"),
+        (["--window_bytes", "1K"], r"--window_bytes 1K \(1.0 KiB\) is too small. Each of 8 streams must hold"),
         (["--window_bytes", "inf"], "window_bytes='inf' is no size"),
         (["--tau_range", "0.5", "inf"], "τ range of 0.5 to inf hours must be two finite numbers"),
         (["--tau_range", "nan", "1"], "τ range of nan to 1.0 hours must be two finite numbers"),

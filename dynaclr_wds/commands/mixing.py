@@ -28,7 +28,7 @@ from dynaclr_wds.plan.index import PlanIndex
 from dynaclr_wds.plan.sampler import FlexibleBatchSampler
 from dynaclr_wds.plan.streaming.window import parse_window
 from dynaclr_wds.shardset import ShardSet
-from dynaclr_wds.split_config import SplitConfig
+from dynaclr_wds.split_config import SplitConfig, parse_split
 from dynaclr_wds.words import count_of
 
 _SAMPLING = tuple(f.name for f in fields(SamplingConfig))
@@ -91,11 +91,7 @@ def parse_request(values: Mapping[str, Any]) -> Request:
 def _choose_anchors(shards: ShardSet, values: Mapping[str, Any]) -> PlanIndex:
     """List the anchors of the experiments that are named, or of what training would use."""
     places = values.get("include_wells"), values.get("exclude_fovs")
-    given: dict[str, Any] = {name: values[name] for name in _SPLIT if name in values}
-    given |= {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
-    if "split_ratio" in given:
-        given["split_ratio"] = float(given["split_ratio"])
-    split = shards.plan_split(SplitConfig(**given), *places)
+    split = shards.plan_split(parse_split(values), *places)
     named = values.get("experiments")
     if not named:
         split.check(str(shards.root))
@@ -222,9 +218,11 @@ def merge_config(given: Mapping[str, Any]) -> dict[str, Any]:
     known = {key: value for key, value in data.items() if key in (*_SAMPLING, *_OURS) and value is not None}
     for key, value in known.items():
         _check_kind(f"{given['config']}: data.{key}", key, value)
-    return {**known, **given}
+    return {key: value for key, value in {**known, **given}.items() if value not in _NULL}
 
 
+_NULL: tuple[Any, ...] = (None, ["null"])
+"""What takes back a value of the config."""
 _WEIGHTS = ("experiment_weights", "group_weights")
 _NUMBERS = (*_WEIGHTS, "condition_ratio", "stratify_ratio")
 _TEXTS = ("val_experiments", "val_fovs", "val_values", *_LABELS)

@@ -13,7 +13,7 @@ from rich.table import Table
 from dynaclr_wds.plan.audit.quality import KINDS, Collisions, Quality
 from dynaclr_wds.plan.audit.report import Composition, Report
 from dynaclr_wds.plan.audit.verdict import Note
-from dynaclr_wds.words import count_of
+from dynaclr_wds.words import count_of, size_of
 
 WIDTH = 110
 _COLOURS = {"good": "[green]good[/]", "fair": "[yellow]fair[/]", "bad": "[red]bad[/] "}
@@ -112,7 +112,7 @@ def _mixing_table(modes: Sequence[Mode]) -> Table:
 
 
 def _byte_rows(modes: Sequence[Mode]) -> list[list[str]]:
-    used = [_bytes(float(mode.report.bytes_used)) for mode in modes]
+    used = [size_of(float(mode.report.bytes_used)) for mode in modes]
     rows = [["bytes of the patches drawn, each once", *used, ""]]
     hints = {
         "bytes_read": ("bytes read", ""),
@@ -212,18 +212,9 @@ def _value(key: str, value: float | None) -> str:
     if value is None:
         return "–"
     if key.endswith("bytes") or key.startswith("bytes"):
-        return _bytes(value)
+        return size_of(value)
     return f"{value:.0f}" if key == "groups" else f"{value:.2f}"
 
 
 def _name_bytes(streaming: Mapping[str, float]) -> list[str]:
     return [f"{key.replace('bytes_', '').replace('_', ' ')} {_value(key, value)}" for key, value in streaming.items()]
-
-
-def _bytes(value: float) -> str:
-    """Write bytes as people read them."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024:
-            return f"{value:,.0f} {unit}" if unit == "B" or value >= 100 else f"{value:,.1f} {unit}"
-        value /= 1024
-    return f"{value:,.1f} TiB"
