@@ -44,7 +44,9 @@ def test_tables_show_exact_beside_ideal(shards, capsys):
     status, out, _ = run(capsys, shards, "--batch_size", "8", "--leaky", "0.25")
     assert status == 0
     lines = out.splitlines()
-    assert "anchors of 2 experiments; " in lines[0]
+    assert "anchors (samples with a positive) of 2 experiments; " in lines[0]
+    assert "  pairs of samples of one lineage¹" in out
+    assert "¹ In a batch, as a multiple of the pairs that chance would give: 2.00 is twice as many." in out
     assert next(line for line in lines if "exact" in line).split()[:2] == ["exact", "ideal"]
     (leak,) = [line.split() for line in lines if "(leaky)" in line]
     assert leak[5:8] == ["0.250", "0.250", "(0.250)"]
@@ -205,7 +207,7 @@ def test_the_batch_size_that_would_do_is_said_and_is_accepted(shards, capsys):
     options = [shards, "--batch_size", "128"]
     told = " ".join(run(capsys, *options)[1].split())
     size = re.search(
-        r"bad exact .* negatives that are positives. batch_size: (\d+) is the largest found that avoids this", told
+        r"bad exact .* although they are positives. Give batch_size: (\d+) to avoid this; it is the largest", told
     )
     assert size is not None
     _, out, _ = run(capsys, shards, "--batch_size", size[1])

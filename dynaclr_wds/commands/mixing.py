@@ -197,7 +197,7 @@ def _headline(shards: str, asked: Request, modes: Sequence[Mode]) -> str:
     if asked.window_bytes is not None:
         what.append(f"window {asked.window_bytes / index.stored_bytes:.1%} of the bytes")
     batches = count_of(modes[0].report.batches, "batch", "batches")
-    anchors = f"{count_of(len(index.row), 'anchor')} of {experiments}"
+    anchors = f"{count_of(len(index.row), 'anchor')} (samples with a positive) of {experiments}"
     return f"[bold]{shards}[/]: {anchors}; {batches}\n{', '.join(what)}"
 
 
