@@ -38,11 +38,12 @@ class SplitConfig:
         ConfigError
             Names that don't go with `split`, names and a ratio, neither where one is needed, or a value out of range.
         """
+        needed = "" if self.names or self.split_ratio is not None else "one of these and "
         for other in ("val_experiments", "val_fovs", "val_values"):
             if other != self.naming and getattr(self, other):
                 raise ConfigError(
                     f"{other}={list(getattr(self, other))} does not go with split={self.split!r}, which takes "
-                    f"{self.naming} or split_ratio. Give {_option(other)}, or --data.split {_split_of(other)}."
+                    f"{self.naming} or split_ratio. Give {needed}{_option(other)}, or --data.split {_split_of(other)}."
                 )
         if self.split_ratio is not None and not 0 < self.split_ratio <= 1:
             raise ConfigError(
