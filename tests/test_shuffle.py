@@ -98,6 +98,34 @@ def test_a_config_gives_the_options_and_the_command_line_wins(shards, capsys, tm
     assert (report["group_label"], report["value_label"]) == ("condition", "well")
 
 
+def test_every_key_that_says_what_a_sample_is_may_stand_in_a_config(shards, capsys, tmp_path):
+    keys = {
+        "positive": "temporal",
+        "positive_match_columns": [],
+        "positive_channel": "same",
+        "tau_direction": "both",
+        "positive_relatives": "descendants",
+        "channels_per_sample": 1,
+    }
+    (tmp_path / "fit.yaml").write_text(yaml.safe_dump({"data": {"shards": str(shards), "batch_size": 4, **keys}}))
+    status, out, err = run(capsys, "-c", str(tmp_path / "fit.yaml"), "--json")
+    assert status == 0, err
+    options = ["--tau_direction", "both", "--positive_relatives", "descendants", "--channels_per_sample", "1"]
+    given = run(capsys, shards, "--batch_size", "4", "--json", *options)[1]
+    assert json.loads(out)["anchors"] == json.loads(given)["anchors"]
+
+
+def test_an_option_takes_back_what_the_config_says(shards, capsys, tmp_path):
+    config = {"shards": str(shards), "batch_size": 4, "val_experiments": ["experiment1"]}
+    (tmp_path / "fit.yaml").write_text(yaml.safe_dump({"data": config}))
+    given = ["-c", str(tmp_path / "fit.yaml"), "--split", "fovs", "--split_ratio", "0.6", "--json"]
+    status, _, err = run(capsys, *given)
+    assert (status, "Give --val_experiments null, or --split experiments." in err) == (2, True)
+    status, out, err = run(capsys, *given, "--val_experiments", "null")
+    assert status == 0, err
+    assert json.loads(out)["strata"] == 4
+
+
 def test_cells_can_be_chosen(shards, capsys):
     whole = json.loads(run(capsys, shards, "--json", "--batch_size", "4")[1])
     options = ["--experiments", "experiment0", "--include_wells", "A/1", "--exclude_fovs", "A/1/1"]

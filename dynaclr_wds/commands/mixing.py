@@ -40,6 +40,7 @@ _POSITIVES = {
     "positive_match_columns": "match_columns",
     "positive_channel": "channel",
     "tau_direction": "tau_direction",
+    "positive_relatives": "relatives",
 }
 _OURS = (
     *("shards", "tau_range", "window_bytes", "num_streams", *_PLACES, *_SPLIT),
@@ -225,7 +226,8 @@ _NULL: tuple[Any, ...] = (None, ["null"])
 """What takes back a value of the config."""
 _WEIGHTS = ("experiment_weights", "group_weights")
 _NUMBERS = (*_WEIGHTS, "condition_ratio", "stratify_ratio")
-_TEXTS = ("val_experiments", "val_fovs", "val_values", *_LABELS)
+_TEXTS = ("val_experiments", "val_fovs", "val_values", "positive_match_columns", *_LABELS)
+_WORDS = ("shards", "split", "window_bytes", *(name for name in _POSITIVES if name not in _TEXTS))
 
 
 def _to_floats(shares: Mapping[Any, Any]) -> dict[Any, Any]:
@@ -257,7 +259,9 @@ def _check_kind(where: str, key: str, value: Any) -> None:
         good = _is_texts(value) or (isinstance(value, dict) and all(map(_is_texts, value.values())))
     elif key == "tau_range":
         good = isinstance(value, list) and len(value) == 2 and all(type(item) in (int, float) for item in value)
-    elif key in ("shards", "split", "window_bytes"):
+    elif key == "channels_per_sample":
+        good = type(value) is int or _is_texts(value)
+    elif key in _WORDS:
         good = isinstance(value, str) or (key == "window_bytes" and _is_number(value))
     else:
         good = isinstance(value, bool)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import get_args
 
 from dynaclr_wds.errors import ConfigError, WindowError
-from dynaclr_wds.plan.config import PositiveChannel, PositiveKind, SamplingConfig, TauDirection
+from dynaclr_wds.plan.config import PositiveChannel, PositiveKind, PositiveRelatives, SamplingConfig, TauDirection
 from dynaclr_wds.program import CommandParser, called_as, run_command
 
 _EPILOG = """examples:
@@ -115,6 +115,7 @@ def _add_batch_options(parser: argparse.ArgumentParser) -> None:
     add("--positive_match_columns", nargs="+", metavar="LABEL", help="labels that a positive by columns shares")
     add("--positive_channel", choices=get_args(PositiveChannel), help="channels of the positive (default: same)")
     add("--tau_direction", choices=get_args(TauDirection), help="may a positive be earlier? (default: forward)")
+    add("--positive_relatives", choices=get_args(PositiveRelatives), help="of whom? (default: lineage)")
     add("--leaky", type=float, help="fraction of a batch from other experiments (default: 0)")
     for names, what, text in (
         (("--group_weights", "--experiment_weights"), "NAME=WEIGHT", "share of batches (default: by size)"),

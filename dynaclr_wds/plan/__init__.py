@@ -11,6 +11,8 @@ Map
     `SamplingConfig`: what the user asks of a batch; `PositiveRule`: what makes a positive.
 `channels`, `matches`
     Which channels a sample may hold, and which samples agree in the columns that positives share.
+`relatives`
+    Which patches of a lineage lie on one line of descent.
 `sampler`
     `FlexibleBatchSampler`: the door of the wing. It yields one `BatchPlan` per batch.
 `batch`
