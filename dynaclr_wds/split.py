@@ -96,9 +96,10 @@ class Split:
         seed = find_seed(units, self.asked.split_ratio)
         if seed is None:
             one, more = NOUNS.get(self.asked.split, ("value", "values"))
+            many = count_of(len(units), one, more)
             finer = "" if self.asked.split == FOVS else "or split fields of view (--data.split fovs), "
             return (
-                f"split_ratio can't split {count_of(len(units), one, more)}. Give up one of the two: name {more} in "
+                f"split_ratio={self.asked.split_ratio:g} can't split {many}. Give up one of the two: name {more} in "
                 f"{self.asked.naming} (and --data.split_ratio null), {finer}or train without validation "
                 "(--data.split_ratio 1.0)."
             )

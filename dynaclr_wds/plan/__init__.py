@@ -15,6 +15,8 @@ Map
     Which patches of a lineage lie on one line of descent.
 `sampler`
     `FlexibleBatchSampler`: the door of the wing. It yields one `BatchPlan` per batch.
+`identity`
+    In what the order of a checkpoint differs from the one at hand.
 `batch`
     What the plan hands to the loader: `BatchPlan`, `BlockReads`, and `PlannedBatches`, all that a loader may ask.
 `validation`
