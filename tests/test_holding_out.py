@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dynaclr_wds.datamodule import MultiExperimentDataModule
-from dynaclr_wds.errors import ConfigError
+from dynaclr_wds.errors import CheckpointError, ConfigError
 from dynaclr_wds.hashed_sides import hash_place
 from dynaclr_wds.plan.config import SamplingConfig
 from dynaclr_wds.plan.sampler import FlexibleBatchSampler
@@ -195,6 +195,12 @@ def test_a_training_that_goes_on_with_other_validation_says_so(shards):
     ):
         compare_splits(attached(after), content, dict(before.hparams))
     compare_splits(attached(before), content, dict(before.hparams))  # says nothing
+    for entry in content["shards"]["experiments"].values():
+        del entry["trained_fovs"]
+    with pytest.raises(
+        CheckpointError, match=r"^last.ckpt: does not say the trained_fovs of its experiments, so it is"
+    ):
+        compare_splits(attached(before), content, dict(before.hparams))
 
 
 def test_callbacks_find_the_names_they_look_for(shards):

@@ -17,7 +17,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
 from dynaclr_wds.datamodule import MultiExperimentDataModule
-from dynaclr_wds.errors import ConfigError
+from dynaclr_wds.errors import CheckpointError, ConfigError
 from dynaclr_wds.shardset import ShardSet
 from dynaclr_wds.split import Side
 from dynaclr_wds.split_config import EXPERIMENTS, FOVS, SplitConfig, parse_split
@@ -51,35 +51,58 @@ def compare_splits(module: ContrastiveModule, content: Mapping[str, Any], saved:
     ConfigError
         `validate` would run on cells that the checkpoint was trained on, and `module.validates_trained_cells` is not
         set. Where it is, and where only other cells are held out, it is a warning.
+    CheckpointError
+        The checkpoint doesn't say which fields of view were trained on.
     """
     trainer = module.trainer
     data = trainer.datamodule  # type: ignore[attr-defined]
-    if not isinstance(data, MultiExperimentDataModule) or data.sides is None or data.shard_set is None:
-        return
     then = content.get("shards", {}).get("experiments")
-    if not then or not saved:
+    if not isinstance(data, MultiExperimentDataModule) or data.sides is None or not then or not saved:
         return
-    shards, val = data.shard_set, data.sides.val
-    fovs, ckpt = shards.manifest.fovs, trainer.ckpt_path or "the checkpoint"
-    trained = _find_trained(shards, {name: entry["trained_fovs"] for name, entry in then.items()}, saved)
-    both = find_common_fovs(val, trained, shards)
-    if both.any():
-        every = find_common_fovs(val, val, shards)
-        told = (
-            f"{both.sum():,} of the {count_of(int(every.sum()), 'field')} of view to validate on hold cells that "
-            f"{ckpt} was trained on: {_name_places(Side(fovs=both).list_fovs(fovs))}. {_describe_way(saved, data)}"
-        )
+    ckpt = trainer.ckpt_path or "the checkpoint"
+    if trained := _describe_trained(data, _list_places(then, "trained_fovs", ckpt), saved):
+        told = f"{trained[0]} that {ckpt} was trained on: {trained[1]}. {_describe_way(saved, data)}"
         if trainer.state.fn == TrainerFn.VALIDATING and not module.validates_trained_cells:
             raise ConfigError(f"{told}, or add --override to validate on them nevertheless.")
         rank_zero_warn(f"{told}.")
-        return
-    asked, held = parse_split(saved), {name: entry["held_out_fovs"] for name, entry in then.items()}
-    was, now = _describe_held(asked, held), _describe_held(data.holding_out, val.list_fovs(fovs))
-    if was != now:
+    elif other := _describe_other(data, _list_places(then, "held_out_fovs", ckpt), saved):
         rank_zero_warn(
-            f"{ckpt} held out {was} in training, but now {now} would be validated on: the metrics are of other cells. "
-            f"{_describe_way(saved, data)}."
+            f"{ckpt} held out {other[0]} in training, but now {other[1]} would be validated on: the metrics are of "
+            f"other cells. {_describe_way(saved, data)}."
         )
+
+
+def _list_places(experiments: Mapping[str, Mapping[str, Any]], key: str, ckpt: object) -> _Places:
+    if any(key not in entry for entry in experiments.values()):
+        raise CheckpointError(
+            f"{ckpt}: does not say the {key} of its experiments, so it is damaged or of another version. Train anew."
+        )
+    return {name: entry[key] for name, entry in experiments.items()}
+
+
+def _describe_trained(
+    data: MultiExperimentDataModule, places: _Places, saved: Mapping[str, Any]
+) -> tuple[str, str] | None:
+    """Say how many fields of view to validate on were trained on, and which; None where none was."""
+    assert data.sides is not None
+    assert data.shard_set is not None
+    shards, val = data.shard_set, data.sides.val
+    both, every = (find_common_fovs(val, side, shards) for side in (_find_trained(shards, places, saved), val))
+    if not both.any():
+        return None
+    count = f"{both.sum():,} of the {count_of(int(every.sum()), 'field')} of view to validate on hold cells"
+    return count, _name_places(Side(fovs=both).list_fovs(shards.manifest.fovs))
+
+
+def _describe_other(
+    data: MultiExperimentDataModule, places: _Places, saved: Mapping[str, Any]
+) -> tuple[str, str] | None:
+    """Say what was held out in training and what is now; None where it is the same."""
+    assert data.sides is not None
+    assert data.shard_set is not None
+    now = data.sides.val.list_fovs(data.shard_set.manifest.fovs)
+    told = _describe_held(parse_split(saved), places), _describe_held(data.holding_out, now)
+    return told if told[0] != told[1] else None
 
 
 def _find_trained(shards: ShardSet, places: _Places, saved: Mapping[str, Any]) -> Side:
