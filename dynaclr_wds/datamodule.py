@@ -17,10 +17,17 @@ from dynaclr_wds.describe import ModuleOrDescription, keep_arguments, make_modul
 from dynaclr_wds.fov_names import check_experiments, keep_experiments, keep_fovs
 from dynaclr_wds.plan.batch import BatchPlan
 from dynaclr_wds.plan.channels import ChannelChoices
-from dynaclr_wds.plan.config import PositiveChannel, PositiveKind, PositiveRule, SamplingConfig, TauDirection
+from dynaclr_wds.plan.config import (
+    PositiveChannel,
+    PositiveKind,
+    PositiveRelatives,
+    PositiveRule,
+    SamplingConfig,
+    TauDirection,
+)
 from dynaclr_wds.plan.index import PlanIndex
 from dynaclr_wds.plan.sampler import FlexibleBatchSampler
-from dynaclr_wds.plan.streaming.window import parse_window
+from dynaclr_wds.plan.streaming.window import parse_window, window_as_typed
 from dynaclr_wds.plan.validation import plan_validation
 from dynaclr_wds.read.crop import Crop, check_one_shape, plan_crop
 from dynaclr_wds.read.dataset import MultiExperimentTripletDataset, list_observations
@@ -159,6 +166,9 @@ class MultiExperimentDataModule(LightningDataModule):
         same marker); "any" draws them anew.
     tau_direction
         "forward", or "both": a cell near the end of its track, without a positive ahead, takes one as far behind.
+    positive_relatives
+        What a temporal positive may be: "lineage", any cell of the lineage, cousins too; or "descendants", the cell
+        itself or one that descends from it (behind: an ancestor).
     meta_names
         More names in `anchor_meta`, `positive_meta` and `negative_meta`, for callbacks that look for others: name → a
         label or another key that is there. `{perturbation: condition, hours_post_perturbation: hpi}` gives the names of
@@ -220,6 +230,7 @@ class MultiExperimentDataModule(LightningDataModule):
         positive_match_columns: Sequence[str] = (),
         positive_channel: PositiveChannel = "same",
         tau_direction: TauDirection = "forward",
+        positive_relatives: PositiveRelatives = "lineage",
         split: str = EXPERIMENTS,
         split_ratio: float | None = None,
         split_seed: int = 0,
@@ -275,6 +286,7 @@ class MultiExperimentDataModule(LightningDataModule):
         self.positive_match_columns = list(positive_match_columns)
         self.positive_channel = positive_channel
         self.tau_direction = tau_direction
+        self.positive_relatives = positive_relatives
         self.split = split
         self.split_ratio = split_ratio
         self.split_seed = split_seed
@@ -348,6 +360,7 @@ class MultiExperimentDataModule(LightningDataModule):
             match_columns=tuple(self.positive_match_columns),
             channel=self.positive_channel,
             tau_direction=self.tau_direction,
+            relatives=self.positive_relatives,
         )
 
     def channel_names(self, experiment: str) -> list[str]:
@@ -387,6 +400,8 @@ class MultiExperimentDataModule(LightningDataModule):
             self.sides = split = shards.plan_split(self.holding_out, self.include_wells, self.exclude_fovs)
             if stage != "validate":
                 self._setup_train(shards, crop, split)
+            elif split.asked.split_ratio is not None:
+                split.check(self.shards)  # a ratio that leaves nothing to train on is no split
             self._setup_validation(shards, crop, split, needed=stage == "validate")
         if stage in (None, "predict"):
             self.predict_dataset = self._dataset(crop, self.list_predicted(shards), self._predicted_choices(shards))
@@ -420,14 +435,15 @@ class MultiExperimentDataModule(LightningDataModule):
             rank_zero_warn(warning)
         config, world, index = self.sampling, self._world(), self._index(shards, split.train)
         check_one_shape(shards, crop, index, groups_meet=not config.experiment_aware or config.leaky > 0)
-        self.train_sampler = FlexibleBatchSampler(
-            index,
-            config,
-            rank=world.rank,
-            world_size=world.size,
-            window_bytes=parse_window(self.window_bytes, index.stored_bytes),
-            num_streams=self.num_streams,
-        )
+        with window_as_typed(self.window_bytes):
+            self.train_sampler = FlexibleBatchSampler(
+                index,
+                config,
+                rank=world.rank,
+                world_size=world.size,
+                window_bytes=parse_window(self.window_bytes, index.stored_bytes),
+                num_streams=self.num_streams,
+            )
         streaming = self.train_sampler.window_bytes is not None
         self.train_dataset = self._dataset(crop, None, index.choices, streaming=streaming)
         if self.cache_pool_bytes:

@@ -1,4 +1,4 @@
-"""The errors of this project, offline and online. Imports nothing.
+"""The errors of this project, offline and online. Imports no library.
 
 Exception
 └── DynaCLRError               every error that is ours
@@ -17,6 +17,8 @@ what to do.
 """
 
 from __future__ import annotations
+
+from dynaclr_wds.words import size_of, size_option
 
 
 class DynaCLRError(Exception):
@@ -43,28 +45,43 @@ class WindowError(ConfigError):
     window_bytes
         The window.
     problem
-        What it can't hold, a sentence.
+        What it can't hold, in sentences.
     ways
         Settings that would do, name → value, each with a remark or an empty text.
     """
 
     def __init__(self, window_bytes: int, problem: str, ways: list[tuple[dict[str, object], str]]) -> None:
         self.window_bytes, self.problem, self.ways = window_bytes, problem, ways
-        super().__init__(self.spell())
+        self.typed: int | float | str = window_bytes
+        """What the user gave for it, such as `10%`."""
+        super().__init__(window_bytes, problem, ways)
+
+    def __str__(self) -> str:
+        return self.spell()
 
     def spell(self, before: str | None = None) -> str:
         """Write the message with settings as options that begin with `before`, such as `--`; None = as in Python."""
+        ways = []
+        for settings, remark in self.ways:
+            size = settings.get("window_bytes")
+            sizes = [size_of(size)] if before is None and isinstance(size, int) else []  # as an option it has a unit
+            told = "; ".join([*sizes, *[remark] * bool(remark)])
+            words = [_spell(*one, before) for one in settings.items()]
+            ways.append((", " if before is None else " ").join(words) + f" ({told})" * bool(told))
+        given = f"window_bytes={self.typed!r}" if before is None else f"{before}window_bytes {self.typed}"
+        return (
+            f"{given} ({size_of(self.window_bytes)}) is too small. {self.problem} Give one of these instead: "
+            f"{'; '.join(ways)}. Or build shards with a smaller block_bytes."
+        )
 
-        def write(settings: dict[str, object]) -> str:
-            if before is None:
-                return ", ".join(f"{name}={value}" for name, value in settings.items())
-            words = {name: str(value).lower().replace("none", "null") for name, value in settings.items()}
-            return " ".join(f"{before}{name} {word}" for name, word in words.items())
 
-        ways = [write(settings) + f" ({remark})" * bool(remark) for settings, remark in self.ways]
-        given = write({"window_bytes": self.window_bytes})
-        advice = f"Give one of these instead: {'; '.join(ways)}. Or build shards with a smaller block_bytes."
-        return f"{given} is too small. {self.problem} {advice}"
+def _spell(name: str, value: object, before: str | None) -> str:
+    """Write a setting: as an argument in Python, or as an option."""
+    number = isinstance(value, int) and name == "window_bytes"
+    if before is None:
+        return f"{name}={value:_}" if number else f"{name}={value}"
+    words = size_option(int(str(value))) if number else str(value).lower().replace("none", "null")
+    return f"{before}{name} {words}"
 
 
 class CheckpointError(DynaCLRError, ValueError):

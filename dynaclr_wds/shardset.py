@@ -160,6 +160,8 @@ class ShardSet:
             block_bytes=a["block_end"] - a["block_begin"],
             block_partition=shard_partition[a["block_shard"]],
             obs_track=a["obs_track"],
+            obs_track_id=a["obs_track_id"],
+            obs_parent_track_id=a["obs_parent_track_id"],
             obs_fov=a["obs_fov"],
             fov_experiment=self.fov_experiment,
             labels={record.name: a[contract.label_array(record.name)] for record in self.manifest.labels},

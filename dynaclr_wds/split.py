@@ -18,6 +18,7 @@ from dynaclr_wds.contract import FovRecord
 from dynaclr_wds.fov_names import check_experiments, keep_experiments, match_fovs, qualify
 from dynaclr_wds.hashed_sides import find_seed, hold_out
 from dynaclr_wds.split_config import EXPERIMENTS, FOVS, NOUNS, SplitConfig
+from dynaclr_wds.words import count_of
 
 NULL = "~"
 """Names the cells without a value, as it does in groups."""
@@ -38,6 +39,13 @@ class Side:
         """Whether no cell is on this side."""
         return not (self.fovs if self.lineages is None else self.lineages).any()
 
+    def list_fovs(self, fovs: Sequence[FovRecord]) -> dict[str, list[str]]:
+        """List the FOVs (`row/col/fov`) of each experiment that it may draw from."""
+        found: dict[str, list[str]] = {}
+        for place in np.flatnonzero(self.fovs).tolist():
+            found.setdefault(fovs[place].experiment, []).append(fovs[place].fov_name)
+        return found
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Split:
@@ -55,11 +63,7 @@ class Split:
 
     def held_out_fovs(self, fovs: Sequence[FovRecord]) -> dict[str, list[str]]:
         """List the FOVs (`row/col/fov`) of each experiment of which all is held out."""
-        found: dict[str, list[str]] = {}
-        if self.val.lineages is None:
-            for place in np.flatnonzero(self.val.fovs).tolist():
-                found.setdefault(fovs[place].experiment, []).append(fovs[place].fov_name)
-        return found
+        return self.val.list_fovs(fovs) if self.val.lineages is None else {}
 
     def check(self, where: str, *, train: bool = True) -> None:
         """Check that a side isn't empty, unless nothing is to be held out.
@@ -91,9 +95,13 @@ class Split:
         units = sorted(set(self.units))
         seed = find_seed(units, self.asked.split_ratio)
         if seed is None:
+            one, more = NOUNS.get(self.asked.split, ("value", "values"))
+            many = count_of(len(units), one, more)
+            finer = "" if self.asked.split == FOVS else "or split fields of view (--data.split fovs), "
             return (
-                f"With {len(units)} to split, no seed has two sides. Give {self.asked.naming}, another split_ratio, or "
-                "1.0 to train without validation."
+                f"split_ratio={self.asked.split_ratio:g} can't split {many}. Give up one of the two: name {more} in "
+                f"{self.asked.naming} (and --data.split_ratio null), {finer}or train without validation "
+                "(--data.split_ratio 1.0)."
             )
         out = int(hold_out(units, self.asked.split_ratio, seed).sum())
         return (

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
 from dynaclr_wds.errors import ConfigError
 
@@ -36,11 +38,12 @@ class SplitConfig:
         ConfigError
             Names that don't go with `split`, names and a ratio, neither where one is needed, or a value out of range.
         """
+        needed = "" if self.names or self.split_ratio is not None else "one of these and "
         for other in ("val_experiments", "val_fovs", "val_values"):
             if other != self.naming and getattr(self, other):
                 raise ConfigError(
                     f"{other}={list(getattr(self, other))} does not go with split={self.split!r}, which takes "
-                    f"{self.naming} or split_ratio. Correct split, or remove {other}."
+                    f"{self.naming} or split_ratio. Give {needed}{_option(other)}, or --data.split {_split_of(other)}."
                 )
         if self.split_ratio is not None and not 0 < self.split_ratio <= 1:
             raise ConfigError(
@@ -50,7 +53,7 @@ class SplitConfig:
         if self.split_ratio is not None and self.names:
             raise ConfigError(
                 f"split_ratio={self.split_ratio} and {self.naming}={list(self.names)} both say what is held out. "
-                "Give one of the two."
+                f"Drop one of the two: {_option('split_ratio')}, or {_option(self.naming)}."
             )
         if self.split_ratio is None and not self.names and self.split != EXPERIMENTS:
             raise ConfigError(
@@ -88,3 +91,25 @@ class SplitConfig:
         if self.split_ratio is not None:
             return f"{what}split_ratio={self.split_ratio:g}, split_seed={self.split_seed}"
         return f"{what}{self.naming}={list(self.names)}"
+
+
+def parse_split(values: Mapping[str, Any]) -> SplitConfig:
+    """Read what is held out from arguments of the DataModule, or from options; others are left alone.
+
+    Raises
+    ------
+    ConfigError
+        Values that don't go together.
+    """
+    given = {f.name: values[f.name] for f in fields(SplitConfig) if values.get(f.name) is not None}
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    return SplitConfig(**given | ({"split_ratio": float(given["split_ratio"])} if "split_ratio" in given else {}))
+
+
+def _option(name: str) -> str:
+    return f"--data.{name} null"
+
+
+def _split_of(naming: str) -> str:
+    """Say which `split` takes these names."""
+    return next((split for split, name in _NAMING.items() if name == naming), "LABEL")

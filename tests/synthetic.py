@@ -116,6 +116,10 @@ def _cohort(rng, spec, template, count, first):
         "clip_length": lengths,
         "clip_lineage": (lineage + lineage0).astype(np.int32),
         "obs_track": (track0 + np.tile(track_of, count) + 3 * obs_lineage).astype(np.int32),
+        "obs_track_id": (track0 + np.tile(track_of, count) + 3 * obs_lineage).astype(np.int64) + 7,
+        "obs_parent_track_id": np.where(np.tile(track_of, count) > 0, track0 + 3 * obs_lineage + 7, -1).astype(
+            np.int64
+        ),
         "obs_fov": (fov0 + rng.integers(0, spec.fovs, count)[obs_lineage]).astype(np.int32),
         "obs_stage": np.tile(age_of >= spec.mother // 2, count).astype(np.int32),
     }

@@ -231,6 +231,8 @@ def test_a_stopped_training_that_goes_on_equals_one_that_was_not_stopped(shards,
     assert first.trained + second.trained == expected.trained
     assert first.validated + second.validated == expected.validated
     assert_same(weights(model), final)
+    stopped_in_the_first_epoch = 0 < len(first.trained) < len(expected.trained) // 2
+    assert not stopped_in_the_first_epoch or (tmp_path / "pairs" / "train" / "epoch=000.png").is_file()
 
     third = History()  # the checkpoint of the end says that nothing is left
     make_trainer(tmp_path, third, TrainingCheckpoint()).fit(make_model(), datamodule=make_data(shards), ckpt_path=last)

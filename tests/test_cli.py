@@ -14,8 +14,10 @@ import torch
 import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader
 
 from dynaclr_wds import __main__ as command
@@ -79,6 +81,7 @@ def test_config_makes_model_data_and_trainer(path, monkeypatch):
     assert isinstance(made.model, ContrastiveModule)
     assert isinstance(made.datamodule, MultiExperimentDataModule)
     assert made.trainer._accelerator_connector.use_distributed_sampler is False
+    assert made.trainer.logger is None or made.trainer.logger._default_hp_metric is False
     transform = BatchTransform(made.datamodule.normalizations, made.datamodule.augmentations)
     assert isinstance(transform.normalizations[0], NormalizeSampled)
 
@@ -265,6 +268,29 @@ def test_from_config_through_training_and_checkpoint_to_validation(monkeypatch, 
     assert yaml.safe_load(saved.read_text())["model"]["hcl_beta"] == 1.0
     assert command.main(["validate", "-c", str(saved), "--ckpt_path", str(checkpoint), *QUIET]) == 0
     assert list(tmp_path.rglob("config.yaml")) == [saved], "only a training keeps its config"
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning")
+@pytest.mark.parametrize("options", [[], ["--model.schedule=cosine"]], ids=["constant", "cosine"])
+def test_a_log_has_the_learning_rate_and_no_metric_that_is_always_minus_one(monkeypatch, tmp_path, options):
+    monkeypatch.setattr(cli, "MultiExperimentDataModule", InMemory)
+    (tmp_path / "fit.yaml").write_text(FLAT)
+    assert command.main(["fit", "-c", "fit.yaml", "--trainer.logger=true", *options, *QUIET]) == 0
+    events = EventAccumulator(str(tmp_path / "lightning_logs" / "version_0")).Reload()
+    scalars = events.Tags()["scalars"]
+    assert "hp_metric" not in scalars
+    rates = [event.value for event in events.Scalars("lr-AdamW")]
+    assert len(rates) == len(events.Scalars("loss/train_step")) > 1
+    assert rates[0] == pytest.approx(1e-3)
+    assert (rates[-1] < 0.9e-3) is bool(options)
+
+
+def test_the_learning_rate_is_left_to_the_user_and_needs_a_logger():
+    (own,) = cli.choose_rate_curve(True, [])
+    assert isinstance(own, LearningRateMonitor)
+    assert cli.choose_rate_curve(None, [ModelCheckpoint()]) != []
+    assert cli.choose_rate_curve(True, [own]) == cli.choose_rate_curve(True, own) == []
+    assert cli.choose_rate_curve(False, []) == cli.choose_rate_curve([], []) == []
 
 
 def test_validation_without_a_checkpoint_is_refused(capsys):

@@ -150,6 +150,7 @@ def test_init_exposes_all_hyperparameters():
         "positive_match_columns": ["condition"],
         "positive_channel": "any",
         "tau_direction": "both",
+        "positive_relatives": "lineage",
         "meta_names": {"perturbation": "condition"},
         "group_weights": {0: {"a": 1.0}},
         "stratify_ratio": {"control": 1.0},

@@ -8,12 +8,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from dynaclr_wds.datamodule import MultiExperimentDataModule
-from dynaclr_wds.errors import ConfigError
+from dynaclr_wds.errors import CheckpointError, ConfigError
 from dynaclr_wds.hashed_sides import hash_place
 from dynaclr_wds.plan.config import SamplingConfig
 from dynaclr_wds.plan.sampler import FlexibleBatchSampler
 from dynaclr_wds.split import Side
 from dynaclr_wds.train.checkpoint_content import describe_training
+from dynaclr_wds.train.trained_cells import compare_splits
 
 EXACT: dict[str, object] = {}
 STREAMING = {"window_bytes": 1 << 24, "num_streams": 1, "relax_lineages": True}
@@ -111,6 +112,9 @@ def test_sides_that_are_empty_and_labels_that_are_not_there_are_errors(shards):
         ready(shards, split="donor", val_values=["x"])
     with pytest.raises(ValueError, match=r"split_ratio is 1: nothing is held out to validate on.*--data.split fovs"):
         ready(shards, "validate", split="fovs", split_ratio=1.0)
+    for stage in ("fit", "validate"):
+        with pytest.raises(ValueError, match=r"split_ratio=0.001, .* holds out every experiment of .*; none is left"):
+            ready(shards, stage, split_ratio=0.001)
 
 
 def resumed(shards, state, **options) -> MultiExperimentDataModule:
@@ -127,7 +131,8 @@ def test_a_checkpoint_of_another_split_is_refused_and_one_of_the_same_cells_is_n
     resumed(shards, state, exclude_fovs=["e0/A/1/0"])
     with pytest.raises(
         ConfigError,
-        match=r"anchors of training, split='fovs', val_fovs=\['e0/A/1/0'\], but of training, split='fovs', val_fovs="
+        match=r"^The checkpoint was written with anchors of training, split='fovs', val_fovs=\['e0/A/1/0'\], but of "
+        r"training, split='fovs', val_fovs="
         r"\['e0/A/1/1'\] now",
     ):
         resumed(shards, state, split="fovs", val_fovs=["e0/A/1/1"])
@@ -164,6 +169,38 @@ def test_checkpoints_say_which_fovs_were_held_out(shards):
         "e2": ["B/2/0"],
         "e3": ["B/2/0"],
     }
+    assert {name: entry["trained_fovs"] for name, entry in said.items()} == {
+        "e0": ["A/1/1"],
+        "e1": ["A/1/0", "A/1/1"],
+        "e2": ["A/1/0", "A/1/1"],
+        "e3": ["A/1/0", "A/1/1"],
+    }
+
+
+def test_a_training_that_goes_on_with_other_validation_says_so(shards):
+    """The same anchors for training, so the sampler has nothing to refuse, but more cells to validate on."""
+
+    def attached(data) -> SimpleNamespace:
+        trainer = SimpleNamespace(datamodule=data, ckpt_path="last.ckpt", state=SimpleNamespace(fn="fit"))
+        return SimpleNamespace(trainer=trainer, started_from=None, validates_trained_cells=False)
+
+    before = ready(shards, split="fovs", val_fovs=["e3/A/1/0"], exclude_fovs=["e2/A/1/0"])
+    after = ready(shards, split="fovs", val_fovs=["e3/A/1/0", "e2/A/1/0"])
+    assert after.train_sampler.identity == before.train_sampler.identity
+    content = describe_training(attached(before))
+    with pytest.warns(
+        UserWarning,
+        match=r"^last.ckpt held out e3 \(A/1/0\) in training, but now e2 \(A/1/0\), e3 \(A/1/0\) would be validated "
+        r"on: .* give --data.val_fovs '\[e3/A/1/0\]' --data.exclude_fovs '\[e2/A/1/0\]'.$",
+    ):
+        compare_splits(attached(after), content, dict(before.hparams))
+    compare_splits(attached(before), content, dict(before.hparams))  # says nothing
+    for entry in content["shards"]["experiments"].values():
+        del entry["trained_fovs"]
+    with pytest.raises(
+        CheckpointError, match=r"^last.ckpt: does not say the trained_fovs of its experiments, so it is"
+    ):
+        compare_splits(attached(before), content, dict(before.hparams))
 
 
 def test_callbacks_find_the_names_they_look_for(shards):

@@ -10,12 +10,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dynaclr_wds.errors import WindowError
 from dynaclr_wds.plan.audit.ledger import Ledger
 from dynaclr_wds.plan.audit.quality import measure_quality
 from dynaclr_wds.plan.batch import PlannedBatches
 from dynaclr_wds.plan.config import SamplingConfig
 from dynaclr_wds.plan.sampler import FlexibleBatchSampler
 from dynaclr_wds.plan.streaming.rotation import plan_lanes
+from dynaclr_wds.plan.streaming.window import parse_window, window_as_typed
 from tests.synthetic import Synthetic, index_columns, make_columns, make_index
 from tests.test_sampler import FEATURES, fingerprint
 
@@ -129,8 +131,8 @@ def test_more_experiments_than_the_window_holds_take_turns():
 def test_a_window_that_is_too_small_says_what_limits_it_and_what_would_do():
     limit = (
         "The one stream must hold what two batches draw from; of e0/infected alone these are 5 of its 38 blocks, "
-        "up to 1,020,000 bytes, because a batch takes 16 different lineages of it. Give one of these instead: "
-        "window_bytes=4040000"
+        "up to 996 KiB, because a batch takes 16 different lineages of it. In all, 3.9 MiB are needed. Give one of "
+        "these instead: window_bytes=4_040_000 (3.9 MiB); "
     )
     with pytest.raises(ValueError, match=re.escape(limit)) as error:
         streamed(share=0.02)
@@ -139,11 +141,51 @@ def test_a_window_that_is_too_small_says_what_limits_it_and_what_would_do():
     assert s.blocks(0).peak_bytes <= 4_040_000
 
 
-def test_a_window_as_large_as_the_set_that_streams_cannot_share_is_better_left_out():
-    with pytest.raises(
-        ValueError, match=r"Give one of these instead: window_bytes=None \(exact mode; a window would have"
-    ):
-        streamed(SMALL, share=0.9, num_streams=16, batch_size=64)
+@pytest.mark.parametrize(
+    ("lineages", "needed"),
+    [
+        ((12, 6), "34.2 MiB are needed, more than the 1.8 MiB that are stored, because there are few blocks, so that "),
+        ((96, 48), "19.7 MiB are needed, more than the 14.3 MiB that are stored, because each stream holds whole "),
+    ],
+)
+def test_a_window_larger_than_the_set_that_is_too_small_is_explained_and_better_left_out(lineages, needed):
+    """Sixteen streams want more than is stored, so the numbers say why; none of the ways is such a window."""
+    index = make_index(Synthetic(experiments=2, lineages=lineages, clips_per_block=8, **LIVELY))
+    with pytest.raises(WindowError, match=re.escape(needed)) as error:
+        streamed(index, share=1.1, num_streams=16, batch_size=64)
+    assert "Give one of these instead: window_bytes=None (exact mode, which needs no window); " in str(error.value)
+    assert [way["window_bytes"] for way, _ in error.value.ways if "window_bytes" in way] == [None]
+
+
+def test_repeated_lineages_are_offered_wherever_they_allow_more_streams():
+    for share, num_streams, batch_size in ((0.2, 8, 128), (0.5, 16, 128), (0.05, 1, 16), (0.5, 16, 16)):
+        with pytest.raises(WindowError) as error:
+            streamed(FEW, share=share, num_streams=num_streams, batch_size=batch_size)
+        ways = [way for way, _ in error.value.ways]
+        alone = max((way["num_streams"] for way in ways if set(way) == {"num_streams"}), default=0)
+        relaxed = [n for n in (16, 8, 4, 2, 1) if n <= num_streams and is_accepted(share, n, batch_size)]
+        offered = [way.get("num_streams", num_streams) for way in ways if "relax_lineages" in way]
+        if max(relaxed, default=0) > alone:
+            assert offered == [max(relaxed)]
+        assert alone or offered
+
+
+def is_accepted(share: float, num_streams: int, batch_size: int) -> bool:
+    try:
+        streamed(FEW, share=share, num_streams=num_streams, batch_size=batch_size, relax_lineages=True)
+    except WindowError:
+        return False
+    return True
+
+
+def test_a_window_is_shown_as_it_was_typed_with_its_bytes_and_settings_as_they_are_typed():
+    with pytest.raises(WindowError) as error, window_as_typed("5%"):
+        streamed(FEW, share=0.05, num_streams=8, batch_size=16)
+    said = error.value.spell("--data.")
+    assert said.startswith("--data.window_bytes 5% (1.2 MiB) is too small. Each of 8 streams must hold what two ")
+    assert "In all, 17.4 MiB are needed. Give one of these instead: --data.window_bytes 17.4M; --data.win" in said
+    assert str(error.value).startswith("window_bytes='5%' (1.2 MiB) is too small. ")
+    assert parse_window("17.4M", 0) >= 18_240_000 > parse_window("17.3M", 0)
 
 
 FEW = make_index(Synthetic(experiments=2, lineages=(120, 120), clips_per_block=8, **LIVELY))
@@ -156,14 +198,20 @@ FEW = make_index(Synthetic(experiments=2, lineages=(120, 120), clips_per_block=8
             0.5,
             16,
             64,
-            "window_bytes=None (exact mode; a window would have to hold all 24,960,000",
+            "window_bytes=None (exact mode, which needs no window",
             {"window_bytes": None},
         ),
-        (0.5, 16, 64, "; num_streams=2 (must be a multiple of the ranks)", {"num_streams": 2}),
-        (0.3, 8, 16, "instead: window_bytes=18240000;", {"window_bytes": 18_240_000}),
+        (0.5, 16, 64, "; num_streams=2 (must be a multiple of the number of ranks)", {"num_streams": 2}),
+        (0.3, 8, 16, "instead: window_bytes=18_240_000 (17.4 MiB);", {"window_bytes": 18_240_000}),
         (0.2, 1, 128, "; batch_size=72;", {"batch_size": 72}),
         (0.2, 1, 128, "; relax_lineages=True (lineages may then repeat", {"relax_lineages": True}),
-        (0.05, 8, 16, "; window_bytes=2280000, num_streams=1 (", {"window_bytes": 2_280_000, "num_streams": 1}),
+        (
+            0.05,
+            8,
+            16,
+            "; window_bytes=2_280_000, num_streams=1 (2.2 MiB; for one rank)",
+            {"window_bytes": 2_280_000, "num_streams": 1},
+        ),
     ],
 )
 def test_what_would_do_is_accepted_when_it_is_done(share, num_streams, batch_size, told, done):
@@ -198,7 +246,7 @@ def test_lineages_repeat_in_a_small_window_when_the_user_lets_them_and_are_count
 def test_a_window_for_less_than_a_few_blocks_is_refused_even_so():
     with pytest.raises(
         ValueError,
-        match=r"these are 4 of its \d+ blocks, up to [\d,]+ bytes. Give one of these instead: window_bytes=1824000",
+        match=r"these are 4 of its \d+ blocks, up to 453 KiB. In all, 1.7 MiB are .* instead: window_bytes=1_824_000",
     ):
         streamed(FEW, share=0.05, batch_size=128, relax_lineages=True)
     s = FlexibleBatchSampler(

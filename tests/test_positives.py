@@ -6,15 +6,18 @@ import itertools
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dynaclr_wds.errors import ConfigError
+from dynaclr_wds.errors import ConfigError, FormatError
 from dynaclr_wds.plan.channels import list_choices
+from dynaclr_wds.plan.columns import PlanColumns
 from dynaclr_wds.plan.compose.positives import draw_positives
 from dynaclr_wds.plan.config import PositiveRule, SamplingConfig
 from dynaclr_wds.plan.index import PlanIndex
+from dynaclr_wds.plan.relatives import find_parents, on_one_line
 from dynaclr_wds.plan.sampler import FlexibleBatchSampler
 from dynaclr_wds.plan.validation import plan_validation
 from tests.synthetic import Synthetic, index_columns, make_columns
@@ -29,6 +32,8 @@ MANY = make_columns(dataclasses.replace(SPEC, lineages=(40, 30)))
 RULES = {
     "temporal": PositiveRule(),
     "both": PositiveRule(tau_direction="both"),
+    "descendants": PositiveRule(relatives="descendants"),
+    "own line": PositiveRule(relatives="descendants", tau_direction="both"),
     "self": PositiveRule(kind="self"),
     "columns": PositiveRule(kind="columns", match_columns=("condition", "stage")),
 }
@@ -69,6 +74,18 @@ def patches() -> pd.DataFrame:
     return pd.DataFrame({"row": np.arange(len(clip)), "clip": clip, "t": c.patch_t, "observation": c.patch_obs})
 
 
+def is_on_line(one: int, other: int) -> bool:
+    """Whether one of two observations of a lineage descends from the other, or both are of one track."""
+    chains = [{(track := int(COLUMNS.obs_track_id[o])), MOTHER.get(track, track)} for o in (one, other)]
+    own = [int(COLUMNS.obs_track_id[o]) for o in (one, other)]
+    return own[0] in chains[1] or own[1] in chains[0]
+
+
+MOTHER = {
+    t: m for t, m in zip(COLUMNS.obs_track_id.tolist(), COLUMNS.obs_parent_track_id.tolist(), strict=True) if m > 0
+}
+
+
 @functools.cache
 def admissible(kind: str) -> frozenset[tuple[int, int]]:
     """All (observation of an anchor, observation of a positive) that a rule allows, by joins of tables."""
@@ -81,9 +98,11 @@ def admissible(kind: str) -> frozenset[tuple[int, int]]:
         return frozenset(zip(other["observation_x"], other["observation_y"], strict=True))
     both = own.merge(patches(), on="clip")
     both["tau"] = both["t_y"] - both["t_x"]
+    if kind in ("descendants", "own line"):
+        both = both[[is_on_line(x, y) for x, y in zip(both["observation_x"], both["observation_y"], strict=True)]]
     ahead = both[both["tau"].between(1, SPEC.tau_frames[1])]
     pairs = ahead
-    if kind == "both":
+    if kind in ("both", "own line"):
         behind = both[both["tau"].between(-SPEC.tau_frames[1], -1)]
         pairs = pd.concat([ahead, behind[~behind["observation_x"].isin(ahead["observation_x"])]])
     return frozenset(zip(pairs["observation_x"], pairs["observation_y"], strict=True))
@@ -110,7 +129,7 @@ def test_the_pairs_of_an_epoch_are_those_that_a_join_of_tables_allows(kind):
     assert len({a for a, _ in pairs}) >= len({a for a, _ in allowed}) - 3 * 16  # all but the last, partial batches
 
 
-@pytest.mark.parametrize("kind", ["temporal", "both", "self"])
+@pytest.mark.parametrize("kind", ["temporal", "both", "descendants", "own line", "self"])
 def test_every_admissible_pair_is_drawn_in_the_end(kind):
     index, rng, found = index_of(RULES[kind]), np.random.default_rng(1), set()
     everyone = np.arange(len(index.row))
@@ -118,6 +137,87 @@ def test_every_admissible_pair_is_drawn_in_the_end(kind):
         pair = index.row[everyone], draw_positives(rng, index, everyone, 0.0, None).row
         found |= set(zip(*(COLUMNS.patch_obs[rows].tolist() for rows in pair), strict=True))
     assert found == admissible(kind)
+
+
+def test_descendants_leave_out_sisters_in_streaming_too():
+    assert admissible("descendants") < admissible("temporal")
+    assert admissible("own line") < admissible("both")
+    window = int(1.2 * COLUMNS.block_bytes.sum())
+    config = SamplingConfig(batch_size=4, relax_lineages=True)
+    sampler = FlexibleBatchSampler(index_of(RULES["descendants"]), config, window_bytes=window, num_streams=1)
+    assert set(drawn_pairs(sampler)) <= admissible("descendants")
+
+
+def test_lines_of_descent_are_followed_over_generations_inside_a_field_of_view():
+    """In FOV 0 track 5 is mother of 2, and 2 of 7 and 9; the mother of 4 isn't stored. FOV 1 has another 5 and 2."""
+    tracks = pd.DataFrame(
+        [(0, 2, 5), (0, 4, 8), (0, 5, -1), (0, 7, 2), (0, 9, 2), (1, 2, 5), (1, 5, -1)],
+        columns=["fov", "track_id", "parent"],
+    )
+    count = len(tracks)
+    fov, own, above = (np.repeat(tracks[name].to_numpy(), 2) for name in tracks)  # two frames each
+    some = np.arange(2 * count)
+    columns = PlanColumns(
+        patch_obs=some,
+        patch_clip=np.zeros_like(some),
+        patch_t=np.repeat([2, 9, 0, 4, 4, 2, 0], 2) + some % 2,
+        patch_is_sample=some >= 0,
+        patch_has_candidate=some >= 0,
+        clip_first=np.array([0, 2 * count]),
+        clip_lineage=np.zeros(1, np.int64),
+        clip_block=np.zeros(1, np.int64),
+        block_first=np.array([0, 1]),
+        block_bytes=np.ones(1, np.int64),
+        block_partition=np.zeros(1, np.int64),
+        obs_track=some // 2,
+        obs_track_id=own,
+        obs_parent_track_id=above,
+        obs_fov=fov,
+        fov_experiment=np.zeros(2, np.int64),
+        labels={},
+    )
+    parents = find_parents(columns)
+    assert parents.tolist() == [2, -1, -1, 0, 0, 6, -1]
+    rows = {name: 2 * place for place, name in enumerate(["2", "4", "5", "7", "9", "other 2", "other 5"])}
+    pairs = {
+        ("5", "5"): True,
+        ("5", "2"): True,
+        ("5", "9"): True,
+        ("9", "5"): True,
+        ("7", "9"): False,
+        ("5", "4"): False,
+    }
+    one, other = (np.array([rows[pair[k]] for pair in pairs]) for k in (0, 1))
+    assert on_one_line(columns, parents, one, other).tolist() == list(pairs.values())
+    circle = find_parents(dataclasses.replace(columns, obs_parent_track_id=np.repeat([5, 8, 2, 2, 2, 5, -1], 2)))
+    with pytest.raises(FormatError, match="parents go round in a circle"):
+        on_one_line(columns, circle, np.array([rows["9"]]), np.array([rows["other 5"]]))
+
+
+def test_positives_of_real_shards_are_descendants_by_the_tables(shard_set):
+    table = pq.read_table(shard_set.root / "index/observations.parquet").to_pandas()
+    mother = {
+        (e, f, t): (e, f, p)
+        for e, f, t, p in table[["experiment", "fov_name", "track_id", "parent_track_id"]].itertuples(index=False)
+    }
+
+    def line(track):
+        while track in mother:
+            yield track
+            track = mother[track]
+
+    index = shard_set.plan_index(["e0", "e1"], (0.5, 1.5), positives=PositiveRule(relatives="descendants"))
+    everyone, rng = np.repeat(np.arange(len(index.row)), 20), np.random.default_rng(0)
+    drawn = draw_positives(rng, index, everyone, 0.0, None).row
+    of = table[["experiment", "fov_name", "track_id"]].apply(tuple, axis=1).tolist()
+    pairs = {
+        (of[a], of[b])
+        for a, b in zip(*(index.columns.patch_obs[r].tolist() for r in (index.row[everyone], drawn)), strict=True)
+    }
+    assert all(a in line(b) for a, b in pairs)
+    assert any(a != b for a, b in pairs)
+    every = shard_set.plan_index(["e0", "e1"], (0.5, 1.5))
+    assert set(index.row.tolist()) <= set(every.row.tolist())
 
 
 def test_validation_draws_admissible_pairs_too():
@@ -332,6 +432,11 @@ def test_partners_in_streaming_are_resident():
         ({"match_columns": ("gene",)}, "columns are needed for positive='columns', and for nothing else"),
         ({"kind": "columns", "match_columns": ("lineage_id",)}, "positive of the same lineage is positive='temporal'"),
         ({"channel": "other"}, r"positive_channel='other' must be one of \['same', 'any'\]"),
+        ({"relatives": "cousins"}, r"positive_relatives='cousins' must be one of \['lineage', 'descendants'\]"),
+        (
+            {"kind": "self", "relatives": "descendants"},
+            "it says which cells a temporal positive may be. Give positive='t",
+        ),
         ({"tau_direction": "back"}, r"tau_direction='back' must be one of \['forward', 'both'\]"),
     ],
 )

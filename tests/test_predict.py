@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -237,7 +238,16 @@ def test_stacks_are_cropped_and_reduced_as_in_training(shards, tmp_path):
             ["--yx_patch_size", 16, 16],
             "--yx_patch_size 16 16, but {ckpt} was trained on 14 14. Leave the option out to",
         ),
-        (["--z_range", 0, 2], "--z_range 0 2, but {ckpt} was trained on 0 3. Leave the option out to embed as in trai"),
+        (["--z_range", 0, 2], " are (channels, planes) = (2, 2), {ckpt} was trained on (2, 3). Leave --z_range out to"),
+        (
+            ["--z_range", 0, 9],
+            "(0, 3) of the plates, --z_range asks for (0, 9). Build shards with a z_range that holds",
+        ),
+        (
+            ["--yx_patch_size", 20, 20],
+            " are (Y, X) = (16, 16), --yx_patch_size asks for (20, 20). Build shards with a yx_patch_size of at least "
+            "[20, 20], or leave the option out.",
+        ),
         (
             ["--experiments", "e9"],
             "experiments names ['e9'], which are not in the shards. They hold ['e0', 'e1', 'e2',",
@@ -249,6 +259,7 @@ def test_stacks_are_cropped_and_reduced_as_in_training(shards, tmp_path):
 def test_what_is_said_otherwise_than_in_training_is_refused_with_both(ckpt, capsys, options, says):
     said = refusal(capsys, "--ckpt", ckpt, "--out", "out.parquet", *options)
     assert says.format(ckpt=ckpt) in said
+    assert "things differ" not in said  # one mistake, told once
 
 
 @pytest.mark.parametrize(
@@ -286,7 +297,7 @@ def test_override_is_told_and_kept_with_the_table(ckpt, capsys):
 def test_planes_that_the_network_never_saw_cannot_be_overridden(ckpt, capsys):
     said = refusal(capsys, "--ckpt", ckpt, "--out", "out.parquet", "--z_range", 0, 2, "--override")
     assert "Patches of 'e0', 'e1', 'e2' and 1 more in " in said
-    assert f" are (channels, planes) = (2, 2), {ckpt} was trained on (2, 3). Choose other" in said
+    assert f" are (channels, planes) = (2, 2), {ckpt} was trained on (2, 3). Leave --z_range" in said
 
 
 def test_channels_of_other_names_are_refused_unless_overridden(ckpt, tmp_path, capsys):
@@ -316,9 +327,9 @@ def test_smaller_patches_and_other_slices_are_refused(ckpt, collection, tmp_path
     )
     options = ["--yx_patch_size", 10, 10, "--final_yx_patch_size", 10, 10]
     said = refusal(capsys, "--ckpt", ckpt, "--out", "out.parquet", "--shards", small, *options)
-    assert "error: 3 things differ from the training. (1) Patches of 'e0', 'e1', 'e2' and 1 more in " in said
+    assert "error: 2 things differ from the training. (1) --yx_patch_size 10 10, but " in said
     assert said.endswith(
-        "(3) --final_yx_patch_size 10 10, but " + f"{ckpt} was trained on 12 12. Leave the option out to "
+        "(2) --final_yx_patch_size 10 10, but " + f"{ckpt} was trained on 12 12. Leave the option out to "
         "embed as in training. Add --override to embed nevertheless.\n"
     )
     flat = build(collection, tmp_path / "flat", z_range=[0, 2], include_wells=["A/1"])
@@ -463,6 +474,73 @@ def test_validation_as_trained_says_nothing(shards, ckpt, capsys):
     Path("own.yaml").write_text(yaml.safe_dump(CONFIG | {"data": CONFIG["data"] | {"shards": str(shards)}}))
     assert command.main(["validate", "-c", "own.yaml", "--ckpt_path", str(ckpt)]) == 0
     assert "loss/val" in capsys.readouterr().out
+
+
+def validate(ckpt: Path, shards: Path, *argv: str, **data: object) -> int:
+    Path("own.yaml").write_text(yaml.safe_dump(CONFIG | {"data": CONFIG["data"] | {"shards": str(shards)} | data}))
+    return command.main(["validate", "-c", "own.yaml", "--ckpt_path", str(ckpt), *argv])
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (
+            {"val_experiments": ["e2", "e3"]},
+            "3 of the 6 fields of view to validate on hold cells that {ckpt} was trained on: e2 (A/1/0, A/1/1, B/2/0). "
+            "To hold out what the training did, give --data.val_experiments '[e3]', or add --override to validate on "
+            "them nevertheless.",
+        ),
+        (
+            {"val_experiments": None, "split": "fovs", "val_fovs": ["e0/A/1/0", "e3/A/1/0"]},
+            "1 of the 2 fields of view to validate on hold cells that {ckpt} was trained on: e0 (A/1/0). To hold out "
+            "what the training did, give --data.split experiments --data.val_experiments '[e3]' --data.val_fovs null, "
+            "or add --override",
+        ),
+        (
+            {"val_experiments": None, "split": "condition", "val_values": ["control"]},
+            "6 of the 8 fields of view to validate on hold cells that {ckpt} was trained on: e0 (A/1/0, A/1/1), e1 (",
+        ),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:The dirpath has changed:UserWarning")
+def test_validation_on_cells_that_were_trained_on_is_refused_with_the_options_of_the_training(
+    shards, ckpt, capsys, data, says
+):
+    assert validate(ckpt, shards, **data) == 2
+    said = capsys.readouterr().err
+    assert says.format(ckpt=ckpt) in said
+    assert len(said[said.index("error: ") :].splitlines()) == 1
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed:UserWarning")
+def test_validation_on_cells_that_were_trained_on_can_be_asked_for(shards, ckpt, capsys):
+    with pytest.warns(UserWarning, match=r"3 of the 3 fields of view to validate on hold cells .* trained on: e0 \(A"):
+        assert validate(ckpt, shards, "--override", val_experiments=["e0"]) == 0
+    assert "loss/val" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed:UserWarning")
+def test_validation_on_other_cells_than_in_training_is_told(shards, ckpt, capsys):
+    said = (
+        f"{ckpt} held out e3 (A/1/0, A/1/1, B/2/0) in training, but now e3 (A/1/1) would be validated on: the metrics "
+        "are of other cells. To hold out what the training did, give --data.split experiments --data.val_experiments "
+        "'[e3]' --data.val_fovs null."
+    )
+    with pytest.warns(UserWarning, match=f"^{re.escape(said)}$"):
+        assert validate(ckpt, shards, val_experiments=None, split="fovs", val_fovs=["e3/A/1/1"]) == 0
+    assert "loss/val" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed:UserWarning")
+def test_lineages_that_were_trained_on_are_told_apart_where_a_label_was_split(shards, tmp_path, capsys):
+    data = {"val_experiments": None, "split": "condition", "val_values": ["infected"]}
+    trained = fit(tmp_path, CONFIG | {"data": CONFIG["data"] | {"shards": str(shards)} | data})
+    capsys.readouterr()
+    assert validate(trained, shards, **data) == 0
+    assert validate(trained, shards, **data | {"val_values": ["control"]}) == 2
+    said = capsys.readouterr().err
+    assert f"8 of the 8 fields of view to validate on hold cells that {trained} was trained on: e0 (A/1/0, A" in said
+    assert "give --data.val_values '[infected]', or add --override" in said
 
 
 # what is replaced

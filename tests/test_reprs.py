@@ -33,7 +33,7 @@ def test_a_report_prints_a_few_lines_that_need_no_glossary():
     lines = str(report).splitlines()
     assert lines[:3] == [
         "168 batches of 16 samples",
-        f"coverage: {report.seen:.1%} of the anchors seen, {sum(c.repeated for c in report.coverage):,} drawn again",
+        f"coverage: {report.seen:.1%} of the anchors seen, {sum(c.repeated for c in report.coverage):,} repeated draws",
         "lineages: no lineage twice in a batch",
     ]
     assert lines[3:5] == ["batches by experiment: e0 50%, e1 50%", "asked of a batch: every batch as asked"]

@@ -44,7 +44,9 @@ def test_tables_show_exact_beside_ideal(shards, capsys):
     status, out, _ = run(capsys, shards, "--batch_size", "8", "--leaky", "0.25")
     assert status == 0
     lines = out.splitlines()
-    assert "anchors of 2 experiments; " in lines[0]
+    assert "anchors (samples with a positive) of 2 experiments; " in lines[0]
+    assert "  pairs of samples of one lineage¹" in out
+    assert "¹ In a batch, as a multiple of the pairs that chance would give: 2.00 is twice as many." in out
     assert next(line for line in lines if "exact" in line).split()[:2] == ["exact", "ideal"]
     (leak,) = [line.split() for line in lines if "(leaky)" in line]
     assert leak[5:8] == ["0.250", "0.250", "(0.250)"]
@@ -94,6 +96,34 @@ def test_a_config_gives_the_options_and_the_command_line_wins(shards, capsys, tm
     assert list(found["modes"]) == ["streaming", "exact", "ideal"]
     report = found["modes"]["exact"]["report"]
     assert (report["group_label"], report["value_label"]) == ("condition", "well")
+
+
+def test_every_key_that_says_what_a_sample_is_may_stand_in_a_config(shards, capsys, tmp_path):
+    keys = {
+        "positive": "temporal",
+        "positive_match_columns": [],
+        "positive_channel": "same",
+        "tau_direction": "both",
+        "positive_relatives": "descendants",
+        "channels_per_sample": 1,
+    }
+    (tmp_path / "fit.yaml").write_text(yaml.safe_dump({"data": {"shards": str(shards), "batch_size": 4, **keys}}))
+    status, out, err = run(capsys, "-c", str(tmp_path / "fit.yaml"), "--json")
+    assert status == 0, err
+    options = ["--tau_direction", "both", "--positive_relatives", "descendants", "--channels_per_sample", "1"]
+    given = run(capsys, shards, "--batch_size", "4", "--json", *options)[1]
+    assert json.loads(out)["anchors"] == json.loads(given)["anchors"]
+
+
+def test_an_option_takes_back_what_the_config_says(shards, capsys, tmp_path):
+    config = {"shards": str(shards), "batch_size": 4, "val_experiments": ["experiment1"]}
+    (tmp_path / "fit.yaml").write_text(yaml.safe_dump({"data": config}))
+    given = ["-c", str(tmp_path / "fit.yaml"), "--split", "fovs", "--split_ratio", "0.6", "--json"]
+    status, _, err = run(capsys, *given)
+    assert (status, "Give --val_experiments null, or --split experiments." in err) == (2, True)
+    status, out, err = run(capsys, *given, "--val_experiments", "null")
+    assert status == 0, err
+    assert json.loads(out)["strata"] == 4
 
 
 def test_cells_can_be_chosen(shards, capsys):
@@ -148,7 +178,7 @@ def test_what_training_holds_out_is_left_out(shards, capsys, tmp_path):
         (["--window_bytes", "0%"], "window_bytes=0 must be > 0"),
         (["--window_bytes=-5M"], "window_bytes=-5,242,880 must be > 0"),
         (["--window_bytes", "50%", "--num_streams", "0"], r"num_streams=0 must be a multiple.*Give num_streams=1"),
-        (["--window_bytes", "1K"], "--window_bytes 1024 is too small. Each of 8 streams must hold"),
+        (["--window_bytes", "1K"], r"--window_bytes 1K \(1.0 KiB\) is too small. Each of 8 streams must hold"),
         (["--window_bytes", "inf"], "window_bytes='inf' is no size"),
         (["--tau_range", "0.5", "inf"], "τ range of 0.5 to inf hours must be two finite numbers"),
         (["--tau_range", "nan", "1"], "τ range of nan to 1.0 hours must be two finite numbers"),
@@ -205,7 +235,7 @@ def test_the_batch_size_that_would_do_is_said_and_is_accepted(shards, capsys):
     options = [shards, "--batch_size", "128"]
     told = " ".join(run(capsys, *options)[1].split())
     size = re.search(
-        r"bad exact .* negatives that are positives. batch_size: (\d+) is the largest found that avoids this", told
+        r"bad exact .* although they are positives. Give batch_size: (\d+) to avoid this; it is the largest", told
     )
     assert size is not None
     _, out, _ = run(capsys, shards, "--batch_size", size[1])

@@ -1,5 +1,6 @@
 """Laws of splits: no lineage on two sides, sides stay when data are added, names that aren't there are listed."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -245,8 +246,19 @@ def test_an_empty_side_is_an_error_that_says_which_seed_would_do():
         split.check("here", train=False)
     split.check("here")
     alone = split_fovs(SplitConfig(split="fovs", split_ratio=0.999), FOVS[:1], ALL[:1])
-    with pytest.raises(ValueError, match=r"With 1 to split, no seed has two sides. Give val_fovs, .* or 1.0 to train"):
+    with pytest.raises(
+        ValueError, match=r"split_ratio=0.999 can't split 1 field of view. .* \(--data.split_ratio 1.0\)"
+    ):
         alone.check("here", train=False)
+    whole = split_fovs(SplitConfig(split_ratio=0.001), FOVS[:2], ALL[:2])
+    told = re.escape(
+        "split_ratio=0.001, split_seed=0 holds out every experiment of here; none is left to train on. "
+        "split_ratio=0.001 can't split 1 experiment. Give up one of the two: name experiments in val_experiments (and "
+        "--data.split_ratio null), or split fields of view (--data.split fovs), or train without validation "
+        "(--data.split_ratio 1.0)."
+    )
+    with pytest.raises(ValueError, match=told):
+        whole.check("here")
     nothing = split_fovs(SplitConfig(split="fovs", split_ratio=1.0), FOVS[:1], ALL[:1])
     nothing.check("here", train=False)
     every = split_fovs(SplitConfig(split="fovs", val_fovs=("A/1/0", "A/1/1", "B/2/0")), FOVS, ALL)

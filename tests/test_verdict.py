@@ -18,6 +18,7 @@ from dynaclr_wds.plan.audit.quality import measure_quality
 from dynaclr_wds.plan.audit.report_text import summarize
 from dynaclr_wds.plan.audit.verdict import judge, plan_verdict
 from dynaclr_wds.plan.batch import BatchPlan
+from dynaclr_wds.plan.channels import list_choices
 from dynaclr_wds.plan.config import SamplingConfig
 from dynaclr_wds.plan.index import PlanIndex
 from dynaclr_wds.plan.sampler import FlexibleBatchSampler
@@ -51,8 +52,10 @@ def test_clumps_shared_lineages_and_missed_quotas_are_called_by_name():
     ledger.add(plan)
     notes = judge(sampler(index, batch_size=8), ledger.report(), measure_quality(index, config, [plan]), whole=False)
     assert [note.level for note in notes] == ["bad", "bad", "fair"]
-    assert notes[0].text.startswith("Cells of one FOV meet 3.")  # 4 FOVs of about a quarter each
-    assert notes[1].text.startswith("7 of 8 samples (87.5%) are of a lineage that the batch already holds: negatives")
+    assert notes[0].text.startswith(
+        "Samples of one field of view (FOV) meet in a batch 3."
+    )  # 4 FOVs of about a quarter each
+    assert notes[1].text.startswith("7 of 8 samples (87.5%) have the lineage of another sample in the batch, so they c")
     assert notes[2].text == (
         "The share of condition mock is higher than asked, by more than one sample, in 1 of 1 batch, and 1 other share "
         "is off in fewer."
@@ -70,10 +73,11 @@ def test_a_batch_of_too_few_lineages_is_told_with_the_size_that_would_do():
     assert (verdict.batches, verdict.planned) == (58, 58)
     texts = [note.text for note in verdict.troubles]
     assert texts == [
-        f"{total} of 1,856 samples ({total / 18.56:.1f}%) are of a lineage that the batch already holds: negatives "
-        "that are positives. batch_size: 22 is the largest found that avoids this. With 24 it is less than 1% of the "
-        "samples.",
-        "Too few lineages for the batch: e0/infected has 12, a batch takes 16; e1/infected has 12, a batch takes 16.",
+        f"{total} of 1,856 samples ({total / 18.56:.1f}%) have the lineage of another sample in the batch, so they "
+        "count as negatives of each other although they are positives. Give batch_size: 22 to avoid this; it is the "
+        "largest that was found to do so. With batch_size: 24 it concerns less than 1% of the samples.",
+        "Too few lineages for this batch_size: e0/infected has 12, but a batch takes 16 samples of it; e1/infected has "
+        "12, but a batch takes 16 samples of it.",
     ]
 
 
@@ -103,7 +107,7 @@ def test_no_size_would_do_where_all_is_one_lineage():
 
 def test_a_focal_window_that_holds_too_few_lineages_has_another_cure():
     (note,) = plan_verdict(sampler(MANY, batch_size=128, temporal_enrichment=True)).troubles
-    assert "What also helps: a larger temporal_window_hours or temporal_global_fraction." in note.text
+    assert "It also helps to give a larger temporal_window_hours or temporal_global_fraction." in note.text
 
 
 def test_anchors_drawn_often_are_told_whether_all_is_planned_or_not():
@@ -124,7 +128,9 @@ def test_anchors_drawn_often_are_told_whether_all_is_planned_or_not():
     assert guess.text.endswith("those of e0/infected 2.5 times on average.")
 
 
-def test_strata_without_an_anchor_are_named():
+@pytest.mark.parametrize(("channels", "noun"), [(None, "cell"), (1, "sample")])
+def test_strata_without_an_anchor_are_named(channels, noun):
+    """A cell has a sample for each of its channels where they are drawn one by one."""
     columns = make_index(Synthetic(experiments=2, lineages=(60, 60)))
     (lost, *_), kept = columns.strata, columns.strata[1:]
     begin = int(columns.first[1])
@@ -138,11 +144,13 @@ def test_strata_without_an_anchor_are_named():
         value_of=columns.value_of[1:],
         without_positive=columns.without_positive[1:],
         barren=((lost, 1200),),
+        choices=None if channels is None else list_choices(["e0", "e1"], [["GFP"]] * 2, [["GFP"]] * 2, 1, [True] * 2),
+        choice=None if channels is None else np.zeros(len(columns.row) - begin, np.uint8),
     )
     texts = [note.text for note in plan_verdict(sampler(index, batch_size=8)).troubles]
     assert (
-        "Never drawn, because no cell has a positive in the τ range: e0/mock (1,200 cells). Widen tau_range, or leave "
-        "them out."
+        f"Never drawn, because no {noun} has a positive in the τ range: e0/mock (1,200 {noun}s). Widen tau_range, or "
+        "leave them out."
     ) in texts
 
 
@@ -161,24 +169,24 @@ def test_a_sample_of_an_epoch_is_whole_rounds_of_all_groups(window):
 def test_when_all_is_well_one_line_says_so():
     told = format_verdict(plan_verdict(sampler(MANY, batch_size=16)), 16, 0.31)
     assert told == (
-        "plan of an epoch: 540 batches of 16, judged in 0.3 s. All is well: Cells of one FOV meet no more often than "
-        "by chance (1.00). No two samples of a batch share a lineage. Every batch holds the shares that were asked "
-        "for, to within one sample."
+        "plan of an epoch: 540 batches of 16, judged in 0.3 s. All is well: Samples of one field of view (FOV) "
+        "meet in a batch no more often than by chance (1.00 times). No two samples of a batch share a "
+        "lineage. Every batch holds the shares that were asked for, to within one sample."
     )
 
 
 def test_an_epoch_is_summed_up_in_a_line():
     assert summarize(sampler(MANY, batch_size=16).report()) == (
-        "100.0% of the anchors seen, 0 drawn again, no lineage twice in a batch, every batch as asked"
+        "100.0% of the anchors seen, 0 repeated draws, no lineage twice in a batch, every batch as asked"
     )
     report = sampler(FEW, batch_size=32, temporal_enrichment=True).report()
     missed = next(c.missed for c in report.composition if c.name == "focal window")
     repeated, relaxed = sum(c.repeated for c in report.coverage), report.relaxed["lineage"]
     assert missed > 0
     assert summarize(report) == (
-        f"{report.seen:.1%} of the anchors seen, {repeated:,} drawn again, {relaxed:,} samples of a lineage that their "
-        f"batch already held, samples near one time (temporal_enrichment) off by more than one in {missed} of "
-        f"{report.batches} batches"
+        f"{report.seen:.1%} of the anchors seen, {repeated:,} repeated draws, {relaxed:,} samples with the "
+        f"lineage of another in the batch, samples near one time (temporal_enrichment) off by more than one "
+        f"in {missed} of {report.batches} batches"
     )
 
 

@@ -13,8 +13,9 @@ import yaml
 from jsonargparse import DefaultHelpFormatter
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
 
 from dynaclr_wds.commands.going_on import (
@@ -95,6 +96,17 @@ class DynaCLRCommand(LightningCLI):
         parser.add_lightning_class_args(FiniteLoss, "finite_loss")
         parser.add_lightning_class_args(TrainingCheckpoint, "checkpoint")
 
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "validate":
+            text = "Validate on cells that the checkpoint was trained on, too."
+            parser.add_argument("--override", action="store_true", help=text)
+        return parser
+
+    def before_validate(self) -> None:
+        """Tell the module whether it may validate on cells that it was trained on."""
+        self.model.validates_trained_cells = bool(self.config[self.config.subcommand].override)
+
     def fit(self, model: LightningModule, **kwargs: Any) -> None:
         """Train, and say last how to go on."""
         try:
@@ -118,13 +130,20 @@ class DynaCLRCommand(LightningCLI):
             callbacks = [callback for callback in callbacks if not isinstance(callback, TrainingCheckpoint)]
         if self.config.subcommand == "validate":
             config["logger"] = False  # its numbers are printed; a log of its own would stand among the trainings'
-        first_line = FirstLine("Training" if self.config.subcommand == "fit" else "Validating")
-        progress = choose_progress(config.get("enable_progress_bar") is not False, config.get("callbacks") or [])
+        own, fits = config.get("callbacks") or [], self.config.subcommand == "fit"
+        more: list[Callback] = [*choose_progress(config.get("enable_progress_bar") is not False, own)]
+        if fits:
+            more += choose_rate_curve(config.get("logger"), own)
         try:
-            return super()._instantiate_trainer(config, [first_line, *callbacks, *progress])
+            first_line = FirstLine("Training" if fits else "Validating")
+            trainer = super()._instantiate_trainer(config, [first_line, *callbacks, *more])
         except MisconfigurationException as error:
             absent = explain_absent_device("--trainer.accelerator", config.get("accelerator"), str(error))
             raise ConfigError(absent or str(error)) from error
+        for logger in trainer.loggers if config.get("logger") in (None, True) else ():
+            if isinstance(logger, TensorBoardLogger):  # Lightning's choice: without a curve that is always -1
+                logger._default_hp_metric = False
+        return trainer
 
     def _say(self, text: str) -> None:
         if self.trainer.is_global_zero:
@@ -178,6 +197,14 @@ class DynaCLRCommand(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         """Return Lightning's commands but `test`, for which there is no data, and `predict`, which needs no config."""
         return {name: skip for name, skip in LightningCLI.subcommands().items() if name in DESCRIPTIONS}
+
+
+def choose_rate_curve(logger: object, callbacks: Callback | Sequence[Callback]) -> list[Callback]:
+    """Log the learning rate, unless there is no logger or the user's callbacks do so."""
+    own = [callbacks] if isinstance(callbacks, Callback) else callbacks
+    if logger is False or logger == [] or any(isinstance(one, LearningRateMonitor) for one in own):
+        return []
+    return [LearningRateMonitor(logging_interval="step")]
 
 
 def describe_overruled(given: Mapping[str, Any], used: Mapping[str, Any], prefix: str) -> list[str]:

@@ -28,7 +28,7 @@ from dynaclr_wds.plan.index import PlanIndex
 from dynaclr_wds.plan.sampler import FlexibleBatchSampler
 from dynaclr_wds.plan.streaming.window import parse_window
 from dynaclr_wds.shardset import ShardSet
-from dynaclr_wds.split_config import SplitConfig
+from dynaclr_wds.split_config import SplitConfig, parse_split
 from dynaclr_wds.words import count_of
 
 _SAMPLING = tuple(f.name for f in fields(SamplingConfig))
@@ -40,6 +40,7 @@ _POSITIVES = {
     "positive_match_columns": "match_columns",
     "positive_channel": "channel",
     "tau_direction": "tau_direction",
+    "positive_relatives": "relatives",
 }
 _OURS = (
     *("shards", "tau_range", "window_bytes", "num_streams", *_PLACES, *_SPLIT),
@@ -91,11 +92,7 @@ def parse_request(values: Mapping[str, Any]) -> Request:
 def _choose_anchors(shards: ShardSet, values: Mapping[str, Any]) -> PlanIndex:
     """List the anchors of the experiments that are named, or of what training would use."""
     places = values.get("include_wells"), values.get("exclude_fovs")
-    given: dict[str, Any] = {name: values[name] for name in _SPLIT if name in values}
-    given |= {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
-    if "split_ratio" in given:
-        given["split_ratio"] = float(given["split_ratio"])
-    split = shards.plan_split(SplitConfig(**given), *places)
+    split = shards.plan_split(parse_split(values), *places)
     named = values.get("experiments")
     if not named:
         split.check(str(shards.root))
@@ -201,7 +198,7 @@ def _headline(shards: str, asked: Request, modes: Sequence[Mode]) -> str:
     if asked.window_bytes is not None:
         what.append(f"window {asked.window_bytes / index.stored_bytes:.1%} of the bytes")
     batches = count_of(modes[0].report.batches, "batch", "batches")
-    anchors = f"{count_of(len(index.row), 'anchor')} of {experiments}"
+    anchors = f"{count_of(len(index.row), 'anchor')} (samples with a positive) of {experiments}"
     return f"[bold]{shards}[/]: {anchors}; {batches}\n{', '.join(what)}"
 
 
@@ -222,12 +219,15 @@ def merge_config(given: Mapping[str, Any]) -> dict[str, Any]:
     known = {key: value for key, value in data.items() if key in (*_SAMPLING, *_OURS) and value is not None}
     for key, value in known.items():
         _check_kind(f"{given['config']}: data.{key}", key, value)
-    return {**known, **given}
+    return {key: value for key, value in {**known, **given}.items() if value not in _NULL}
 
 
+_NULL: tuple[Any, ...] = (None, ["null"])
+"""What takes back a value of the config."""
 _WEIGHTS = ("experiment_weights", "group_weights")
 _NUMBERS = (*_WEIGHTS, "condition_ratio", "stratify_ratio")
-_TEXTS = ("val_experiments", "val_fovs", "val_values", *_LABELS)
+_TEXTS = ("val_experiments", "val_fovs", "val_values", "positive_match_columns", *_LABELS)
+_WORDS = ("shards", "split", "window_bytes", *(name for name in _POSITIVES if name not in _TEXTS))
 
 
 def _to_floats(shares: Mapping[Any, Any]) -> dict[Any, Any]:
@@ -259,7 +259,9 @@ def _check_kind(where: str, key: str, value: Any) -> None:
         good = _is_texts(value) or (isinstance(value, dict) and all(map(_is_texts, value.values())))
     elif key == "tau_range":
         good = isinstance(value, list) and len(value) == 2 and all(type(item) in (int, float) for item in value)
-    elif key in ("shards", "split", "window_bytes"):
+    elif key == "channels_per_sample":
+        good = type(value) is int or _is_texts(value)
+    elif key in _WORDS:
         good = isinstance(value, str) or (key == "window_bytes" and _is_number(value))
     else:
         good = isinstance(value, bool)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import get_args
 
 from dynaclr_wds.errors import ConfigError, WindowError
-from dynaclr_wds.plan.config import PositiveChannel, PositiveKind, SamplingConfig, TauDirection
+from dynaclr_wds.plan.config import PositiveChannel, PositiveKind, PositiveRelatives, SamplingConfig, TauDirection
 from dynaclr_wds.program import CommandParser, called_as, run_command
 
 _EPILOG = """examples:
@@ -34,13 +34,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str]) -> int:
     given = vars(make_parser().parse_args(argv))
     from dynaclr_wds.commands.mixing import describe, measure_modes, merge_config, parse_request, print_modes
+    from dynaclr_wds.plan.streaming.window import window_as_typed
 
     values = merge_config(given)
-    asked = parse_request(values)
     try:
-        modes = measure_modes(asked)
+        asked = parse_request(values)
+        with window_as_typed(values.get("window_bytes")):
+            modes = measure_modes(asked)
     except WindowError as error:
         raise ConfigError(error.spell("--")) from error
+    except ConfigError as error:  # options of a training are options of this command
+        raise ConfigError(str(error).replace("--data.", "--")) from error
     if given["json"]:
         print(json.dumps(describe(asked, modes), indent=1, allow_nan=False))
     else:
@@ -63,7 +67,7 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("which cells").add_argument
     add("--experiments", nargs="+", metavar="NAME", help="draw from these (default: what training uses)")
     add("--split", metavar="KIND", help="leave out as a whole: experiments, fovs or a label (default: experiments)")
-    add("--split_ratio", type=float, metavar="SHARE", help="share of training, as 0.8, drawn by name")
+    add("--split_ratio", type=_ratio, metavar="SHARE", help="share of training, as 0.8, drawn by name")
     add("--split_seed", type=int, help="another seed draws another split (default: 0)")
     add("--val_experiments", nargs="+", metavar="NAME", help="leave these out, as training does")
     add("--val_fovs", nargs="+", metavar="EXPERIMENT/ROW/COL/FOV", help="with --split fovs: leave these out")
@@ -111,6 +115,7 @@ def _add_batch_options(parser: argparse.ArgumentParser) -> None:
     add("--positive_match_columns", nargs="+", metavar="LABEL", help="labels that a positive by columns shares")
     add("--positive_channel", choices=get_args(PositiveChannel), help="channels of the positive (default: same)")
     add("--tau_direction", choices=get_args(TauDirection), help="may a positive be earlier? (default: forward)")
+    add("--positive_relatives", choices=get_args(PositiveRelatives), help="of whom? (default: lineage)")
     add("--leaky", type=float, help="fraction of a batch from other experiments (default: 0)")
     for names, what, text in (
         (("--group_weights", "--experiment_weights"), "NAME=WEIGHT", "share of batches (default: by size)"),
@@ -122,6 +127,10 @@ def _add_batch_options(parser: argparse.ArgumentParser) -> None:
     add("--temporal_global_fraction", type=float, help="fraction of a batch from other times (default: 0.3)")
     add("--tau_decay_rate", type=float, help="decay of P(τ) (default: 2)")
     add("--seed", type=int, help="seed of the order and of all draws (default: 0)")
+
+
+def _ratio(text: str) -> float | None:
+    return None if text.lower() in ("null", "none") else float(text)
 
 
 def _flag(text: str) -> bool:

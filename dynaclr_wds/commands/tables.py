@@ -13,10 +13,18 @@ from rich.table import Table
 from dynaclr_wds.plan.audit.quality import KINDS, Collisions, Quality
 from dynaclr_wds.plan.audit.report import Composition, Report
 from dynaclr_wds.plan.audit.verdict import Note
-from dynaclr_wds.words import count_of
+from dynaclr_wds.words import count_of, size_of
 
 WIDTH = 110
 _COLOURS = {"good": "[green]good[/]", "fair": "[yellow]fair[/]", "bad": "[red]bad[/] "}
+_CAPTION = (
+    "exact: training without window_bytes. streaming: with it. ideal: as many samples, drawn at random from all; to "
+    "compare with.\n"
+    "¹ In a batch, as a multiple of the pairs that chance would give: 2.00 is twice as many. In brackets: the worst "
+    "batch.\n"
+    "² The median. In brackets: one time in ten it comes as soon as this.\n"
+    "³ Samples of one FOV, lineage or block are alike: a batch tells as much as so many that have nothing in common."
+)
 _SHOWN = 8
 """Rows of a table of shares that are listed one by one; twice as many of a table of anchors."""
 
@@ -75,21 +83,29 @@ def render(parts: Iterable[RenderableType]) -> str:
 
 
 def _mixing_table(modes: Sequence[Mode]) -> Table:
-    table = Table(title="How well batches are mixed", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table = Table(
+        title="How well batches are mixed",
+        caption=_CAPTION,
+        title_justify="left",
+        caption_justify="left",
+        title_style="bold",
+        caption_style="",
+        box=box.SIMPLE_HEAD,
+    )
     table.add_column("", no_wrap=True)
     for mode in modes:
         table.add_column(mode.name, justify="right")
     table.add_column("what is good")
     hints = {
-        "value": "1 means as asked",
-        "fov": "about 1, as by chance; above 1.3 cells come in clumps",
-        "lineage": "0 means that no lineage is in a batch twice",
-        "block": "any, as long as FOV and lineage are good",
+        "value": "1: as asked",
+        "fov": "about 1; above 1.3 too many are of one FOV",
+        "lineage": "0: no lineage is in a batch twice",
+        "block": "any, if those of FOV and lineage are good",
     }
     for kind in KINDS:
         found = [mode.quality.collisions[kind] for mode in modes]
         table.add_row(
-            f"cells that share {_article(_word(kind, modes[0].quality))}, over chance (worst)",
+            f"pairs of samples of one {_word(kind, modes[0].quality)}¹",
             *map(_ratio, found),
             hints[kind],
         )
@@ -98,13 +114,14 @@ def _mixing_table(modes: Sequence[Mode]) -> Table:
     for kind in ("fov", "lineage", "block"):
         effective = [f"{mode.quality.collisions[kind].effective:.0f}" for mode in modes]
         table.add_row(
-            f"batch of {size} is worth, by {_word(kind, modes[0].quality)}", *effective, "as much as the ideal"
+            f"independent samples of {size}, by {_word(kind, modes[0].quality)}³", *effective, "as many as the ideal"
         )
     table.add_section()
     distances = [(mode.quality.repeat_median, mode.quality.repeat_tenth) for mode in modes]
     cells = ["–" if median is None else f"{median:.0f} ({tenth:.0f})" for median, tenth in distances]
-    table.add_row("batches until a lineage comes again (10th %)", *cells, "as many as the ideal, or more")
-    table.add_row("anchors seen", *[f"{mode.report.seen:.1%}" for mode in modes], "100 % where nothing is balanced")
+    table.add_row("batches until a lineage comes again²", *cells, "as many as the ideal, or more")
+    seen = [f"{mode.report.seen:.1%}" for mode in modes]
+    table.add_row("anchors seen in an epoch", *seen, "much; 100 % if nothing is balanced")
     table.add_section()
     for row in _byte_rows(modes):
         table.add_row(*row)
@@ -112,21 +129,23 @@ def _mixing_table(modes: Sequence[Mode]) -> Table:
 
 
 def _byte_rows(modes: Sequence[Mode]) -> list[list[str]]:
-    used = [_bytes(float(mode.report.bytes_used)) for mode in modes]
-    rows = [["bytes of the patches drawn, each once", *used, ""]]
+    used = [size_of(float(mode.report.bytes_used)) for mode in modes]
+    rows = [["bytes of the patches drawn (each counted once)", *used, ""]]
     hints = {
         "bytes_read": ("bytes read", ""),
-        "amplification": ("bytes read over bytes stored", "up to 1.05; more where small conditions repeat"),
+        "amplification": ("bytes read, as a multiple of those stored", "up to 1.05; more if small conditions repeat"),
         "planned_peak_bytes": ("most bytes in memory, as planned", "less than the window"),
         "held_peak_bytes": ("most bytes in memory, as measured", "less than the window"),
-        "burst": ("most bytes of a step, over the mean", "a few times"),
+        "burst": ("most bytes of a step, as a multiple of the mean", "a few times the mean"),
         "groups": (f"{modes[0].report.group_label}s in memory at a time, per stream", "2 or more"),
     }
     for key, (name, hint) in hints.items():
         if any(key in mode.report.streaming for mode in modes):
             cells = [_value(key, mode.report.streaming.get(key)) for mode in modes]
             rows.append([name, *cells, hint])
-    rows.append(["ms to plan a batch", *[f"{m.ms_per_batch:.2f}" if m.name != "ideal" else "–" for m in modes], ""])
+    rows.append(
+        ["milliseconds to plan a batch", *[f"{m.ms_per_batch:.2f}" if m.name != "ideal" else "–" for m in modes], ""]
+    )
     return rows
 
 
@@ -140,13 +159,13 @@ def _quota_table(reports: Sequence[tuple[str, Report]]) -> Table:
     table.add_column("", no_wrap=True)
     table.add_column("asked", justify="right")
     for name, _ in reports:
-        table.add_column(f"{name} (worst)", justify="right")
-        table.add_column("batches off by > 1 sample", justify="right")
+        table.add_column(f"{name} (worst batch)", justify="right")
+        table.add_column("batches more than one sample off", justify="right", max_width=22)
     first = reports[0][1]
     for share in first.groups[:_SHOWN]:
         others = [next(s for s in report.groups if s.group == share.group) for _, report in reports]
         cells = [cell for o in others for cell in (f"{o.achieved:.3f}", "")]
-        table.add_row(f"batches about {share.group}", f"{share.asked:.3f}", *cells)
+        table.add_row(f"batches of {share.group}", f"{share.asked:.3f}", *cells)
     if (left := len(first.groups) - _SHOWN) > 0:
         table.add_row(f"… and {left} more {first.group_label}s")
     table.add_section()
@@ -176,7 +195,7 @@ def _coverage_table(report: Report) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     for name in names:
         table.add_column(name)
-    for name in ("anchors", "seen", "never seen", "drawn again", "most often", "no positive"):
+    for name in ("anchors", "seen", "never seen", "repeated draws", "most draws of one", "without a positive"):
         table.add_column(name, justify="right")
     for c in sorted(report.coverage, key=lambda c: c.unique / max(c.anchors, 1))[: 2 * _SHOWN]:
         labels = {"experiment": c.experiment, report.group_label: c.group, report.value_label: c.value}
@@ -190,10 +209,6 @@ def _coverage_table(report: Report) -> Table:
 
 def _word(kind: str, quality: Quality) -> str:
     return {"fov": "FOV", "value": quality.value_label}.get(kind, kind)
-
-
-def _article(noun: str) -> str:
-    return f"{'an' if noun[0].lower() in 'aeo' or noun == 'FOV' else 'a'} {noun}"
 
 
 def _ratio(found: Collisions) -> str:
@@ -212,18 +227,9 @@ def _value(key: str, value: float | None) -> str:
     if value is None:
         return "–"
     if key.endswith("bytes") or key.startswith("bytes"):
-        return _bytes(value)
+        return size_of(value)
     return f"{value:.0f}" if key == "groups" else f"{value:.2f}"
 
 
 def _name_bytes(streaming: Mapping[str, float]) -> list[str]:
     return [f"{key.replace('bytes_', '').replace('_', ' ')} {_value(key, value)}" for key, value in streaming.items()]
-
-
-def _bytes(value: float) -> str:
-    """Write bytes as people read them."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024:
-            return f"{value:,.0f} {unit}" if unit == "B" or value >= 100 else f"{value:,.1f} {unit}"
-        value /= 1024
-    return f"{value:,.1f} TiB"

@@ -12,8 +12,12 @@ Map
     `SamplingConfig`: what the user asks of a batch; `PositiveRule`: what makes a positive.
 `channels`, `matches`
     Which channels a sample may hold, and which samples agree in the columns that positives share.
+`relatives`
+    Which patches of a lineage lie on one line of descent.
 `sampler`
     `FlexibleBatchSampler`: the door of the wing. It yields one `BatchPlan` per batch.
+`identity`
+    In what the order of a checkpoint differs from the one at hand.
 `batch`
     What the plan hands to the loader: `BatchPlan`, `BlockReads`, and `PlannedBatches`, all that a loader may ask.
 `validation`

@@ -36,6 +36,9 @@ class PlanColumns:
     block_partition: Integer[np.ndarray, " b"]
     """Row of `CodeBook.partitions`; the blocks of a partition stand together."""
     obs_track: Integer[np.ndarray, " o"]
+    obs_track_id: Integer[np.ndarray, " o"]
+    """As in the track table, for the parents, which are named so."""
+    obs_parent_track_id: Integer[np.ndarray, " o"]
     obs_fov: Integer[np.ndarray, " o"]
     fov_experiment: Integer[np.ndarray, " f"]
     """Row of `CodeBook.experiments`."""

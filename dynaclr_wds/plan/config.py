@@ -18,6 +18,7 @@ WeightSchedule = Mapping[int, Weights]
 PositiveKind = Literal["temporal", "self", "columns"]
 PositiveChannel = Literal["same", "any"]
 TauDirection = Literal["forward", "both"]
+PositiveRelatives = Literal["lineage", "descendants"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +35,9 @@ class PositiveRule:
     draws them anew."""
     tau_direction: str = "forward"
     """`both`: an anchor without a candidate ahead, near the end of its track, takes one as far behind."""
+    relatives: str = "lineage"
+    """`descendants`: temporal positives are of the anchor's own line of descent: the cell itself or a descendant
+    (behind: an ancestor). `lineage`: any cell of the lineage."""
 
     def __post_init__(self) -> None:
         """Check every value by itself, and that the columns fit the kind.
@@ -44,9 +48,18 @@ class PositiveRule:
             A value is out of range; the message names it and what is allowed.
         """
         kinds = (("positive", self.kind, PositiveKind), ("positive_channel", self.channel, PositiveChannel))
-        for name, value, allowed in (*kinds, ("tau_direction", self.tau_direction, TauDirection)):
+        directions = (
+            ("tau_direction", self.tau_direction, TauDirection),
+            ("positive_relatives", self.relatives, PositiveRelatives),
+        )
+        for name, value, allowed in (*kinds, *directions):
             if value not in get_args(allowed):
                 raise ConfigError(f"{name}={value!r} must be one of {list(get_args(allowed))}.")
+        if self.relatives != "lineage" and self.kind != "temporal":
+            raise ConfigError(
+                f"positive_relatives={self.relatives!r} with positive={self.kind!r}: it says which cells a temporal "
+                "positive may be. Give positive='temporal', or leave positive_relatives out."
+            )
         if (self.kind == "columns") != bool(self.match_columns):
             raise ConfigError(
                 f"positive={self.kind!r} with positive_match_columns={list(self.match_columns)}: columns are needed "

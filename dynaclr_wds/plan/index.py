@@ -93,6 +93,8 @@ class PlanIndex:
     """Choice of channels of each anchor; None where there is none to make."""
     match: Integer[np.ndarray, " n"] | None = None
     """Number of each anchor's values in the match columns; None unless positives are drawn by columns."""
+    parents: Int64[np.ndarray, " tracks"] | None = None
+    """Number of each track's parent, −1 without one; None unless positives are of the anchor's own line of descent."""
     lineages_meet: bool = False
     """Whether any lineage has anchors in two strata, as it may where labels change along a track."""
     barren: tuple[tuple[Stratum, int], ...] = ()

@@ -15,6 +15,7 @@ from dynaclr_wds.plan.columns import CodeBook, ExperimentClock, PatchRow, PlanCo
 from dynaclr_wds.plan.config import TEMPORAL, PositiveRule
 from dynaclr_wds.plan.index import PlanIndex, Stratum
 from dynaclr_wds.plan.matches import find_matched, number_matches
+from dynaclr_wds.plan.relatives import find_parents
 from dynaclr_wds.plan.strata import (
     StratumSamples,
     find_strata,
@@ -71,8 +72,9 @@ def plan_index(
         for e, k in zip(codes.experiments, keep, strict=True)
     ]
     labels = tuple(dict.fromkeys((*batch_group_by, *stratify_by)))
+    parents = find_parents(columns) if positives.relatives == "descendants" else None
     strata, samples = [], []
-    for found in _list_samples(columns, codes, labels, keep, keep_fov, tau, positives):
+    for found in _list_samples(columns, codes, labels, keep, keep_fov, tau, positives, parents):
         clock = codes.experiments[found.experiment]
         strata.append(_make_stratum(clock, tau[found.experiment], found.labels, batch_group_by, stratify_by))
         samples.append(found)
@@ -102,6 +104,7 @@ def plan_index(
         choices=codes.choices,
         choice=_join([choices[s] for s in has]) if codes.choices is not None else None,
         match=_join([matches[s] for s in has]) if matches else None,
+        parents=parents,
         lineages_meet=(by_channel or not follows) and _lineages_meet(columns, [rows[s] for s in has]),
         barren=tuple(
             (strata[s], samples[s].samples) for s, row in enumerate(rows) if not len(row) and samples[s].samples
@@ -117,6 +120,7 @@ def _list_samples(
     keep_fov: Bool[np.ndarray, " f"] | None,
     tau: Sequence[tuple[int, int]],
     positives: PositiveRule,
+    parents: Int64[np.ndarray, " tracks"] | None,
 ) -> Iterator[StratumSamples]:
     """List the samples of each stratum that have a temporal candidate if they need one, with their channels."""
     own = tuple(n for n in labels if codes.choices is None or n not in CHANNEL_LABELS)
@@ -125,8 +129,9 @@ def _list_samples(
     every = behind or positives.kind != "temporal"
     for found in find_strata(columns, codes, own, keep, keep_fov, every=every):
         span = tau[found.experiment]
-        if positives.kind == "temporal" and (every or span != tuple(codes.experiments[found.experiment].tau_frames)):
-            row = found.row[has_candidate(columns, found.row, span, behind=behind)]
+        as_built = not every and parents is None and span == tuple(codes.experiments[found.experiment].tau_frames)
+        if positives.kind == "temporal" and not as_built:
+            row = found.row[has_candidate(columns, found.row, span, behind=behind, parents=parents)]
             found = replace(found, row=row)
         yield from [found] if codes.choices is None else split_by_channels(found, codes.choices, of_channels)
 

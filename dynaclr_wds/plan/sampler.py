@@ -25,6 +25,7 @@ from dynaclr_wds.plan.audit.report import Report
 from dynaclr_wds.plan.batch import BatchPlan, BlockReads
 from dynaclr_wds.plan.compose.focal_window import check_time
 from dynaclr_wds.plan.config import SamplingConfig
+from dynaclr_wds.plan.identity import list_differences
 from dynaclr_wds.plan.index import PlanIndex
 from dynaclr_wds.plan.streaming.mixer import Mixer, MixerStream
 from dynaclr_wds.plan.streaming.planner import BlockSchedule, StreamPlanner, WholeStream
@@ -239,10 +240,8 @@ class FlexibleBatchSampler:
         ConfigError
             The state is of another order: another seed, sampling, window or set of anchors.
         """
-        mine, theirs = self.identity, state["identity"]
-        other = [f"{k}={theirs.get(k)!r}, but {k}={v!r}" for k, v in mine.items() if theirs.get(k) != v]
-        if theirs.get("anchors_xxh3") != mine["anchors_xxh3"]:
-            other.append(f"anchors of {state.get('chosen_by')}, but of {self.index.chosen_by}")
+        chosen_by = (self.index.chosen_by, str(state.get("chosen_by")))
+        other = list_differences(self.identity, state["identity"], chosen_by)
         if other:
             raise ConfigError(
                 f"The checkpoint was written with {'; '.join(other)} now. The order depends on it: set what it was "

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Int64, Integer
 
 from dynaclr_wds.plan.channels import ChannelChoices
 from dynaclr_wds.plan.columns import CodeBook, PlanColumns
+from dynaclr_wds.plan.relatives import list_rows, on_one_line
 from dynaclr_wds.tau import least_tau
 
 _CHUNK = 1 << 20
@@ -198,9 +199,17 @@ def split_by_channels(
 
 
 def has_candidate(
-    columns: PlanColumns, row: Integer[np.ndarray, " n"], tau_frames: tuple[int, int], *, behind: bool = False
+    columns: PlanColumns,
+    row: Integer[np.ndarray, " n"],
+    tau_frames: tuple[int, int],
+    *,
+    behind: bool = False,
+    parents: Int64[np.ndarray, " tracks"] | None = None,
 ) -> Bool[np.ndarray, " n"]:
-    """Whether each sample's clip holds a patch at t + τ for some τ of the range, τ ≠ 0; `behind` counts t − τ, too."""
+    """Whether each sample's clip holds a patch at t + τ for some τ of the range, τ ≠ 0; `behind` counts t − τ, too.
+
+    With `parents`, only patches on the sample's own line of descent count.
+    """
     low, high = least_tau(tau_frames[0]), tau_frames[1]
     out = np.zeros(len(row), bool)
     for a in range(0, len(row), _CHUNK):
@@ -212,5 +221,11 @@ def has_candidate(
         want = (clip << 32) + columns.patch_t[part]
         spans = [(want + low, want + high), (want - high, want - low)][: 1 + behind]
         for first, last in spans:
-            out[a : a + _CHUNK] |= np.searchsorted(key, first, "left") < np.searchsorted(key, last, "right")
+            start, stop = np.searchsorted(key, first, "left"), np.searchsorted(key, last, "right")
+            found = start < stop
+            if parents is not None:
+                owner, candidate = list_rows(np.arange(len(part)), begin + start, begin + stop)
+                owner = owner[on_one_line(columns, parents, part[owner], candidate)]
+                found = np.bincount(owner, minlength=len(part)) > 0
+            out[a : a + _CHUNK] |= found
     return out

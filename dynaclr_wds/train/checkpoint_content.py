@@ -98,7 +98,9 @@ def describe_training(module: ContrastiveModule) -> dict[str, Any]:
 
 def _describe_shards(data: MultiExperimentDataModule, shards: ShardSet) -> dict[str, Any]:
     crop = plan_crop(shards, data.z_range, data.yx_patch_size)
-    held_out = {} if data.sides is None else data.sides.held_out_fovs(shards.manifest.fovs)
+    fovs, sides = shards.manifest.fovs, data.sides
+    held_out = {} if sides is None else sides.held_out_fovs(fovs)
+    trained = {} if sides is None else sides.train.list_fovs(fovs)
     return {
         "folder": str(Path(data.shards).resolve()),
         "config_hash": shards.manifest.config_hash,
@@ -109,6 +111,7 @@ def _describe_shards(data: MultiExperimentDataModule, shards: ShardSet) -> dict[
                 "stored": list(e.shape),
                 "read": list(crop.shape(e.shape)),
                 "shown": list(shown_shape(crop.shape(e.shape), data, data.channels_per_sample)),
+                "trained_fovs": trained.get(e.name, []),
                 "held_out_fovs": held_out.get(e.name, []),
             }
             for e in shards.manifest.experiments

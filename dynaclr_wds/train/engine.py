@@ -30,6 +30,7 @@ from dynaclr_wds.train.loss import NTXentHCL, plan_pairs
 from dynaclr_wds.train.optimizer import OptimizerSettings, make_optimizer
 from dynaclr_wds.train.pair_image import Pairs, draw_pairs, take_pairs
 from dynaclr_wds.train.pair_logging import show_picture
+from dynaclr_wds.train.trained_cells import compare_splits
 from dynaclr_wds.train.warm_start import Loaded, WarmStartOrData, load_weights
 
 
@@ -62,8 +63,8 @@ class ContrastiveModule(LightningModule):
     warmup_steps
         Optimizer steps over which the learning rate rises linearly from 0 at the start.
     log_pairs
-        Pairs of patches from the first batch of each epoch to show in the logger, or to write as PNG files beside the
-        log; 0 = none.
+        Pairs of patches from the first batch of each epoch (or of what is left of it, where a training goes on) to show
+        in the logger, or to write as PNG files beside the log; 0 = none.
     auxiliary_heads
         Name → what to predict from the features of the anchors besides; its loss is added. See `AuxiliaryHead`.
     freeze
@@ -104,7 +105,9 @@ class ContrastiveModule(LightningModule):
             lr=self.lr, weight_decay=float(weight_decay), schedule=schedule, warmup_steps=warmup_steps
         )
         self.log_pairs = log_pairs
-        self._pairs: dict[str, Pairs] = {}  # by stage: validation runs inside a training epoch
+        self.validates_trained_cells = False
+        """Whether `validate` may run on cells that the checkpoint was trained on."""
+        self._pairs: dict[str, Pairs] = {}  # by stage, from an epoch's first batch to its end
 
     def setup(self, stage: str) -> None:
         """Ask the shards for the values of the labels that heads predict."""
@@ -128,11 +131,13 @@ class ContrastiveModule(LightningModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Return the loss of a batch."""
-        return self._step(batch, batch_idx, "train")
+        del batch_idx
+        return self._step(batch, "train")
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Return the loss of a batch."""
-        return self._step(batch, batch_idx, "val")
+        del batch_idx
+        return self._step(batch, "val")
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         """Return `features` and `projections` of the anchors, what the heads predict, and the batch's `index`."""
@@ -149,6 +154,7 @@ class ContrastiveModule(LightningModule):
 
     def on_fit_start(self) -> None:
         """Say what the checkpoints of this training will lack."""
+        self._pairs.clear()
         warn_of_undescribed(self)
 
     def on_train_epoch_start(self) -> None:
@@ -165,25 +171,27 @@ class ContrastiveModule(LightningModule):
         checkpoint[CONTENT_KEY] = describe_training(self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse weights of another network; warn of data that are shown in another way."""
+        """Refuse weights of another network; say where data are shown in another way, or other cells are held out."""
         trainer = self._trainer
         self._follow_epoch(checkpoint.get("epoch", 0))  # of a training that goes on within an epoch, no epoch starts
         self.auxiliary_heads.check_saved(checkpoint.get("hyper_parameters", {}).get("auxiliary_heads") or {})
         if trainer is not None:
-            warn_of_other_data(self, checkpoint.get("datamodule_hyper_parameters", {}))
+            saved = checkpoint.get("datamodule_hyper_parameters", {})
+            warn_of_other_data(self, saved)
+            compare_splits(self, checkpoint.get(CONTENT_KEY, {}), saved)
         if trainer is None or not trainer.strategy.restore_checkpoint_after_setup:  # else in pieces by now
             check_weights(self, checkpoint["state_dict"], "the checkpoint")
 
     def on_train_epoch_end(self) -> None:
-        """Show the pairs of the epoch's first batch."""
+        """Show the pairs of the epoch's first batch; where a training goes on within an epoch, of its first one."""
         self._show_pairs("train")
 
     def on_validation_epoch_end(self) -> None:
-        """Show the pairs of the epoch's first batch, in a training."""
+        """Show the pairs of the first batch, in a training."""
         if self.trainer.state.fn == TrainerFn.FITTING:
             self._show_pairs("val")
 
-    def _step(self, batch: dict[str, Any], batch_idx: int, stage: Literal["train", "val"]) -> Tensor:
+    def _step(self, batch: dict[str, Any], stage: Literal["train", "val"]) -> Tensor:
         anchor = batch["anchor"]
         explicit = not isinstance(self.loss, BaseMetricLossFunction)
         if explicit and "negative" not in batch:
@@ -199,7 +207,7 @@ class ContrastiveModule(LightningModule):
         else:
             loss = self.loss(projections, indices_tuple=plan_pairs(len(anchor), projections.device))
         self._log_step(loss, projections.detach().chunk(len(keys)), stage)
-        if batch_idx == 0 and self._shows_pairs():
+        if stage not in self._pairs and self._shows_pairs():
             data = getattr(self.trainer, "datamodule", None)
             self._pairs[stage] = take_pairs(batch, self.log_pairs, data)
         return loss + self._score_heads(features[: len(anchor)], batch.get("anchor_meta"), stage)

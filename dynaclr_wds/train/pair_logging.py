@@ -37,7 +37,7 @@ def _show(logger: Logger, trainer: Trainer, tag: str, picture: Picture) -> None:
     epoch, step = trainer.current_epoch, trainer.global_step
     experiment: Any = getattr(logger, "experiment", None)
     if isinstance(logger, TensorBoardLogger):
-        experiment.add_image(tag, picture, epoch, dataformats="HWC")
+        experiment.add_image(tag, picture, step, dataformats="HWC")
     elif isinstance(logger, WandbLogger):
         logger.log_image(key=tag, images=[picture], step=step)
     elif isinstance(logger, MLFlowLogger):

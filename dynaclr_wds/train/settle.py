@@ -18,6 +18,7 @@ from dynaclr_wds.plan.channels import list_positions
 from dynaclr_wds.read.crop import Crop, Shape
 from dynaclr_wds.shardset import ShardSet
 from dynaclr_wds.train.checkpoint_content import Checkpoint, read_checkpoint
+from dynaclr_wds.train.differences import Difference, refuse, tell_once
 from dynaclr_wds.transforms.batch import shown_shape
 
 Pair = tuple[int, int]
@@ -85,33 +86,6 @@ class Job:
     """What differs from the training, and was asked for nevertheless."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Difference:
-    what: str
-    instead: str
-    """What to do, without a full stop."""
-    fatal: bool = False
-    """Whether it can't be overridden."""
-
-
-def refuse(found: Sequence[_Difference], override: bool) -> None:
-    """Raise one error about all differences that are not overridden.
-
-    Raises
-    ------
-    ConfigError
-        There are any.
-    """
-    wrong = [d for d in found if d.fatal or not override]
-    if not wrong:
-        return
-    nevertheless = "" if any(d.fatal for d in wrong) else "add --override to embed nevertheless."
-    if len(wrong) == 1:
-        raise ConfigError(f"{wrong[0].what}. {wrong[0].instead}" + (f", or {nevertheless}" if nevertheless else "."))
-    told = " ".join(f"({number}) {d.what}. {d.instead}." for number, d in enumerate(wrong, 1))
-    raise ConfigError(f"{len(wrong)} things differ from the training. {told} {nevertheless.capitalize()}".rstrip())
-
-
 def settle(asked: Request) -> Job:
     """Read the checkpoint, open the shards, and check that they fit each other and what is asked.
 
@@ -135,12 +109,12 @@ def settle(asked: Request) -> Job:
         experiments=experiments,
         overridden=(),
     )
-    differences = [*find_differences(job), *differences]
+    differences = tell_once(list(find_differences(job)), differences)
     refuse(differences, asked.override)
     return replace(job, overridden=tuple(d.what for d in differences))
 
 
-def settle_view(asked: Request, checkpoint: Checkpoint) -> tuple[View, list[_Difference]]:
+def settle_view(asked: Request, checkpoint: Checkpoint) -> tuple[View, list[Difference]]:
     """Take slices and crop from the checkpoint, or as the caller says; list where that is something else."""
     seen, data = checkpoint.seen, checkpoint.data
     read = sorted({shape[2:] for shape in seen.read})
@@ -159,7 +133,8 @@ def settle_view(asked: Request, checkpoint: Checkpoint) -> tuple[View, list[_Dif
         if given is not None and given != effect:
             shown = f"{effect[0]} {effect[1]}" if effect else " or ".join(map(str, read))
             what = f"--{name} {given[0]} {given[1]}, but {checkpoint.path} was trained on {shown}"
-            differences.append(_Difference(what=what, instead="Leave the option out to embed as in training"))
+            instead = "Leave the option out to embed as in training"
+            differences.append(Difference(what=what, instead=instead, options=(name,)))
             settled[name] = given
     view = View(**settled, final_z=data.get("final_z"), z_reduction=data.get("z_reduction"))
     return view, differences
@@ -202,7 +177,7 @@ def choose_experiments(asked: Request, shards: ShardSet) -> list[ExperimentRecor
     return [e for e in shards.manifest.experiments if e.name in names]
 
 
-def find_differences(job: Job) -> Iterator[_Difference]:
+def find_differences(job: Job) -> Iterator[Difference]:
     """Compare patches with those of the training: first channels, then slices, then (Y, X). Experiments go together."""
     alike: dict[tuple[object, ...], list[ExperimentRecord]] = {}
     for e in job.experiments:
@@ -215,62 +190,76 @@ def find_differences(job: Job) -> Iterator[_Difference]:
         yield from _compare_sizes(job, names, e)
 
 
-def _compare_channels(job: Job, names: str, e: ExperimentRecord) -> Iterator[_Difference]:
+def _compare_channels(job: Job, names: str, e: ExperimentRecord) -> Iterator[Difference]:
     """Compare number and names of channels, and the number of planes."""
     seen, view, root = job.checkpoint.seen, job.view, job.shards.root
     where = f"{job.checkpoint.path} was trained on"
     found, known = _shown(job, e)[:2], sorted({s[:2] for s in seen.shown})
     if found[0] not in {s[0] for s in known} or (found not in known and _holds_slices(job.shards, view)):
-        yield _Difference(
+        asked = ("z_range",) if found[0] in {s[0] for s in known} and job.asked.z_range else ()
+        cure = "Choose other --experiments, or build shards with the same source channels and z_range"
+        yield Difference(
             what=f"Patches of {names} in {root} are (channels, planes) = {found}, {where} "
             f"{' or '.join(map(str, known))}",
-            instead="Choose other --experiments, or build shards with the same source channels and z_range",
+            instead="Leave --z_range out to embed as in training" if asked else cure,
             fatal=True,
+            options=asked,
         )
         return
     for place, own in enumerate(list_positions(e.source_channel, job.checkpoint.data.get("channels_per_sample"))):
         for name in (name for name in own if name not in seen.channels[place]):
-            yield _Difference(
+            yield Difference(
                 what=f"Channel {place} of {names} in {root} is {name!r}, {where} "
                 f"{' or '.join(map(repr, seen.channels[place]))} there",
                 instead="Give shards with the same channels in the same order",
             )
 
 
-def _compare_slices(job: Job) -> Iterator[_Difference]:
+def _compare_slices(job: Job) -> Iterator[Difference]:
     shards, view, seen = job.shards, job.view, job.checkpoint.seen
     holds = f"{shards.root} holds the slices {shards.z_range} of the plates"
     if not _holds_slices(shards, view):
-        asked = "--z_range asks for" if job.asked.z_range else f"{job.checkpoint.path} was trained on"
-        yield _Difference(
-            what=f"{holds}, {asked} {view.z_range}", instead="Build shards with a z_range that holds them", fatal=True
+        given = job.asked.z_range is not None
+        asked = "--z_range asks for" if given else f"{job.checkpoint.path} was trained on"
+        yield Difference(
+            what=f"{holds}, {asked} {view.z_range}",
+            instead=f"Build shards with a z_range that holds them{', or leave the option out' * given}",
+            fatal=True,
+            options=("z_range",) * given,
         )
     elif view.z_range is None and shards.z_range != seen.z_range:
-        yield _Difference(
+        yield Difference(
             what=f"{holds}, {job.checkpoint.path} was trained on {seen.z_range}",
             instead="Build shards with the same z_range",
         )
 
 
-def _compare_sizes(job: Job, names: str, e: ExperimentRecord) -> Iterator[_Difference]:
+def _compare_sizes(job: Job, names: str, e: ExperimentRecord) -> Iterator[Difference]:
     """Compare what is stored with what is read, and what the network sees with what it saw."""
     view, root, where = job.view, job.shards.root, f"{job.checkpoint.path} was trained on"
     name = "yx_patch_size" if view.yx_patch_size else "final_yx_patch_size"
     needed = view.yx_patch_size or view.final_yx_patch_size
     if needed is not None and _is_smaller(e.shape, needed):
-        asked = f"--{name} asks for" if getattr(job.asked, name) else where
-        yield _Difference(
-            what=f"Stored patches of {names} in {root} are (Y, X) = {e.shape[2:]}, {asked} {needed}",
-            instead=f"Build shards with a yx_patch_size of at least {list(needed)}, or give --yx_patch_size and "
-            f"--final_yx_patch_size of at most {e.shape[2]} {e.shape[3]} with --override",
+        given = getattr(job.asked, name) is not None
+        otherwise = (
+            "leave the option out"
+            if given
+            else f"give --yx_patch_size and --final_yx_patch_size of at most {e.shape[2]} {e.shape[3]} with --override"
+        )
+        yield Difference(
+            what=f"Stored patches of {names} in {root} are (Y, X) = {e.shape[2:]}, "
+            f"{f'--{name} asks for' if given else where} {needed}",
+            instead=f"Build shards with a yx_patch_size of at least {list(needed)}, or {otherwise}",
             fatal=True,
+            options=(name,) * given,
         )
         return
     seen = sorted({s[2:] for s in job.checkpoint.seen.shown})
     if (found := _shown(job, e)[2:]) not in seen:
-        yield _Difference(
+        yield Difference(
             what=f"Patches of {names} in {root} are (Y, X) = {found}, {where} {' or '.join(map(str, seen))}",
             instead="Build shards with the same yx_patch_size",
+            options=("yx_patch_size", "final_yx_patch_size"),
         )
 
 

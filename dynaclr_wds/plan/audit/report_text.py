@@ -47,14 +47,14 @@ def describe_report(report: Report) -> str:
 
 def _describe_anchors(report: Report) -> list[str]:
     repeated = sum(c.repeated for c in report.coverage)
-    return [f"{report.seen:.1%} of the anchors seen", f"{repeated:,} drawn again"]
+    return [f"{report.seen:.1%} of the anchors seen", count_of(repeated, "repeated draw")]
 
 
 def _describe_lineages(report: Report) -> str:
     shared = report.relaxed["lineage"]
     if not shared:
         return "no lineage twice in a batch"
-    return f"{count_of(shared, 'sample')} of a lineage that {'its' if shared == 1 else 'their'} batch already held"
+    return f"{count_of(shared, 'sample')} with the lineage of another in the batch"
 
 
 def _describe_missed(report: Report) -> str:

@@ -17,7 +17,7 @@ from dynaclr_wds.plan.audit.quality import Quality, QualityMeter
 from dynaclr_wds.plan.audit.report import Report
 from dynaclr_wds.plan.compose.schedule import plan_groups
 from dynaclr_wds.plan.sampler import FlexibleBatchSampler
-from dynaclr_wds.words import count_of
+from dynaclr_wds.words import count_of, size_of
 
 CLUMPED, FINE = 1.3, 1.1
 """C of FOVs: above the first, batches hold clumps; below the second, none that matter."""
@@ -103,12 +103,17 @@ def _judge_fovs(quality: Quality) -> list[Note]:
         return []
     if ratio > CLUMPED:
         text = (
-            f"Cells of one FOV meet {ratio:.2f} times as often as by chance. Give a larger window, fewer streams, or "
-            "build with a smaller block_bytes."
+            f"Samples of one field of view (FOV) meet in a batch {ratio:.2f} times as often as by chance. Give a "
+            "larger window, fewer streams, or build with a smaller block_bytes."
         )
         return [Note(level="bad", text=text)]
     word = "hardly more often than" if ratio > FINE else "no more often than"
-    return [Note(level="good", text=f"Cells of one FOV meet {word} by chance ({ratio:.2f}).")]
+    return [
+        Note(
+            level="good",
+            text=f"Samples of one field of view (FOV) meet in a batch {word} by chance ({ratio:.2f} times).",
+        )
+    ]
 
 
 def _judge_lineages(sampler: FlexibleBatchSampler, report: Report) -> list[Note]:
@@ -118,10 +123,11 @@ def _judge_lineages(sampler: FlexibleBatchSampler, report: Report) -> list[Note]
     few = _describe_few(sampler)
     if not shared:
         return [Note(level="good", text="No two samples of a batch share a lineage."), *few]
-    are = "is" if shared == 1 else "are"
+    has = "has" if shared == 1 else "have"
     of = f"{shared:,} of {count_of(samples, 'sample')} ({_percent(shared / samples)})"
     text = (
-        f"{of} {are} of a lineage that the batch already holds: negatives that are positives. {_describe_cure(sampler)}"
+        f"{of} {has} the lineage of another sample in the batch, so they count as negatives of each other although "
+        f"they are positives. {_describe_cure(sampler)}"
     )
     return [Note(level="bad" if shared > OFTEN * samples else "fair", text=text), *few]
 
@@ -131,16 +137,16 @@ def _describe_cure(sampler: FlexibleBatchSampler) -> str:
     config = sampler.config
     found, size = find_batch_size(sampler), "No batch_size above 1 avoids this."
     if found > 1:
-        size = f"batch_size: {found} is the largest found that avoids this."
+        size = f"Give batch_size: {found} to avoid this; it is the largest that was found to do so."
     if (larger := find_batch_size(sampler, RARE)) > found:
-        size = f"{size} With {larger} it is less than {RARE:.0%} of the samples."
+        size = f"{size} With batch_size: {larger} it concerns less than {RARE:.0%} of the samples."
     others = []
     if sampler.window_bytes is not None:
         whole = sampler.window_bytes >= sampler.index.stored_bytes
         others.append(f"{'no window_bytes' if whole else 'a larger window_bytes'} or fewer num_streams")
     if config.temporal_enrichment:
         others.append("a larger temporal_window_hours or temporal_global_fraction")
-    return f"{size} What also helps: {', or '.join(others)}." if others else size
+    return f"{size} It also helps to give {', or '.join(others)}." if others else size
 
 
 def _describe_few(sampler: FlexibleBatchSampler) -> list[Note]:
@@ -154,8 +160,8 @@ def _describe_few(sampler: FlexibleBatchSampler) -> list[Note]:
     if not found:
         return []
     found.sort(key=lambda one: one[1] / one[2])
-    listed = [f"{name} has {have:,}, a batch takes {n:.0f}" for name, have, n in found[:_LISTED]]
-    return [Note(level="bad", text=f"Too few lineages for the batch: {'; '.join(listed)}{_and_more(found)}.")]
+    listed = [f"{name} has {have:,}, but a batch takes {n:.0f} samples of it" for name, have, n in found[:_LISTED]]
+    return [Note(level="bad", text=f"Too few lineages for this batch_size: {'; '.join(listed)}{_and_more(found)}.")]
 
 
 def _judge_window(sampler: FlexibleBatchSampler) -> list[Note]:
@@ -164,8 +170,8 @@ def _judge_window(sampler: FlexibleBatchSampler) -> list[Note]:
     if window is None or window < stored:
         return []
     text = (
-        f"window_bytes={window:,} holds all {stored:,} bytes that are used. window_bytes: null (exact mode) mixes at "
-        "least as well, unless the shards are on a slow or remote disk."
+        f"window_bytes ({size_of(window)}) holds all {size_of(stored)} that are used. window_bytes: null (exact mode) "
+        "mixes at least as well, unless the shards are on a slow or remote disk."
     )
     return [Note(level="fair", text=text)]
 
@@ -195,11 +201,12 @@ def _judge_strata(sampler: FlexibleBatchSampler) -> list[Note]:
     barren = sampler.index.barren
     if not barren:
         return []
-    listed = [f"{stratum.name} ({count_of(samples, 'cell')})" for stratum, samples in barren[:_LISTED]]
+    noun = "cell" if sampler.index.choices is None else "sample"  # a cell has several where they hold some channels
+    listed = [f"{stratum.name} ({count_of(samples, noun)})" for stratum, samples in barren[:_LISTED]]
     why, cure = "has a positive in the τ range", "Widen tau_range"
     if sampler.index.positives.kind == "columns":
         why, cure = "agrees with another in positive_match_columns", "Name fewer columns"
-    text = f"Never drawn, because no cell {why}: {', '.join(listed)}{_and_more(barren)}. {cure}, or leave them out."
+    text = f"Never drawn, because no {noun} {why}: {', '.join(listed)}{_and_more(barren)}. {cure}, or leave them out."
     return [Note(level="bad", text=text)]
 
 

@@ -17,6 +17,7 @@ from jaxtyping import Int64, Integer
 from dynaclr_wds.plan.columns import PatchRow, SampleIndex
 from dynaclr_wds.plan.index import PlanIndex
 from dynaclr_wds.plan.matches import find_kinds
+from dynaclr_wds.plan.relatives import list_rows, on_one_line
 from dynaclr_wds.tau import least_tau, tau_weights
 
 _TRIES = 16  # blind draws of a partner before all that are left are looked at
@@ -84,11 +85,11 @@ def sample_temporal(
     clip = columns.patch_clip[own]
     everyone = np.arange(len(own))
     # clips are stored by frame, so later frames come after the anchor
-    owner, row = _list_rows(everyone, own + 1, columns.clip_first[clip + 1])
+    owner, row = list_rows(everyone, own + 1, columns.clip_first[clip + 1])
     owner, row, tau = _keep_in_range(index, own, owner, row, least_tau(low), high)
     if index.positives.tau_direction == "both":
         last = np.setdiff1d(everyone, owner)
-        back = _list_rows(last, columns.clip_first[clip[last]].astype(np.int64), own[last])
+        back = list_rows(last, columns.clip_first[clip[last]].astype(np.int64), own[last])
         parts = zip((owner, row, tau), _keep_in_range(index, own, *back, least_tau(low), high), strict=True)
         owner, row, tau = (np.concatenate(pair) for pair in parts)
         order = np.argsort(owner, kind="stable")
@@ -106,15 +107,6 @@ def sample_temporal(
     return cast(PatchRow, row[run[at] + rng.integers(0, length[at])].astype(np.int64))
 
 
-def _list_rows(
-    owner: Int64[np.ndarray, " n"], first: Int64[np.ndarray, " n"], stop: Integer[np.ndarray, " n"]
-) -> tuple[Int64[np.ndarray, " m"], Int64[np.ndarray, " m"]]:
-    """List the rows `first … stop` of each owner, one after another."""
-    count = stop - first
-    start = np.cumsum(count) - count
-    return np.repeat(owner, count), np.arange(int(count.sum())) + np.repeat(first - start, count)
-
-
 def _keep_in_range(
     index: PlanIndex,
     own: Int64[np.ndarray, " n"],
@@ -123,11 +115,15 @@ def _keep_in_range(
     low: Integer[np.ndarray, " n"],
     high: Integer[np.ndarray, " n"],
 ) -> tuple[Int64[np.ndarray, " k"], Int64[np.ndarray, " k"], Int64[np.ndarray, " k"]]:
-    """Keep the rows that are as many frames away as their owner allows; with that number."""
+    """Keep the rows that are as many frames away as their owner allows, and related as asked; with that number."""
     t = index.columns.patch_t
     tau = np.abs(t[row].astype(np.int64) - t[own][owner])
     keep = (tau >= low[owner]) & (tau <= high[owner])
-    return owner[keep], row[keep], tau[keep]
+    owner, row, tau = owner[keep], row[keep], tau[keep]
+    if index.parents is None:
+        return owner, row, tau
+    related = on_one_line(index.columns, index.parents, own[owner], row)
+    return owner[related], row[related], tau[related]
 
 
 class Partners:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int64
 
-from dynaclr_wds.errors import WindowError
 from dynaclr_wds.plan.compose.group_quotas import Group
 from dynaclr_wds.plan.compose.leak import plan_leaks
 from dynaclr_wds.plan.compose.quotas import largest_remainder
@@ -32,7 +31,7 @@ from dynaclr_wds.plan.streaming.partition import Part, check_blocks, plan_stream
 from dynaclr_wds.plan.streaming.planner import StreamEpoch, batches_per_round
 from dynaclr_wds.plan.streaming.residency import ResidentPool, plan_blocks, plan_queue, plan_stays
 from dynaclr_wds.plan.streaming.rotation import Lanes, plan_lanes
-from dynaclr_wds.plan.streaming.window import Way, Window, plan_active
+from dynaclr_wds.plan.streaming.window import Window, describe_overflow, plan_active
 
 _ROUND_SHARE = 0.25  # a round draws at most this share of the resident blocks
 _AHEAD = 2  # rounds that may be reading ahead at a time
@@ -107,11 +106,7 @@ class Mixer:
             before = peak
             budget *= _AIM / use if use > 1 else min(_AIM / use, 2.0) ** 0.5
         if best is None:
-            problem = f"One stream needs {peak:,} bytes at a time, and its share is {self.share_bytes:,}."
-            ways: list[Way] = [({"window_bytes": peak * self.num_streams}, "")]
-            if self.num_streams > 1:
-                ways.append(({"num_streams": self.num_streams // 2}, "must be a multiple of the ranks"))
-            raise WindowError(self._window.bytes, problem, ways)
+            raise describe_overflow(self._window, peak)
         return best
 
     def _first_budget(self, first: bool, groups: int) -> float:

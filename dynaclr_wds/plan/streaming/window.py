@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,8 +14,9 @@ from dynaclr_wds.plan.compose.group_quotas import Group
 from dynaclr_wds.plan.config import SamplingConfig
 from dynaclr_wds.plan.index import PlanIndex
 from dynaclr_wds.plan.streaming.needs import FEW_BLOCKS, Needs, bytes_of_groups, find_least_window, plan_needs
-from dynaclr_wds.words import count_of
+from dynaclr_wds.words import count_of, size_of
 
+_RANKS = "must be a multiple of the number of ranks"
 _COMFORT = 2.0  # groups share the window only as long as each has this times the least it needs
 Way = tuple[dict[str, object], str]
 """Settings that would do, and a remark."""
@@ -52,6 +55,16 @@ def parse_window(given: int | float | str | None, used: int) -> int | None:
         ) from error
 
 
+@contextmanager
+def window_as_typed(given: int | float | str | None) -> Iterator[None]:
+    """Let an error about the window show what the user gave for it."""
+    try:
+        yield
+    except WindowError as error:
+        error.typed = error.window_bytes if given is None else given
+        raise
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Window:
     """What is to be read through so many bytes."""
@@ -85,6 +98,7 @@ def plan_active(window: Window, needs: Needs) -> int:
 
 
 def _describe_limit(window: Window, needs: Needs) -> str:
+    """Say what a stream must hold, of which stratum most, and what that comes to."""
     index, groups, relaxed = window.index, window.groups, window.config.relax_lineages
     group = groups[int(np.argmax(bytes_of_groups(groups, needs, relaxed=relaxed)))]
     s = int(group.strata[np.argmax((needs.least * needs.block_bytes)[group.strata])])
@@ -92,10 +106,37 @@ def _describe_limit(window: Window, needs: Needs) -> str:
     streams = "The one stream" if window.num_streams == 1 else f"Each of {window.num_streams} streams"
     of = "what two batches draw from" if len(groups) > 1 else "what a batch draws from"
     why = "" if relaxed else f", because a batch takes {count_of(int(needs.lineages[s]), 'different lineage')} of it"
+    enough, stored = find_least_window(needs, groups, window.config, window.num_streams), index.stored_bytes
+    more = ""
+    if size_of(enough) == size_of(stored):
+        more = ", as much as is stored"
+    elif enough > stored:
+        more = f", more than the {size_of(stored)} that are stored, because {_explain_more(window)}"
     return (
         f"{streams} must hold {of}; of {index.strata[s].name} alone these are {blocks} of its "
-        f"{count_of(int(needs.blocks[s]), 'block')}, up to {int(blocks * needs.block_bytes[s]):,} bytes{why}."
+        f"{count_of(int(needs.blocks[s]), 'block')}, up to {size_of(blocks * needs.block_bytes[s])}{why}. "
+        f"In all, {size_of(enough)} are needed{more}."
     )
+
+
+def _explain_more(window: Window) -> str:
+    """Say why a window would have to be larger than the set."""
+    drawn = [s for group in window.groups for s in group.strata[group.share > 0].tolist()]
+    if any(len(window.index.blocks_of(s)) < window.num_streams for s in drawn):
+        return "there are few blocks, so that several streams hold the same ones, each for itself"
+    return "each stream holds whole blocks, and each block counts as much as the largest"
+
+
+def describe_overflow(window: Window, peak: int) -> WindowError:
+    """Describe a layout of a stream that is larger than its share of the window, however it is made."""
+    share, enough = window.bytes // window.num_streams, peak * window.num_streams
+    problem = f"One stream needs {size_of(peak)} at a time, and its share is {size_of(share)}."
+    ways: list[Way] = [({"window_bytes": enough}, "")]
+    if window.index.stored_bytes <= enough:
+        ways = [({"window_bytes": None}, "exact mode, which needs no window")]
+    if window.num_streams > 1:
+        ways.append(({"num_streams": window.num_streams // 2}, _RANKS))
+    return WindowError(window.bytes, problem, ways)
 
 
 def list_ways(window: Window) -> list[Way]:
@@ -103,19 +144,23 @@ def list_ways(window: Window) -> list[Way]:
     enough, stored = _least(window), window.index.stored_bytes
     ways: list[Way] = [({"window_bytes": enough}, "")]
     if stored <= enough:  # no reason to stream
-        ways = [({"window_bytes": None}, f"exact mode; a window would have to hold all {stored:,} bytes")]
-    fewer = [window.num_streams // 2**k for k in range(1, window.num_streams.bit_length())]
+        ways = [({"window_bytes": None}, "exact mode, which needs no window")]
+    fewer = _list_fewer(window)
     fitting = next((n for n in fewer if _least(window, num_streams=n) <= window.bytes), None)
     others: list[dict[str, object]] = [{}]
     if fitting is not None:
-        ways.append(({"num_streams": fitting}, "must be a multiple of the ranks"))
+        ways.append(({"num_streams": fitting}, _RANKS))
     elif fewer:
         others.append({"num_streams": 1})
         if (least := _least(window, num_streams=1)) < min(enough, stored):
             ways.append(({"window_bytes": least, "num_streams": 1}, "for one rank"))
     if window.config.relax_lineages:
         return ways
-    return [*ways, *_list_sizes(window, others), *_list_relaxed(window, others, min(enough, stored))]
+    return [*ways, *_list_sizes(window, others), *_list_relaxed(window, min(enough, stored), fitting or 0)]
+
+
+def _list_fewer(window: Window) -> list[int]:
+    return [window.num_streams // 2**k for k in range(1, window.num_streams.bit_length())]
 
 
 def _list_sizes(window: Window, others: list[dict[str, object]]) -> list[Way]:
@@ -126,14 +171,28 @@ def _list_sizes(window: Window, others: list[dict[str, object]]) -> list[Way]:
     return []
 
 
-def _list_relaxed(window: Window, others: list[dict[str, object]], limit: int) -> list[Way]:
-    """Name what would do where lineages may repeat: no more than that, or the other settings or a larger window too."""
+def _list_relaxed(window: Window, limit: int, fitting: int) -> list[Way]:
+    """Name what would do where lineages may repeat: with as many streams as can be, else in the smallest window.
+
+    Parameters
+    ----------
+    limit
+        Bytes from which on a window is no better than without.
+    fitting
+        Streams that do without it; 0 if none do.
+    """
     remark = "lineages may then repeat in a batch, and are counted"
-    for more in others:
-        if _least(window, relax_lineages=True, **more) <= window.bytes:
-            return [({"relax_lineages": True, **more}, remark)]
-    least = _least(window, relax_lineages=True, **others[-1])
-    return [({"window_bytes": least, "relax_lineages": True, **others[-1]}, remark)] if least < limit else []
+    least = {n: _least(window, relax_lineages=True, num_streams=n) for n in (window.num_streams, *_list_fewer(window))}
+    relaxed: dict[str, object] = {"relax_lineages": True}
+    for streams, size in least.items():
+        if size <= window.bytes and streams > fitting:
+            same = streams == window.num_streams
+            return [(relaxed, remark)] if same else [({**relaxed, "num_streams": streams}, f"{remark}; {_RANKS}")]
+    streams = min(least, key=lambda n: least[n])
+    if fitting or least[streams] >= limit:
+        return []
+    same = streams == window.num_streams
+    return [({"window_bytes": least[streams], **relaxed, **({} if same else {"num_streams": streams})}, remark)]
 
 
 def _least(window: Window, **changed: object) -> int:
