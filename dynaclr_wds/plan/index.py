@@ -17,7 +17,7 @@ from dynaclr_wds.errors import ConfigError
 from dynaclr_wds.plan.channels import CHANNEL_LABELS, ChannelChoices
 from dynaclr_wds.plan.columns import CodeBook, ExperimentClock, PatchRow, PlanColumns, SampleIndex
 from dynaclr_wds.plan.config import TEMPORAL, PositiveRule
-from dynaclr_wds.plan.matches import find_matched, number_matches
+from dynaclr_wds.plan.matches import check_match_columns, find_matched, number_matches
 from dynaclr_wds.plan.strata import (
     StratumSamples,
     find_strata,
@@ -278,7 +278,7 @@ def plan_index(
     Raises
     ------
     ConfigError
-        A label that the set doesn't have.
+        A label that the set doesn't have, or positives by columns without a column.
     ValueError
         A τ range that the shards were not built for.
     """
@@ -288,6 +288,7 @@ def plan_index(
         "positive_match_columns": positives.match_columns,
     }
     _check_labels(codes, asked)
+    check_match_columns(codes, positives)
     keep = [True] * len(codes.experiments) if keep_experiment is None else list(keep_experiment)
     temporal = positives.kind == "temporal"
     tau = [
