@@ -28,6 +28,7 @@ _MOST_MEASURED = 2_000_000  # anchors; counting what chance would do takes secon
 _LISTED = 3
 
 Level = Literal["good", "fair", "bad"]
+Subject = Literal["fovs", "lineages", "window", "draws", "strata", "quotas", "crop"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +36,7 @@ class Note:
     """One sentence on a plan."""
 
     level: Level
+    about: Subject
     text: str
 
 
@@ -106,9 +108,9 @@ def _judge_fovs(quality: Quality) -> list[Note]:
             f"Cells of one FOV meet {ratio:.2f} times as often as by chance. Give a larger window, fewer streams, or "
             "build with a smaller block_bytes."
         )
-        return [Note(level="bad", text=text)]
+        return [Note(level="bad", about="fovs", text=text)]
     word = "hardly more often than" if ratio > FINE else "no more often than"
-    return [Note(level="good", text=f"Cells of one FOV meet {word} by chance ({ratio:.2f}).")]
+    return [Note(level="good", about="fovs", text=f"Cells of one FOV meet {word} by chance ({ratio:.2f}).")]
 
 
 def _judge_lineages(sampler: FlexibleBatchSampler, report: Report) -> list[Note]:
@@ -117,13 +119,13 @@ def _judge_lineages(sampler: FlexibleBatchSampler, report: Report) -> list[Note]
     shared = report.relaxed["lineage"]
     few = _describe_few(sampler)
     if not shared:
-        return [Note(level="good", text="No two samples of a batch share a lineage."), *few]
+        return [Note(level="good", about="lineages", text="No two samples of a batch share a lineage."), *few]
     are = "is" if shared == 1 else "are"
     of = f"{shared:,} of {count_of(samples, 'sample')} ({_percent(shared / samples)})"
     text = (
         f"{of} {are} of a lineage that the batch already holds: negatives that are positives. {_describe_cure(sampler)}"
     )
-    return [Note(level="bad" if shared > OFTEN * samples else "fair", text=text), *few]
+    return [Note(level="bad" if shared > OFTEN * samples else "fair", about="lineages", text=text), *few]
 
 
 def _describe_cure(sampler: FlexibleBatchSampler) -> str:
@@ -155,7 +157,13 @@ def _describe_few(sampler: FlexibleBatchSampler) -> list[Note]:
         return []
     found.sort(key=lambda one: one[1] / one[2])
     listed = [f"{name} has {have:,}, a batch takes {n:.0f}" for name, have, n in found[:_LISTED]]
-    return [Note(level="bad", text=f"Too few lineages for the batch: {'; '.join(listed)}{_and_more(found)}.")]
+    return [
+        Note(
+            level="bad",
+            about="lineages",
+            text=f"Too few lineages for the batch: {'; '.join(listed)}{_and_more(found)}.",
+        )
+    ]
 
 
 def _judge_window(sampler: FlexibleBatchSampler) -> list[Note]:
@@ -167,7 +175,7 @@ def _judge_window(sampler: FlexibleBatchSampler) -> list[Note]:
         f"window_bytes={window:,} holds all {stored:,} bytes that are used. window_bytes: null (exact mode) mixes at "
         "least as well, unless the shards are on a slow or remote disk."
     )
-    return [Note(level="fair", text=text)]
+    return [Note(level="fair", about="window", text=text)]
 
 
 def _judge_draws(report: Report, batches: int, whole: bool) -> list[Note]:
@@ -187,7 +195,7 @@ def _judge_draws(report: Report, batches: int, whole: bool) -> list[Note]:
         f"drawn more than twice an epoch; those of {name} {mean[worst]:.1f} times on average"
     )
     most = f", one of them {max(c.most_repeats for c in report.coverage)} times" if whole else ""
-    return [Note(level="fair", text=f"{text}{most}.")]
+    return [Note(level="fair", about="draws", text=f"{text}{most}.")]
 
 
 def _judge_strata(sampler: FlexibleBatchSampler) -> list[Note]:
@@ -200,7 +208,7 @@ def _judge_strata(sampler: FlexibleBatchSampler) -> list[Note]:
     if sampler.index.positives.kind == "columns":
         why, cure = "agrees with another in positive_match_columns", "Name fewer columns"
     text = f"Never drawn, because no cell {why}: {', '.join(listed)}{_and_more(barren)}. {cure}, or leave them out."
-    return [Note(level="bad", text=text)]
+    return [Note(level="bad", about="strata", text=text)]
 
 
 def _judge_quotas(report: Report) -> list[Note]:
@@ -216,9 +224,15 @@ def _judge_quotas(report: Report) -> list[Note]:
             cure = (
                 " The movies are short: nearly all cells are near any time. Lower temporal_window_hours, or leave it."
             )
-        return [Note(level="fair", text=f"{text}{others}.{cure}")]
+        return [Note(level="fair", about="quotas", text=f"{text}{others}.{cure}")]
     if report.composition:
-        return [Note(level="good", text="Every batch holds the shares that were asked for, to within one sample.")]
+        return [
+            Note(
+                level="good",
+                about="quotas",
+                text="Every batch holds the shares that were asked for, to within one sample.",
+            )
+        ]
     return []
 
 
@@ -232,7 +246,7 @@ def judge_crop(outside: int, cells: int, yx: tuple[int, int]) -> tuple[Note, ...
         "pixels that the network sees, because the build moved patches near the border into the image. Give a larger "
         "final_yx_patch_size, or build with --border pad, which keeps each cell in the middle."
     )
-    return (Note(level="bad" if outside > OFTEN * cells else "fair", text=text),)
+    return (Note(level="bad" if outside > OFTEN * cells else "fair", about="crop", text=text),)
 
 
 def _and_more(found: Sequence[object]) -> str:
