@@ -24,7 +24,8 @@ from torch import Tensor
 from dynaclr_wds.shardset import ShardSet
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for `benchmarks`, which is not installed
-from benchmarks.gpu_step import KEYS, Batch, Setting, Step, copy_ahead, endless, make_loader
+from benchmarks.gpu_step import KEYS, Batch, Setting, Step, copy_beside, endless, make_loader
+from benchmarks.gpu_training import run_training
 from benchmarks.kornia_chain import KorniaChain
 from benchmarks.loader import make_shards, warm
 
@@ -94,7 +95,7 @@ def run_steps(step: Step, batches: Iterator[Batch]) -> tuple[float, float]:
     A GPU says itself when it computed; on a CPU it is the time after a batch came, as the loader's threads compute too.
     """
     setting = step.setting
-    ready = copy_ahead(batches, step)
+    ready = copy_beside(batches, step)
     step.run(next(ready))
     if setting.on_gpu:
         return _run_profiled(step, ready)
@@ -119,9 +120,13 @@ def _run_profiled(step: Step, ready: Iterator[Batch]) -> tuple[float, float]:
         for _ in range(step.setting.steps):
             step.run(next(ready))
         torch.cuda.synchronize()
+    return took, share_busy(list_spans(profile))
+
+
+def list_spans(profile: torch.profiler.profile) -> list[tuple[float, float]]:
+    """List begin and end of all that a GPU computed; copies are not among it."""
     events = [e for e in profile.events() if e.device_type == torch.autograd.DeviceType.CUDA]
-    spans = [(e.time_range.start, e.time_range.end) for e in events if not e.name.startswith(("Memcpy", "Memset"))]
-    return took, share_busy(spans)
+    return [(e.time_range.start, e.time_range.end) for e in events if not e.name.startswith(("Memcpy", "Memset"))]
 
 
 def share_busy(spans: Sequence[tuple[float, float]]) -> float:
@@ -140,7 +145,7 @@ def find_wait(step: Step, batches: Iterator[Batch]) -> str | None:
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        for batch in copy_ahead(read, step):
+        for batch in copy_beside(read, step):
             step.run(batch)
     except RuntimeError as error:
         return str(error).splitlines()[0]
@@ -155,7 +160,10 @@ def report(setting: Setting) -> None:
     shape = "x".join(map(str, setting.shards.manifest.experiments[0].shape))
     print(f"{name}, {os.cpu_count()} CPUs, {torch.get_num_threads()} threads of torch, torch {torch.__version__}")
     print(f"{setting.backbone}, batches of {setting.batch_size} samples, patches {shape} cropped to {setting.final}\n")
-    step, batches = Step(setting), endless(make_loader(setting))
+    loader = make_loader(setting)
+    for batch in loader:  # mapped pages are touched for the first time
+        del batch
+    step, batches = Step(setting), endless(loader)
     parts = time_parts(step, next(batches))
     took, busy = run_steps(step, batches)
     print(f"{'':40}{'ms':>10}{'GB/s':>8}{'of a step':>12}")
@@ -169,6 +177,11 @@ def report(setting: Setting) -> None:
     if setting.on_gpu:
         wait = find_wait(step, batches)
         print("Nothing waits for the device." if wait is None else f"Something waits for the device: {wait}")
+    del step, batches
+    clock = run_training(setting)
+    print(f"\nA training by Lightning: {clock.seconds * 1e3:,.1f} ms a step, ", end="")
+    print(f"{setting.batch_size / clock.seconds:,.0f} samples/s", end="")
+    print("." if clock.profile is None else f"; the device computes {share_busy(list_spans(clock.profile)):.1%} of it.")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ import torch
 from benchmarks.kornia_chain import our_chain
 from dynaclr_wds.datamodule import MultiExperimentDataModule
 from dynaclr_wds.read.loader import ThreadDataLoader
+from dynaclr_wds.read.side_stream import SideStreams
 from dynaclr_wds.shardset import ShardSet
 from dynaclr_wds.train.encoder import MonaiEncoder
 from dynaclr_wds.train.loss import NTXentHCL, plan_pairs
@@ -70,7 +72,7 @@ class Step:
         """Run encoder and loss forwards and backwards, and step the optimizer."""
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(self.setting.device.type, torch.bfloat16):
-            projections = torch.cat([self.encoder(batch[key])[1] for key in KEYS])
+            projections = self.encoder(torch.cat([batch[key] for key in KEYS]))[1]
         pairs = plan_pairs(len(batch["anchor"]), self.setting.device)
         self.loss(projections, indices_tuple=pairs).backward()
         self.optimizer.step()
@@ -101,29 +103,11 @@ def endless(loader: ThreadDataLoader) -> Iterator[Batch]:
         yield from loader
 
 
-def copy_ahead(batches: Iterable[Batch], step: Step) -> Iterator[Batch]:
-    """Yield batches on the device; the next one is copied on a side stream while this one is worked on."""
-    if not step.setting.on_gpu:
-        yield from map(step.copy, batches)
-        return
-    stream, waiting = torch.cuda.Stream(), None
+def copy_beside(batches: Iterable[Batch], step: Step) -> Iterator[Batch]:
+    """Yield batches on the device, copied as the DataModule copies them: on a stream of their own, where there is one.
+
+    A step is only asked of a GPU, not waited for, so that the copy of the next batch runs beside it.
+    """
+    streams = SideStreams()
     for batch in batches:
-        with torch.cuda.stream(stream):
-            moved = step.copy(batch)
-            there = torch.cuda.Event()
-            there.record(stream)
-        if waiting is not None:
-            yield _take_over(*waiting)
-        waiting = moved, there
-    if waiting is not None:
-        yield _take_over(*waiting)
-
-
-def _take_over(batch: Batch, there: torch.cuda.Event) -> Batch:
-    """Let the main stream, not this program, wait for a copy; its memory is free after the main stream's work."""
-    main = torch.cuda.current_stream()
-    main.wait_event(there)
-    for key in KEYS:
-        for tensor in (batch[key], *batch[f"{key}_norm_meta"].values()):
-            tensor.record_stream(main)
-    return batch
+        yield streams.run(partial(step.copy, batch), step.setting.device)

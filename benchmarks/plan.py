@@ -23,7 +23,8 @@ import numpy as np
 
 from dynaclr_wds.plan.columns import CodeBook, PlanColumns
 from dynaclr_wds.plan.config import SamplingConfig
-from dynaclr_wds.plan.index import PlanIndex, plan_index
+from dynaclr_wds.plan.index import PlanIndex
+from dynaclr_wds.plan.listing import plan_index
 from dynaclr_wds.plan.sampler import FlexibleBatchSampler
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for `tests`, which is not installed

@@ -26,6 +26,7 @@ from dynaclr_wds.read.crop import Crop, check_one_shape, plan_crop
 from dynaclr_wds.read.dataset import MultiExperimentTripletDataset, list_observations
 from dynaclr_wds.read.loader import ThreadDataLoader
 from dynaclr_wds.read.metadata import check_meta_names
+from dynaclr_wds.read.side_stream import SideStreams
 from dynaclr_wds.shardset import ShardSet
 from dynaclr_wds.split import Side, Split
 from dynaclr_wds.split_config import EXPERIMENTS, SplitConfig
@@ -33,8 +34,7 @@ from dynaclr_wds.transforms.batch import BatchTransform
 from dynaclr_wds.transforms.channel_dropout import ChannelDropout, describe_channel_dropout
 from dynaclr_wds.transforms.dictionary import DictTransform
 from dynaclr_wds.transforms.fixed_draws import fixed_draws
-from dynaclr_wds.transforms.normalize import NormalizeSampled
-from dynaclr_wds.transforms.percentiles import NormalizePercentiles
+from dynaclr_wds.transforms.statistics import StatisticsNormalization
 from dynaclr_wds.transforms.z_reduction import LABELFREE, MIP, plan_z_reduction, table_labelfree
 from dynaclr_wds.words import count_of
 from dynaclr_wds.world import World, detect_world
@@ -302,6 +302,7 @@ class MultiExperimentDataModule(LightningDataModule):
         self.transforms: dict[int, BatchTransform] = {}
         """Number of channels → what is done to a batch that has as many."""
         self._state: Mapping[str, Any] | None = None
+        self._side_streams = SideStreams()
 
     def __repr__(self) -> str:
         window = self.window_bytes if self.train_sampler is None else self.train_sampler.window_bytes
@@ -475,7 +476,7 @@ class MultiExperimentDataModule(LightningDataModule):
         """Say once, when training starts, what a user of the reference implementation would not expect."""
         channels = {e.name: e.source_channel for e in shards.manifest.experiments}
         for module in self.normalizations:
-            if isinstance(module, NormalizeSampled | NormalizePercentiles):
+            if isinstance(module, StatisticsNormalization):
                 found = module.describe_zero_divisors(shards.statistics, shards.statistics_experiments, channels)
                 if found:
                     rank_zero_warn(found)
@@ -523,10 +524,11 @@ class MultiExperimentDataModule(LightningDataModule):
         return self._sequential(self.predict_dataset)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Move a batch to the device; patches that are anchors and positives at once are moved once."""
+        """Move a batch to the device, beside what that computes; patches that are anchor and positive move once."""
         same = isinstance(batch, dict) and "positive" in batch and batch["positive"] is batch["anchor"]
         own = {key: value for key, value in batch.items() if key != "positive"} if same else batch
-        moved = super().transfer_batch_to_device(own, device, dataloader_idx)
+        move = super().transfer_batch_to_device
+        moved = self._side_streams.run(lambda: move(own, device, dataloader_idx), device)
         return moved | {"positive": moved["anchor"]} if same else moved
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:

@@ -131,11 +131,7 @@ def _check_manifest(manifest: Manifest, where: str) -> None:
         _check_distinct(values, what, where)
     for experiment in manifest.experiments:
         _check_experiment(experiment, where)
-        if experiment.tau_frames != tau_range_frames(manifest.tau_range_hours, experiment.interval_minutes):
-            raise FormatError(
-                f"{where}: tau_frames={experiment.tau_frames} of {experiment.name!r} are not the frames of "
-                f"tau_range_hours={manifest.tau_range_hours}. Build the shards again."
-            )
+    _check_times(manifest, where)
     if stray := sorted({fov.experiment for fov in manifest.fovs} - names):
         raise FormatError(f"{where}: FOVs of {stray}, which are none of the experiments {sorted(names)}.")
     _check_partitions(manifest, where)
@@ -195,6 +191,23 @@ def _check_distinct(values: Sequence[Any], what: str, where: str) -> None:
         seen.add(value)
 
 
+def _check_times(manifest: Manifest, where: str) -> None:
+    """Check that τ ranges are those of the intervals, and that there is one frame where there is no interval."""
+    interval = {experiment.name: experiment.interval_minutes for experiment in manifest.experiments}
+    for experiment in manifest.experiments:
+        if experiment.tau_frames != tau_range_frames(manifest.tau_range_hours, experiment.interval_minutes):
+            raise FormatError(
+                f"{where}: tau_frames={experiment.tau_frames} of {experiment.name!r} are not the frames of "
+                f"tau_range_hours={manifest.tau_range_hours}. Build the shards again."
+            )
+    for fov in manifest.fovs:
+        if fov.frames > 1 and interval.get(fov.experiment) == 0:
+            raise FormatError(
+                f"{where}: interval_minutes=0 of {fov.experiment!r}, but {fov.fov_name!r} has {fov.frames} frames. "
+                "Build the shards again."
+            )
+
+
 def _check_experiment(experiment: ExperimentRecord, where: str) -> None:
     try:
         kind = np.dtype(experiment.dtype)
@@ -217,7 +230,7 @@ def _check_experiment(experiment: ExperimentRecord, where: str) -> None:
         raise FormatError(f"{where}: pixel_size_um={experiment.pixel_size_um!r} of {experiment.name!r} must be > 0.")
     if not all(scale > 0 for scale in experiment.scale):
         raise FormatError(f"{where}: scale={experiment.scale!r} of {experiment.name!r} must be > 0.")
-    if not experiment.interval_minutes > 0:
+    if experiment.interval_minutes < 0:
         raise FormatError(f"{where}: interval_minutes={experiment.interval_minutes!r} of {experiment.name!r}.")
 
 

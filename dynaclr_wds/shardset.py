@@ -25,7 +25,8 @@ from dynaclr_wds.manifest_checks import parse_manifest
 from dynaclr_wds.plan.channels import ChannelChoices, ChannelsPerSample, list_choices
 from dynaclr_wds.plan.columns import CodeBook, ExperimentClock, PlanColumns, keep_lineages
 from dynaclr_wds.plan.config import TEMPORAL, PositiveRule
-from dynaclr_wds.plan.index import PlanIndex, plan_index
+from dynaclr_wds.plan.index import PlanIndex
+from dynaclr_wds.plan.listing import plan_index
 from dynaclr_wds.split import LabelledCells, Side, Split, split_fovs, split_lineages
 from dynaclr_wds.split_config import EXPERIMENTS, FOVS, SplitConfig
 from dynaclr_wds.words import count_of

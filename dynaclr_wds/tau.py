@@ -1,6 +1,6 @@
 """Hours to frames to weights: every rule about τ, the time from an anchor to its temporal positive.
 
-The ETL, the plan and the plain pipeline all take these rules from here. Imports numpy and jaxtyping only.
+The ETL, the plan and the plain pipeline all take these rules from here. Imports numpy and the errors only.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ import math
 from typing import Any
 
 import numpy as np
+
+from dynaclr_wds.errors import ConfigError
 
 TauHours = tuple[float, float]
 """Shortest and longest τ in hours, both ends included."""
@@ -21,7 +23,8 @@ def tau_range_frames(tau_range_hours: TauHours, interval_minutes: float) -> TauF
     """Convert a τ range from hours to frames, both ends included.
 
     `round(hours * 60 / interval)`, as the reference implementation (mehta-lab/VisCy,
-    `ExperimentRegistry.tau_range_frames`) does.
+    `ExperimentRegistry.tau_range_frames`) does. An interval of 0 is that of a plate of one frame, where there is no
+    time: it gives (0, 0), a range that holds no frame.
 
     Raises
     ------
@@ -31,6 +34,8 @@ def tau_range_frames(tau_range_hours: TauHours, interval_minutes: float) -> TauF
     low, high = tau_range_hours
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError(f"A τ range of {low} to {high} hours must be two finite numbers. Give the hours.")
+    if interval_minutes == 0:
+        return 0, 0
     return round(low * 60 / interval_minutes), round(high * 60 / interval_minutes)
 
 
@@ -87,20 +92,25 @@ def check_tau_range(
     asked, built
         In frames.
     interval_minutes
-        Minutes between frames.
+        Minutes between frames; 0 where there is one frame.
     where
         Shard and clip, for the error.
 
     Raises
     ------
     ValueError
-        The range reaches beyond the one that the shards were built for, or holds no frame.
+        The range reaches beyond the one that the shards were built for, or holds no frame, or there is no time at all.
     """
     (low, high), (least, most) = asked, built
+    place = f" ({where})" if where else ""
+    if interval_minutes == 0:
+        raise ConfigError(
+            f"{name}: experiment {experiment!r}{place} has one frame and no time (interval_minutes is 0), so none of "
+            "its cells has a temporal positive. Set positive: self or positive: columns, or leave its wells out."
+        )
     if low >= least and high <= most and reaches_a_frame(asked):
         return
     hours = interval_minutes / 60
-    place = f" ({where})" if where else ""
     raise ValueError(
         f"{name}: {low}…{high} frames ({low * hours:g}…{high * hours:g} h) in experiment {experiment!r}{place}, "
         f"but its shards hold positives at {least}…{most} frames ({least * hours:g}…{most * hours:g} h). "

@@ -93,7 +93,7 @@ win over the YAML. experiments.yaml lists the experiments:
       channel_names: [Phase3D, GFP]    # all channels of the plate
       source_channel: [Phase3D, GFP]   # those to store, in this order
       condition_wells: {mock: [A/1], infected: [B/1, B/2]}
-      interval_minutes: 30.0           # or left out, if the plate's time axis says it
+      interval_minutes: 30.0           # or left out, if the plate's time axis says it; 0 for one frame
       start_hpi: 3.0
 """
 

@@ -127,15 +127,15 @@ def mark_candidates(observations: pa.Table, tau_frames: Mapping[str, tuple[int, 
     observations
         Rows of `Index.observations`, all or some; needs `experiment`, `experiment_index`, `lineage_index`, `t`.
     tau_frames
-        Experiment → τ range in frames, both ends included.
+        Experiment → τ range in frames, both ends included; (0, 0) where there is one frame.
 
     Raises
     ------
     ValueError
-        A range without a frame, or an experiment without a range.
+        Another range without a frame, or an experiment without a range.
     """
     for name, (low, high) in tau_frames.items():
-        if low < 0 or not reaches_a_frame((low, high)):
+        if (low, high) != (0, 0) and (low < 0 or not reaches_a_frame((low, high))):
             raise ValueError(
                 f"tau_frames[{name!r}]={(low, high)} must be (shortest, longest), 0 ≤ shortest ≤ longest, "
                 "with at least one frame. Change tau_range_hours."

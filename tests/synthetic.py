@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from dynaclr_wds.plan.columns import CodeBook, ExperimentClock, PlanColumns
-from dynaclr_wds.plan.index import PlanIndex, plan_index
+from dynaclr_wds.plan.index import PlanIndex
+from dynaclr_wds.plan.listing import plan_index
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -109,6 +109,18 @@ def test_a_collection_is_built_from_plate_and_tracks_inside_a_zarr(tmp_path: Pat
     np.testing.assert_array_equal(patch, pixels["B/1/0"][0, [1, 0], :, 10:18, 13:21])
 
 
+def test_a_collection_of_fixed_cells_has_no_interval(tmp_path: Path) -> None:
+    """As their OPS collections have it: one frame, `interval_minutes: 0`."""
+    folder = tmp_path / "datasets/2025_01_A549"
+    shape = (1, 3, 1, 32, 32)
+    write_plate(folder / "2025_01_A549.zarr", fovs=FOVS, shape=shape, dtype="uint16", channel_names=CHANNELS)
+    for fov in FOVS:
+        write_tracks(folder / "tracking.zarr", fov, [one_cell(0, 14, 17)], "tracks_x.csv")
+    manifest = build(write(tmp_path, ENTRY | {"interval_minutes": 0.0}), tmp_path / "out", **OPTIONS)
+    assert [(e.interval_minutes, e.tau_frames) for e in manifest.experiments] == [(0.0, (0, 0))]
+    assert manifest.suspicious == ()
+
+
 def test_moving_the_datasets_changes_nothing(tmp_path: Path) -> None:
     write_data(tmp_path)
     out = tmp_path / "out"
@@ -159,7 +171,7 @@ def test_defaults_are_those_of_the_schema_and_names_show_themselves(tmp_path: Pa
         ({"perturbation_wells": {}}, r"perturbation_wells=\{\} must be a mapping of perturbation to wells"),
         ({"perturbation_wells": {"a": ["B1"]}}, r"perturbation_wells\.a\[0\]='B1' must be of the form A/1"),
         ({"perturbation_wells": {"a": ["B/1"], "b": ["B/1"]}}, r"'B/1' must be in one perturbation only"),
-        ({"interval_minutes": 0}, r"interval_minutes=0 must be > 0"),
+        ({"interval_minutes": -1}, r"interval_minutes=-1 must be > 0, or 0 for a plate of one frame"),
         ({"channels": []}, r"channels=\[\] must be a list of at least one channel"),
         ({"channels": [{"name": "GFP"}]}, r"channels\[0\]\.marker=\{'name': 'GFP'\}: Field required"),
         (

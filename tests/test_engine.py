@@ -160,6 +160,17 @@ def test_monai_encoder_in_3d_takes_volumes_of_any_depth():
         assert features.shape == (2, 16)
 
 
+def test_volumes_lie_channels_last_and_give_the_same():
+    torch.manual_seed(0)
+    encoder = MonaiEncoder("resnet10", 3, 2, 4, 16, 8).eval()
+    weights = [p for p in encoder.backbone.parameters() if p.ndim == 5]
+    assert all(p.is_contiguous(memory_format=torch.channels_last_3d) for p in weights)
+    x = torch.rand(2, 2, 4, 32, 32)
+    arranged = encoder(x)[0]
+    encoder.backbone.to(memory_format=torch.contiguous_format)
+    torch.testing.assert_close(encoder(x)[0], arranged)
+
+
 def test_encoder_errors_name_the_setting():
     with pytest.raises(ValueError, match=r"backbone='vgg' is not one of resnet10, resnet18"):
         MonaiEncoder("vgg")

@@ -131,7 +131,7 @@ def test_token_follows_the_bytes_and_not_the_place(tmp_path: Path) -> None:
 BAD_EXPERIMENTS = [
     (
         {"interval_minutes": -5},
-        r"experiments\[1\]\.interval_minutes=-5 must be > 0\. Give the minutes between frames\.",
+        r"experiments\[1\]\.interval_minutes=-5 must be > 0, or 0 for a plate of one frame\. Give the minutes between",
     ),
     ({"interval_minutes": "fast"}, r"experiments\[1\]\.interval_minutes='fast' must be a number\. Give the minutes"),
     ({"interval_minutes": True}, r"interval_minutes=True must be a number"),

@@ -23,7 +23,7 @@ from dynaclr_wds.plan.audit.verdict import plan_verdict
 from dynaclr_wds.plan.config import SamplingConfig
 from dynaclr_wds.plan.sampler import FlexibleBatchSampler
 from dynaclr_wds.shardset import ShardSet
-from etl.configure.choices import choose_values, is_label_free
+from etl.configure.choices import choose_values
 from etl.configure.facts import AnchorCells, ExperimentFacts, find_facts
 from etl.configure.templates import Value, fill_template, find_templates, quote
 from etl.index import build_index
@@ -258,16 +258,6 @@ def test_the_verdict_on_what_is_chosen_has_nothing_to_say_that_another_size_woul
 def test_experiments_that_no_network_fits_together_are_named():
     with pytest.raises(ConfigError, match=r"different shapes: \{'a': '2x5x192x192', 'b': '1x5x192x192'\}; one network"):
         choose(facts("a"), facts("b", shape=(1, 5, 192, 192)))
-
-
-@pytest.mark.parametrize("name", ["Phase3D", "Phase", "BF", "Brightfield QPI", "DIC", "Retardance", "bf-1", "TL 10x"])
-def test_label_free_channels_are_known_by_name(name):
-    assert is_label_free(name)
-
-
-@pytest.mark.parametrize("name", ["GFP", "raw mCherry EX561 EM600-37", "DAPI", "FUCCI cyan", "SiR-DNA", "dicer"])
-def test_fluorescence_is_everything_else(name):
-    assert not is_label_free(name)
 
 
 @pytest.mark.parametrize(

@@ -328,7 +328,7 @@ def test_a_clip_without_json_is_named(tmp_path: Path):
         ({"shape": [2, 1, 4]}, "shape="),
         ({"shape": [1 << 30, 1, 1 << 30, 1 << 30]}, "shape="),
         ({"dtype": "O"}, "dtype='O'"),
-        ({"interval_minutes": 0}, "0 is not > 0"),
+        ({"interval_minutes": -1}, "-1 is not >= 0"),
         ({"tau_frames": [1]}, "not enough values"),
     ],
 )

@@ -15,7 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dynaclr_wds.plan.config import SamplingConfig
-from dynaclr_wds.plan.index import PlanIndex, plan_index
+from dynaclr_wds.plan.index import PlanIndex
+from dynaclr_wds.plan.listing import plan_index
 from dynaclr_wds.plan.sampler import FlexibleBatchSampler
 from tests.synthetic import Synthetic, make_columns
 from tests.test_sampler import fingerprint

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from dynaclr_wds.channel_kinds import find_kind
 from dynaclr_wds.contract import ExperimentRecord
 from dynaclr_wds.datamodule import MultiExperimentDataModule
 from dynaclr_wds.fov_names import keep_experiments
@@ -39,29 +38,6 @@ def experiment(*channels: str, markers: tuple[str, ...] = ()) -> ExperimentRecor
 
 
 TWO = (experiment("Phase3D", "raw GFP EX488 EM525-45"), experiment("mCherry", markers=("TOMM20",)))
-
-
-@pytest.mark.parametrize(
-    ("channel", "kind"),
-    [
-        ("Phase3D", "labelfree"),
-        ("BF", "labelfree"),
-        ("BF_mid", "labelfree"),
-        ("Brightfield", "labelfree"),
-        ("DIC", "labelfree"),
-        ("State1 Pol", "labelfree"),
-        ("Retardance", "labelfree"),
-        ("GFP", "fluorescence"),
-        ("raw mCherry EX561 EM605-52", "fluorescence"),
-        ("nuclei_prediction from Phase3D", "fluorescence"),
-        ("viral_sensor", "fluorescence"),
-        ("BFP", "fluorescence"),
-        ("Pol2", "fluorescence"),
-        ("indicator", "fluorescence"),
-    ],
-)
-def test_kind_is_told_from_the_name(channel, kind):
-    assert find_kind(channel) == kind
 
 
 def test_the_most_particular_name_of_the_rule_decides():

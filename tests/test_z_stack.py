@@ -14,7 +14,6 @@ import yaml
 from scipy.ndimage import gaussian_filter
 
 import etl.cut.reading
-from dynaclr_wds.channel_kinds import find_kind
 from dynaclr_wds.contract import Manifest
 from dynaclr_wds.errors import ConfigError, PlateError
 from dynaclr_wds.shardset import ShardSet
@@ -245,18 +244,6 @@ def test_name_comes_before_marker_before_kind_before_default(
     path, _ = plate(tmp_path, channel_markers={"ch0": "Phase3D"})
     config = parse_build_config(path, {"z_reduction": rule})
     assert config.reductions_for(config.experiments[0]) == reductions
-
-
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [
-        ("Phase3D", "labelfree"), ("BF", "labelfree"), ("MultiCam_GFP_BF", "labelfree"), ("DIC", "labelfree"),
-        ("Retardance", "labelfree"), ("raw GFP EX488 EM525-45", "fluorescence"), ("nuclei_prediction", "fluorescence"),
-        ("TOMM20", "fluorescence"), ("Phase3D_virtual", "fluorescence"), ("BFP", "fluorescence"), ("", "fluorescence"),
-    ],
-)  # fmt: skip
-def test_the_kind_of_a_channel_follows_from_its_name(name: str, kind: str) -> None:
-    assert find_kind(name) == kind
 
 
 def test_focus_depth_and_pixel_size_go_together(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def parse_clip(sample: Mapping[str, Any]) -> ClipRecord:
             experiment=_text(clip["experiment"]),
             shape=_parse_shape(clip["shape"]),
             dtype=_parse_dtype(clip["dtype"]),
-            interval_minutes=_positive(clip["interval_minutes"]),
+            interval_minutes=_not_negative(clip["interval_minutes"]),
             tau_frames=(least, most),
             t=np.array([_whole(p["t"]) for p in patches], np.int64),
             files=tuple(_member(p["file"], sample) for p in patches),
@@ -185,9 +185,9 @@ def _whole(raw: Any) -> int:
     return raw
 
 
-def _positive(raw: Any) -> float:
-    if not isinstance(raw, int | float) or not 0 < raw < float("inf"):
-        raise TypeError(f"{raw!r} is not > 0")
+def _not_negative(raw: Any) -> float:
+    if not isinstance(raw, int | float) or not 0 <= raw < float("inf"):
+        raise TypeError(f"{raw!r} is not >= 0")
     return float(raw)
 
 

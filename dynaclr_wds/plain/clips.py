@@ -92,9 +92,7 @@ def collate_triplets(triplets: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _choose_frames(clip: ClipRecord, hours: TauHours | None) -> TauFrames:
     """Return the τ range in frames that is asked for."""
-    if hours is None:
-        return clip.tau_frames
-    asked = tau_range_frames(hours, clip.interval_minutes)
+    asked = clip.tau_frames if hours is None else tau_range_frames(hours, clip.interval_minutes)
     check_tau_range("tau_range_hours", clip.experiment, asked, clip.tau_frames, clip.interval_minutes, clip.where)
     return asked
 

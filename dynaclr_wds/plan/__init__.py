@@ -5,8 +5,9 @@ seed. What reads the pixels obeys it and decides nothing. `docs/SAMPLING.md` exp
 
 Map
 ---
-`index`
-    Columns of a shard set → `PlanIndex`: the anchors that may be drawn, by stratum.
+`index`, `listing`, `strata`
+    `PlanIndex` holds the anchors that may be drawn, by stratum; `plan_index` in `listing` makes it of the columns of a
+    shard set.
 `config`
     `SamplingConfig`: what the user asks of a batch; `PositiveRule`: what makes a positive.
 `channels`, `matches`

@@ -23,6 +23,7 @@ from dynaclr_wds.plan.audit.bytes_read import account_bytes
 from dynaclr_wds.plan.audit.ledger import Ledger
 from dynaclr_wds.plan.audit.report import Report
 from dynaclr_wds.plan.batch import BatchPlan, BlockReads
+from dynaclr_wds.plan.compose.focal_window import check_time
 from dynaclr_wds.plan.config import SamplingConfig
 from dynaclr_wds.plan.index import PlanIndex
 from dynaclr_wds.plan.streaming.mixer import Mixer, MixerStream
@@ -78,12 +79,8 @@ class FlexibleBatchSampler:
             raise ConfigError(
                 f"window_bytes={window_bytes:,} must be > 0. Give the bytes of memory to use, or None for exact mode."
             )
-        if not index.batch_group_by:
-            config = dataclasses.replace(config, experiment_aware=False)
-        if not index.stratify_by:
-            config = dataclasses.replace(config, condition_balanced=False)
         self.index = index
-        self.config = config
+        self.config = config = _settle(config, index)
         self.rank = rank
         self.world_size = world_size
         self.window_bytes = window_bytes
@@ -280,6 +277,14 @@ class FlexibleBatchSampler:
         if held_peak_bytes is not None:
             streaming["held_peak_bytes"] = float(held_peak_bytes)
         return ledger.report(streaming)
+
+
+def _settle(config: SamplingConfig, index: PlanIndex) -> SamplingConfig:
+    """Ask nothing of groups and values where there are none; refuse what the index has no times for."""
+    check_time(config, [s.experiment for s in index.strata if s.interval_minutes == 0])
+    if not index.batch_group_by:
+        config = dataclasses.replace(config, experiment_aware=False)
+    return config if index.stratify_by else dataclasses.replace(config, condition_balanced=False)
 
 
 def _check_streams(num_streams: int | None, world_size: int) -> int:

@@ -6,15 +6,12 @@ objects and refuses a file that is damaged, of somebody else, or of another vers
 
 from __future__ import annotations
 
-import hashlib
-import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
@@ -24,6 +21,7 @@ from dynaclr_wds.errors import CheckpointError, ConfigError
 from dynaclr_wds.plan.channels import list_positions
 from dynaclr_wds.read.crop import Shape, plan_crop
 from dynaclr_wds.shardset import ShardSet
+from dynaclr_wds.train.checkpoint_files import load_plain
 from dynaclr_wds.transforms.batch import shown_shape
 
 if TYPE_CHECKING:
@@ -204,45 +202,6 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         raise CheckpointError(
             f"{path}: lacks what prediction needs, or is damaged ({type(error).__name__}: {error}). Give another one."
         ) from error
-
-
-def load_plain(path: str | Path) -> tuple[dict[str, Any], str]:
-    """Load a file's tensors and plain data, and its SHA-256, of the same bytes even while a training replaces the file.
-
-    Raises
-    ------
-    CheckpointError
-        There is no such file, it can't be read, or it holds other objects.
-    """
-    path = Path(path)
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "there is no such file"
-        raise CheckpointError(f"{path}: {what}. Give the .ckpt file of a training{_list_near(path)}.")
-    try:
-        with path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            file.seek(0)
-            raw = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises whatever the bytes lead to
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        why = f"{first:.200}" if zipfile.is_zipfile(path) else "it is no zip file, as every checkpoint is"
-        raise CheckpointError(
-            f"{path}: can't be read as a checkpoint ({why}). It is damaged, still being copied, or holds more "
-            "than weights and plain data. Copy it again, or give another one."
-        ) from error
-    if not isinstance(raw, dict):
-        raise CheckpointError(f"{path}: holds a {type(raw).__name__}, not a checkpoint. Give the .ckpt of a training.")
-    return raw, sha256
-
-
-def _list_near(path: Path) -> str:
-    """Name the newest checkpoints in the first folder of a path that is there, or in logs below it."""
-    near = next((folder for folder in (path, *path.parents) if folder.is_dir()), Path())
-    files = [
-        file for pattern in ("*.ckpt", "checkpoints/*.ckpt", "*/checkpoints/*.ckpt") for file in near.glob(pattern)
-    ]
-    found = sorted(files, key=lambda file: -file.stat().st_mtime)[:3]
-    return f", such as {', '.join(map(str, found))}" if found else ""
 
 
 def _check_classes(content: Mapping[str, Any], path: str) -> None:

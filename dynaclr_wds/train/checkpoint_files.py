@@ -1,7 +1,9 @@
-"""Checkpoints to files that are whole or absent, whatever kills the process while it writes."""
+"""Checkpoints to files and back: whole or absent, whatever kills the process while it writes; plain data when read."""
 
 from __future__ import annotations
 
+import hashlib
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from lightning.fabric.utilities.cloud_io import _is_local_file_protocol, get_fil
 from lightning.fabric.utilities.types import _PATH
 from lightning.pytorch import Trainer
 
+from dynaclr_wds.errors import CheckpointError
 from dynaclr_wds.files import write_whole
 
 
@@ -45,3 +48,42 @@ def write_whole_checkpoints(trainer: Trainer) -> None:
     """Let a trainer write all its checkpoints so, unless it was given a way of its own."""
     if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
         trainer.strategy.checkpoint_io = WholeCheckpointIO()
+
+
+def load_plain(path: str | Path) -> tuple[dict[str, Any], str]:
+    """Load a file's tensors and plain data, and its SHA-256, of the same bytes even while a training replaces the file.
+
+    Raises
+    ------
+    CheckpointError
+        There is no such file, it can't be read, or it holds other objects.
+    """
+    path = Path(path)
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "there is no such file"
+        raise CheckpointError(f"{path}: {what}. Give the .ckpt file of a training{_list_near(path)}.")
+    try:
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            file.seek(0)
+            raw = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises whatever the bytes lead to
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        why = f"{first:.200}" if zipfile.is_zipfile(path) else "it is no zip file, as every checkpoint is"
+        raise CheckpointError(
+            f"{path}: can't be read as a checkpoint ({why}). It is damaged, still being copied, or holds more "
+            "than weights and plain data. Copy it again, or give another one."
+        ) from error
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"{path}: holds a {type(raw).__name__}, not a checkpoint. Give the .ckpt of a training.")
+    return raw, sha256
+
+
+def _list_near(path: Path) -> str:
+    """Name the newest checkpoints in the first folder of a path that is there, or in logs below it."""
+    near = next((folder for folder in (path, *path.parents) if folder.is_dir()), Path())
+    files = [
+        file for pattern in ("*.ckpt", "checkpoints/*.ckpt", "*/checkpoints/*.ckpt") for file in near.glob(pattern)
+    ]
+    found = sorted(files, key=lambda file: -file.stat().st_mtime)[:3]
+    return f", such as {', '.join(map(str, found))}" if found else ""

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from dynaclr_wds.errors import CheckpointError
-from dynaclr_wds.train.checkpoint_content import load_plain
+from dynaclr_wds.train.checkpoint_files import load_plain
 
 NAMED_KEYS = 5
 """Keys that an error lists."""

@@ -9,8 +9,9 @@ from dynaclr_wds.transforms.deform import RandomElasticStack, RandomShiftZ
 from dynaclr_wds.transforms.dictionary import DictTransform
 from dynaclr_wds.transforms.filters import RandomBlur, RandomSharpness
 from dynaclr_wds.transforms.intensity import RandomAdjustContrast, RandomAdjustIntensity, RandomInvert, RandomNoise
-from dynaclr_wds.transforms.normalize import NormalizeSampled, ZeroDivisor
+from dynaclr_wds.transforms.normalize import NormalizeSampled
 from dynaclr_wds.transforms.percentiles import NormalizePercentiles
+from dynaclr_wds.transforms.statistics import ZeroDivisor
 from dynaclr_wds.transforms.z_reduction import apply_z_reduction, plan_z_reduction
 
 __all__ = [

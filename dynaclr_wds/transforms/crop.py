@@ -12,7 +12,24 @@ Size = tuple[int | None, int | None, int | None]
 """(Z, Y, X) of a crop; None keeps an axis whole."""
 
 
-class RandomCrop(nn.Module):
+class _Crop(nn.Module):
+    """Base of crops to a size (Z, Y, X) that is checked."""
+
+    def __init__(self, size: Sequence[int | None]) -> None:
+        super().__init__()
+        self.size = parse_size(size, self.setting)
+
+    @property
+    def setting(self) -> str:
+        """What the size is called in errors."""
+        return f"{type(self).__name__}: size"
+
+    def extra_repr(self) -> str:
+        """Say the settings in `print(module)`."""
+        return f"size={self.size}"
+
+
+class RandomCrop(_Crop):
     """Cut a box out of every patch, at a place that is drawn per sample and is the same for all channels.
 
     Every place at which the box lies within the patch is equally probable.
@@ -28,13 +45,9 @@ class RandomCrop(nn.Module):
         A size that is not three, or not > 0; in `forward`, one that is larger than the patch.
     """
 
-    def __init__(self, size: Sequence[int | None]) -> None:
-        super().__init__()
-        self.size = parse_size(size, "RandomCrop: size")
-
     def forward(self, x: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b c crop_z crop_y crop_x"]:
         """Return the boxes."""
-        size = _check_fits(x, self.size, "RandomCrop: size")
+        size = _check_fits(x, self.size, self.setting)
         boxes, first = x, []
         for axis, (extent, length) in enumerate(zip(x.shape[2:], size, strict=True), start=2):
             boxes = boxes.unfold(axis, length, 1)  # a view: every box that there is
@@ -42,12 +55,8 @@ class RandomCrop(nn.Module):
         z, y, x_ = first
         return boxes[torch.arange(x.shape[0], device=x.device), :, z, y, x_].contiguous()
 
-    def extra_repr(self) -> str:
-        """Say the settings in `print(module)`."""
-        return f"size={self.size}"
 
-
-class CenterCrop(nn.Module):
+class CenterCrop(_Crop):
     """Cut the centre out of every patch, in the midst of the augmentations, so that later ones have less to do.
 
     Parameters
@@ -61,17 +70,9 @@ class CenterCrop(nn.Module):
         A size that is not three, or not > 0; in `forward`, one that is larger than the patch.
     """
 
-    def __init__(self, size: Sequence[int | None]) -> None:
-        super().__init__()
-        self.size = parse_size(size, "CenterCrop: size")
-
     def forward(self, x: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b c crop_z crop_y crop_x"]:
         """Return the centres."""
-        return apply_center_crop(x, self.size, "CenterCrop: size")
-
-    def extra_repr(self) -> str:
-        """Say the settings in `print(module)`."""
-        return f"size={self.size}"
+        return apply_center_crop(x, self.size, self.setting)
 
 
 def apply_center_crop(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dynaclr_wds.contract import STATISTICS
 from dynaclr_wds.describe import Described, make_object
-from dynaclr_wds.transforms.normalize import NormMeta
+from dynaclr_wds.transforms.statistics import NormMeta
 from dynaclr_wds.transforms.z_reduction import LABELFREE
 
 Sample = dict[str, Any]

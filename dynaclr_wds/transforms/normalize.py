@@ -1,35 +1,18 @@
-"""Makes intensities comparable: subtracts and divides by statistics of the frame, FOV or experiment of each sample.
-
-The statistics come with the batch (`<key>_norm_meta`), so nothing is looked up here.
-"""
+"""Makes intensities comparable: subtracts and divides by statistics of the frame, FOV or experiment of each sample."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Literal
 
-import numpy as np
 import torch
-from jaxtyping import Float, Float32
-from torch import Tensor, nn
+from jaxtyping import Float32
+from torch import Tensor
 
-from dynaclr_wds.contract import STATISTICS
-from dynaclr_wds.describe import Described
-
-NormMeta = Mapping[str, Tensor]
-"""Level (`timepoint`, `fov`, `dataset`) → statistics, float32 (B, C, len(STATISTICS))."""
+from dynaclr_wds.transforms.statistics import NormMeta, StatisticsNormalization, pick
 
 
-class ZeroDivisor(NamedTuple):
-    """A row of statistics whose divisor is zero in one channel."""
-
-    row: int
-    channel: int
-    constant: bool
-    """The standard deviation is zero too: the channel becomes 0. False: it is divided by the standard deviation."""
-
-
-class NormalizeSampled(Described, nn.Module):
+class NormalizeSampled(StatisticsNormalization):
     """Normalise each sample and channel: `(x - subtrahend) / (divisor + eps)`.
 
     The formula is that of `NormalizeSampled` in mehta-lab/VisCy, except where the divisor is zero. The IQR of a sparse
@@ -67,19 +50,16 @@ class NormalizeSampled(Described, nn.Module):
         channels: Sequence[int] | None = None,
         eps: float = 1e-8,
     ) -> None:
-        super().__init__()
-        self.level = level
+        super().__init__(level, channels, eps)
         self.subtrahend = subtrahend
         self.divisor = divisor
-        self.channels = None if channels is None else tuple(channels)
-        self.eps = eps
 
     def forward(self, x: Float32[Tensor, "b c z y x"], norm_meta: NormMeta) -> Float32[Tensor, "b c z y x"]:
         """Return the normalised copy of `x`."""
-        check_channels(self, self.channels, x.shape[1])
-        statistics = pick_statistics(self, x, norm_meta, self.level)
-        shift = statistics[:, :, STATISTICS.index(self.subtrahend)]
-        scale = self._choose_divisor(statistics) + self.eps
+        self.check_channels(x.shape[1])
+        statistics = self.pick_statistics(x, norm_meta)
+        shift = pick(statistics, self.subtrahend)
+        scale = self.choose_divisor(statistics)[1] + self.eps
         if self.channels is not None:
             shift, scale = shift.clone(), scale.clone()
             for c in range(x.shape[1]):  # one by one: an index list would be copied from the host
@@ -88,136 +68,27 @@ class NormalizeSampled(Described, nn.Module):
                     scale[:, c] = 1.0
         return torch.sub(x, shift[:, :, None, None, None]).div_(scale[:, :, None, None, None])
 
-    def find_zero_divisors(self, statistics: Mapping[str, Float[np.ndarray, "rows c k"]]) -> list[ZeroDivisor]:
-        """List the rows and channels where the divisor is zero, so that something else is divided by.
+    def choose_divisor(
+        self, statistics: Float32[Tensor, "*rows c k"]
+    ) -> tuple[Float32[Tensor, "*rows c"], Float32[Tensor, "*rows c"]]:
+        """Return the divisor; and the standard deviation where it is zero, infinity where that is zero too."""
+        low, high, std, divisor = (pick(statistics, name) for name in ("min", "max", "std", self.divisor))
+        zero = self.eps * torch.maximum(low.abs(), high.abs())
+        # `<=` and not `>`: a statistic that is not a number stays one
+        return divisor, torch.where(divisor <= zero, torch.where(std <= zero, torch.inf, std), divisor)
 
-        Parameters
-        ----------
-        statistics
-            Level → statistics, (rows, C, len(STATISTICS)): the arrays `stats_*` of a shard set. Rows and channels of
-            NaN, which hold nothing, are passed over.
+    @property
+    def ends(self) -> tuple[str, str]:
+        """What becomes of a channel whose divisor is zero, and of one that is constant."""
+        return "divided by std", "becomes 0, as std is 0 too"
 
-        Returns
-        -------
-        In order of row and channel; empty where all is well. Channels that are not normalised are left out.
-        """
-        rows = torch.from_numpy(np.array(statistics[self.level], np.float32))
-        divisor = rows[:, :, STATISTICS.index(self.divisor)]
-        chosen = self._choose_divisor(rows)
-        found = torch.nonzero((chosen != divisor) & ~divisor.isnan() | (chosen == torch.inf)).tolist()
-        return [
-            ZeroDivisor(row, channel, bool(chosen[row, channel] == torch.inf))
-            for row, channel in found
-            if self.channels is None or channel in self.channels
-        ]
-
-    def describe_zero_divisors(
-        self,
-        statistics: Mapping[str, Float[np.ndarray, "rows c k"]],
-        row_experiments: Mapping[str, Sequence[str]],
-        channel_names: Mapping[str, Sequence[str]],
-    ) -> str | None:
-        """Say in a sentence or two where the divisor is zero.
-
-        Parameters
-        ----------
-        statistics
-            As for `find_zero_divisors`.
-        row_experiments
-            Level → experiment of each row of `statistics[level]`.
-        channel_names
-            Experiment → names of its stored channels.
-
-        Returns
-        -------
-        None where no divisor is zero.
-        """
-        found = self.find_zero_divisors(statistics)
-        if not found:
-            return None
-        ends = "divided by std", "becomes 0, as std is 0 too"
-        places = describe_places(found, row_experiments[self.level], channel_names, self.level, ends)
+    def describe_zeros(self, places: str) -> str:
+        """Say where the divisor is zero, and what to do."""
         return (
             f"NormalizeSampled: divisor {self.divisor!r} is 0 in {places}. "
             "Choose divisor: std, or another level, to treat all alike."
         )
 
-    def _choose_divisor(self, statistics: Float32[Tensor, "*rows c k"]) -> Float32[Tensor, "*rows c"]:
-        """Return the divisor, the standard deviation where it is zero, infinity where that is zero too."""
-        low, high, std, divisor = (
-            statistics[..., STATISTICS.index(name)] for name in ("min", "max", "std", self.divisor)
-        )
-        zero = self.eps * torch.maximum(low.abs(), high.abs())
-        # `<=` and not `>`: a statistic that is not a number stays one
-        return torch.where(divisor <= zero, torch.where(std <= zero, torch.inf, std), divisor)
-
     def extra_repr(self) -> str:
         """Say the settings in `print(module)`."""
-        channels = "all" if self.channels is None else list(self.channels)
-        return f"level={self.level}, ({self.subtrahend}, {self.divisor}), channels={channels}"
-
-
-def check_channels(owner: object, channels: Sequence[int] | None, count: int) -> None:
-    """Refuse channels that the data don't have."""
-    if channels is not None and not all(0 <= c < count for c in channels):
-        raise ValueError(
-            f"{type(owner).__name__}: channels={list(channels)}, but the data have {count} "
-            f"(allowed: 0 to {count - 1}). Name only those, or leave `channels` out for all."
-        )
-
-
-def pick_statistics(owner: object, x: Tensor, norm_meta: NormMeta, level: str) -> Float32[Tensor, "b c k"]:
-    """Return the statistics of one level.
-
-    Raises
-    ------
-    ValueError
-        They are not there, or of another shape than the patches need.
-    """
-    name = type(owner).__name__
-    if level not in norm_meta:
-        raise ValueError(
-            f"{name}: level={level!r} is not among the statistics of the batch "
-            f"({', '.join(sorted(norm_meta)) or 'none'}). Choose one of them."
-        )
-    statistics = norm_meta[level]
-    expected = (x.shape[0], x.shape[1], len(STATISTICS))
-    if tuple(statistics.shape) != expected:
-        raise ValueError(
-            f"{name}: statistics of level {level!r} have shape {tuple(statistics.shape)}, "
-            f"but must have {expected}: (sample, channel, {', '.join(STATISTICS)})."
-        )
-    return statistics
-
-
-def describe_places(
-    found: Sequence[ZeroDivisor],
-    row_experiments: Sequence[str],
-    channel_names: Mapping[str, Sequence[str]],
-    level: str,
-    ends: tuple[str, str],
-) -> str:
-    """Say in which channels of which experiments divisors are zero, and what becomes of them.
-
-    Parameters
-    ----------
-    found
-        Where they are.
-    row_experiments
-        Experiment of each row of the statistics.
-    channel_names
-        Experiment → names of its stored channels.
-    level
-        Of the statistics.
-    ends
-        What becomes of a channel, and of one that is constant.
-    """
-    places: dict[tuple[str, int, bool], int] = {}
-    for row, channel, constant in found:
-        key = (row_experiments[row], channel, constant)
-        places[key] = places.get(key, 0) + 1
-    return "; ".join(
-        f"channel {channel_names[experiment][channel]!r} of experiment {experiment!r} ({count} of level {level!r}: "
-        f"{ends[constant]})"
-        for (experiment, channel, constant), count in places.items()
-    )
+        return f"({self.subtrahend}, {self.divisor}), {super().extra_repr()}"

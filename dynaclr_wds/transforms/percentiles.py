@@ -5,17 +5,14 @@ The percentiles are those of the frame, FOV or experiment, which come with the b
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
-import numpy as np
 import torch
 from jaxtyping import Float, Float32
-from torch import Tensor, nn
+from torch import Tensor
 
-from dynaclr_wds.contract import STATISTICS
-from dynaclr_wds.describe import Described
-from dynaclr_wds.transforms.normalize import NormMeta, ZeroDivisor, check_channels, describe_places, pick_statistics
+from dynaclr_wds.transforms.statistics import NormMeta, StatisticsNormalization, pick
 
 STORED = {0.0: "min", 1.0: "p1", 50.0: "median", 99.0: "p99", 100.0: "max"}
 """Percentile → the statistic that the shards hold of it."""
@@ -24,7 +21,7 @@ Bounds = tuple[Tensor, Tensor, Tensor]
 """Lower percentile, upper percentile and maximum, each (B, C)."""
 
 
-class NormalizePercentiles(Described, nn.Module):
+class NormalizePercentiles(StatisticsNormalization):
     """Map the lower percentile of each sample and channel to `b_min` and the upper one to `b_max`.
 
     With `lower: 0` and `upper: 100` this is min–max normalisation. Where the two percentiles are equal, as in a sparse
@@ -65,7 +62,7 @@ class NormalizePercentiles(Described, nn.Module):
         channels: Sequence[int] | None = None,
         eps: float = 1e-8,
     ) -> None:
-        super().__init__()
+        super().__init__(level, channels, eps)
         if not 0 <= lower < upper <= 100:
             raise ValueError(
                 f"NormalizePercentiles: lower={lower} and upper={upper} must be 0 <= lower < upper <= 100. "
@@ -81,15 +78,13 @@ class NormalizePercentiles(Described, nn.Module):
             raise ValueError(
                 f"NormalizePercentiles: b_min={b_min} must be < b_max={b_max}. Give the lower value first."
             )
-        self.level, self.lower, self.upper = level, float(lower), float(upper)
+        self.lower, self.upper = float(lower), float(upper)
         self.b_min, self.b_max, self.clip = b_min, b_max, clip
-        self.channels = None if channels is None else tuple(channels)
-        self.eps = eps
 
     def forward(self, x: Float32[Tensor, "b c z y x"], norm_meta: NormMeta) -> Float32[Tensor, "b c z y x"]:
         """Return the normalised copy of `x`."""
-        check_channels(self, self.channels, x.shape[1])
-        statistics = None if self.level == "patch" else pick_statistics(self, x, norm_meta, self.level)
+        self.check_channels(x.shape[1])
+        statistics = None if self.level == "patch" else self.pick_statistics(x, norm_meta)
         if self.channels is None:
             return self._scale(x, statistics)
         result = x.clone()
@@ -99,32 +94,20 @@ class NormalizePercentiles(Described, nn.Module):
             )
         return result
 
-    def find_zero_divisors(self, statistics: Mapping[str, Float[np.ndarray, "rows c k"]]) -> list[ZeroDivisor]:
-        """List the rows and channels where the two percentiles are equal; see `NormalizeSampled`. None for `patch`."""
-        if self.level == "patch":
-            return []
-        rows = torch.from_numpy(np.array(statistics[self.level], np.float32))
-        low, high, top = self._stored(rows)
-        extent = self._choose_extent(low, high, top)
-        found = torch.nonzero((extent != high - low) & ~(high - low).isnan()).tolist()
-        return [
-            ZeroDivisor(row, channel, bool(extent[row, channel] == torch.inf))
-            for row, channel in found
-            if self.channels is None or channel in self.channels
-        ]
+    def choose_divisor(
+        self, statistics: Float32[Tensor, "*rows c k"]
+    ) -> tuple[Float32[Tensor, "*rows c"], Float32[Tensor, "*rows c"]]:
+        """Return the difference of the percentiles, and what is divided by; see `NormalizePercentiles`."""
+        low, high, top = self._stored(statistics)
+        return high - low, self._choose_extent(low, high, top)
 
-    def describe_zero_divisors(
-        self,
-        statistics: Mapping[str, Float[np.ndarray, "rows c k"]],
-        row_experiments: Mapping[str, Sequence[str]],
-        channel_names: Mapping[str, Sequence[str]],
-    ) -> str | None:
-        """Say in a sentence or two where the two percentiles are equal; parameters as for `NormalizeSampled`."""
-        found = self.find_zero_divisors(statistics)
-        if not found:
-            return None
-        ends = "reaches up to the maximum instead", f"becomes {self.b_min:g}, as the maximum is the same"
-        places = describe_places(found, row_experiments[self.level], channel_names, self.level, ends)
+    @property
+    def ends(self) -> tuple[str, str]:
+        """What becomes of a channel whose percentiles are equal, and of one that is constant."""
+        return "reaches up to the maximum instead", f"becomes {self.b_min:g}, as the maximum is the same"
+
+    def describe_zeros(self, places: str) -> str:
+        """Say where the two percentiles are equal, and what to do."""
         return (
             f"NormalizePercentiles: percentiles {self.lower:g} and {self.upper:g} are equal in {places}. "
             "Choose a larger upper percentile, or another level, to treat all alike."
@@ -144,8 +127,8 @@ class NormalizePercentiles(Described, nn.Module):
         return torch.where(high - low <= zero, whole, high - low)
 
     def _stored(self, statistics: Float32[Tensor, "*rows c k"]) -> Bounds:
-        low, high = (statistics[..., STATISTICS.index(STORED[q])] for q in (self.lower, self.upper))
-        return low, high, statistics[..., STATISTICS.index("max")]
+        low, high, top = (pick(statistics, name) for name in (STORED[self.lower], STORED[self.upper], "max"))
+        return low, high, top
 
     def _of_patch(self, x: Float32[Tensor, "b c z y x"]) -> Bounds:
         flat = x.flatten(2)
@@ -154,10 +137,9 @@ class NormalizePercentiles(Described, nn.Module):
 
     def extra_repr(self) -> str:
         """Say the settings in `print(module)`."""
-        channels = "all" if self.channels is None else list(self.channels)
         return (
-            f"level={self.level}, ({self.lower:g}, {self.upper:g}) to ({self.b_min:g}, {self.b_max:g}), "
-            f"clip={self.clip}, channels={channels}"
+            f"({self.lower:g}, {self.upper:g}) to ({self.b_min:g}, {self.b_max:g}), clip={self.clip}, "
+            f"{super().extra_repr()}"
         )
 
 

@@ -5,7 +5,6 @@ How large batches are, and whether they are near one time, is tried on the plan 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from math import sqrt
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from dynaclr_wds.channel_kinds import find_kind
 from dynaclr_wds.errors import ConfigError
 from dynaclr_wds.plan.config import SamplingConfig
 from dynaclr_wds.tau import least_tau, tau_range_frames
@@ -23,9 +23,6 @@ from etl.configure.templates import Value, quote
 from etl.configure.trial import MOST_SAMPLES, Batches, choose_batches
 from etl.suspicious.words import list_some, write_bytes
 
-_LABEL_FREE = re.compile(
-    r"phase|bright|(?:^|[^a-z])(?:bf|dic|pc|tl|trans)(?:[^a-z]|$)|retard|qpi|holo|label.?free", re.I
-)
 _SMALLEST_CROP = 32
 _LEAST_SCALE = 0.8
 """Of the augmentations in the configs."""
@@ -63,9 +60,10 @@ def choose_values(
     Raises
     ------
     ConfigError
-        The experiments store patches of different shapes, so no one network fits.
+        The experiments store patches of different shapes, so no one network fits; or one has no time.
     """
     _check_one_shape(facts)
+    _check_time(facts)
     channels, depth, height, width = facts[0].shape
     split, training = choose_split(facts)
     asked = _read_sampling(template)
@@ -91,11 +89,6 @@ def _read_sampling(template: Mapping[str, Any]) -> SamplingConfig:
     return SamplingConfig(**{key: value for key, value in template["data"].items() if key in known})
 
 
-def is_label_free(channel: str) -> bool:
-    """Guess from its name whether a channel is label-free, such as phase or brightfield."""
-    return _LABEL_FREE.search(channel) is not None
-
-
 def _check_one_shape(facts: Sequence[ExperimentFacts]) -> None:
     for other in facts[1:]:
         if other.shape != facts[0].shape:
@@ -105,6 +98,15 @@ def _check_one_shape(facts: Sequence[ExperimentFacts]) -> None:
                 "Choose as many channels for each (source_channel) and the same slices (shards.z_range), or put them "
                 "into separate YAMLs; or write a config with data.channels_per_sample: 1, a channel at a time."
             )
+
+
+def _check_time(facts: Sequence[ExperimentFacts]) -> None:
+    if still := [fact.name for fact in facts if fact.interval_minutes == 0]:
+        raise ConfigError(
+            f"The configs that init fills in draw temporal positives, but of {', '.join(still)} there is one frame. "
+            "Write a recipe with --recipe OPS-1000genes-lite (positive: self) or OPS-373genes (positive: columns), or "
+            "leave out what has one frame."
+        )
 
 
 def _name_channels(facts: Sequence[ExperimentFacts]) -> str:
@@ -176,7 +178,7 @@ def _choose_tau_range(facts: Sequence[ExperimentFacts], hours: tuple[float, floa
 
 def _choose_dropout(facts: Sequence[ExperimentFacts]) -> Value:
     """Drop fluorescence beside a label-free channel; a channel counts as that if its name does in every experiment."""
-    bright = {place for fact in facts for place, name in enumerate(fact.channels) if is_label_free(name)}
+    bright = {place for fact in facts for place, name in enumerate(fact.channels) if find_kind(name) == "labelfree"}
     dark = [place for place in range(len(facts[0].channels)) if place not in bright]
     if not bright or not dark:
         return Value("[]", "no fluorescence beside a label-free channel, as far as names tell: none is dropped")

@@ -184,6 +184,8 @@ def _describe_tracks(plate: Plate, tracks: Path | None, folder: Path) -> Value:
 
 def _read_interval(fov: Fov) -> Value:
     minutes = fov.scale.interval_minutes
+    if fov.shape[0] == 1:
+        return Value("0", "one frame, so there is no time")
     if minutes is None:
         return Value("null", f"{MARK}: minutes between frames; the plate does not say")
     return Value(f"{minutes:g}", "minutes between frames, as the plate says")

@@ -16,7 +16,8 @@ from dynaclr_wds.plan.audit.ledger import Ledger
 from dynaclr_wds.plan.audit.verdict import judge
 from dynaclr_wds.plan.columns import CodeBook, ExperimentClock, PlanColumns
 from dynaclr_wds.plan.config import PositiveRule, SamplingConfig
-from dynaclr_wds.plan.index import PlanIndex, plan_index
+from dynaclr_wds.plan.index import PlanIndex
+from dynaclr_wds.plan.listing import plan_index
 from dynaclr_wds.plan.sampler import FlexibleBatchSampler
 from etl.configure.facts import ExperimentFacts
 

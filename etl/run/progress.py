@@ -188,6 +188,8 @@ def _describe_scales(experiment: ExperimentRecord) -> str:
     low = int(least_tau(low))
     size = write_size([value for value in experiment.pixel_size_um if value is not None])
     pixel = f"pixels of {size}" if size else "pixel size unknown"
+    if minutes == 0:
+        return f"one frame, {pixel}"
     least, most = f"{low * minutes / 60:.3g}", f"{high * minutes / 60:.3g}"
     drawn = f"{least} to {most} h" if low < high else f"{least} h"
     later = f"{low} to {high} frames" if low < high else count_of(low, "frame")

@@ -84,7 +84,7 @@ class ExperimentConfig:
     channel_names: Annotated[tuple[str, ...], As(texts(least=0))] = ()
     """All channels of the plate, in the plate's order; empty is what the plate says."""
     interval_minutes: Minutes | None = None
-    """Minutes between frames; None is what the plate's time axis says (see `etl.source.scales`)."""
+    """Minutes between frames, 0 for one frame; None is what the plate says (see `etl.source.scales`)."""
     pixel_size_um: Annotated[tuple[float, ...] | None, As(PixelSize | None)] = None
     """Size of a pixel in micrometres, `[y, x]` or `[z, y, x]`; None is what the plate says, if it says so."""
     start_hpi: Number = 0.0
@@ -128,6 +128,11 @@ class ExperimentConfig:
         """Minutes between frames, where they are given or were read from the plate."""
         assert self.interval_minutes is not None, "etl.source.scales reads it from the plate"
         return self.interval_minutes
+
+    @property
+    def has_time(self) -> bool:
+        """Whether there is more than one frame, and so hours, τ and temporal positives."""
+        return self.minutes > 0
 
     @property
     def label_names(self) -> tuple[str, ...]:

@@ -104,7 +104,7 @@ def _check_together(config: BuildConfig) -> None:
             taken = f"unique, but experiments[{seen[experiment.name]}] has it too"
             raise value_error(f"{where}.name", experiment.name, taken, "Rename one.")
         seen[experiment.name] = number
-        if experiment.interval_minutes is not None:
+        if experiment.interval_minutes is not None and experiment.has_time:
             check_tau_reaches_a_frame(config, experiment)
     wells = {well for experiment in config.experiments for well in experiment.well_conditions}
     for well in config.include_wells or ():

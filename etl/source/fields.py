@@ -218,7 +218,9 @@ Text = Annotated[
 ]
 Number = Annotated[float, _FINITE, says("a number", "Correct it.")]
 NotNegative = Annotated[float, _FINITE, Field(ge=0), says("a number ≥ 0", "Correct it.")]
-Minutes = Annotated[float, _FINITE, says("a number", _MINUTES), Field(gt=0), says("> 0", _MINUTES)]
+Minutes = Annotated[
+    float, _FINITE, says("a number", _MINUTES), Field(ge=0), says("> 0, or 0 for a plate of one frame", _MINUTES)
+]
 Micrometres = Annotated[float, _FINITE, Field(gt=0), says("a number > 0", "Give micrometres per pixel.")]
 PixelSize: Any = Annotated[tuple[Micrometres, ...], BeforeValidator(_check_axes)]
 ReferenceSize: Any = Annotated[PixelSize, BeforeValidator(_repeat_number)]

@@ -2,7 +2,8 @@
 
 What the YAML gives wins; `etl.suspicious.scales` says where the plate says otherwise. A frame interval that neither
 gives is an error, because hours, τ and HPI follow from it. The config's hash holds what the YAML gives; a plate that
-says something else later is noticed by the fingerprint of its metadata.
+says something else later is noticed by the fingerprint of its metadata. A plate of one frame has no time: its interval
+is 0, whatever the time axis says.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ def fill_in_from_plates(config: BuildConfig, plates: Mapping[str, Plate]) -> Bui
     ------
     ConfigError
         Neither the YAML nor the plate gives a frame interval or names the channels, or FOVs of the plate differ in the
-        interval; or a channel to store is none of the plate's; or the τ range holds no frame.
+        interval; or it is given as 0, and there are more frames than one; or a channel to store is none of the
+        plate's; or the τ range holds no frame.
     """
     experiments = []
     for number, experiment in enumerate(config.experiments):
@@ -39,6 +41,8 @@ def fill_in_from_plates(config: BuildConfig, plates: Mapping[str, Plate]) -> Bui
             found["channel_names"] = _read_channels(experiment, fovs, plate.path, where)
         if experiment.interval_minutes is None:
             found["interval_minutes"] = _read_interval(fovs, plate.path, f"{where}.interval_minutes")
+        elif experiment.interval_minutes == 0:
+            _check_one_frame(fovs, f"{where}.interval_minutes")
         if experiment.pixel_size_um is None and fovs and None not in fovs[0].scale.pixel_size_um[1:]:
             z, y, x = fovs[0].scale.pixel_size_um
             found["pixel_size_um"] = (y, x) if z is None else (z, y, x)
@@ -46,15 +50,20 @@ def fill_in_from_plates(config: BuildConfig, plates: Mapping[str, Plate]) -> Bui
         experiments.append(dataclasses.replace(experiment, written=written, **found))
     filled = dataclasses.replace(config, experiments=tuple(experiments))
     for experiment in filled.experiments:
-        check_tau_reaches_a_frame(filled, experiment)
+        if experiment.has_time:
+            check_tau_reaches_a_frame(filled, experiment)
     return filled
 
 
 def describe_intervals(config: BuildConfig) -> list[str]:
     """Say which frame intervals were taken from the plates, a line per experiment."""
     return [
-        f"{experiment.name}: interval_minutes is not given; the time axis of the plate says {experiment.minutes:g} "
-        "minutes, and that is used."
+        f"{experiment.name}: interval_minutes is not given; "
+        + (
+            f"the time axis of the plate says {experiment.minutes:g} minutes, and that is used."
+            if experiment.has_time
+            else "the plate has one frame, so there is no time, and 0 is used."
+        )
         for experiment in config.experiments
         if "interval_minutes" in experiment.written
     ]
@@ -90,7 +99,9 @@ def _read_channels(experiment: ExperimentConfig, fovs: list[Fov], plate: str, wh
 
 
 def _read_interval(fovs: list[Fov], plate: str, where: str) -> float:
-    """Take the frame interval from the plate, where all its FOVs agree."""
+    """Take the frame interval from the plate, where all its FOVs agree; 0 where all of them have one frame."""
+    if fovs and all(fov.shape[0] == 1 for fov in fovs):
+        return 0.0
     found = {fov.scale.interval_minutes: fov.name for fov in reversed(fovs)}
     minutes = fovs[0].scale.interval_minutes if fovs else None
     if len(found) > 1:
@@ -105,3 +116,13 @@ def _read_interval(fovs: list[Fov], plate: str, where: str) -> float:
             "unit of time). Give the minutes between frames."
         )
     return minutes
+
+
+def _check_one_frame(fovs: list[Fov], where: str) -> None:
+    """Check that fields of view without an interval have no second frame."""
+    for fov in fovs:
+        if fov.shape[0] > 1:
+            raise ConfigError(
+                f"{where}=0 is for plates of one frame, but {fov.where} has {fov.shape[0]}. Give the minutes between "
+                "frames."
+            )

@@ -165,17 +165,17 @@ def find_jumps(config: BuildConfig, experiment: ExperimentConfig, cells: Cells, 
 
 
 def find_no_anchors(config: BuildConfig, experiment: ExperimentConfig, cells: Cells) -> str | None:
-    """Say why no cell of an experiment has a temporal positive; None where one has."""
-    if cells.columns["has_candidate"].any():
+    """Say why no cell of an experiment has a temporal positive; None where one has, or where there is no time."""
+    if cells.columns["has_candidate"].any() or (len(cells) and not experiment.has_time):
         return None
+    if not len(cells):
+        return "no cell of it is left"
     frames = max((table.frames for table in cells.tables), default=0)
     least = int(least_tau(config.tau_frames(experiment)[0]))
     asked = (
         f"the shortest τ of tau_range_hours={list(config.tau_range_hours)} is {count_of(least, 'frame')} at "
         f"interval_minutes={experiment.minutes:g}"
     )
-    if not len(cells):
-        return "no cell of it is left"
     if frames <= least:
         return f"{asked}, and its movies have {count_of(frames, 'frame')}"
     longest = _longest_lineage(cells)
@@ -197,6 +197,8 @@ def _longest_lineage(cells: Cells) -> int:
 def check_anchors(config: BuildConfig, columns: Columns, index: Index) -> None:
     """Check that some cell has a temporal positive, unless the config allows a set without any.
 
+    Cells of an experiment without time need none.
+
     Raises
     ------
     ConfigError
@@ -204,10 +206,11 @@ def check_anchors(config: BuildConfig, columns: Columns, index: Index) -> None:
     """
     if config.on_no_anchor == "keep" or columns["has_candidate"].any():
         return
-    reasons = [
-        f"{experiment.name}: {find_no_anchors(config, experiment, cells)}"
-        for experiment, cells in zip(config.experiments, Cells.by_experiment(config, index, columns), strict=True)
-    ]
+    split = zip(config.experiments, Cells.by_experiment(config, index, columns), strict=True)
+    found = {experiment.name: find_no_anchors(config, experiment, cells) for experiment, cells in split}
+    if None in found.values():
+        return
+    reasons = [f"{name}: {why}" for name, why in found.items()]
     more = f"; and {len(reasons) - 3} more experiments" if len(reasons) > 3 else ""
     raise ConfigError(
         f"{config.where}: no cell has a positive, so nothing can be trained on its {columns['t'].size:,} cells "

@@ -17,9 +17,10 @@ TOLERANCE = 0.01
 
 def find_in_scales(config: BuildConfig, experiment: ExperimentConfig, fovs: Sequence[Fov]) -> Iterator[SuspicionRecord]:
     """Yield what is suspicious about the frame interval, pixel size and τ of one experiment; `fovs` are those built."""
-    yield from _find_interval(experiment, fovs)
+    if experiment.has_time:
+        yield from _find_interval(experiment, fovs)
+        yield from _find_tau(config, experiment)
     yield from _find_pixel_size(experiment, fovs)
-    yield from _find_tau(config, experiment)
 
 
 def find_between_experiments(config: BuildConfig) -> Iterator[SuspicionRecord]:

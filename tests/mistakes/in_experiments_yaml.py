@@ -74,6 +74,7 @@ IN_EXPERIMENTS_YAML = [
         make=_set(condition_wells={"control": ["A/1"], "infected": ["A/1", "B/2"]}),
     ),
     Mistake(what="Gives a negative interval", make=_set(interval_minutes=-30)),
+    Mistake(what="Gives an interval of 0 for a movie", make=_set(interval_minutes=0)),
     Mistake(what="Gives an interval with its unit", make=_set(interval_minutes="30 min")),
     Mistake(what="Leaves out the interval, which the plate does not say", make=_set(interval_minutes=None)),
     Mistake(what="Gives a path to a bucket", make=_set(data_path="s3://bucket/plate.zarr")),

@@ -9,13 +9,14 @@ together the windows use up the draws.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
+from dynaclr_wds.errors import ConfigError
 from dynaclr_wds.plan.columns import SampleIndex
 from dynaclr_wds.plan.compose.draws import Draws
 from dynaclr_wds.plan.compose.quotas import largest_remainder
@@ -28,6 +29,26 @@ _LEAST_SHARE = 0.02
 
 DrawMore = Callable[[int, int], Int64[SampleIndex, " n"]]
 """(quota group, count) → up to so many anchors of its strata within reach, with replacement, in random order."""
+
+
+def check_time(config: SamplingConfig, still: Sequence[str]) -> None:
+    """Check that there are times to draw batches near to, if that is asked for.
+
+    Parameters
+    ----------
+    still
+        Experiments of one frame, where there is no time.
+
+    Raises
+    ------
+    ConfigError
+        There are some.
+    """
+    if config.temporal_enrichment and still:
+        raise ConfigError(
+            f"temporal_enrichment=True draws cells near one time, but experiment {still[0]!r} has one frame and no "
+            "time (interval_minutes is 0). Set temporal_enrichment: false, or leave its wells out."
+        )
 
 
 def focal_edges(
