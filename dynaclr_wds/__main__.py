@@ -85,6 +85,9 @@ def _run_lightning(given: Sequence[str]) -> int:
     if has_short_help(given[0]) and {"-h", "--help"} & set(given):
         print(describe_options(given[0]))
         return 0
+    from dynaclr_wds.commands.option_check import refuse_unknown_options
+
+    refuse_unknown_options(given)
     try:
         with StopSignals():  # Ctrl-C and SIGTERM end it with one line, also during the imports
             from dynaclr_wds.commands.lightning import leave_processes, run_lightning  # heavy: not for other commands

@@ -10,6 +10,7 @@ import inspect
 import re
 from collections.abc import Callable, Collection, Sequence
 from importlib import import_module
+from itertools import pairwise
 from typing import NamedTuple
 
 from dynaclr_wds.program import called_as
@@ -40,8 +41,7 @@ class Asked(NamedTuple):
     def configs(self) -> list[str]:
         """Files that were given with `-c`."""
         words = list(self.argv)
-        pairs = zip(words, [*words[1:], ""], strict=True)
-        after = [value for word, value in pairs if word in ("-c", "--config")]
+        after = [value for word, value in pairwise([*words, ""]) if word in ("-c", "--config")]
         return after + [word.partition("=")[2] for word in words if word.startswith(("-c=", "--config="))]
 
     def where(self, key: str) -> str:

@@ -21,6 +21,7 @@ from dynaclr_wds.words import count_of
 if TYPE_CHECKING:
     from etl.pack.read_back import Finding
     from etl.run.progress import Progress
+    from etl.run.verification import Verification
 
 
 def verify(
@@ -49,6 +50,10 @@ def verify(
     FileNotFoundError
         There is no manifest.
     """
+    return _verify(root, quick, workers, progress).found
+
+
+def _verify(root: str | Path, quick: bool, workers: int | None, progress: Progress | None) -> Verification:
     from etl.run.executors import usable_cpus
     from etl.run.progress import Progress
     from etl.run.verification import verify_set
@@ -65,7 +70,9 @@ def make_parser() -> CommandParser:
         epilog=f"`{called_as('build')} experiments.yaml --repair` builds again what is bad.",
     )
     parser.add_argument("shards", type=parse_local_path, help="folder with manifest.json")
-    parser.add_argument("--quick", action="store_true", help="leave the content of the shards out")
+    parser.add_argument(
+        "--quick", action="store_true", help="leave the content of the shards out: pixels are not checked"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object per finding")
     parser.add_argument("--workers", type=int, default=None, help="threads (default: all CPUs)")
     parser.add_argument("--quiet", action="store_true", help="print findings only")
@@ -85,14 +92,53 @@ def _run(argv: Sequence[str]) -> int:
     from etl.run.progress import make_progress
 
     progress = make_progress(arguments.quiet)
-    found = verify(arguments.shards, quick=arguments.quick, workers=arguments.workers, progress=progress)
-    for finding in found:
+    checked = _verify(arguments.shards, arguments.quick, arguments.workers, progress)
+    for finding in checked.found:
         print(json.dumps(dataclasses.asdict(finding)) if arguments.json else finding)
     if not arguments.quiet and not arguments.json:
-        print(
-            f"{arguments.shards}: {count_of(len(found), 'finding')}." if found else f"{arguments.shards}: all is well."
+        print(f"{arguments.shards}: {describe_result(checked, arguments.shards, arguments.quick)}")
+    return 1 if checked.found else 0
+
+
+def describe_result(checked: Verification, root: Path, quick: bool) -> str:
+    """Say what was checked and what was not, what came of it, and what to do."""
+    if checked.manifest is None:
+        said = "the manifest is damaged. Nothing else was checked, because it says what the other files must be."
+        return f"{said} {_advise(root)}"
+    shards = count_of(len(checked.manifest.shards), "shard")
+    size, verb = ("sizes", "have") if len(checked.manifest.shards) != 1 else ("size", "has")
+    if not checked.found and not quick:
+        cells = count_of(sum(p.observations for p in checked.manifest.partitions), "cell")
+        return f"all is well: manifest, index and {shards} ({cells}) were read and are what was written."
+    not_read = f"The content of the {shards} was not read, so changed pixels are not found: leave out --quick for that."
+    if not checked.found:
+        return f"manifest and index are what was written, and {shards} {verb} the right {size}. {not_read}"
+    lines = [_count(checked)]
+    if quick:
+        lines.append(not_read)
+    elif not checked.index_is_whole:
+        lines.append(
+            f"The index is damaged, which says where blocks and cells lie; so {count_of(checked.shards_read, 'shard')} "
+            f"of {len(checked.manifest.shards):,} could be compared as whole files only."
         )
-    return 1 if found else 0
+    return " ".join([*lines, _advise(root)])
+
+
+def _count(checked: Verification) -> str:
+    from etl.pack.cells import count_cells
+
+    assert checked.manifest is not None, "of a damaged manifest, no more is known"
+    said, number = count_of(len(checked.found), "finding"), count_cells(c for f in checked.found for c in f.cells)
+    if not number:
+        return f"{said}."
+    total = sum(p.observations for p in checked.manifest.partitions)
+    damaged = "is" if number == 1 else "are"
+    return f"{said}; up to {number:,} of {count_of(total, 'cell')} {damaged} damaged."
+
+
+def _advise(root: Path) -> str:
+    command = f"{called_as('build')} experiments.yaml --out {root} --repair"
+    return f"Copy what is damaged again, or mend it: `{command}`."
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import io
 import logging
 import re
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from torch.utils.data import DataLoader
 from dynaclr_wds import __main__ as command
 from dynaclr_wds.commands import lightning as cli
 from dynaclr_wds.commands.going_on import find_program, format_resume
+from dynaclr_wds.commands.option_check import is_option, list_options
 from dynaclr_wds.commands.short_help import GROUPS
 from dynaclr_wds.commands.unused_logs import take_back_unused_logs
 from dynaclr_wds.datamodule import MultiExperimentDataModule
@@ -163,6 +165,40 @@ def test_help_all_shows_every_option(capsys):
     assert len(out.splitlines()) > 500
 
 
+@pytest.mark.parametrize("name", ["fit", "validate"])
+def test_every_option_of_the_parser_passes_the_quick_check(monkeypatch, name):
+    keys = list_options(name)
+    known = [
+        word.removeprefix("--").removesuffix("+")
+        for action in parsers(monkeypatch)[name]._actions
+        for word in action.option_strings
+        if word.startswith("--")
+    ]
+    assert len(known) > 100
+    assert [option for option in known if not is_option(option, keys)] == []
+    assert is_option("model.encoder.init_args.backbone", keys)
+    assert not any(is_option(option, keys) for option in ("data.batchsize", "epochs", "trainer.max_epoch", "train"))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--data.batchsize 3", "there is no option --data.batchsize. Did you mean --data.batch_size?"),
+        ("-c no.yaml", "there is no config no.yaml. `dynaclr-wds init experiments.yaml` writes configs/ for your"),
+    ],
+)
+def test_a_misspelt_option_is_refused_before_torch_is_imported(words, said):
+    script = f"""
+import sys
+from dynaclr_wds.__main__ import main
+sys.argv = ["dynaclr-wds"]
+assert main(["fit", *{words.split()}]) == 2
+assert not {{"torch", "lightning", "numpy"}} & set(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=FOLDER.parent, capture_output=True, text=True, check=True)
+    assert done.stderr.startswith(f"error: {said}")
+
+
 def test_own_commands_are_run_without_lightning(monkeypatch):
     class Shuffle:
         @staticmethod
@@ -291,6 +327,39 @@ def test_a_training_without_checkpoints_is_left_without(monkeypatch, tmp_path, c
     assert command.main(["fit", "-c", "fit.yaml", *QUIET, "--trainer.enable_checkpointing=false"]) == 0
     assert list(tmp_path.rglob("*.ckpt")) == []
     assert capsys.readouterr().out.endswith("Finished: 1 epoch, 3 steps.\nNo checkpoint was saved.\n")
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning")
+def test_a_finished_training_says_so_and_leaves_no_folder(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(cli, "MultiExperimentDataModule", InMemory)
+    (tmp_path / "fit.yaml").write_text(FLAT.replace("logger: false", "logger: true"))
+    assert command.main(["fit", "-c", "fit.yaml", *QUIET]) == 0
+    assert capsys.readouterr().out.splitlines()[0].endswith(") on CPU, precision 32-true.")
+    last, before = "lightning_logs/version_0/checkpoints/last.ckpt", sorted(tmp_path.rglob("*"))
+    given = ["fit", "-c", "fit.yaml", *QUIET, f"--ckpt_path={last}"]
+    assert command.main(given) == 0
+    longer = shlex.join(["python", "-m", "dynaclr_wds", *given, "--trainer.max_epochs", "2"])
+    assert capsys.readouterr().out == (
+        f"This training is finished: {last} is at epoch 1 of 1, step 3. Nothing was trained.\n"
+        f"To train longer, give a larger --trainer.max_epochs:\n  {longer}\n"
+    )
+    assert sorted(tmp_path.rglob("*")) == before
+    assert command.main([*given, "--trainer.max_steps", "3"]) == 0
+    assert f"{last} is at step 3 of 3. Nothing was trained." in capsys.readouterr().out
+    assert command.main([*given, "--trainer.max_epochs", "2"]) == 0
+    first, *_, end = capsys.readouterr().out.split("\nFinished: ")
+    assert f"It goes on from {last}, in epoch 2 of 2 after step 3." in first
+    assert end.startswith("2 epochs, 6 steps.")
+
+
+@pytest.mark.parametrize("name", ["fit", "validate"])
+def test_nothing_is_said_to_be_done_before_data_and_checkpoint_are_there(monkeypatch, tmp_path, capsys, name):
+    (tmp_path / "fit.yaml").write_text(FLAT)
+    checkpoint = ["--ckpt_path=lost.ckpt"]
+    assert command.main([name, "-c", "fit.yaml", *QUIET, *checkpoint]) == 2
+    monkeypatch.setattr(cli, "MultiExperimentDataModule", InMemory)
+    assert command.main([name, "-c", "fit.yaml", *QUIET, *checkpoint]) == 2
+    assert capsys.readouterr().out == ""
 
 
 class Refusing(InMemory):

@@ -13,16 +13,19 @@ from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from torch import nn
 
+import dynaclr_wds.train.pace
 from dynaclr_wds.read.loader import ThreadDataLoader
 from dynaclr_wds.train.engine import ContrastiveModule
-from dynaclr_wds.train.progress import Pace, ProgressLines, WaitingBar, choose_progress
+from dynaclr_wds.train.pace import Pace, Remaining, Stride
+from dynaclr_wds.train.progress import ProgressLines, WaitingBar, choose_progress
 
 LINE = re.compile(
-    r"epoch 1 of 2, step 2/4: loss [\d.e-]+, [\d,]+ samples/s, \d+% of the time waiting for the loader, 0:00:\d\d left"
+    r"epoch 1 of 2, step 4/4: loss [\d.e-]+, [\d,]+ samples/s, \d+% of the time waiting for the loader, "
+    r"about 5 s left, validation not counted"
 )
 EPOCH = re.compile(
-    r"epoch 2 of 2: loss/train [\d.]+, loss/val [\d.]+, \d+ s, [\d,]+ samples/s, \d+% of the time waiting for the "
-    r"loader, 0:00:00 left"
+    r"epoch 2 of 2: loss/train [\d.]+, loss/val [\d.]+, \d+ s, [\d,]+ samples/s, \d+% of the time waiting for "
+    r"the loader"
 )
 
 
@@ -66,13 +69,63 @@ def test_lines_say_step_loss_rate_waiting_and_time_left(tmp_path, capsys):
         "epoch 1 of 2, step 2/4", "epoch 1 of 2, step 4/4", "epoch 1 of 2",
         "epoch 2 of 2, step 2/4", "epoch 2 of 2, step 4/4", "epoch 2 of 2",
     ]  # fmt: skip
-    assert LINE.fullmatch(lines[0])
+    assert "left" not in lines[0]  # two steps are too few to go by
+    assert LINE.fullmatch(lines[1])
+    assert "left" in lines[3]
+    assert "not counted" not in lines[3]
     assert EPOCH.fullmatch(lines[-1])
 
 
 def test_lines_are_at_least_ten_seconds_apart(tmp_path, capsys):
     fit(tmp_path, ProgressLines())
     assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == ["epoch 1 of 2", "epoch 2 of 2"]
+
+
+def test_lines_that_are_asked_for_come_at_their_very_steps(tmp_path, capsys):
+    fit(tmp_path, ProgressLines(every_n_steps=1), limit_val_batches=0)
+    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == [
+        f"epoch {epoch} of 2{step}" for epoch in (1, 2) for step in (*(f", step {n}/4" for n in (1, 2, 3, 4)), "")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seconds_per_step", "steps"),
+    [(0.2, [50, 100, 150, 200, 250]), (0.15, [100, 200, 300, 400, 500]), (0.04, [250, 500, 750, 1000])],
+)
+def test_lines_that_would_come_too_fast_come_at_round_multiples(seconds_per_step, steps):
+    stride = Stride(50, 10.0)
+    assert [step for step in range(1, steps[-1] + 1) if stride.is_due(step, seconds_per_step)] == steps
+
+
+def test_a_stride_does_not_come_back_so_that_lines_stay_regular():
+    stride = Stride(10, 10.0)
+    paces = {10: 1.0, 20: 0.5, 30: 0.3, 40: 0.3, 50: 2.0, 60: 2.0, 70: 2.0, 80: 2.0, 90: 2.0, 100: 2.0, 150: 2.0}
+    assert [step for step, pace in paces.items() if stride.is_due(step, pace)] == [10, 20, 50, 100, 150]
+
+
+def test_the_rest_is_told_from_the_steps_and_epochs_of_this_run(monkeypatch):
+    """Steps of 2 s and 30 s of validation per epoch: 10 steps and one more validation are 50 s."""
+    now = [0.0]
+    monkeypatch.setattr(dynaclr_wds.train.pace.time, "perf_counter", lambda: now[0])
+    remaining = Remaining(least_seconds=10.0)
+
+    def step(count: int) -> None:
+        for _ in range(count):
+            now[0] += 2.0
+            remaining.add_step()
+
+    step(4)
+    assert remaining.describe(16, 2, validates=True) == []  # 8 s
+    step(6)
+    assert remaining.describe(10, 2, validates=True) == ["about 20 s left, validation not counted"]
+    assert remaining.describe(10, 2, validates=False) == ["about 20 s left"]
+    remaining.add_between()
+    now[0] += 30.0
+    remaining.end_epoch()
+    assert remaining.describe(10, 1, validates=True) == ["about 50 s left"]
+    step(9)
+    assert remaining.describe(1, 1, validates=True) == ["about 30 s left"]
+    assert remaining.describe(0, 0, validates=True) == []
 
 
 def test_only_the_first_rank_prints(tmp_path, capsys, monkeypatch):

@@ -13,11 +13,16 @@ import pyarrow.parquet as pq
 import pytest
 import xxhash
 
+import etl.run.stages
 from dynaclr_wds.contract import ARRAYS, Manifest, array_path
 from dynaclr_wds.errors import FormatError
 from dynaclr_wds.manifest_checks import parse_manifest
 from dynaclr_wds.shardset import ShardSet
 from etl.build_shards import build_shards
+from etl.pack.cells import TrackCells, count_cells, describe_cells
+from etl.pack.previous import CUT_ARRAYS
+from etl.pack.restore import restore_arrays
+from etl.run.progress import Progress
 from etl.source.experiments import parse_build_config
 from etl.verify import main, verify
 from tests.plates import make_collection, random_tracks, write_experiments, write_plate, write_tracks
@@ -63,23 +68,89 @@ def mend(collection: Path, shards: Path, whole: Path) -> None:
 
 
 def test_a_fresh_set_is_well(whole: Path, capsys: pytest.CaptureFixture[str]):
+    manifest = read_manifest(whole)
     assert verify(whole) == []
+    assert main([str(whole)]) == 0
+    cells = sum(partition.observations for partition in manifest.partitions)
+    said = f"manifest, index and {len(manifest.shards)} shards ({cells:,} cells) were read and are what was written."
+    assert capsys.readouterr().out == f"{whole}: all is well: {said}\n"
+
+
+def test_quick_says_that_the_pixels_were_not_looked_at(whole: Path, shards: Path, capsys: pytest.CaptureFixture[str]):
     assert main([str(whole), "--quick"]) == 0
-    assert "all is well" in capsys.readouterr().out
+    count, said = len(read_manifest(whole).shards), capsys.readouterr().out
+    assert said == (
+        f"{whole}: manifest and index are what was written, and {count} shards have the right sizes. The content of "
+        f"the {count} shards was not read, so changed pixels are not found: leave out --quick for that.\n"
+    )
+    (shards / read_manifest(whole).shards[0].path).unlink()
+    assert main([str(shards), "--quick"]) == 1
+    finding, closing = capsys.readouterr().out.splitlines()
+    assert finding.startswith("experiment0/control-000000.tar: is missing; it holds 12 cells: experiment0, FOV A/1/1, ")
+    assert finding.endswith("; track_id 16, t 5 to 7; and 2 cells of 2 more tracks")
+    assert closing.startswith(
+        f"{shards}: 1 finding; up to 12 of 323 cells are damaged. The content of the {count} shards was not read,"
+    )
+    assert f"build experiments.yaml --out {shards} --repair`" in closing
 
 
 def test_a_flipped_payload_byte_is_found_and_mended(collection: Path, whole: Path, shards: Path):
     manifest = read_manifest(shards)
     offset = int(np.load(shards / array_path("patch_offset"))[0])
     flip(shards / manifest.shards[0].path, offset + 7)
-    found = verify(shards)
-    assert [(finding.path, finding.block) for finding in found] == [
-        (manifest.shards[0].path, 0),
-        (manifest.shards[0].path, None),
-    ]
-    assert "patch rows 0 to" in found[0].what
+    (finding,) = verify(shards)
+    assert (finding.path, finding.block) == (manifest.shards[0].path, 0)
     assert verify(shards, quick=True) == []  # quick leaves the content out
     mend(collection, shards, whole)
+
+
+def test_changed_pixels_name_the_cells(shards: Path, capsys: pytest.CaptureFixture[str]):
+    flip(shards / read_manifest(shards).shards[0].path, int(np.load(shards / array_path("patch_offset"))[0]) + 7)
+    table, arrays = pq.read_table(shards / "index/observations.parquet"), ShardSet.open(shards, verify=False).arrays
+    last = int(arrays["clip_first"][arrays["block_first"][1]])
+    rows = table.take(sorted(set(arrays["patch_obs"][:last].tolist()))).to_pylist()
+    (finding,) = verify(shards)
+    named = [(c.experiment, c.fov_name, c.track_id, t) for c in finding.cells for t in c.t]
+    assert named == [(row["experiment"], row["fov_name"], row["track_id"], row["t"]) for row in rows]
+    assert main([str(shards), "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["cells"][0]["t"] == list(finding.cells[0].t)
+    assert str(finding) == (
+        "experiment0/control-000000.tar: block 0: the bytes are not those that were written; any of its 7 cells may be "
+        "damaged: experiment0, FOV A/1/1, track_id 4, t 0 to 1, 3 to 5; track_id 21, t 6; track_id 22, t 6"
+    )
+
+
+@pytest.mark.parametrize(
+    ("t", "text"),
+    [([3], "3"), ([0, 1, 4], "0 to 1, 4"), ([0, 2, 4, 6, 8], "0 to 8 with gaps")],
+    ids=["one", "runs", "gaps"],
+)
+def test_frames_are_written_as_runs(t: list[int], text: str):
+    cells = [TrackCells(experiment="e", fov_name="A/1/0", track_id=7, t=tuple(t))]
+    assert describe_cells(cells) == f"e, FOV A/1/0, track_id 7, t {text}"
+    assert count_cells([*cells, *cells]) == len(t)
+
+
+def test_a_damaged_index_does_not_keep_the_shards_from_being_checked(shards: Path, capsys: pytest.CaptureFixture[str]):
+    manifest = read_manifest(shards)
+    flip(shards / array_path("obs_y"), 200)
+    assert main([str(shards)]) == 1
+    captured, count = capsys.readouterr(), len(manifest.shards)
+    assert (
+        f"1 finding. The index is damaged, which says where blocks and cells lie; so {count} shards of {count} could "
+        "be compared as whole files only." in captured.out
+    )
+    blocks = sum(shard.blocks for shard in manifest.shards)
+    assert f"verify: {blocks}/{blocks} blocks" in captured.err
+    flip(shards / manifest.shards[1].path, 5000)
+    assert [finding.path for finding in verify(shards)] == [array_path("obs_y"), manifest.shards[1].path]
+
+
+def test_a_damaged_manifest_says_that_nothing_else_was_checked(shards: Path, capsys: pytest.CaptureFixture[str]):
+    flip(shards / "manifest.json", 40)
+    assert main([str(shards)]) == 1
+    said = f"{shards}: the manifest is damaged. Nothing else was checked, because it says what the other files must be."
+    assert said in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -307,8 +378,8 @@ def test_no_set_exits_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "there is no manifest" in capsys.readouterr().err
 
 
-def test_a_set_of_several_channel_counts_dtypes_and_labels_is_well(tmp_path: Path):
-    """Experiments of 1, 2 and 3 channels, three labels, partitions that hold several experiments."""
+def write_channels(tmp_path: Path) -> Path:
+    """Build experiments of 1, 2 and 3 channels, three labels, partitions that hold several experiments."""
     entries = []
     for number, dtype in enumerate(("uint8", "float32", "uint16"), 1):
         name, channels = f"e{number}", ["a", "b", "c"][:number]
@@ -329,7 +400,17 @@ def test_a_set_of_several_channel_counts_dtypes_and_labels_is_well(tmp_path: Pat
         )  # fmt: skip
     options = {"yx_patch_size": [8, 8], "shard_by": ["marker", "condition"], "block_bytes": 4096}
     path = write_experiments(tmp_path / "experiments.yaml", entries, tau_range_hours=[0.5, 1.0], **options)
-    manifest = build_shards(parse_build_config(path, {}), tmp_path / "shards")
+    build_shards(parse_build_config(path, {}), tmp_path / "shards")
+    return tmp_path / "shards"
+
+
+@pytest.fixture(scope="module")
+def channels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_channels(tmp_path_factory.mktemp("channels"))
+
+
+def test_a_set_of_several_channel_counts_dtypes_and_labels_is_well(channels: Path):
+    manifest = read_manifest(channels)
     assert [e.shape for e in manifest.experiments] == [(1, 1, 8, 8), (2, 1, 8, 8), (3, 1, 8, 8)]
     assert [e.dtype for e in manifest.experiments] == ["|u1", "<f4", "<u2"]
     assert sorted((str(p.labels["marker"]), p.labels["condition"]) for p in manifest.partitions) == [
@@ -339,4 +420,90 @@ def test_a_set_of_several_channel_counts_dtypes_and_labels_is_well(tmp_path: Pat
         ("TOMM20", "mock"),
     ]
     assert {shard.path for shard in manifest.shards} >= {"TOMM20/mock-000000.tar", "~/infected-000000.tar"}
-    assert verify(tmp_path / "shards") == []
+    assert verify(channels) == []
+
+
+class Told(Progress):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def repair(collection: Path, shards: Path) -> list[str]:
+    """Repair a set; return what was said of it, its folder left out."""
+    told = Told()
+    build_shards(parse_build_config(collection, {}), shards, repair=True, progress=told)
+    return [line.replace(f"{shards}: ", "") for line in told.lines if not line.startswith(("index:", "pack:"))]
+
+
+def test_a_repair_says_what_it_builds_again_and_why(collection: Path, whole: Path, shards: Path):
+    first, second = (shard.path for shard in read_manifest(shards).shards[:2])
+    (shards / first).unlink()
+    flip(shards / second, 5000)
+    sums = f"checksum {_sum(shards / second)}, the manifest says {_sum(whole / second)}"
+    assert repair(collection, shards) == [
+        "2 of 77 files are not what was written:",
+        f"  {first}: is missing",
+        f"  {second}: the bytes are not those that were written ({sums})",
+        "Built again from the plates: 2 of 39 shards. The others stay; the index is written again.",
+        "mended. Built again: 2 of 39 shards and 0 of 38 index files; the others are as they were.",
+    ]
+    assert digests(shards) == digests(whole)
+
+
+def test_a_repair_of_a_whole_set_says_so(collection: Path, whole: Path):
+    nothing, up_to_date, *_ = repair(collection, whole)
+    assert nothing == "all 77 files are what was written; nothing to mend."
+    assert up_to_date.startswith("up to date, nothing to do: ")
+
+
+def refuse_to_cut(job: object) -> None:
+    raise AssertionError(f"{job} is cut again")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["obs_y"], ["obs_fov", "obs_track_id", "obs_t"], ["stats_timepoint", "stats_dataset"], ["block_xxh3"], [*ARRAYS]],
+    ids=lambda names: names[0] if len(names) < 9 else "all",
+)
+def test_a_damaged_index_is_written_again_without_the_plates(
+    collection: Path, whole: Path, shards: Path, names: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(etl.run.stages, "cut_fov", refuse_to_cut)
+    for name in names:
+        (shards / array_path(name)).unlink()
+    said = repair(collection, shards)
+    assert said[-2:] == [
+        "All 39 shards are whole and stay; only the index is written again.",
+        f"mended. Built again: 0 of 39 shards and {len(names)} of 38 index files; the others are as they were.",
+    ]
+    assert digests(shards) == digests(whole)
+
+
+def test_statistics_of_fewer_channels_than_others_are_restored(channels: Path):
+    """Rows of the table are those channels that an experiment has; the array is filled up with NaN."""
+    arrays = {name: np.load(channels / array_path(name)) for name in CUT_ARRAYS}
+    restored = restore_arrays(
+        channels, read_manifest(channels), {"index/observations.parquet", "index/stats.parquet"}, CUT_ARRAYS
+    )
+    assert set(restored) == set(CUT_ARRAYS)
+    for name in CUT_ARRAYS:
+        assert restored[name].dtype == arrays[name].dtype
+        np.testing.assert_array_equal(restored[name], arrays[name])
+
+
+def test_a_repair_says_beforehand_why_all_is_cut_again(collection: Path, whole: Path, shards: Path):
+    flip(shards / array_path("stats_fov"), 200)
+    (shards / "index/stats.parquet").unlink()
+    said = repair(collection, shards)
+    assert said[3] == (
+        "index/arrays/stats_fov.npy is damaged, and so is index/stats.parquet, which would say the same. Without it, "
+        "nothing tells what was cut, so all cells are cut again. Of the 39 shards, those that are whole and come out "
+        "the same are kept."
+    )
+    assert said[-1] == "mended. Built again: 0 of 39 shards and 2 of 38 index files; the others are as they were."
+    assert digests(shards) == digests(whole)

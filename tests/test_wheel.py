@@ -89,7 +89,7 @@ def test_every_command_works_from_the_wheel(bin_folder: Path, tmp_path: Path) ->
     assert call("init").splitlines()[-1] == "  dynaclr-wds fit -c configs/fit.yaml"
     assert (tmp_path / "configs/fit.yaml").is_file()
     call("build", "experiments.yaml", "--quiet")
-    assert call("verify", "shards") == "shards: all is well.\n"
+    assert call("verify", "shards").startswith("shards: all is well: manifest, index and ")
     assert "anchors of 1 experiment;" in call("shuffle", "-c", "configs/fit.yaml")
     as_module = run(bin_folder / "python", "-m", "etl.verify", "shards", "--quick", folder=tmp_path)
-    assert as_module == "shards: all is well.\n"
+    assert as_module.startswith("shards: manifest and index are what was written, and ")

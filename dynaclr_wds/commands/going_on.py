@@ -9,10 +9,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
 
 from dynaclr_wds.train.checkpoints import TrainingCheckpoint
+from dynaclr_wds.train.device_names import describe_device
+from dynaclr_wds.train.progress import name_epoch
 from dynaclr_wds.train.stop_signals import Stopped
 from dynaclr_wds.words import count_of
 
@@ -37,22 +39,61 @@ def format_resume(given: Sequence[str], checkpoint: str | None) -> str:
     checkpoint
         Takes the place of the one that was given, if any; None = the command as it was.
     """
+    if checkpoint is None:
+        return shlex.join([*find_program(), *given])
+    return shlex.join([*find_program(), *_replace_option(given, "--ckpt_path", checkpoint)])
+
+
+def _replace_option(given: Sequence[str], option: str, value: str) -> list[str]:
+    """Return arguments in which an option has this value, and stands last."""
     words, value_follows = [], False
     for word in given:
-        if checkpoint is None or not (value_follows or word == "--ckpt_path" or word.startswith("--ckpt_path=")):
+        if not (value_follows or word == option or word.startswith(f"{option}=")):
             words.append(word)
-        value_follows = word == "--ckpt_path" and not value_follows
-    return shlex.join([*find_program(), *words, *(["--ckpt_path", checkpoint] if checkpoint else [])])
+        value_follows = word == option and not value_follows
+    return [*words, option, value]
+
+
+class FirstLine(Callback):
+    """Says what is done, when all that it needs was found: data and checkpoint are open by then.
+
+    Parameters
+    ----------
+    doing
+        `Training` or `Validating`.
+    """
+
+    def __init__(self, doing: str) -> None:
+        self.doing = doing
+        self._said = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say it before training."""
+        self._say(trainer, pl_module)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say it before a validation; in the check before training only where training is sure to follow."""
+        if not (trainer.sanity_checking and trainer.ckpt_path):
+            self._say(trainer, pl_module)
+
+    def _say(self, trainer: Trainer, module: LightningModule) -> None:
+        if not self._said and trainer.is_global_zero:
+            print(describe_run(self.doing, trainer, module), flush=True)
+        self._said = True
 
 
 def describe_run(doing: str, trainer: Trainer, model: LightningModule) -> str:
-    """Say in one line what is done with which network, how large it is, and on which devices."""
+    """Say in one line what is done with which network, how large it is, on which devices, and from which checkpoint."""
     network = type(getattr(model, "encoder", model)).__name__
     weights = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     size = f"{weights / 1e6:,.1f} million weights" if weights >= 100_000 else count_of(weights, "weight")
-    kind = trainer.strategy.root_device.type
-    device = torch.cuda.get_device_name(trainer.strategy.root_device) if kind == "cuda" else kind.upper()
-    return f"{doing} {network} ({size}) on {trainer.world_size} × {device}, precision {trainer.precision}."
+    said = f"{doing} {network} ({size}) on {describe_device(trainer)}, precision {trainer.precision}."
+    if not trainer.ckpt_path:
+        return said
+    checkpoint = shorten(str(trainer.ckpt_path))
+    if not trainer.training:
+        return f"{said} Checkpoint: {checkpoint}."
+    return f"{said} It goes on from {checkpoint}, in {name_epoch(trainer)} after step {trainer.global_step:,}."
 
 
 def describe_stop(stopped: Stopped, trainer: Trainer, given: Sequence[str]) -> str:
@@ -94,6 +135,21 @@ def describe_end(trainer: Trainer) -> str:
     if best is not None:
         embed[-3] = shorten(best.best_model_path)
     return "\n".join([*lines, f"Last checkpoint: {saved}", "Embed with:", f"  {shlex.join(embed)}"])
+
+
+def describe_finished(trainer: Trainer, given: Sequence[str]) -> str:
+    """Say that the checkpoint is of a training that is finished, and how to train longer."""
+    if trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps:
+        option, done = "--trainer.max_steps", trainer.global_step
+        said = f"step {done:,} of {trainer.max_steps:,}"
+    else:
+        option, done = "--trainer.max_epochs", trainer.current_epoch
+        said = f"epoch {done:,} of {trainer.max_epochs:,}, step {trainer.global_step:,}"
+    longer = shlex.join([*find_program(), *_replace_option(given, option, str(2 * max(done, 1)))])
+    return (
+        f"This training is finished: {shorten(str(trainer.ckpt_path))} is at {said}. Nothing was trained.\n"
+        f"To train longer, give a larger {option}:\n  {longer}"
+    )
 
 
 def find_last(trainer: Trainer) -> str | None:

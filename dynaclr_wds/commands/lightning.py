@@ -17,7 +17,13 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_warn
 
-from dynaclr_wds.commands.going_on import describe_end, describe_failure, describe_run, describe_stop
+from dynaclr_wds.commands.going_on import (
+    FirstLine,
+    describe_end,
+    describe_failure,
+    describe_finished,
+    describe_stop,
+)
 from dynaclr_wds.commands.quiet import quiet_libraries
 from dynaclr_wds.commands.unused_logs import take_back_unused_logs
 from dynaclr_wds.config_errors import Asked, explain_absent_device, explain_mistake
@@ -92,18 +98,10 @@ class DynaCLRCommand(LightningCLI):
         parser.add_lightning_class_args(FiniteLoss, "finite_loss")
         parser.add_lightning_class_args(TrainingCheckpoint, "checkpoint")
 
-    def before_fit(self) -> None:
-        """Say what is trained, and where."""
-        self._say(describe_run("Training", self.trainer, self.model))
-
-    def before_validate(self) -> None:
-        """Say what is validated, and where."""
-        self._say(describe_run("Validating", self.trainer, self.model))
-
     def fit(self, model: LightningModule, **kwargs: Any) -> None:
         """Train, and say last how to go on."""
         try:
-            with take_back_unused_logs(self.trainer):
+            with take_back_unused_logs(self.trainer) as steps:
                 self.trainer.fit(model, **kwargs)
         except Stopped as stopped:
             stopped.said = True
@@ -113,16 +111,20 @@ class DynaCLRCommand(LightningCLI):
             if hint := describe_failure(self.trainer, self.given):
                 error.add_note(hint)
             raise
-        self._say("\n" + describe_end(self.trainer))
+        if self.trainer.ckpt_path and not steps.began:
+            self._say(describe_finished(self.trainer, self.given))
+        else:
+            self._say("\n" + describe_end(self.trainer))
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         if config.get("enable_checkpointing") is False:
             callbacks = [callback for callback in callbacks if not isinstance(callback, TrainingCheckpoint)]
         if self.config.subcommand == "validate":
             config["logger"] = False  # its numbers are printed; a log of its own would stand among the trainings'
+        first_line = FirstLine("Training" if self.config.subcommand == "fit" else "Validating")
         progress = choose_progress(config.get("enable_progress_bar") is not False, config.get("callbacks") or [])
         try:
-            return super()._instantiate_trainer(config, [*callbacks, *progress])
+            return super()._instantiate_trainer(config, [first_line, *callbacks, *progress])
         except MisconfigurationException as error:
             absent = explain_absent_device("--trainer.accelerator", config.get("accelerator"), str(error))
             raise ConfigError(absent or str(error)) from error

@@ -18,6 +18,9 @@ _INFO = (
     "`Trainer.fit` stopped: `max_epochs=",  # the last lines say how far it came
     "`Trainer.fit` stopped: `max_steps=",
     "Seed set to ",
+    "Restoring states from the checkpoint path at ",  # `describe_run` says from which checkpoint
+    "Restored all states from the checkpoint at ",
+    "Loaded model weights from the checkpoint at ",
     "LOCAL_RANK: ",
     "Loading `train_dataloader` to estimate number of stepping batches.",
 )

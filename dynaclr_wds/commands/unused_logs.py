@@ -1,4 +1,4 @@
-"""Takes back the folder of a log where a training fails before its first step: `version_N` counts trainings.
+"""Takes back the folder of a log where a training makes no step: `version_N` counts trainings.
 
 Loggers make it before the data are looked at. What was there before stays, and so does a folder that holds anything but
 what loggers and Lightning write at the start.
@@ -19,10 +19,16 @@ _WRITTEN_AT_START = ("config.yaml", "hparams.yaml", "metrics.csv")
 
 
 class CountSteps(Callback):
-    """Count the batches that this run has trained on."""
+    """Count the batches that this run has trained on, and know whether it began at all."""
 
     def __init__(self) -> None:
+        self.began = False
+        """False also where the checkpoint is of a training that is finished."""
         self.batches = 0
+
+    def on_train_start(self, *_: object) -> None:
+        """Note that there is something to do."""
+        self.began = True
 
     def on_train_batch_end(self, *_: object) -> None:
         """Count one more."""
@@ -30,20 +36,21 @@ class CountSteps(Callback):
 
 
 @contextmanager
-def take_back_unused_logs(trainer: Trainer) -> Iterator[None]:
-    """Remove the new folders of the trainer's loggers if the block fails before a batch was trained on."""
+def take_back_unused_logs(trainer: Trainer) -> Iterator[CountSteps]:
+    """Remove the new folders of the trainer's loggers if the block fails before a batch, or has nothing to train."""
     folders = [Path(folder) for logger in trainer.loggers if (folder := getattr(logger, "log_dir", None))]
     made = [(folder, [path for path in (folder, *folder.parents) if not path.exists()]) for folder in folders]
     steps = CountSteps()
     trainer.callbacks.append(steps)  # type: ignore[attr-defined]
+    is_used = False
     try:
-        yield
-    except BaseException:
+        yield steps
+        is_used = steps.began
+    finally:
         in_this_process = not isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)
-        if trainer.is_global_zero and in_this_process and not steps.batches:
+        if trainer.is_global_zero and in_this_process and not (is_used or steps.batches):
             for folder, missing in made:
                 _remove_unused(folder, missing)
-        raise
 
 
 def _remove_unused(folder: Path, missing: list[Path]) -> None:

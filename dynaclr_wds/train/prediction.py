@@ -24,6 +24,7 @@ from dynaclr_wds.describe import list_undescribed, make_modules
 from dynaclr_wds.errors import CheckpointError, ConfigError
 from dynaclr_wds.files import check_new_file
 from dynaclr_wds.train.checkpoint_content import PACKAGE, Checkpoint, check_weights
+from dynaclr_wds.train.device_names import describe_device
 from dynaclr_wds.train.embeddings import EmbeddingWriter
 from dynaclr_wds.train.engine import ContrastiveModule
 from dynaclr_wds.train.progress import choose_progress
@@ -190,7 +191,7 @@ def describe_job(job: Job, cells: int, trainer: Trainer) -> str:
     checkpoint = job.checkpoint
     first = (
         f"Embedding {count_of(cells, 'cell')} of {count_of(len(job.experiments), 'experiment')} in {job.shards.root} "
-        f"with {checkpoint.path} (epoch {checkpoint.epoch + 1}, step {checkpoint.step:,}) on {trainer.world_size} × "
-        f"{trainer.strategy.root_device.type}."
+        f"with {checkpoint.path} (epoch {checkpoint.epoch + 1}, step {checkpoint.step:,}) on "
+        f"{describe_device(trainer)}."
     )
     return "\n".join([first, *(f"Overridden: {what}." for what in job.overridden)])

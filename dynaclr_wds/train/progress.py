@@ -4,81 +4,29 @@ from __future__ import annotations
 
 import math
 import sys
-import time
 from collections.abc import Mapping
-from datetime import timedelta
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 from torch import Tensor
 
-
-class Pace:
-    """Counts samples, and seconds of waiting for a loader, from when it is made; pauses are left out.
-
-    Parameters
-    ----------
-    loader
-        Counts its own `waited_seconds`, as `ThreadDataLoader` does; of others, waiting is not known.
-    """
-
-    def __init__(self, loader: Any) -> None:
-        self.samples = 0
-        self.steps = 0
-        self._loader = loader
-        self._waited = self._read_waited()
-        self._begun = time.perf_counter()
-        self._paused_at: float | None = None
-
-    def add(self, batch: Any) -> None:
-        """Count a batch."""
-        self.steps += 1
-        self.samples += len(batch["anchor"]) if isinstance(batch, Mapping) and "anchor" in batch else 0
-
-    def pause(self) -> None:
-        """Stop the clock."""
-        self._paused_at = time.perf_counter()
-
-    def resume(self) -> None:
-        """Let the clock run again."""
-        if self._paused_at is not None:
-            self._begun += time.perf_counter() - self._paused_at
-            self._paused_at = None
-
-    @property
-    def seconds(self) -> float:
-        """Seconds on the clock."""
-        return max((self._paused_at or time.perf_counter()) - self._begun, 1e-9)
-
-    @property
-    def waiting(self) -> float | None:
-        """Fraction of the time in which the loop waited for the loader; None where it isn't counted."""
-        waited = self._read_waited()
-        return None if waited is None or self._waited is None else min((waited - self._waited) / self.seconds, 1.0)
-
-    def describe(self, world_size: int) -> list[str]:
-        """Say the rate, and what was waited for."""
-        found = [f"{self.samples * world_size / self.seconds:,.0f} samples/s"] if self.samples else []
-        found += [] if self.waiting is None else [f"{self.waiting:.0%} of the time waiting for the loader"]
-        return found
-
-    def _read_waited(self) -> float | None:
-        return getattr(self._loader, "waited_seconds", None)
+from dynaclr_wds.train.pace import Pace, Remaining, Stride
 
 
 class ProgressLines(ProgressBar):
     """Prints a line every n steps and one per epoch, for output that is not a terminal, such as the log of a job.
 
     A line says epoch, step, loss, samples per second over all ranks, the share of time that the loop waited for the
-    loader (the rest is the network's), and the time left. The first rank prints.
+    loader (the rest is the network's), and, once it can be told, the time left. The first rank prints.
 
     Parameters
     ----------
     every_n_steps
-        Steps from line to line; None = the trainer's `log_every_n_steps`.
+        Steps from line to line, exactly. None = the trainer's `log_every_n_steps`, or a round multiple of it where
+        lines would be less than `least_seconds` apart.
     least_seconds
-        Least time from line to line; a line that comes sooner is left out.
+        Least time from line to line, where `every_n_steps` is None and in validation and prediction.
     """
 
     def __init__(self, every_n_steps: int | None = None, least_seconds: float = 10.0) -> None:
@@ -91,7 +39,8 @@ class ProgressLines(ProgressBar):
         self.least_seconds = least_seconds
         self._enabled = True
         self._epoch = self._since_line = self._other = Pace(None)
-        self._run_begun, self._run_steps = 0.0, 0
+        self._remaining = self._other_left = Remaining(least_seconds)
+        self._stride = Stride(1, 0.0)
 
     def enable(self) -> None:
         """Print."""
@@ -104,12 +53,15 @@ class ProgressLines(ProgressBar):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clocks, in the middle of an epoch too."""
         del pl_module
-        self._run_begun, self._run_steps = time.perf_counter(), 0
+        self._remaining = Remaining(self.least_seconds)
+        logged = getattr(trainer, "log_every_n_steps", 0) or 1
+        self._stride = Stride(self.every_n_steps or logged, 0.0 if self.every_n_steps else self.least_seconds)
         self._epoch, self._since_line = Pace(trainer.train_dataloader), Pace(trainer.train_dataloader)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clocks of the epoch."""
         del pl_module
+        self._remaining.add_between()
         self._epoch, self._since_line = Pace(trainer.train_dataloader), Pace(trainer.train_dataloader)
 
     def on_train_batch_end(
@@ -117,11 +69,12 @@ class ProgressLines(ProgressBar):
     ) -> None:
         """Print a line, if it is time for one."""
         del pl_module
-        self._run_steps += 1
+        self._remaining.add_step()
         self._epoch.add(batch)
         self._since_line.add(batch)
-        every = self.every_n_steps or getattr(trainer, "log_every_n_steps", 0) or 1
-        if (batch_idx + 1) % every or self._since_line.seconds < self.least_seconds or not self._enabled:
+        if not self._stride.is_due(batch_idx + 1, self._since_line.seconds / self._since_line.steps):
+            return
+        if not self._enabled:
             return
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         parts = [f"loss {float(loss):.4g}"] if isinstance(loss, Tensor) else []
@@ -133,24 +86,27 @@ class ProgressLines(ProgressBar):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the line of the epoch."""
         del pl_module
+        self._remaining.end_epoch()
         if self._enabled:
             losses = sorted((name, value) for name, value in trainer.callback_metrics.items() if _is_epoch_loss(name))
             parts = [f"{name} {float(value):.4g}" for name, value in losses]
             parts += [f"{self._epoch.seconds:,.0f} s", *self._epoch.describe(trainer.world_size)]
             done = trainer.fit_loop.epoch_loop.batch_progress.current.completed
-            parts += self._time_left(trainer, done)
+            parts += self._time_left(trainer, done, ended=1)
             self.print(f"{name_epoch(trainer)}: {', '.join(parts)}", flush=True)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clocks of the training."""
         del pl_module
+        self._remaining.add_between()
         self._epoch.pause()
         self._since_line.pause()
-        self._other = Pace(trainer.val_dataloaders)
+        self._other, self._other_left = Pace(trainer.val_dataloaders), Remaining(self.least_seconds)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let the clocks of the training run again."""
         del trainer, pl_module
+        self._remaining.add_between()
         self._epoch.resume()
         self._since_line.resume()
         self.reset_dataloader_idx_tracker()
@@ -172,7 +128,7 @@ class ProgressLines(ProgressBar):
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
         del pl_module
-        self._other = Pace(trainer.predict_dataloaders)
+        self._other, self._other_left = Pace(trainer.predict_dataloaders), Remaining(self.least_seconds)
 
     def on_predict_batch_end(
         self,
@@ -191,22 +147,27 @@ class ProgressLines(ProgressBar):
     def _count_other(self, what: str, batch: Any, batch_idx: int, total: float | int, trainer: Trainer) -> None:
         pace = self._other
         pace.add(batch)
+        self._other_left.add_step()
         if pace.seconds >= self.least_seconds and self._enabled:
-            left = [f"{_format_seconds((total - batch_idx - 1) * pace.seconds / pace.steps)} left"]
-            parts = [*pace.describe(trainer.world_size), *(left if total < math.inf else [])]
+            parts = [*pace.describe(trainer.world_size), *self._other_left.describe(total - batch_idx - 1, 0)]
             self.print(f"{what}, batch {batch_idx + 1:,}{_of(total)}: {', '.join(parts)}", flush=True)
             self._other = Pace(pace._loader)
 
-    def _time_left(self, trainer: Trainer, done: int) -> list[str]:
-        """Guess the time to the end of training from the steps so far, validation and checkpoints included."""
+    def _time_left(self, trainer: Trainer, done: int, ended: int = 0) -> list[str]:
+        """Guess the time to the end of training, `done` batches into the epoch; `ended` is 1 if it is its end."""
         each = self.total_train_batches
-        total = each * trainer.max_epochs if trainer.max_epochs not in (None, -1) else math.inf
-        if trainer.max_steps != -1:
-            total = min(total, trainer.max_steps * trainer.accumulate_grad_batches)
-        left = total - each * trainer.current_epoch - done
-        if not self._run_steps or not 0 <= left < math.inf:
+        left = _count_left(trainer, each, done)
+        if not 0 < left < math.inf:
             return []
-        return [f"{_format_seconds(left * (time.perf_counter() - self._run_begun) / self._run_steps)} left"]
+        return self._remaining.describe(left, left // each + 1 - ended, sum(trainer.num_val_batches) > 0)
+
+
+def _count_left(trainer: Trainer, each: float | int, done: int) -> float | int:
+    """Count the batches to the end of training, from `each` of an epoch and those `done` of the one at hand."""
+    total = each * trainer.max_epochs if trainer.max_epochs not in (None, -1) else math.inf
+    if trainer.max_steps != -1:
+        total = min(total, trainer.max_steps * trainer.accumulate_grad_batches)
+    return total - each * trainer.current_epoch - done
 
 
 class WaitingBar(RichProgressBar):
@@ -275,7 +236,3 @@ def _is_epoch_loss(name: str) -> bool:
 
 def _of(total: float | int) -> str:
     return f"/{int(total):,}" if total < math.inf else ""
-
-
-def _format_seconds(seconds: float | int) -> str:
-    return str(timedelta(seconds=round(seconds)))

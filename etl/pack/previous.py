@@ -2,12 +2,13 @@
 
 The experiment is the unit of change, because the statistics of an experiment stand in each of its clips. An experiment
 whose config, options and fingerprints are those of the set keeps its statistics and what was dropped for its pixels; a
-shard is kept whose content and path are the same. A file that is not whole is never used.
+shard is kept whose content and path are the same. A file that is not whole is never used; where an index array is not,
+the table that says the same takes its place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,16 +17,40 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
-from dynaclr_wds.contract import Manifest, ShardRecord, SourceRecord, array_dtypes, array_path
-from dynaclr_wds.errors import FormatError
+from dynaclr_wds.contract import (
+    OBSERVATIONS,
+    STATS,
+    Manifest,
+    ShardRecord,
+    SourceRecord,
+    array_dtypes,
+    array_path,
+)
 from dynaclr_wds.index_checks import check_arrays, map_array
 from etl.cut.intensities import ExperimentStatistics
+from etl.pack.restore import restore_arrays
 from etl.pack.tars import PackedShard
 from etl.run.commit import list_files
-from etl.run.output import checksum_file, file_size
+from etl.run.output import describe_fault
 from etl.source.experiments import BuildConfig
 
 Arrays = Mapping[str, Shaped[np.ndarray, "*shape"]]
+
+CUT_ARRAYS = (
+    "obs_fov",
+    "obs_track_id",
+    "obs_t",
+    "obs_z_start",
+    "obs_z_focus",
+    "fov_first_frame",
+    "stats_timepoint",
+    "stats_fov",
+    "stats_dataset",
+)
+"""Arrays that keep an experiment from being cut again."""
+
+PLACE_ARRAYS = ("clip_first", "block_first", "block_shard", "patch_offset", "block_begin", "block_end", "block_xxh3")
+"""Arrays that keep a shard from being read again."""
 
 PIXEL_REASONS = ("blank_channel", "blank_channel_kept", "nan_pixels")
 """Reasons in `Manifest.dropped` that only the pixels can tell."""
@@ -37,15 +62,17 @@ class PreviousSet:
 
     out: Path
     manifest: Manifest
-    whole: frozenset[str]
-    """Paths of the listed files that are there and whole."""
-    arrays: Arrays | None
-    """Index arrays; None when they were not opened, or one of them is not whole."""
+    faults: Mapping[str, str]
+    """Path → what is wrong with it, of the listed files that are not whole."""
+    cut: Arrays | None = None
+    """`CUT_ARRAYS`: what was cut; None when they were not opened, or nothing tells them any more."""
+    places: Arrays | None = None
+    """`PLACE_ARRAYS`: where clips lie in their shards; None as for `cut`."""
 
     @property
     def is_whole(self) -> bool:
         """Whether every listed file is whole."""
-        return self.whole == set(list_files(self.manifest))
+        return not self.faults
 
     @cached_property
     def sources(self) -> dict[tuple[str, str], SourceRecord]:
@@ -56,7 +83,7 @@ class PreviousSet:
         """Return the experiments whose cut results may be kept."""
         record, old = config.as_record(), dict(self.manifest.config)
         mine, theirs = record.pop("experiments"), old.pop("experiments", [])
-        if self.arrays is None or record != old:
+        if self.cut is None or record != old:
             return frozenset()
         known = {entry["name"]: entry for entry in theirs}
         return frozenset(
@@ -70,12 +97,12 @@ class PreviousSet:
         self, experiment: str, fov_name: str, track_id: Int[np.ndarray, " obs"], t: Int[np.ndarray, " obs"]
     ) -> Bool[np.ndarray, " obs"]:
         """Say which observations of a FOV the set holds."""
-        assert self.arrays is not None, "only asked of unchanged experiments"
+        assert self.cut is not None, "only asked of unchanged experiments"
         row = self._fov_rows.get((experiment, fov_name))
         if row is None:
             return np.zeros(t.size, bool)
-        first, last = np.searchsorted(self.arrays["obs_fov"], [row, row + 1])
-        known_id, known_t = self.arrays["obs_track_id"][first:last], self.arrays["obs_t"][first:last]
+        first, last = np.searchsorted(self.cut["obs_fov"], [row, row + 1])
+        known_id, known_t = self.cut["obs_track_id"][first:last], self.cut["obs_t"][first:last]
         ids = np.unique(np.concatenate([known_id, track_id]))
         step = int(max(known_t.max(initial=0), t.max(initial=0))) + 1
         known = np.searchsorted(ids, known_id) * step + known_t
@@ -83,27 +110,27 @@ class PreviousSet:
 
     def statistics(self, experiment: str) -> ExperimentStatistics | None:
         """Return the statistics of an experiment; None where it has no observation."""
-        assert self.arrays is not None, "only asked of unchanged experiments"
+        assert self.cut is not None, "only asked of unchanged experiments"
         rows = [row for (name, _), row in self._fov_rows.items() if name == experiment]
         number, record = next((n, e) for n, e in enumerate(self.manifest.experiments) if e.name == experiment)
         if not rows:
             return None
-        channels, first = record.shape[0], self.arrays["fov_first_frame"]
-        timepoint, fov = self.arrays["stats_timepoint"], self.arrays["stats_fov"]
+        channels, first = record.shape[0], self.cut["fov_first_frame"]
+        timepoint, fov = self.cut["stats_timepoint"], self.cut["stats_fov"]
         return ExperimentStatistics(
             timepoint=tuple(timepoint[first[row] : first[row + 1], :channels] for row in rows),
             fov=fov[rows, :channels],
-            dataset=self.arrays["stats_dataset"][number, :channels],
+            dataset=self.cut["stats_dataset"][number, :channels],
         )
 
     def stack_places(
         self, experiment: str, fov_name: str
     ) -> tuple[Float[np.ndarray, " obs"], Float[np.ndarray, " obs"]]:
         """Return the first stored slice and the slice in focus of the observations of a FOV, in the set's order."""
-        assert self.arrays is not None, "only asked of unchanged experiments"
+        assert self.cut is not None, "only asked of unchanged experiments"
         row = self._fov_rows[experiment, fov_name]
-        first, last = np.searchsorted(self.arrays["obs_fov"], [row, row + 1])
-        return self.arrays["obs_z_start"][first:last], self.arrays["obs_z_focus"][first:last]
+        first, last = np.searchsorted(self.cut["obs_fov"], [row, row + 1])
+        return self.cut["obs_z_start"][first:last], self.cut["obs_z_focus"][first:last]
 
     def pixel_reasons(self, experiment: str) -> dict[str, int]:
         """Return what was counted of an experiment's pixels."""
@@ -119,9 +146,9 @@ class PreviousSet:
             Row of the new set's partitions.
         """
         record = self._shards.get(path)
-        if record is None or record.content != content or path not in self.whole:
+        if record is None or record.content != content or path in self.faults:
             return None
-        return record if self.arrays is None else self._locate(record, partition, self.arrays)
+        return record if self.places is None else self._locate(record, partition, self.places)
 
     def _locate(self, record: ShardRecord, partition: int, arrays: Arrays) -> PackedShard:
         """Take the places in a shard from the index arrays."""
@@ -159,29 +186,48 @@ def read_previous(out: Path, manifest: Manifest, *, checked: bool) -> PreviousSe
     checked
         Compare every file with its checksum, and not only sizes.
     """
-    whole = {path for path, size in list_files(manifest).items() if file_size(out / path) == size}
-    if checked:
-        whole = {path for path in whole if checksum_file(out / path) == _checksums(manifest)[path]}
-    return PreviousSet(out=out, manifest=manifest, whole=frozenset(whole), arrays=None)
+    return PreviousSet(
+        out=out, manifest=manifest, faults=_find_faults(out, manifest, {}, list_files(manifest), checked)
+    )
 
 
 def load_arrays(previous: PreviousSet) -> PreviousSet:
-    """Open the index arrays of a set, if all are what was written."""
-    sums = _checksums(previous.manifest)
-    names = {array_path(name): name for name in array_dtypes(previous.manifest)}
-    out, whole = previous.out, set(previous.whole)
+    """Open the index arrays of a set, as far as they are what was written."""
+    out, manifest = previous.out, previous.manifest
+    paths = {name: array_path(name) for name in array_dtypes(manifest)}
+    tables = [path for path in (OBSERVATIONS, STATS) if path in list_files(manifest)]
+    faults = _find_faults(out, manifest, previous.faults, [*paths.values(), *tables], checked=True)
+    arrays: dict[str, Shaped[np.ndarray, "*shape"]] = {}
     try:
-        if not set(names) <= whole or any(checksum_file(out / path) != sums[path] for path in names):
-            raise FormatError(f"{out}: the index is not whole.")
-        arrays = {name: map_array(out / path) for path, name in names.items()}
-        check_arrays(previous.manifest, arrays)
-        return replace(previous, arrays=arrays)
-    except (OSError, ValueError):  # nothing else tells a shard from another of its size
-        return replace(previous, whole=frozenset(path for path in whole if checksum_file(out / path) == sums[path]))
+        arrays = {name: map_array(out / path) for name, path in paths.items() if path not in faults}
+        if len(arrays) == len(paths):
+            check_arrays(manifest, arrays)
+    except (OSError, ValueError):  # somebody wrote them anew, and their checksums
+        arrays, tables = {}, []
+    if len(arrays) < len(paths):  # nothing else tells a shard from another of its size
+        faults = _find_faults(out, manifest, faults, [shard.path for shard in manifest.shards], checked=True)
+        arrays |= restore_arrays(
+            out, manifest, {path for path in tables if path not in faults}, set(paths) - set(arrays)
+        )
+    return replace(
+        previous,
+        faults=faults,
+        cut=arrays if set(CUT_ARRAYS) <= set(arrays) else None,
+        places=arrays if set(PLACE_ARRAYS) <= set(arrays) else None,
+    )
 
 
-def _checksums(manifest: Manifest) -> dict[str, str]:
-    return {s.path: s.xxh3 for s in manifest.shards} | {f.path: f.xxh3 for f in manifest.files}
+def _find_faults(
+    out: Path, manifest: Manifest, known: Mapping[str, str], paths: Iterable[str], checked: bool
+) -> dict[str, str]:
+    """Add to known faults those of some files."""
+    sizes = list_files(manifest)
+    sums = {s.path: s.xxh3 for s in manifest.shards} | {f.path: f.xxh3 for f in manifest.files}
+    found = dict(known)
+    for path in paths:
+        if path not in found and (fault := describe_fault(out / path, sizes[path], sums[path] if checked else None)):
+            found[path] = fault
+    return found
 
 
 def _sources_of(experiment: str, sources: Mapping[tuple[str, str], SourceRecord]) -> list[SourceRecord]:

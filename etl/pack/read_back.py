@@ -26,9 +26,13 @@ from dynaclr_wds.contract import (
     npy_header,
 )
 from dynaclr_wds.tau import candidate_span
+from dynaclr_wds.words import count_of
 from etl.layout.clips import MEMBER_HEADER, member_bytes
+from etl.pack.cells import TrackCells, count_cells, describe_cells, list_cells
 from etl.pack.clip_json import name_digits
 from etl.run.executors import report
+
+CHANGED = "the bytes are not those that were written"
 
 _MOST = 20
 """Findings that are listed of one shard; the rest are counted."""
@@ -49,11 +53,21 @@ class Finding:
     """Number of the patch in its clip."""
     row: int | None = None
     """Row of the patches."""
+    cells: tuple[TrackCells, ...] = ()
+    """Whose patches are damaged, or may be; empty where that can't be told."""
 
     def __str__(self) -> str:
         places = {"block": self.block, "clip": self.clip, "patch": self.patch, "row": self.row}
         place = ", ".join(f"{name} {value}" for name, value in places.items() if value is not None)
-        return f"{self.path}: {place}: {self.what}" if place else f"{self.path}: {self.what}"
+        said = f"{self.path}: {place}: {self.what}" if place else f"{self.path}: {self.what}"
+        if not self.cells:
+            return said
+        named, number = describe_cells(self.cells), count_of(count_cells(self.cells), "cell")
+        if self.patch is not None or self.clip is not None:
+            return f"{said} ({number}: {named})"
+        return (
+            f"{said}; {f'it holds {number}' if self.block is None else f'any of its {number} may be damaged'}: {named}"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,38 +100,41 @@ def check_shard(job: CheckJob) -> tuple[Finding, ...]:
 
 def _check_file(job: CheckJob, file: BinaryIO) -> Iterator[Finding]:
     record = job.manifest.shards[job.number]
-    whole = xxhash.xxh3_64()
+    whole, blocks_are_good = xxhash.xxh3_64(), True
     if job.arrays is not None:
         first, last = np.searchsorted(job.arrays["block_shard"], [job.number, job.number + 1]).tolist()
         for block in range(first, last):
             begin, end = int(job.arrays["block_begin"][block]), int(job.arrays["block_end"][block])
             data = file.read(end - begin)
             whole.update(data)
-            yield from _check_block(job, job.arrays, block, data)
+            is_good = checksum(data) == int(job.arrays["block_xxh3"][block])
+            blocks_are_good &= is_good
+            yield from _check_block(job, job.arrays, block, data, is_good)
             report(1, len(data))
     tail = 0
     while data := file.read(1 << 23):
         tail += len(data)
         whole.update(data)
-        report(0, len(data))
+        report(0)
         if job.arrays is not None and data.count(0) != len(data):
             yield Finding(path=record.path, what="has something other than zeros behind its last clip")
     if job.arrays is not None and tail < 2 * MEMBER_HEADER:
         yield Finding(path=record.path, what="does not end with zeros, as a tar does")
-    if format_checksum(whole.intdigest()) != record.xxh3:
+    if job.arrays is None:
+        report(record.blocks, tail)
+    if format_checksum(whole.intdigest()) != record.xxh3 and blocks_are_good:  # else the blocks have said it
         sums = f"checksum {format_checksum(whole.intdigest())}, the manifest says {record.xxh3}"
-        yield Finding(path=record.path, what=f"the bytes are not those that were written ({sums})")
+        yield Finding(path=record.path, what=f"{CHANGED} ({sums})")
 
 
 def _check_block(
-    job: CheckJob, arrays: Mapping[str, Shaped[np.ndarray, "*shape"]], block: int, data: bytes
+    job: CheckJob, arrays: Mapping[str, Shaped[np.ndarray, "*shape"]], block: int, data: bytes, is_good: bool
 ) -> Iterator[Finding]:
     path = job.manifest.shards[job.number].path
     first, last = arrays["block_first"][block : block + 2].tolist()
-    if checksum(data) != int(arrays["block_xxh3"][block]):
-        rows = arrays["clip_first"][[first, last]].tolist()
-        what = f"the bytes are not those that were written (patch rows {rows[0]} to {rows[1] - 1})"
-        yield Finding(path=path, block=block, what=what)
+    if not is_good:
+        cells = list_cells(job.manifest, arrays, *arrays["clip_first"][[first, last]].tolist())
+        yield Finding(path=path, block=block, what=CHANGED, cells=cells)
     for clip in range(first, last):
         yield from _ClipReader(job, arrays, block, clip, data).check()
 
@@ -163,7 +180,9 @@ class _ClipReader:
         return fov, next(e for e in self._manifest.experiments if e.name == fov.experiment)
 
     def _finding(self, what: str, patch: int | None = None, row: int | None = None) -> Finding:
-        return Finding(path=self._path, block=self._block, clip=self._key, patch=patch, row=row, what=what)
+        rows = (self._first, self._last) if row is None else (row, row + 1)
+        cells = list_cells(self._manifest, self._arrays, *rows)
+        return Finding(path=self._path, block=self._block, clip=self._key, patch=patch, row=row, what=what, cells=cells)
 
     def _member(self, at: int) -> tarfile.TarInfo:
         """Read the tar header that ends at a byte of the block."""

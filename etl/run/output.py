@@ -103,6 +103,24 @@ def checksum_file(path: Path) -> str:
         return hashlib.file_digest(file, xxhash.xxh3_64).hexdigest()
 
 
+def describe_fault(path: Path, size: int, xxh3: str | None = None) -> str | None:
+    """Say why a file is not the one that was written; None where it is.
+
+    Parameters
+    ----------
+    size, xxh3
+        What the manifest says of it; without a checksum, only the size is compared.
+    """
+    there = file_size(path)
+    if there < 0:
+        return "is missing"
+    if there != size:
+        return f"has {there:,} bytes, the manifest says {size:,}"
+    if xxh3 is not None and (found := checksum_file(path)) != xxh3:
+        return f"the bytes are not those that were written (checksum {found}, the manifest says {xxh3})"
+    return None
+
+
 def file_size(path: Path) -> int:
     """Size of a file; -1 where there is none."""
     return path.stat().st_size if path.is_file() else -1

@@ -16,13 +16,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
 
 from dynaclr_wds.contract import ExperimentRecord, Manifest
 from dynaclr_wds.suspicions import FactsRecord
 from dynaclr_wds.tau import least_tau
+from dynaclr_wds.time_left import TimeLeft, write_duration
 from dynaclr_wds.words import count_of
 from etl.run.executors import Advance
 from etl.suspicious.words import write_bytes, write_size
@@ -87,14 +88,13 @@ class BarProgress(Progress):
 
     @contextmanager
     def stage(self, name: str, total: int, unit: str) -> Iterator[Advance]:
-        """Show a bar with the rate and the time that is left."""
+        """Show a bar with the rate and, once it can be told, the time that is left."""
         rate, lock = _Rate(total, unit), threading.Lock()
         columns = (
             TextColumn("{task.description:<6}"),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(),
         )
         with Bars(*columns, console=self._console) as bars:
             task: TaskID = bars.add_task(name, total=total, rate="")
@@ -102,29 +102,43 @@ class BarProgress(Progress):
             def advance(done: int, size: int) -> None:
                 with lock:
                     rate.add(done, size)
-                    bars.update(task, advance=done, rate=rate.speed)
+                    bars.update(task, advance=done, rate=", ".join(rate.describe()))
 
             yield advance
 
 
 class _Rate:
-    """How much of a stage is done, and how fast."""
+    """How much of a stage is done, how fast, and how long the rest takes.
+
+    Units without bytes were kept from an earlier run: they count as done, but not for the rate.
+    """
 
     def __init__(self, total: int, unit: str) -> None:
-        self._total, self._unit, self._done, self._bytes = total, unit, 0, 0
-        self._begin = time.monotonic()
+        self._total, self._unit, self._done, self._new, self._bytes = total, unit, 0, 0, 0
+        self._begin = self._last = time.monotonic()
+        self._left = TimeLeft()
 
     def add(self, done: int, size: int) -> None:
-        self._done += done
-        self._bytes += size
+        if not done:
+            return
+        now = time.monotonic()
+        if size:
+            self._left.add(done, now - self._last)
+            self._new, self._bytes = self._new + done, self._bytes + size
+        else:
+            self._begin += now - self._last
+        self._done, self._last = self._done + done, now
 
-    @property
-    def speed(self) -> str:
-        seconds = max(time.monotonic() - self._begin, 1e-6)
-        return f"{self._done / seconds:,.0f} {self._unit}/s, {self._bytes / seconds / 1e6:,.0f} MB/s"
+    def describe(self) -> list[str]:
+        seconds, left = max(time.monotonic() - self._begin, 1e-6), self._left.guess(self._total - self._done)
+        kept = self._done - self._new
+        said = [f"{kept:,} kept"] if kept else []
+        if self._bytes:
+            said += [f"{self._new / seconds:,.0f} {self._unit}/s", f"{self._bytes / seconds / 1e6:,.0f} MB/s"]
+        return said + ([f"about {write_duration(left)} left"] if left else [])
 
     def __str__(self) -> str:
-        return f"{self._done:,}/{self._total:,} {self._unit} ({self.speed})"
+        return f"{self._done:,}/{self._total:,} {self._unit} ({', '.join(self.describe())})"
 
 
 def make_progress(quiet: bool) -> Progress:
@@ -238,6 +252,8 @@ def describe_up_to_date(manifest: Manifest) -> list[str]:
 _COUNTS = ("observations", "with_candidate", "lineages", "clips", "patches", "shards", "bytes")
 _HEADINGS = {"observations": "cells", "with_candidate": "with a positive", "patches": "stored patches"}
 
+_COUSINS = "candidates_dropped"
+
 _REASONS = {
     "outside_image": "cells whose centroid is outside the image",
     "outside_tracks": "spots of TrackMate that are in no track",
@@ -255,15 +271,21 @@ def summarize_dropped(manifest: Manifest) -> list[str]:
         kept["nan_pixels"] = "cells whose patch had NaN or infinite pixels, which are 0 now"
     far, cure = _describe_border(manifest)
     texts = {**_REASONS, "near_border": _REASONS["near_border"] + far, **kept}
+    counts = [(e, r, n) for e, reasons in manifest.dropped.items() for r, n in sorted(reasons.items()) if n]
     lines = [
         f"{'kept in' if reason in kept else 'dropped from'} {experiment}: "
-        f"{_describe_reason(count, texts.get(reason, reason))} ({reason})"
-        f"{cure if reason == 'near_border' else ''}"
-        for experiment, reasons in manifest.dropped.items()
-        for reason, count in sorted(reasons.items())
-        if count and reason != "candidates_dropped"  # of large lineages, always: every cell keeps its own line
+        f"{_describe_reason(count, texts.get(reason, reason))} ({reason}){cure if reason == 'near_border' else ''}"
+        for experiment, reason, count in counts
+        if reason != _COUSINS
     ]
-    return lines or ["nothing was dropped"]
+    cousins = [
+        f"not paired in {experiment}: {count_of(count, 'pair')} of cousins (cells on different branches of a lineage "
+        "so large that it is stored in several clips); all cells, and the pairs along every line, are there "
+        f"({_COUSINS})"
+        for experiment, reason, count in counts
+        if reason == _COUSINS
+    ]
+    return [*(lines or ["no cell was dropped" if cousins else "nothing was dropped"]), *cousins]
 
 
 def _describe_border(manifest: Manifest) -> tuple[str, str]:

@@ -18,6 +18,7 @@ from etl.index import build_index
 from etl.pack.previous import PreviousSet, load_arrays, read_previous
 from etl.run.commit import commit, finish_commits
 from etl.run.executors import MakeExecutor, ThreadUnits
+from etl.run.mending import describe_damaged_manifest, describe_faults, describe_mended
 from etl.run.output import OutFolder, discard_work
 from etl.run.progress import Progress, describe_up_to_date
 from etl.run.stages import Build, Sources
@@ -48,7 +49,7 @@ def build_set(
     folder = OutFolder(out, config.token)
     with folder.locked(lambda: progress.say(f"{out}: another build is running there; waiting for it to end.")):
         finish_commits(folder)
-        previous = _find_previous(folder, config, mode)
+        previous = _find_previous(folder, config, mode, progress)
         trusted = previous.sources if previous is not None and mode.trust_sources else {}
         if previous is not None and trusted and _is_up_to_date(previous, config, mode, previous.sources):
             return _say_up_to_date(folder, previous, progress)
@@ -61,6 +62,8 @@ def build_set(
             for line in describe_changes(previous.sources, sources):
                 progress.say(f"changed since the set was built: {line}")
             if _is_up_to_date(previous, config, mode, sources):
+                if mode.repair:
+                    progress.say(describe_faults(previous)[0])
                 return _say_up_to_date(folder, previous, progress)
         progress.say("index: reading tracks")
         index = build_index(config, plates)
@@ -70,15 +73,17 @@ def build_set(
             discard_work(folder.work)
         folder.begin()
         folder.discard_others()
-        kept = load_arrays(previous) if previous is not None and not mode.overwrite else None
+        kept = _open_arrays(previous, mode, progress) if previous is not None and not mode.overwrite else None
         build = Build(config, folder, plates, sources, kept, progress, make_executor)
         manifest = build.run(index)
         _refuse_moving_sources(config, sources, trusted)
         commit(folder, manifest)
+        if kept is not None and kept.faults:
+            progress.say(describe_mended(kept, manifest))
         return manifest
 
 
-def _find_previous(folder: OutFolder, config: BuildConfig, mode: BuildMode) -> PreviousSet | None:
+def _find_previous(folder: OutFolder, config: BuildConfig, mode: BuildMode, progress: Progress) -> PreviousSet | None:
     """Return the set that is there; None without one, or when it is damaged and may be replaced."""
     path = folder.out / MANIFEST
     if not path.exists():
@@ -88,6 +93,7 @@ def _find_previous(folder: OutFolder, config: BuildConfig, mode: BuildMode) -> P
         manifest = parse_manifest(path.read_bytes(), str(path))
     except FormatError as error:
         if mode.replace or mode.overwrite or mode.repair:
+            progress.say(describe_damaged_manifest(path, str(error)))
             return None
         raise BuildError(f"{error} Give --replace to build it anew, or another --out.") from error
     if manifest.config_hash != folder.token and not mode.replace:
@@ -96,6 +102,14 @@ def _find_previous(folder: OutFolder, config: BuildConfig, mode: BuildMode) -> P
             "Give --replace to replace them, or another --out."
         )
     return read_previous(folder.out, manifest, checked=mode.repair)
+
+
+def _open_arrays(previous: PreviousSet, mode: BuildMode, progress: Progress) -> PreviousSet:
+    """Open the index arrays of the set that is there; say what of the set is damaged."""
+    kept = load_arrays(previous)
+    for line in describe_faults(kept) if kept.faults or mode.repair else ():
+        progress.say(line)
+    return kept
 
 
 def _refuse_foreign_folder(folder: OutFolder, mode: BuildMode) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +13,30 @@ from dynaclr_wds.contract import MANIFEST, Manifest, array_dtypes, array_path
 from dynaclr_wds.errors import FormatError
 from dynaclr_wds.index_checks import check_arrays, map_array
 from dynaclr_wds.manifest_checks import parse_manifest
+from etl.pack.cells import list_cells
 from etl.pack.read_back import CheckJob, Finding, check_shard
 from etl.pack.table_checks import check_tables
 from etl.run.executors import ThreadUnits, run_units
-from etl.run.output import checksum_file, file_size
+from etl.run.output import describe_fault
 from etl.run.progress import Progress
 
 Arrays = Mapping[str, Shaped[np.ndarray, "*shape"]]
 
 
-def verify_set(root: Path, *, quick: bool, workers: int, progress: Progress) -> list[Finding]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verification:
+    """What a check of a set has found, and how far it came."""
+
+    found: list[Finding]
+    manifest: Manifest | None
+    """None where it is damaged; then nothing else was checked."""
+    index_is_whole: bool
+    """Whether blocks and cells could be told apart."""
+    shards_read: int
+    """Shards whose every byte was read."""
+
+
+def verify_set(root: Path, *, quick: bool, workers: int, progress: Progress) -> Verification:
     """Check a shard set; see `etl.verify.verify`."""
     path = root / MANIFEST
     if not path.is_file():
@@ -29,42 +44,50 @@ def verify_set(root: Path, *, quick: bool, workers: int, progress: Progress) -> 
     try:
         manifest = parse_manifest(path.read_bytes(), MANIFEST)
     except FormatError as error:
-        return [Finding(path=MANIFEST, what=str(error).removeprefix(f"{MANIFEST}: "))]
+        what = Finding(path=MANIFEST, what=str(error).removeprefix(f"{MANIFEST}: "))
+        return Verification(found=[what], manifest=None, index_is_whole=False, shards_read=0)
     found = list(_check_files(root, manifest))
-    arrays = None
-    if not any(finding.path.endswith(".npy") for finding in found):
-        try:
-            arrays = {name: map_array(root / array_path(name)) for name in array_dtypes(manifest)}
-            check_arrays(manifest, arrays)
-            found += _check_counts(manifest, arrays)
-            found += check_tables(root, manifest, arrays)
-        except (OSError, ValueError) as error:  # FormatError is a ValueError
-            arrays = None
-            path_of, _, what = str(error).removeprefix(f"{root}/").partition(": ")
-            found.append(Finding(path=path_of, what=what))
-    if not quick:
-        found += _check_shards(root, manifest, arrays, workers, progress, {finding.path for finding in found})
-    return found
+    arrays, in_index = _check_index(root, manifest, found)
+    jobs = [] if quick else _plan_jobs(root, manifest, arrays, {finding.path for finding in found})
+    if arrays is not None:
+        found = [_name_cells(finding, manifest, arrays) for finding in found]
+    found += in_index
+    if jobs:
+        found += _check_shards(manifest, jobs, workers, progress)
+    return Verification(found=found, manifest=manifest, index_is_whole=arrays is not None, shards_read=len(jobs))
+
+
+def _check_index(root: Path, manifest: Manifest, found: list[Finding]) -> tuple[Arrays | None, list[Finding]]:
+    """Check the index arrays and the tables against each other; return the arrays if they are whole and fit."""
+    if any(finding.path.endswith(".npy") for finding in found):
+        return None, []
+    try:
+        arrays = {name: map_array(root / array_path(name)) for name in array_dtypes(manifest)}
+        check_arrays(manifest, arrays)
+        return arrays, [*_check_counts(manifest, arrays), *check_tables(root, manifest, arrays)]
+    except (OSError, ValueError) as error:  # FormatError is a ValueError
+        path_of, _, what = str(error).removeprefix(f"{root}/").partition(": ")
+        return None, [Finding(path=path_of, what=what)]
+
+
+def _name_cells(finding: Finding, manifest: Manifest, arrays: Arrays) -> Finding:
+    """Add to a finding about a whole shard whose patches it holds."""
+    number = next((n for n, shard in enumerate(manifest.shards) if shard.path == finding.path), None)
+    if number is None:
+        return finding
+    blocks = np.searchsorted(arrays["block_shard"], [number, number + 1])
+    rows = arrays["clip_first"][arrays["block_first"][blocks]].tolist()
+    return replace(finding, cells=list_cells(manifest, arrays, *rows))
 
 
 def _check_files(root: Path, manifest: Manifest) -> Iterator[Finding]:
     """Check that every file is there and of its size, and index files against their checksums."""
     for shard in manifest.shards:
-        yield from _check_size(root, shard.path, shard.bytes)
+        if fault := describe_fault(root / shard.path, shard.bytes):
+            yield Finding(path=shard.path, what=fault)
     for file in manifest.files:
-        wrong = list(_check_size(root, file.path, file.bytes))
-        if not wrong and (there := checksum_file(root / file.path)) != file.xxh3:
-            what = f"the bytes are not those that were written (checksum {there}, the manifest says {file.xxh3})"
-            wrong.append(Finding(path=file.path, what=what))
-        yield from wrong
-
-
-def _check_size(root: Path, path: str, size: int) -> Iterator[Finding]:
-    there = file_size(root / path)
-    if there < 0:
-        yield Finding(path=path, what="is missing")
-    elif there != size:
-        yield Finding(path=path, what=f"has {there:,} bytes, the manifest says {size:,}")
+        if fault := describe_fault(root / file.path, file.bytes, file.xxh3):
+            yield Finding(path=file.path, what=fault)
 
 
 def _check_counts(manifest: Manifest, arrays: Arrays) -> Iterator[Finding]:
@@ -94,15 +117,16 @@ def _check_counts(manifest: Manifest, arrays: Arrays) -> Iterator[Finding]:
         yield Finding(path=MANIFEST, what=f"says nothing about the source of {fov}")
 
 
-def _check_shards(
-    root: Path, manifest: Manifest, arrays: Arrays | None, workers: int, progress: Progress, skipped: set[str]
-) -> list[Finding]:
-    """Read every shard of the right size."""
-    jobs = [
+def _plan_jobs(root: Path, manifest: Manifest, arrays: Arrays | None, skipped: set[str]) -> list[CheckJob]:
+    """Plan to read every shard of the right size."""
+    return [
         CheckJob(root=root, manifest=manifest, number=number, arrays=arrays)
         for number, shard in enumerate(manifest.shards)
         if shard.path not in skipped
     ]
+
+
+def _check_shards(manifest: Manifest, jobs: Sequence[CheckJob], workers: int, progress: Progress) -> list[Finding]:
     blocks = sum(manifest.shards[job.number].blocks for job in jobs)
     with progress.stage("verify", blocks, "blocks") as advance, ThreadUnits(workers, advance) as pool:
         return [finding for found in run_units(pool, check_shard, jobs, workers) for finding in found]

@@ -1,0 +1,74 @@
+"""Faults of a set to sentences: says which files are not what was written, what is built again, and what stays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dynaclr_wds.contract import OBSERVATIONS, STATS, Manifest, array_path
+from dynaclr_wds.words import count_of
+from etl.pack.previous import CUT_ARRAYS, PreviousSet
+from etl.run.commit import list_files
+
+_MOST = 20
+"""Files that are listed; the rest are counted."""
+
+
+def describe_faults(found: PreviousSet) -> list[str]:
+    """Say which files are not what was written, why, and what that means for the build.
+
+    Parameters
+    ----------
+    found
+        The set that is there, its arrays opened.
+    """
+    files = len(list_files(found.manifest))
+    if not found.faults:
+        return [f"{found.out}: all {files:,} files are what was written; nothing to mend."]
+    is_are = "is" if len(found.faults) == 1 else "are"
+    lines = [f"{found.out}: {len(found.faults):,} of {files:,} files {is_are} not what was written:"]
+    lines += [f"  {path}: {why}" for path, why in list(found.faults.items())[:_MOST]]
+    if len(found.faults) > _MOST:
+        lines.append(f"  and {len(found.faults) - _MOST:,} more")
+    return [*lines, _describe_work(found)]
+
+
+def _describe_work(found: PreviousSet) -> str:
+    """Say what has to be made again, which may be more than what is damaged."""
+    shards = count_of(len(found.manifest.shards), "shard")
+    bad = sum(shard.path in found.faults for shard in found.manifest.shards)
+    if found.cut is None:
+        return (
+            f"{_name_lost(found)} Without it, nothing tells what was cut, so all cells are cut again. Of the {shards}, "
+            "those that are whole and come out the same are kept."
+        )
+    if not bad:
+        return f"All {shards} are whole and stay; only the index is written again."
+    return f"Built again from the plates: {bad:,} of {shards}. The others stay; the index is written again."
+
+
+def _name_lost(found: PreviousSet) -> str:
+    """Name the arrays that no table can replace."""
+    damaged = [name for name in CUT_ARRAYS if array_path(name) in found.faults]
+    tables = [path for path in (OBSERVATIONS, STATS) if path in found.faults]
+    if not damaged or not tables:
+        return "The index arrays don't fit each other."
+    return f"{array_path(damaged[0])} is damaged, and so is {tables[-1]}, which would say the same."
+
+
+def describe_damaged_manifest(path: Path, why: str) -> str:
+    """Say that nothing of a set can be believed without its manifest."""
+    return f"{why.rstrip('.')}. {path.name} says what all other files must be, so the whole set is built again."
+
+
+def describe_mended(found: PreviousSet, now: Manifest) -> str:
+    """Say how many files were made again, and how many are as they were."""
+    old = _checksums(found.manifest)
+    same = {path for path, xxh3 in _checksums(now).items() if old.get(path) == xxh3 and path not in found.faults}
+    parts = []
+    for noun, paths in (("shard", [s.path for s in now.shards]), ("index file", [f.path for f in now.files])):
+        parts.append(f"{len(paths) - len(same.intersection(paths)):,} of {count_of(len(paths), noun)}")
+    return f"{found.out}: mended. Built again: {' and '.join(parts)}; the others are as they were."
+
+
+def _checksums(manifest: Manifest) -> dict[str, str]:
+    return {s.path: s.xxh3 for s in manifest.shards} | {f.path: f.xxh3 for f in manifest.files}
