@@ -65,7 +65,9 @@ def find_smallest_window(shards: ShardSet, batch_size: int, num_streams: int) ->
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--frames", type=int, default=96, help="timepoints per movie (default: %(default)s)")
     parser.add_argument("--patch", type=int, default=64, help="height and width in pixels (default: %(default)s)")
     parser.add_argument("--batch_size", type=int, default=64)

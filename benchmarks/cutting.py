@@ -65,7 +65,7 @@ def measure(path: Path, out: Path, options: Mapping[str, Any]) -> tuple[float, i
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print a table: a row per way of building."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--size", default="512", help="pixels of an image along y and x")
     parser.add_argument("--frames", default="12")

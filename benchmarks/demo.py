@@ -46,15 +46,13 @@ ONE_CHANNEL = (
     *("--checkpoint.dirpath", f"{BAG}/checkpoints"),
 )
 """What the second training says otherwise than the config. It has twice the samples an epoch, so half the epochs."""
-CENTRED = ("--max_border_shift_px", "12")
-"""Patches at the border are moved into the image; leave out cells that this takes too far from the middle."""
 LATE_HPI = SimulationConfig().onset_hpi + 2.0
 """Cells are judged from here on: two hours after half of the response is reached on average."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run every step and print what came of it."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.demo", description=__doc__)
+    parser = argparse.ArgumentParser(allow_abbrev=False, prog="python -m benchmarks.demo", description=__doc__)
     parser.add_argument("--simulate", default="", help="options for simulate, such as '--fovs 2 --frames 12'")
     parser.add_argument("--fit", default="", help="options for fit, such as '--trainer.max_epochs 1'")
     given = parser.parse_args(arguments)
@@ -63,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         shutil.rmtree(OUT / made, ignore_errors=True)
     config = str(CONFIG.relative_to(Path.cwd()) if CONFIG.is_relative_to(Path.cwd()) else CONFIG)
     run("simulate", f"{OUT}/plates", *shlex.split(given.simulate))
-    run("build", f"{OUT}/plates/experiments.yaml", "--out", f"{OUT}/shards", *CENTRED)
+    run("build", f"{OUT}/plates/experiments.yaml", "--out", f"{OUT}/shards")
     for folder, options in ((OUT, ()), (BAG, ONE_CHANNEL)):
         run("fit", "-c", config, *options, *shlex.split(given.fit))
         ckpt, embeddings = f"{folder}/checkpoints/last.ckpt", f"{folder}/embeddings.parquet"

@@ -187,7 +187,7 @@ def report(setting: Setting) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark."""
     gpu = torch.cuda.is_available()
-    parser = argparse.ArgumentParser(prog="python benchmarks/gpu.py", description=__doc__)
+    parser = argparse.ArgumentParser(allow_abbrev=False, prog="python benchmarks/gpu.py", description=__doc__)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda" if gpu else "cpu", help="(%(default)s)")
     parser.add_argument("--shards", type=Path, help="a shard set; simulated in a temporary folder when left out")
     parser.add_argument("--patch", type=int, help="of simulated shards: height and width (192; on a CPU 96)")

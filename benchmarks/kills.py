@@ -180,7 +180,9 @@ def disturb(rng: random.Random, collection: Path, out: Path, kind: Kind) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.kills", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, prog="python -m benchmarks.kills", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--kills", type=int, default=40, help="at least this many (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)

@@ -269,7 +269,7 @@ def report(setting: Setting, rates: dict[str, list[float]]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(prog="python benchmarks/loader.py", description=__doc__)
+    parser = argparse.ArgumentParser(allow_abbrev=False, prog="python benchmarks/loader.py", description=__doc__)
     parser.add_argument("--shards", type=Path, help="a shard set; simulated in a temporary folder when left out")
     parser.add_argument("--patch", type=int, default=192, help="of simulated shards: height and width (%(default)s)")
     parser.add_argument(

@@ -146,7 +146,7 @@ def print_screen(millions: float, given: argparse.Namespace) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(prog="python benchmarks/plan.py", description=__doc__)
+    parser = argparse.ArgumentParser(allow_abbrev=False, prog="python benchmarks/plan.py", description=__doc__)
     parser.add_argument("--millions", type=float, nargs="+", default=[1.0, 10.0], help="of anchors (%(default)s)")
     parser.add_argument("--batch_size", type=int, default=256, help="samples (%(default)s)")
     parser.add_argument("--batches", type=int, default=1000, help="to time, of each epoch (%(default)s)")

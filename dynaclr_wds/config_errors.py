@@ -94,7 +94,8 @@ def _explain_key(found: re.Match[str], asked: Asked) -> str:
 
 
 def _see_all(asked: Asked) -> str:
-    return f"`{called_as(asked.command)} --help_all` lists all there are."
+    flag = "--help" if asked.command == "simulate" else "--help_all"
+    return f"`{called_as(asked.command)} {flag}` lists all there are."
 
 
 def _explain_missing(found: re.Match[str], asked: Asked) -> str:

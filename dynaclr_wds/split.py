@@ -191,10 +191,11 @@ def split_lineages(asked: SplitConfig, cells: LabelledCells, usable: Bool[np.nda
     has_other[cells.lineage[used & ~held_cell]] = True
     val, train = has_held, has_other & ~has_held
     named = [value for value, out in zip(values, of_value, strict=True) if out]
-    notes = [
-        f"{asked} holds out {val.sum():,} of {(val | train).sum():,} lineages: those with {asked.split} "
-        f"{_shorten(named)}."
-    ]
+    count = int((val | train).sum())
+    notes = [f"{asked} holds out {val.sum():,} of {count:,} lineages: those with {asked.split} {_shorten(named)}."]
+    if not named:
+        none = f"none of the values of {asked.split!r} ({_shorten(cells.values)}) was drawn"
+        notes = [f"{asked} holds out none of {count:,} lineages: {none}."]
     if both := int((has_held & has_other).sum()):
         notes.append(
             f"{both:,} of them have other values of {asked.split!r} too: all of such a lineage is held out, so that no "
@@ -246,5 +247,4 @@ def _find_torn(
 
 
 def _shorten(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-    return shown or "none"
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -129,13 +129,13 @@ def make_parser() -> CommandParser:
     option("tau_range_hours", "hours from anchor to positive (default: 0.5 2.0)", nargs=2, type=float, metavar="H")
     option("clip_anchors", "cells per clip (default: eight times the longest tau in frames, at least 8)", type=int)
     option("shard_by", "labels to partition shards by (default: experiment condition)", nargs="+", metavar="LABEL")
-    option("shard_bytes", "largest size of a shard (default: 512 MiB)", type=int)
-    option("block_bytes", "size of a block, the unit of streaming (default: 8 MiB)", type=int)
+    option("shard_bytes", "largest size of a shard, such as 64M (default: 512M)", metavar="SIZE")
+    option("block_bytes", "size of a block, the unit of streaming, such as 512K (default: 8M)", metavar="SIZE")
     option("dtype", "of the stored patches (default: source)", choices=("source", "float16", "float32"))
     option("include_wells", "only these wells", nargs="+", metavar="ROW/COL")
     option("exclude_fovs", "leave these out", nargs="+", metavar="ROW/COL/FOV")
     option("border", _BORDER, choices=("shift", "pad", "drop"))
-    option("max_border_shift_px", "with --border shift, leave out cells whose patch would move further", type=float)
+    option("max_border_shift_px", _MAX_SHIFT, type=float)
     option("on_blank", "cells with a channel of fill value only (default: drop)", choices=("drop", "keep"))
     option("on_nan", "NaN and infinite pixels in a patch (default: error)", choices=("error", "drop", "zero"))
     option("on_no_anchor", "no cell has a positive in the tau range (default: error)", choices=("error", "keep"))
@@ -170,6 +170,10 @@ _REFERENCE = (
 _BORDER = (
     "patches that reach beyond the image: moved inside (shift, the default), filled with the nearest pixels so that "
     "the cell stays in the middle (pad), or left out with their cell (drop)"
+)
+_MAX_SHIFT = (
+    "with --border shift, leave out cells whose patch would have to move by more stored pixels, so that all cells are "
+    "near the middle of their patch (default: a quarter of the patch's larger side; 9999 keeps all)"
 )
 _SWITCHES = {
     "replace": "replace a set of another config; what both have in common is kept",

@@ -103,9 +103,11 @@ def build_index(config: BuildConfig, plates: Mapping[str, Plate]) -> Index:
 
 def _explain_nothing_left(config: BuildConfig, found: QueryResult) -> ConfigError:
     """Make the error for an index without observations; what is suspicious in the track tables may be the reason."""
+    near = any("near_border" in reasons for reasons in found.dropped.values())
+    pad = "Lower yx_patch_size, or give --border pad to keep cells near the border. " if near else ""
     error = ConfigError(
         f"{config.where}: no observation is left; dropped were {found.dropped}. "
-        "Compare tracks_path, condition_wells, include_wells and exclude_fovs."
+        f"{pad}Compare tracks_path, condition_wells, include_wells and exclude_fovs."
     )
     for experiment in config.experiments:
         tables = [table for table in found.tables if table.experiment == experiment.name]

@@ -75,6 +75,7 @@ def _run(argv: Sequence[str]) -> int:
             f"init takes one YAML, or plates, but not {[str(path) for path in what]}. Give one of the two."
         )
     if yamls:
+        _refuse_unfilled(yamls[0])
         return _write_configs(yamls[0], given.out or Path("configs"), given.shards, overwrite=given.overwrite)
     if given.out is not None:
         raise ConfigError(
@@ -85,9 +86,11 @@ def _run(argv: Sequence[str]) -> int:
 
 
 def _write_configs(path: Path, out: Path, shards: str, *, overwrite: bool) -> int:
+    import yaml
+
     from etl.configure.choices import choose_values, describe
     from etl.configure.facts import find_facts, usable_memory
-    from etl.configure.templates import fill_template, find_templates, read_max_epochs
+    from etl.configure.templates import fill_template, find_templates
     from etl.source.experiments import parse_build_config
 
     templates = [file for file in sorted(find_templates().glob("*.yaml")) if file.name not in _NOT_FILLED]
@@ -101,7 +104,7 @@ def _write_configs(path: Path, out: Path, shards: str, *, overwrite: bool) -> in
     texts = {file.name: file.read_text(encoding="utf-8") for file in templates}
     memory = usable_memory()
     for name, text in texts.items():
-        values = choose_values(facts, shards, config.tau_range_hours, memory, read_max_epochs(text))
+        values = choose_values(facts, shards, config.tau_range_hours, memory, yaml.safe_load(text))
         _write(out / name, fill_template(text, values, said))
     for name, text in describe(facts).items():
         print(f"{name}: {text}")
@@ -144,15 +147,30 @@ def _write_experiments(what: Sequence[Path], overwrite: bool) -> int:
             plates[-1] = (plates[-1][0], path)
         else:
             raise ConfigError(f"{path}: is no Zarr folder, and tracks follow their plate. Give PLATE TRACKS.")
-    _refuse_existing([EXPERIMENTS], overwrite)
     template = (find_templates() / EXPERIMENTS.name).read_text(encoding="utf-8")
+    _refuse_existing([EXPERIMENTS], overwrite or _is_unfilled(EXPERIMENTS))
     text = write_experiments(template, plates, Path())
     _write(EXPERIMENTS, text)
     for entry in yaml.safe_load(text)["experiments"]:
         there = "" if Path(entry["tracks_path"]).is_dir() else " (not there)"
         print(f"{entry['name']}: plate {entry['data_path']}, tracks {entry['tracks_path']}{there}")
-    _say_what_is_left([line.strip() for line in text.splitlines() if MARK in line and not line.startswith("#")])
+    _say_what_is_left(_list_marked(text.splitlines(), MARK, many=len(plates) > 1))
     return 0
+
+
+def _is_unfilled(path: Path) -> bool:
+    """Whether a file is the shipped experiments.yaml, as `init` wrote it."""
+    from etl.configure.templates import find_templates
+
+    return path.is_file() and path.read_bytes() == (find_templates() / EXPERIMENTS.name).read_bytes()
+
+
+def _refuse_unfilled(path: Path) -> None:
+    if _is_unfilled(path):
+        raise ConfigError(
+            f"{path}: is still as init wrote it and names no plate of yours. Fill in the lines marked CHANGE, or let "
+            f"`{called_as('init')} PLATE TRACKS` do so."
+        )
 
 
 def _write_template(overwrite: bool) -> int:
@@ -161,7 +179,21 @@ def _write_template(overwrite: bool) -> int:
     _refuse_existing([EXPERIMENTS], overwrite)
     _write(EXPERIMENTS, (find_templates() / EXPERIMENTS.name).read_text(encoding="utf-8"))
     _say_what_is_left([])
+    print(f"Or let the plates fill it in: {called_as('init')} PLATE TRACKS")
     return 0
+
+
+def _list_marked(lines: Sequence[str], mark: str, *, many: bool) -> list[str]:
+    """List the lines that wait for the user, with their experiment where there are several."""
+    marked, of = [], ""
+    for line in lines:
+        if line.startswith("  - name: "):
+            of = line.removeprefix("  - name: ").partition(" #")[0] + ": "
+        elif line and not line.startswith(" "):
+            of = ""  # another section
+        if mark in line and not line.startswith("#"):
+            marked.append((of if many else "") + line.strip().removeprefix("- "))
+    return marked
 
 
 def _say_what_is_left(lines: Sequence[str]) -> None:
@@ -174,8 +206,9 @@ def _say_what_is_left(lines: Sequence[str]) -> None:
 def _refuse_existing(paths: Sequence[Path], overwrite: bool) -> None:
     there = [str(path) for path in paths if path.exists()]
     if there and not overwrite:
-        other = "move it away" if EXPERIMENTS in paths else "give another --out"
-        raise BuildError(f"{', '.join(there)}: already there. Give --overwrite to replace, or {other}.")
+        other = "Move it away" if EXPERIMENTS in paths else "Give another --out"
+        lose = "already there, perhaps with changes of yours"
+        raise BuildError(f"{', '.join(there)}: {lose}. {other}, or give --overwrite to replace.")
 
 
 def _write(path: Path, text: str) -> None:

@@ -100,7 +100,7 @@ def run_queries(
         del rows
         con.register("fovs", _list_fovs(config, plates, chosen))
         con.register("annotations", annotations)
-        _make_placed(con, config)
+        _make_placed(con)
         con.unregister("rows")  # nothing else holds them, and they are half of the memory
         for name in ("links", "descent"):
             _make_table(con, name)
@@ -120,12 +120,11 @@ def run_queries(
         )
 
 
-def _make_placed(con: duckdb.DuckDBPyConnection, config: BuildConfig) -> None:
+def _make_placed(con: duckdb.DuckDBPyConnection) -> None:
     """Make the tables that need the rows of the track files."""
     _make_table(con, "tracks")
     _refuse_conflicts(con)
-    max_shift = 0 if config.border == "drop" else config.max_border_shift_px
-    _make_table(con, "placed", max_shift=max_shift)
+    _make_table(con, "placed")
 
 
 def _note_unmatched(con: duckdb.DuckDBPyConnection, config: BuildConfig) -> tuple[str, ...]:
@@ -167,11 +166,13 @@ def _list_fovs(config: BuildConfig, plates: Mapping[str, Plate], chosen: Mapping
     return pa.table(columns, schema=_FOVS)
 
 
-def _bound_centres(config: BuildConfig, experiment: ExperimentConfig, fov: Fov) -> dict[str, int]:
-    """Return the least and the greatest centre of a patch."""
-    bounds = {}
+def _bound_centres(config: BuildConfig, experiment: ExperimentConfig, fov: Fov) -> dict[str, int | float]:
+    """Return the least and the greatest centre of a patch, and how far it may be behind and before the cell's pixel."""
+    bounds: dict[str, int | float] = {}
     for axis, grid, length in zip("yx", config.grids_for(experiment), fov.shape[3:], strict=True):
         bounds[f"{axis}_low"], bounds[f"{axis}_high"] = grid.centres(length, beyond=config.border == "pad")
+        shifts = (grid.image_pixels(most) for most in config.border_shifts_px)
+        bounds[f"{axis}_forth"], bounds[f"{axis}_back"] = shifts
     return bounds
 
 
@@ -179,7 +180,7 @@ _BOUNDS = ("y_low", "y_high", "x_low", "x_high")
 _FOVS = pa.schema(
     [(name, pa.int32()) for name in ("fov", "experiment_index", "frames", "height", "width", *_BOUNDS)]
     + [(name, pa.string()) for name in ("experiment", "fov_name", "well", "condition")]
-    + [(name, pa.float64()) for name in ("start_hpi", "interval_minutes")]
+    + [(name, pa.float64()) for name in ("y_forth", "y_back", "x_forth", "x_back", "start_hpi", "interval_minutes")]
 )
 
 

@@ -15,7 +15,7 @@ from dynaclr_wds.shardset import ShardSet
 from etl.build_shards import build_shards
 from etl.source.experiments import parse_build_config
 from tests import first_calls
-from tests.plates import random_tracks, write_experiments, write_plate, write_tracks
+from tests.plates import KEEP_ALL, random_tracks, write_experiments, write_plate, write_tracks
 from tests.shared_build import make_once
 
 FOVS = ("A/1/0", "A/1/1", "B/2/0")
@@ -69,8 +69,8 @@ def write_collection(
                 "start_hpi": float(number),
             }
         )
-    options = {"yx_patch_size": [16, 16], "tau_range_hours": [0.5, 1.5], "shard_bytes": 1 << 20, "block_bytes": 1 << 17}
-    return write_experiments(root / "experiments.yaml", entries, **options)
+    options = {"yx_patch_size": [16, 16], "tau_range_hours": [0.5, 1.5], "shard_bytes": "1M", "block_bytes": "128K"}
+    return write_experiments(root / "experiments.yaml", entries, **options, **KEEP_ALL)
 
 
 def build(collection: Path, out: Path, **options: object) -> Path:

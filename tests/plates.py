@@ -24,6 +24,9 @@ from etl.source.experiments import BuildConfig, ExperimentConfig
 Row = Mapping[str, Any]
 Rows = list[dict[str, Any]]
 
+KEEP_ALL = {"max_border_shift_px": 9999}
+"""Option that keeps cells in the corners of the small images, which these plates have on purpose."""
+
 
 def write_plate(
     path: Path,
@@ -227,7 +230,7 @@ def make_collection(
     uint16, channels (Phase, GFP); odd ones 0.5, sharded, with the channels the other way round. Source
     channels are always (Phase, GFP). One frame is 30 minutes. `options` go under `shards:`.
     """
-    options = {"yx_patch_size": [16, 16], "tau_range_hours": [0.5, 1.0]} | options
+    options = {"yx_patch_size": [16, 16], "tau_range_hours": [0.5, 1.0]} | KEEP_ALL | options
     entries = []
     for number in range(experiments):
         name = f"experiment{number}"
@@ -287,7 +290,7 @@ def make_fov(
         condition_wells={"mock": ("A/1",)},
         **({"interval_minutes": 30.0} | dict(experiment or {})),
     )
-    settings = {"yx_patch_size": (8, 8), "tau_range_hours": (0.5, 1.0)} | options
+    settings = {"yx_patch_size": (8, 8), "tau_range_hours": (0.5, 1.0)} | KEEP_ALL | options
     return BuildConfig(experiments=(entry,), **settings)
 
 

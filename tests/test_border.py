@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 from dynaclr_wds.contract import Manifest
 from dynaclr_wds.errors import ConfigError
 from dynaclr_wds.shardset import ShardSet
-from etl.run.progress import summarize_facts
+from etl.run.progress import summarize_dropped, summarize_facts
+from etl.source.config import BuildConfig
 from etl.source.experiments import parse_build_config
 from etl.source.patch_grid import PatchGrid
 from etl.verify import main as verify
@@ -90,14 +95,90 @@ def test_dropped_cells_are_those_whose_patch_is_not_in_the_image(tmp_path: Path)
         np.testing.assert_array_equal(patch, pixels[t, :, :, y - 4 : y + 4, x - 4 : x + 4])
 
 
-def test_shift_is_the_default_and_differs_only_for_cells_near_the_border(tmp_path: Path) -> None:
+def test_shift_by_a_quarter_is_the_default_and_differs_only_for_cells_near_the_border(tmp_path: Path) -> None:
+    """Centres lie between 4 and 28: cell 2 is 4 and 3 pixels off, cell 3 three, cell 4 one."""
     path, _ = plate(tmp_path)
     out = tmp_path / "out"
-    shifted = stored(out, build(path, out))
+    manifest = build(path, out)
+    shifted = stored(out, manifest)
+    assert {track for track, _ in shifted} == {1, 4, 5}
+    assert manifest.dropped == {"one": {"near_border": 6}}
+    assert manifest.config["max_border_shift_px"] == [2.0, 1.0]
     assert digests(out) == digests(_built(path, tmp_path / "again", border="shift"))
     padded = stored(tmp_path / "pad", build(path, tmp_path / "pad", border="pad"))
-    same = {track for track in PLACES if all((shifted[track, t] == padded[track, t]).all() for t in range(3))}
-    assert same == {1, 5}
+    assert {track for track, t in shifted if (shifted[track, t] == padded[track, t]).all()} == {1, 5}
+
+
+def test_a_large_limit_keeps_every_cell(tmp_path: Path) -> None:
+    path, _ = plate(tmp_path)
+    manifest = build(path, tmp_path / "out", max_border_shift_px=9999)
+    assert {track for track, _ in stored(tmp_path / "out", manifest)} == {1, 2, 3, 4, 5}
+    assert (manifest.dropped, manifest.facts[0].moved_patches) == ({}, 9)
+    three = build(path, tmp_path / "three", max_border_shift_px=3)
+    assert {track for track, _ in stored(tmp_path / "three", three)} == {1, 3, 4, 5}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            {},
+            "6 cells so near the border that their patch would have to move by more than 2 pixels (near_border); "
+            "a smaller --yx_patch_size keeps more of them, --border pad or a larger --max_border_shift_px all",
+        ),
+        (
+            {"border": "drop"},
+            "9 cells so near the border that their patch would reach beyond the image (near_border). "
+            "--border shift or pad keeps them",
+        ),
+    ],
+)
+def test_the_summary_says_how_many_cells_near_the_border_are_left_out_and_how_to_keep_them(
+    tmp_path: Path, options: dict[str, str], said: str
+) -> None:
+    path, _ = plate(tmp_path)
+    assert summarize_dropped(build(path, tmp_path / "out", **options)) == [f"dropped from one: {said}"]
+
+
+@given(
+    size=st.integers(4, 40),
+    length=st.integers(40, 90),
+    scale=st.sampled_from([1.0, 0.5, 1 / 3, 1.5, 2.0]),
+    more=st.integers(0, 40),
+)
+@settings(max_examples=25, deadline=None)
+def test_a_cell_that_is_kept_lies_inside_every_centre_crop_of_at_least_half_its_patch(
+    size: int, length: int, scale: float, more: int
+) -> None:
+    """Pixel k of the plate is `(k - centre) / scale` stored pixels from the middle, which is pixel n // 2 of n."""
+    grid = PatchGrid(size=size, scale=scale)
+    low, high = grid.centres(length, beyond=False)
+    assume(low <= high)
+    config = BuildConfig(experiments=(), yx_patch_size=(size, size))
+    limits = [grid.image_pixels(most) for most in config.border_shifts_px]
+    kept = {y: centre for y, centre, reason in _place(range(length), (low, high), limits) if reason is None}
+    assert set(range(low, high + 1)) <= set(kept)  # who need not move
+    crop = min((size + 1) // 2 + more, size)
+    for y, centre in kept.items():
+        assert 0 <= math.floor(crop // 2 + (y - centre) / scale + 0.5) < crop
+    # who is left out is a quarter away, or outside the smallest such crop
+    half = (size + 1) // 2
+    for y in set(range(length)) - set(kept):
+        outside = math.floor(half // 2 + (y - high) / scale + 0.5) >= half
+        assert max(low - y, y - high) > size // 4 * scale or outside
+
+
+def _place(
+    centres: Iterable[float], bounds: tuple[float, float], limits: Iterable[float], length: int = 90
+) -> list[tuple[float, int, str | None]]:
+    """Position, centre of the patch and reason, of cells along y."""
+    rows = [
+        {"row": k, "fov": 0, "track_id": k, "t": 0, "y": y, "x": 10.0, "z": None, "id": -1, "parent_id": -1}
+        for k, y in enumerate(map(float, centres))
+    ]
+    names = "fov frames height width y_low y_high x_low x_high y_forth y_back x_forth x_back"
+    fovs = table(names, (0, 1, length, 20, *bounds, 10, 10, *limits, 0.0, 0.0))
+    return [(row[5], row[9], row[-1]) for row in query("placed", {"rows": rows, "fovs": fovs})]
 
 
 def _built(path: Path, out: Path, **options: Any) -> Path:
@@ -172,20 +253,10 @@ def test_options_that_do_not_go_together_are_refused(tmp_path: Path, options: di
 
 def test_a_shift_is_counted_in_whole_pixels() -> None:
     """Image 20 x 20, patch 4 x 4: centres 2 to 18. At 18.7 the patch is where it is at 18: nothing has moved."""
-    centres = [1.0, 1.9, 2.0, 18.7, 19.0]
-    rows = [
-        {"row": k, "fov": 0, "track_id": k, "t": 0, "y": y, "x": 10.0, "z": None, "id": -1, "parent_id": -1}
-        for k, y in enumerate(centres)
-    ]
-
-    def place(rows: list[dict[str, Any]], max_shift: float | None, *, pad: bool) -> list[Any]:
-        bounds = PatchGrid(size=4, scale=1.0).centres(20, beyond=pad)
-        fovs = table("fov frames height width y_low y_high x_low x_high", (0, 1, 20, 20, *bounds, *bounds))
-        return query("placed", {"rows": rows, "fovs": fovs}, max_shift=max_shift)
-
-    shifted = place(rows, 0, pad=False)
-    assert [row[-1] for row in shifted] == ["near_border", "near_border", None, None, "near_border"]
-    padded = place(rows, None, pad=True)
-    assert [(row[9], row[-1]) for row in padded] == [(1, None), (1, None), (2, None), (18, None), (19, None)]
-    far = [{**rows[0], "y": 1e12}, {**rows[1], "y": -1e12}]
-    assert [row[-1] for row in place(far, None, pad=True)] == ["outside_image", "outside_image"]
+    grid, centres = PatchGrid(size=4, scale=1.0), [1.0, 1.9, 2.0, 18.7, 19.0]
+    shifted = _place(centres, grid.centres(20, beyond=False), (0.0, 0.0), 20)
+    assert [reason for *_, reason in shifted] == ["near_border", "near_border", None, None, "near_border"]
+    padded = _place(centres, grid.centres(20, beyond=True), (0.0, 0.0), 20)
+    assert [place[1:] for place in padded] == [(1, None), (1, None), (2, None), (18, None), (19, None)]
+    far = _place([1e12, -1e12], grid.centres(20, beyond=True), (0.0, 0.0), 20)
+    assert [reason for *_, reason in far] == ["outside_image", "outside_image"]

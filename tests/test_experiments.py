@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from dynaclr_wds.errors import ConfigError, PlateError, StorageError
+from etl.build_shards import make_parser
 from etl.source.experiments import BuildConfig, parse_build_config
 from etl.source.preflight import check_plates, open_plates, plan_fovs
 from tests.plates import make_collection, write_experiments, write_plate
@@ -216,6 +217,14 @@ BAD_OPTIONS = [
     ("tau_range_hours", [-1, 0.5], r"tau_range_hours\[0\]=-1 must be a number ≥ 0"),
     ("clip_anchors", 0, r"clip_anchors=0 must be a whole number ≥ 1"),
     ("block_bytes", 2**30, r"block_bytes=1073741824 must be at most shard_bytes=536870912"),
+    (
+        "block_bytes",
+        "512Q",
+        r"block_bytes='512Q' must be a size in bytes ≥ 1\. Give one such as 4000000, 512M, 1\.5GiB",
+    ),
+    ("block_bytes", "10%", r"block_bytes='10%' must be a size in bytes"),
+    ("shard_bytes", 0, r"shard_bytes=0 must be a size in bytes ≥ 1"),
+    ("shard_bytes", True, r"shard_bytes=True must be a size in bytes ≥ 1"),
     ("dtype", "int8", r"dtype='int8' must be one of \['source', 'float16', 'float32'\]"),
     ("on_blank", "zero", r"on_blank='zero' must be one of \['drop', 'keep'\]"),
     ("on_nan", True, r"on_nan=True must be one of \['error', 'drop', 'zero'\]"),
@@ -232,6 +241,28 @@ BAD_OPTIONS = [
     ("seed", "x", r"seed='x' must be a whole number ≥ 0"),
     ("patch_size", 96, r"unknown key 'patch_size'\. Did you mean 'yx_patch_size'\? Allowed are "),
 ]
+
+
+@pytest.mark.parametrize(
+    ("given", "size"),
+    [
+        ("512K", 524_288),
+        ("8M", 8_388_608),
+        ("1G", 2**30),
+        ("1.5MiB", 1_572_864),
+        ("2kb", 2048),
+        ("700", 700),
+        (700, 700),
+    ],
+)
+def test_sizes_are_read_as_people_write_them(tmp_path: Path, given: Any, size: int) -> None:
+    path = write_experiments(tmp_path / "experiments.yaml", [ENTRY], block_bytes=given, shard_bytes="2G")
+    config = parse_build_config(path)
+    assert (config.block_bytes, config.shard_bytes) == (size, 2**31)
+    arguments = make_parser().parse_args([str(path), "--block_bytes", str(given), "--shard-bytes", "3G"])
+    overrides = {"block_bytes": arguments.block_bytes, "shard_bytes": arguments.shard_bytes}
+    config = parse_build_config(path, overrides)
+    assert (config.block_bytes, config.shard_bytes) == (size, 3 * 2**30)
 
 
 @pytest.mark.parametrize(("name", "value", "match"), BAD_OPTIONS)

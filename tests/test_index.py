@@ -126,6 +126,11 @@ def test_nothing_left_is_an_error(tmp_path: Path) -> None:
         index_of(make_fov(tmp_path, cells((0, 99, -1))))
     with pytest.raises(ConfigError, match=r"no observation is left; dropped were \{\}"):
         index_of(make_fov(tmp_path, []))
+    corner = table("track_id t y x", (0, 0, 0, 0))
+    with pytest.raises(
+        ConfigError, match=r"were \{'a': \{'near_border': 1\}\}\. Lower yx_patch_size, or give --border pad"
+    ):
+        index_of(make_fov(tmp_path, corner, max_border_shift_px=None))
     config = make_fov(tmp_path, cells((0, 0, -1)), exclude_fovs=("A/1/0",))
     with pytest.raises(ConfigError, match=r"no observation is left"):
         index_of(config)
@@ -308,3 +313,7 @@ def test_real_collection_has_the_tracks_that_its_readme_says() -> None:
             assert 48 <= row["y_clamp"] <= fov.height - 48
             assert 48 <= row["x_clamp"] <= fov.width - 48
     assert index.dropped == {}
+    # counted from the tables with pandas: cells of which a patch of 192 would move by 49 pixels up, or 48 down, or more
+    larger = index_of(parse_build_config(DATA / "experiments.yaml", {"z_range": [0, 1], "yx_patch_size": 192}))
+    assert larger.dropped == {"hacat_fucci": {"near_border": 1}, "mda231_qpi": {"near_border": 207}}
+    assert len(larger.observations) == 3519 + 809 + 1784

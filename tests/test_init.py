@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dynaclr_wds import __main__ as program
 from dynaclr_wds.errors import BuildError, ConfigError
 from dynaclr_wds.hashed_sides import hold_out
-from etl.configure.choices import choose_values, quote
-from etl.configure.facts import ExperimentFacts, find_facts
-from etl.configure.templates import Value, fill_template, find_templates
+from dynaclr_wds.plan.audit.verdict import plan_verdict
+from dynaclr_wds.plan.config import SamplingConfig
+from dynaclr_wds.plan.sampler import FlexibleBatchSampler
+from dynaclr_wds.shardset import ShardSet
+from etl.configure.choices import choose_values
+from etl.configure.facts import AnchorCells, ExperimentFacts, find_facts
+from etl.configure.templates import Value, fill_template, find_templates, quote
 from etl.index import build_index
 from etl.simulate.__main__ import SimulationConfig, simulate_collection
 from etl.source.experiments import parse_build_config
 from etl.source.preflight import open_plates
 from etl.source.scales import fill_in_from_plates
 from tests.plates import write_plate
+from tests.synthetic import Synthetic, make_index
 
 ROOT = Path(__file__).parent.parent
 SMALL = SimulationConfig(experiments=2, fovs=2, frames=8, size=64, cells=5, cell_radius=7.0)
@@ -39,20 +49,47 @@ def _in_an_empty_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
     monkeypatch.chdir(tmp_path)
 
 
-def facts(name: str = "a", **changes: object) -> ExperimentFacts:
+TEMPLATE = {
+    "trainer": {"max_epochs": 100},
+    "data": {"batch_size": 999, "temporal_enrichment": True, "temporal_window_hours": 2.0, "num_workers": 4},
+}
+
+
+def facts(
+    name: str = "a", fovs: Mapping[str, Mapping[str, int]] | None = None, frames: int = 40, **changes: object
+) -> ExperimentFacts:
+    """`fovs` says how many lineages there are; each is there from the first frame to the last, one cell a frame."""
     given = {
         "channels": ("Phase3D", "GFP"),
         "shape": (2, 5, 192, 192),
         "interval_minutes": 30.0,
+        "start_hpi": 3.0,
         "stored_bytes": 4_000_000_000,
-        "fovs": {"A/1/0": {"mock": 60, "infected": 40}},
-        "anchors": {"A/1/0": 4_000},
     }
-    return ExperimentFacts(name=name, **{**given, **changes})
+    fovs = {"A/1/0": {"mock": 60, "infected": 40}} if fovs is None else fovs
+    named = tuple(dict.fromkeys(condition for own in fovs.values() for condition in own))
+    of = [(f, named.index(c)) for f, own in enumerate(fovs.values()) for c, count in own.items() for _ in range(count)]
+    fov, condition = np.repeat(np.array(of, np.int64).reshape(-1, 2), frames, axis=0).T
+    cells = AnchorCells(
+        fovs=tuple(fovs),
+        conditions=named,
+        fov=fov,
+        condition=condition,
+        lineage=np.repeat(np.arange(len(of)), frames),
+        t=np.tile(np.arange(frames), len(of)),
+    )
+    return ExperimentFacts(name=name, cells=cells, **{**given, **changes})
 
 
-def choose(*experiments: ExperimentFacts, memory: int = 64_000_000_000) -> dict[str, str]:
-    return {key: value.text for key, value in choose_values(experiments, "shards", (0.5, 2.0), memory, 100).items()}
+def values_for(
+    *experiments: ExperimentFacts, memory: int = 64_000_000_000, epochs: int = 100, **data: object
+) -> dict[str, Value]:
+    template = {"trainer": {"max_epochs": epochs}, "data": {**TEMPLATE["data"], **data}}
+    return choose_values(experiments, "shards", (0.5, 2.0), memory, template)
+
+
+def choose(*experiments: ExperimentFacts, memory: int = 64_000_000_000, **data: object) -> dict[str, str]:
+    return {key: value.text for key, value in values_for(*experiments, memory=memory, **data).items()}
 
 
 def test_values_follow_from_the_experiments():
@@ -67,6 +104,7 @@ def test_values_follow_from_the_experiments():
         "data.split_seed": "0",
         "data.final_yx_patch_size": "[104, 104]",
         "data.batch_size": "64",
+        "data.temporal_enrichment": "true",
         "data.window_bytes": "null",
         "data.tau_range": "[0.5, 2.0]",
         "data.channel_dropout_channels": "[1]",
@@ -74,7 +112,7 @@ def test_values_follow_from_the_experiments():
 
 
 def test_reasons_stand_beside_the_values():
-    values = choose_values([facts("a"), facts("b"), facts("c", interval_minutes=20.0)], "s", (0.5, 2.0), 10**11, 100)
+    values = values_for(facts("a"), facts("b"), facts("c", interval_minutes=20.0), memory=10**11)
     said = {key.rpartition(".")[2]: value.comment for key, value in values.items()}
     assert said["val_experiments"] == "held out for validation; trained on: a, b"
     assert said["batch_size"] == "per rank; a can fill 80 with distinct lineages, conditions in balance"
@@ -89,10 +127,12 @@ def test_reasons_stand_beside_the_values():
     ("changes", "key", "text"),
     [
         ({}, "data.val_experiments", "[]"),
-        ({"fovs": {"A/1/0": {"mock": 1}}}, "data.batch_size", "8"),
-        ({"fovs": {"A/1/0": {"mock": 10_000}}}, "data.batch_size", "256"),
+        ({"fovs": {"A/1/0": {"mock": 1}}}, "data.batch_size", "2"),
+        ({"fovs": {"A/1/0": {"mock": 2}}}, "data.batch_size", "2"),
+        ({"fovs": {"A/1/0": {"mock": 5}}}, "data.batch_size", "4"),
+        ({"fovs": {"A/1/0": {"mock": 10_000}}, "frames": 20}, "data.batch_size", "256"),
         ({"fovs": {"A/1/0": {"mock": 300, "infected": 9}}}, "data.batch_size", "16"),
-        ({"fovs": {"A/1/0": {}}}, "data.batch_size", "8"),
+        ({"fovs": {"A/1/0": {}}}, "data.batch_size", "2"),
         ({"stored_bytes": 33_000_000_000}, "data.window_bytes", "32_000_000_000"),
         ({"stored_bytes": 32_000_000_000}, "data.window_bytes", "null"),
         ({"shape": (2, 5, 256, 192)}, "data.final_yx_patch_size", "[144, 104]"),
@@ -100,10 +140,10 @@ def test_reasons_stand_beside_the_values():
         ({"channels": ("Phase3D",), "shape": (1, 1, 64, 64)}, "data.channel_dropout_channels", "[]"),
         ({"channels": ("GFP", "mCherry")}, "data.channel_dropout_channels", "[]"),
         ({"channels": ("GFP", "DIC")}, "data.channel_dropout_channels", "[0]"),
-        ({"anchors": {"A/1/0": 64 * 100}}, "model.warmup_steps", "500"),  # 100 batches x 100 epochs
-        ({"anchors": {"A/1/0": 64 * 100 - 1}}, "model.warmup_steps", "495"),  # 99 full batches
-        ({"anchors": {"A/1/0": 64 * 100_000}}, "model.warmup_steps", "500"),
-        ({"anchors": {"A/1/0": 3}}, "model.warmup_steps", "5"),  # no full batch: one, with repeats
+        ({"frames": 64}, "model.warmup_steps", "500"),  # 100 batches of 64, 100 epochs
+        ({"frames": 63}, "model.warmup_steps", "490"),  # 98 full batches
+        ({"frames": 1000}, "model.warmup_steps", "500"),
+        ({"fovs": {"A/1/0": {"mock": 1}}, "frames": 1}, "model.warmup_steps", "5"),  # no full batch: one, with repeats
     ],
 )
 def test_one_value_at_a_time(changes, key, text):
@@ -113,22 +153,24 @@ def test_one_value_at_a_time(changes, key, text):
 @pytest.mark.parametrize(("epochs", "warmup"), [(1, "3"), (2, "6"), (20, "62"), (1000, "500")])
 def test_warmup_is_a_twentieth_of_the_training_at_most(epochs, warmup):
     """4,000 anchors make 62 batches of 64; three steps are 4.8 % of one epoch."""
-    values = choose_values([facts()], "shards", (0.5, 2.0), 10**11, epochs)
+    values = values_for(facts(), epochs=epochs)
     assert values["model.warmup_steps"].text == warmup
 
 
 def test_a_single_experiment_holds_out_fields_of_view():
     """Ten FOVs of ten lineages: two are held out, and the batch is sized for the other eight."""
     fovs = {f"{row}/1/{n}": {condition: 10} for row, condition in (("A", "mock"), ("B", "infected")) for n in range(5)}
-    anchors = dict.fromkeys(fovs, 100)
-    values = choose_values([facts(fovs=fovs, anchors=anchors)], "shards", (0.5, 2.0), 10**11, 100)
+    values = values_for(facts(fovs=fovs, frames=10), temporal_enrichment=False)
     assert {key.rpartition(".")[2]: value.text for key, value in values.items() if "split" in key or "val" in key} == {
         "split": "fovs",
         "val_experiments": "[]",
         "split_ratio": "0.8",
         "split_seed": "4",
     }
-    assert values["data.split"].comment == "held out for validation: 2 of 10 fields of view, 20% of the lineages"
+    assert values["data.split"].comment == (
+        "held out for validation: 2 of 10 fields of view, 20% of the lineages; at least one of each condition, so that "
+        "validation has all 2"
+    )
     held = hold_out([f"a/{name}" for name in fovs], 0.8, 4)
     assert sorted(name[0] for name, out in zip(fovs, held, strict=True) if out) == ["A", "B"]
     assert values["data.batch_size"].comment.startswith("per rank; a can fill 80 with distinct lineages")
@@ -146,9 +188,71 @@ def test_a_single_experiment_holds_out_fields_of_view():
     ],
 )
 def test_nothing_is_held_out_that_training_needs(fovs, said):
-    values = choose_values([facts(fovs=fovs)], "shards", (0.5, 2.0), 10**11, 100)
+    values = values_for(facts(fovs=fovs))
     assert values["data.split"].text == "experiments"
     assert values["data.val_experiments"] == Value("[]", said)
+
+
+FEW = facts("few", fovs={"A/1/0": {"mock": 3, "infected": 9}})
+OTHER = facts("other", fovs={"A/1/0": {"mock": 2}})
+
+
+@pytest.mark.parametrize(
+    ("experiments", "held_out", "said", "size"),
+    [
+        ((facts("a"), FEW, facts("c")), "[few]", "held out for validation for its few lineages; trained on: a, c", 64),
+        ((FEW, OTHER, facts("c")), "[few, other]", "held out for validation for their few lineages; trained on: c", 64),
+        ((FEW, OTHER), "[other]", "held out for validation for its few lineages; trained on: few", 6),
+    ],
+)
+def test_experiments_with_few_lineages_are_held_out_where_others_are_richer(experiments, held_out, said, size):
+    values = values_for(*experiments)
+    assert values["data.val_experiments"] == Value(held_out, said)
+    assert values["data.batch_size"].text == str(size)
+
+
+@pytest.mark.parametrize(
+    ("frames", "enriched", "comment"),
+    [
+        (40, "true", "most of a batch near one time after perturbation"),
+        (5, "false", "true = most of a batch near one time; movies of 2 h (a) are too short for it"),
+        (8, "false", "true = most of a batch near one time; movies of 3.5 h (a) are too short for it"),
+        (9, "false", "true = most of a batch near one time; movies of 4 h (a) are too short for it"),
+    ],
+)
+def test_batches_are_near_one_time_where_movies_are_longer_than_the_window(frames, enriched, comment):
+    """Two hours before and after a time are nine frames of half an hour; a third of a batch has to be outside."""
+    assert values_for(facts(frames=frames))["data.temporal_enrichment"] == Value(enriched, comment)
+    assert choose(facts(frames=frames), temporal_enrichment=False)["data.temporal_enrichment"] == "false"
+
+
+@given(
+    lineages=st.lists(st.lists(st.integers(1, 30), min_size=2, max_size=2), min_size=1, max_size=3),
+    frames=st.integers(1, 30),
+)
+@settings(max_examples=15, deadline=None)
+def test_the_verdict_on_what_is_chosen_has_nothing_to_say_that_another_size_would_have_avoided(lineages, frames):
+    """Checked with a plan of another index, made of the lineages by the tests' own factory."""
+    experiments = [
+        facts(f"e{k}", fovs={"A/1/0": dict(zip("ab", n, strict=True))}, frames=frames) for k, n in enumerate(lineages)
+    ]
+    values = choose(*experiments)
+    held_out = yaml.safe_load(values["data.val_experiments"])
+    kept = [n for k, n in enumerate(lineages) if f"e{k}" not in held_out]
+    spec = Synthetic(
+        experiments=len(kept),
+        conditions=("a", "b"),
+        mother=frames + 1,
+        daughter=0,
+        frames=frames + 1,
+        tau_frames=(1, 1),
+    )
+    index = make_index(spec, **{f"e{k}": tuple(n) for k, n in enumerate(kept)})
+    size, enriched = int(values["data.batch_size"]), values["data.temporal_enrichment"] == "true"
+    assert size <= 2 * min(min(n) for n in kept)
+    sampler = FlexibleBatchSampler(index, SamplingConfig(batch_size=size, temporal_enrichment=enriched))
+    troubles = {note.about for note in plan_verdict(sampler).troubles}
+    assert not troubles & {"lineages", "quotas"}
 
 
 def test_experiments_that_no_network_fits_together_are_named():
@@ -188,7 +292,8 @@ def test_lineages_and_bytes_are_counted_from_the_tables(collection: Path):
     assert [fact.name for fact in found] == ["e0", "e1", "e2", "e3"]
     assert (found[0].channels, found[0].shape) == (("Phase", "GFP"), (2, 3, 16, 16))
     assert found[0].lineages == {"control": 12, "infected": 6}
-    assert found[0].anchors == {"A/1/0": 68, "A/1/1": 73, "B/2/0": 92}
+    assert (found[0].anchors, found[0].near_border) == (68 + 73 + 92, 0)
+    assert found[0].cells.without(["A/1/1"]).t.size == 68 + 92
     assert found[0].stored_bytes == 1_002_701  # uint16
     assert found[1].stored_bytes == 1_614_643  # float32
 
@@ -211,10 +316,24 @@ def test_every_mark_is_filled_and_every_config_loads(collection: Path, capsys: p
         if path.stem.startswith("fit"):
             assert made["data"]["val_experiments"] == ["e3"]
             assert made["data"]["tau_range"] == [0.5, 1.5]
-            # 233, 181 and 202 anchors for training: 76 batches of 8, 100 epochs
-            assert made["model"].get("warmup_steps") == (380 if path.stem == "fit" else None)
+            assert made["data"]["batch_size"] == 4
+            assert made["data"].get("temporal_enrichment") == (False if path.stem == "fit" else None)
+            # 233, 181 and 202 anchors for training: 153 batches, 100 epochs, a twentieth of which is 765
+            assert made["model"].get("warmup_steps") == (500 if path.stem == "fit" else None)
             assert made["model"]["encoder"]["init_args"]["in_channels"] == 2
             assert made["model"]["encoder"]["init_args"]["in_stack_depth"] == 3
+
+
+def test_the_verdict_on_the_shards_is_clean(collection: Path, shards: Path):
+    """Movies of five hours, lineages that divide and end: batches near one time are no good."""
+    assert program.main(["init", str(collection)]) == 0
+    config = yaml.safe_load(Path("configs/fit.yaml").read_text())["data"]
+    known = {field.name for field in dataclasses.fields(SamplingConfig)}
+    sampling = SamplingConfig(**{key: value for key, value in config.items() if key in known})
+    index = ShardSet.open(shards).plan_index(["e0", "e1", "e2"], tuple(config["tau_range"]))
+    assert plan_verdict(FlexibleBatchSampler(index, sampling)).troubles == ()
+    twice = dataclasses.replace(sampling, batch_size=2 * sampling.batch_size)
+    assert plan_verdict(FlexibleBatchSampler(index, twice)).troubles != ()
 
 
 def test_nothing_is_replaced_without_being_told(collection: Path, capsys: pytest.CaptureFixture[str]):
@@ -222,8 +341,10 @@ def test_nothing_is_replaced_without_being_told(collection: Path, capsys: pytest
     own = Path("configs/fit.yaml")
     own.write_text("mine")
     assert program.main(["init", str(collection)]) == 2
-    said = "error: configs/fit.yaml: already there. Give --overwrite to replace, or give another --out.\n"
-    assert capsys.readouterr().err == said
+    assert capsys.readouterr().err == (
+        "error: configs/fit.yaml: already there, perhaps with changes of yours. Give another --out, or give "
+        "--overwrite to replace.\n"
+    )
     assert own.read_text() == "mine"
     assert [path.name for path in Path("configs").iterdir()] == ["fit.yaml"]
     assert program.main(["init", str(collection), "--overwrite"]) == 0
@@ -250,10 +371,41 @@ def test_without_anything_there_is_an_experiments_yaml_to_fill_in(capsys: pytest
     assert capsys.readouterr().out.splitlines() == [
         "Wrote experiments.yaml. Look at the lines marked CHANGE.",
         "Then: dynaclr-wds init experiments.yaml",
+        "Or let the plates fill it in: dynaclr-wds init PLATE TRACKS",
     ]
     assert Path("experiments.yaml").read_text() == (ROOT / "configs/experiments.yaml").read_text()
-    assert program.main(["init"]) == 2  # now it is read, and has no plate yet
-    assert "data_path=" in capsys.readouterr().err
+    before = Path("experiments.yaml").read_bytes()
+    for what in ([], ["experiments.yaml"]):
+        assert program.main(["init", *what]) == 2
+        assert capsys.readouterr().err == (
+            "error: experiments.yaml: is still as init wrote it and names no plate of yours. Fill in the lines marked "
+            "CHANGE, or let `dynaclr-wds init PLATE TRACKS` do so.\n"
+        )
+        assert Path("experiments.yaml").read_bytes() == before
+
+
+def test_a_plate_fills_in_the_experiments_yaml_that_nobody_has_changed(tmp_path: Path):
+    write_plate(tmp_path / "mitosis.zarr", fovs=["A/1/0"], shape=(3, 1, 1, 64, 64), channel_names=["GFP"],
+                dtype="uint16", seed=0)  # fmt: skip
+    assert program.main(["init"]) == 0
+    assert program.main(["init", "mitosis.zarr"]) == 0
+    path = Path("experiments.yaml")
+    assert "name: mitosis # " in path.read_text()
+    assert "data_path: mitosis.zarr # 1 field of view in 1 well\n" in path.read_text()
+    own = path.read_text() + "# mine\n"
+    path.write_text(own)
+    assert program.main(["init", "mitosis.zarr"]) == 2
+    assert path.read_text() == own
+
+
+def test_a_name_that_is_the_working_folders_waits_to_be_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write_plate(tmp_path / "one2/plate.zarr", fovs=["A/1/0"], shape=(3, 1, 1, 64, 64), channel_names=["GFP"],
+                dtype="uint16", seed=0)  # fmt: skip
+    assert program.main(["init", "one2/plate.zarr"]) == 0
+    assert "- name: one2 # unique; embeddings and batches carry it\n" in Path("experiments.yaml").read_text()
+    monkeypatch.chdir("one2")
+    assert program.main(["init", "plate.zarr"]) == 0
+    assert "- name: one2 # CHANGE: unique; " in Path("experiments.yaml").read_text()
 
 
 def test_plates_fill_in_what_they_say_of_themselves(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -274,7 +426,7 @@ def test_plates_fill_in_what_they_say_of_themselves(tmp_path: Path, capsys: pyte
         assert entry["channel_names"] == entry["source_channel"] == channels
         assert entry["condition_wells"] == {"all": ["A/1", "B/2"]}
         assert entry["interval_minutes"] is None
-    assert document["shards"]["yx_patch_size"] == [56, 56]
+    assert document["shards"]["yx_patch_size"] == [32, 32]
     waiting = [line.strip() for line in text.splitlines() if "CHANGE" in line and not line.startswith("#")]
     assert [line.partition(":")[0] for line in waiting] == [
         *("condition_wells", "interval_minutes", "start_hpi"),
@@ -286,11 +438,18 @@ def test_plates_fill_in_what_they_say_of_themselves(tmp_path: Path, capsys: pyte
         "first: plate first/plate.zarr, tracks first/tracks",
         "second: plate second.zarr, tracks other",
     ]
-    assert [line.strip() for line in out[3:-1]] == waiting
-    assert "  tracks_path: other # CHANGE: has no table of this plate; it must hold <row>/<col>/<fov>/*.csv, " in out[6]
+    assert [line.strip() for line in out[3:-1]] == [
+        *(f"first: {line}" for line in waiting[:3]), *(f"second: {line}" for line in waiting[3:7]), waiting[7]
+    ]  # fmt: skip
+    assert (
+        "  second: tracks_path: other # CHANGE: has no table of this plate; it must hold <row>/<col>/<fov>/*.csv, "
+        in out[6]
+    )
     assert program.main(["init", "second.zarr"]) == 2
-    said = "error: experiments.yaml: already there. Give --overwrite to replace, or move it away.\n"
-    assert capsys.readouterr().err == said
+    assert capsys.readouterr().err == (
+        "error: experiments.yaml: already there, perhaps with changes of yours. Move it away, or give "
+        "--overwrite to replace.\n"
+    )
 
 
 def test_a_plate_without_tracks_and_a_name_waits_for_both(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -300,13 +459,15 @@ def test_a_plate_without_tracks_and_a_name_waits_for_both(tmp_path: Path, capsys
     assert program.main(["init", *(f"{folder}/plate.zarr" for folder in ("data", "mitosis", "x/mitosis"))]) == 0
     out = capsys.readouterr().out
     assert out.startswith("data: plate data/plate.zarr, tracks data/tracks (not there)\n")
-    assert "\n  tracks_path: data/tracks # CHANGE: is not there; give the folder of <row>/<col>/<fov>/*.csv, " in out
+    assert (
+        "\n  data: tracks_path: data/tracks # CHANGE: is not there; give the folder of <row>/<col>/<fov>/*.csv, " in out
+    )
     explained = "# CHANGE: unique; embeddings and batches carry it; this is the name of a folder"
-    assert [line.strip() for line in out.splitlines() if "- name" in line] == [
-        f"- name: {name} {explained}" for name in ("data", "mitosis", "mitosis")
+    assert [line.strip() for line in out.splitlines() if " name: " in line] == [
+        f"{name}: name: {name} {explained}" for name in ("data", "mitosis", "mitosis")
     ]
     assert program.main(["init", "mitosis/plate.zarr", "--overwrite"]) == 0
-    assert "- name" not in capsys.readouterr().out
+    assert " name: " not in capsys.readouterr().out
 
 
 TRACKMATE = """\
@@ -365,7 +526,7 @@ def test_a_plate_that_says_its_interval_needs_no_change_of_it(tmp_path: Path):
     assert (entry["name"], entry["interval_minutes"]) == ("sim_01", 20)
     assert entry["tracks_path"] == "plates/sim_01/tracks"
     made = yaml.safe_load(Path("experiments.yaml").read_text())
-    assert parse_build_config("experiments.yaml").yx_patch_size == tuple(made["shards"]["yx_patch_size"]) == (64, 64)
+    assert parse_build_config("experiments.yaml").yx_patch_size == tuple(made["shards"]["yx_patch_size"]) == (32, 32)
 
 
 @pytest.mark.parametrize(
@@ -403,7 +564,7 @@ def test_configs_that_are_missing_from_an_installation_are_said_so(monkeypatch: 
 @pytest.mark.filterwarnings("ignore:Total length of .list. across ranks is zero:UserWarning")
 @pytest.mark.filterwarnings("ignore:.*could not find the monitored key:UserWarning")
 @pytest.mark.parametrize("alone", [False, True], ids=["two experiments", "one experiment, one channel"])
-def test_what_init_writes_runs(tmp_path: Path, alone: bool):
+def test_what_init_writes_runs_and_has_a_clean_verdict(tmp_path: Path, alone: bool, capsys: pytest.CaptureFixture[str]):
     """simulate → init → build → fit of two epochs, with nothing edited in between."""
     path = simulate_collection(tmp_path, SMALL)
     if alone:
@@ -415,9 +576,10 @@ def test_what_init_writes_runs(tmp_path: Path, alone: bool):
     assert program.main(["build", "experiments.yaml", "--quiet"]) == 0
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     assert program.main(["fit", "-c", "configs/fit.yaml", *SHORT]) == 0
+    assert "All is well: No two samples of a batch share a lineage." in " ".join(capsys.readouterr().out.split())
     (saved,) = Path("logs").rglob("config.yaml")
     config = yaml.safe_load(saved.read_text())
-    assert config["data"]["val_experiments"] == ([] if alone else ["sim_00"])  # it has fewest lineages, too few
+    assert config["data"]["val_experiments"] == ([] if alone else ["sim_01"])  # it has fewest lineages, too few
     assert config["data"]["split"] == ("fovs" if alone else "experiments")
     assert config["model"]["encoder"]["init_args"]["in_channels"] == (1 if alone else 2)
     ledger = [json.loads(file.read_text()) for file in sorted(Path("logs").rglob("ledger-epoch=*.json"))]

@@ -35,6 +35,8 @@ PLACES = {
 
 
 def shards(root: Path, **options: object) -> ShardSet:
+    """A set of all cells, wherever they are in their patch, unless `options` say otherwise."""
+    options = options or {"max_border_shift_px": 9999}
     pixels = np.random.default_rng(4).integers(1, 999, (3, 2, 1, 32, 32)).astype("u2")
     rows = [one_cell(t, *place, track) for track, place in PLACES.items() for t in range(3)]
     build(one_plate(root, pixels, rows), root / "out", **options)
@@ -65,6 +67,13 @@ def test_cells_outside_the_crop_are_counted(tmp_path: Path, yx: tuple[int, int] 
     assert outside(of, yx, channels_per_sample=1) == (2 * len(cells), 12)  # a cell counts once, whatever its channels
 
 
+def test_with_the_default_limit_cells_lie_inside_every_crop_of_at_least_half_the_patch(tmp_path: Path) -> None:
+    """Cells may be −2 to 1 pixels off: 3 and 4 are left out."""
+    of = shards(tmp_path, border="shift")
+    assert [outside(of, (k, k)) for k in (8, 7, 6, 5, 4)] == [(0, 8)] * 5
+    assert outside(of, (2, 2)) == (4, 8)  # cells 2 and 5
+
+
 @pytest.mark.parametrize("border", ["pad", "drop"])
 def test_cells_that_were_not_moved_are_inside(tmp_path: Path, border: str) -> None:
     of = shards(tmp_path, border=border)
@@ -79,7 +88,7 @@ def test_rescaled_patches_count_in_stored_pixels(tmp_path: Path) -> None:
     document = yaml.safe_load(path.read_text())
     document["experiments"][0]["pixel_size_um"] = [0.25, 0.25]
     path.write_text(yaml.safe_dump(document))
-    build(path, tmp_path / "out", reference_pixel_size_um=[0.5, 0.5])
+    build(path, tmp_path / "out", reference_pixel_size_um=[0.5, 0.5], max_border_shift_px=9999)
     of = ShardSet.open(tmp_path / "out")
     assert of.manifest.experiments[0].scale == (1.0, 2.0, 2.0)
     assert [outside(of, (k, k)) for k in (8, 6, 5, 4, 2)] == [(0, 6), (2, 6), (2, 6), (4, 6), (4, 6)]
@@ -101,6 +110,7 @@ def test_the_sentence_has_number_cause_and_cure() -> None:
     (note,) = judge_crop(1, 1000, (4, 6))
     assert note == Note(
         level="fair",
+        about="crop",
         text="1 of 1,000 cells (0.10%) lies outside the 4 x 6 pixels that the network sees, because the build moved "
         "patches near the border into the image. Give a larger final_yx_patch_size, or build with --border pad, which "
         "keeps each cell in the middle.",

@@ -428,8 +428,10 @@ def test_partners_in_streaming_are_resident():
     ("rule", "message"),
     [
         ({"kind": "gene"}, r"positive='gene' must be one of \['temporal', 'self', 'columns'\]"),
-        ({"kind": "columns"}, r"positive='columns' with positive_match_columns=\[\]: columns are needed"),
-        ({"match_columns": ("gene",)}, "columns are needed for positive='columns', and for nothing else"),
+        (
+            {"match_columns": ("gene",)},
+            r"positive_match_columns=\['gene'\] must be left out with positive='temporal': only positive='columns' ",
+        ),
         ({"kind": "columns", "match_columns": ("lineage_id",)}, "positive of the same lineage is positive='temporal'"),
         ({"channel": "other"}, r"positive_channel='other' must be one of \['same', 'any'\]"),
         ({"relatives": "cousins"}, r"positive_relatives='cousins' must be one of \['lineage', 'descendants'\]"),
@@ -443,3 +445,19 @@ def test_partners_in_streaming_are_resident():
 def test_a_rule_that_makes_no_sense_is_named(rule, message):
     with pytest.raises(ConfigError, match=message):
         PositiveRule(**rule)
+
+
+@pytest.mark.parametrize(
+    ("channels", "labels", "example"),
+    [
+        (None, "['condition', 'experiment', 'marker', 'stage']", "[condition, marker]"),
+        (1, "['channel', 'condition', 'experiment', 'marker', 'stage']", "[condition, channel]"),
+    ],
+)
+def test_columns_that_are_not_given_are_asked_for_with_an_example(channels, labels, example):
+    with pytest.raises(ConfigError) as caught:
+        index_of(PositiveRule(kind="columns"), channels)
+    assert str(caught.value) == (
+        "positive='columns' needs positive_match_columns: the labels in which a positive agrees with its anchor. The "
+        f"shards have {labels}. Name some of these, such as positive_match_columns: {example}."
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import runpy
 import subprocess
 import sys
@@ -117,6 +118,43 @@ def test_an_unknown_command_is_answered_with_the_nearest(
 ) -> None:
     assert program.main(given) == 2
     assert capsys.readouterr() == ("", said)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["simulate", "x", "--experiment", "3"], "there is no option --experiment. Did you mean --experiments?\n"),
+        (["simulate", "x", "--zzz", "3"], "no option --zzz. `dynaclr-wds simulate --help` lists all there are.\n"),
+        (["build", "x", "--yx_patch", "3", "3"], "--yx_patch 3 3. Did you mean --yx_patch_size?"),
+        (["init", "--rec", "x"], "unrecognized arguments: --rec. Did you mean --recipe?"),
+        (["predict", "--ckpt", "x", "--out", "y", "--overw"], "--overw. Did you mean --overwrite?"),
+        (["shuffle", "x", "--batch", "3"], "unrecognized arguments: --batch 3. Did you mean --batch_size?"),
+        (["verify", "x", "--work", "3"], "unrecognized arguments: --work 3. Did you mean --workers?"),
+    ],
+)
+def test_abbreviations_of_options_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], given: list[str], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    try:
+        status = program.main(given)
+    except SystemExit as ended:
+        status = ended.code
+    assert status == 2
+    assert said in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_parser_of_the_benchmarks_refuses_abbreviations() -> None:
+    """Those of the package are `CommandParser`, or refuse them in the test above."""
+    calls = [
+        (path.name, {word.arg for word in node.keywords})
+        for path in sorted((ROOT / "benchmarks").glob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("ArgumentParser")
+    ]
+    assert len(calls) >= 7
+    assert [name for name, words in calls if "allow_abbrev" not in words] == []
 
 
 def test_version_has_one_source(capsys: pytest.CaptureFixture[str]) -> None:

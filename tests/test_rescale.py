@@ -90,7 +90,7 @@ def test_a_shifted_patch_lies_inside_the_image_and_a_dropped_one_would_not(tmp_p
     """Patch of 8 at 1.5 and 2 image pixels a pixel: 6 and 8 pixels before the centre, 4.5 and 6 behind."""
     path, pixels = plate(tmp_path)
     options = {"reference_pixel_size_um": [0.3, 0.6]}
-    manifest = build(path, tmp_path / "out", **options)
+    manifest = build(path, tmp_path / "out", **options, max_border_shift_px=9999)
     table = pq.read_table(tmp_path / "out/index/observations.parquet", columns=["track_id", "y_clamp", "x_clamp"])
     centres = {row["track_id"]: (row["y_clamp"], row["x_clamp"]) for row in table.to_pylist()}
     assert centres == {1: (16, 16), 2: (6, 25), 3: (20, 12)}
@@ -102,6 +102,16 @@ def test_a_shifted_patch_lies_inside_the_image_and_a_dropped_one_would_not(tmp_p
     assert dropped.dropped == {"one": {"near_border": 3}}
     padded = build(path, tmp_path / "padded", **options, border="pad")
     assert padded.facts[0].padded_patches == 3
+
+
+@pytest.mark.parametrize(
+    ("limit", "kept"), [(None, {1, 3}), (3.0, {1, 3}), (3.9, {1, 3}), (4.0, {1, 2, 3}), (5, {1, 2, 3})]
+)
+def test_the_limit_of_a_shift_counts_stored_pixels(tmp_path: Path, limit: float | None, kept: set[int]) -> None:
+    """At 1.5 and 2 image pixels a stored one, cell 2 is moved by 6 of the image: 4 and 3 stored ones."""
+    path, _ = plate(tmp_path)
+    manifest = build(path, tmp_path / "out", reference_pixel_size_um=[0.3, 0.6], max_border_shift_px=limit)
+    assert {track for track, _ in stored(tmp_path / "out", manifest)} == kept
 
 
 @given(size=st.integers(1, 40), scale=st.floats(0.2, 5), length=st.integers(1, 200), data=st.data())

@@ -2,6 +2,11 @@
 
 import csv
 import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +23,7 @@ from etl.simulate.render import render_frame, sample_scenery
 from etl.source.experiments import parse_build_config
 from etl.source.preflight import check_plates, open_plates
 
+ROOT = Path(__file__).parent.parent
 TINY = {"experiments": 2, "fovs": 2, "frames": 6, "size": 64, "cells": 4, "cell_radius": 8.0}
 
 
@@ -233,6 +239,60 @@ def test_unfinished_run_is_done_again(tiny: Path, tmp_path: Path) -> None:
     stale.mkdir(parents=True)
     simulate_collection(tmp_path, config())
     assert digests(tmp_path) == digests(tiny.parent)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("disk full")], ids=["stopped", "failed"])
+def test_a_run_that_does_not_end_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: object
+) -> None:
+    """Stopped while the tracks of the second FOV are written: pixels of the first are there."""
+    written: list[Path] = []
+
+    def write(path: Path, *_: object, **__: object) -> None:
+        if written:
+            assert (tmp_path / "new/sim_00/plate.zarr/A/1/0/0/c").is_dir()
+            raise error  # type: ignore[misc]
+        written.append(path)
+
+    monkeypatch.setattr("etl.simulate.__main__.write_tracks", write)
+    options = ["--experiments", "1", "--fovs", "2", "--frames", "2", "--size", "48", "--cells", "2"]
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new/mine.txt").write_text("mine")
+    status = main([str(tmp_path / "new"), *options])
+    if error is KeyboardInterrupt:
+        assert status == 130
+        assert "stopped, and nothing is left behind. Give the same command to begin anew.\n" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["mine.txt"]
+    written.clear()
+    monkeypatch.setattr("etl.simulate.__main__.write_image", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert main([str(tmp_path / "other"), *options]) == 130
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_all_workers_and_leaves_nothing(tmp_path: Path) -> None:
+    """Ctrl-C reaches every process of the terminal; a real process group stands for it."""
+    command = [sys.executable, "-m", "dynaclr_wds", "simulate", "out", "--workers", "2", "--fovs", "8", "--size", "64"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, start_new_session=True, env=env)
+    until = time.monotonic() + 120
+    while not list(tmp_path.glob("out/sim_00/tracks/*/*/*/tracks.csv")) and time.monotonic() < until:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    said = process.communicate(timeout=120)[1].decode()
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
+    assert said.endswith("stopped, and nothing is left behind. Give the same command to begin anew.\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_yaml_says_in_plain_words_what_it_is(tiny: Path) -> None:
+    first, second = tiny.read_text().splitlines()[:2]
+    assert first == (
+        "# Simulated cells to try things with: plates and tracks lie beside this file, which says what is on them."
+    )
+    assert second.startswith('# Made with the options {"experiments": 2, "wells": 2, "fovs": 2, ')
+    assert "max_border_shift_px" not in tiny.read_text()
 
 
 @pytest.mark.parametrize(

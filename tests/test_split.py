@@ -182,6 +182,17 @@ def test_a_lineage_with_a_held_out_value_is_held_out_as_a_whole():
     assert null.val.lineages.tolist() == [False, True, True, False]
 
 
+def test_a_label_of_which_no_value_is_drawn_is_said_so():
+    """Of 97 % each of the two values is for training, by its name and the seed 0."""
+    split = split_lineages(SplitConfig(split="donor", split_ratio=0.97), labelled([0, 1], [0, 1]), ALL)
+    assert split.notes == (
+        "split='donor', split_ratio=0.97, split_seed=0 holds out none of 2 lineages: none of the values of 'donor' "
+        "(x, y) was drawn.",
+    )
+    with pytest.raises(ValueError, match=r"holds out no cell of shards: nothing to validate on\. .* split_seed=\d+"):
+        split.check("shards", train=False)
+
+
 @given(data=st.data(), ratio=ratios, seed=seeds)
 def test_no_lineage_is_on_two_sides_and_training_never_sees_a_held_out_value(data, ratio, seed):
     """Over random labels, some of which change along a track, some of which are null."""

@@ -62,30 +62,38 @@ def test_centres_are_clamped_and_cells_without_a_patch_have_a_reason() -> None:
         (5, 0, 5, 4, 10.0, 15.0, None, -1, -1),
     )
     # patches of 8 x 5
-    bounds = "fov frames height width y_low y_high x_low x_high"
-    inputs = {"rows": rows, "fovs": table(bounds, (0, 4, 20, 30, 4, 16, 2, 27))}
-    placed = [(row[2], *row[-3:]) for row in query("placed", inputs, max_shift=None)]
+    bounds = "fov frames height width y_low y_high x_low x_high y_forth y_back x_forth x_back"
+
+    def place(*most: float) -> list[Any]:
+        return query("placed", {"rows": rows, "fovs": table(bounds, (0, 4, 20, 30, 4, 16, 2, 27, *most))})
+
+    placed = [(row[2], *row[-3:]) for row in place(9.0, 9.0, 9.0, 9.0)]
     assert placed[:3] == [(0, 10, 15, None), (1, 4, 27, None), (2, 16, 2, None)]
     assert [(row[0], row[-1]) for row in placed[3:]] == [
         (3, "outside_image"),
         (4, "outside_image"),
         (5, "outside_time"),
     ]
-    # row 0 does not move (0.9 of a pixel is truncation), row 1 moves by 4 and 2.9, row 2 by 3.9 and 2
-    limited = query("placed", inputs, max_shift=3.9)
-    assert [row[-1] for row in limited[:3]] == [None, "near_border", None]
+    # row 0 does not move (0.9 of a pixel is truncation), row 1 moves by 4 forth and 2 back, row 2 by 3 back and 2 forth
+    far = "near_border"
+    assert [row[-1] for row in place(4.0, 3.0, 2.0, 2.0)[:3]] == [None, None, None]
+    assert [row[-1] for row in place(3.9, 3.0, 2.0, 2.0)[:3]] == [None, far, None]
+    assert [row[-1] for row in place(4.0, 2.9, 2.0, 2.0)[:3]] == [None, None, far]
+    assert [row[-1] for row in place(4.0, 3.0, 1.9, 2.0)[:3]] == [None, None, far]
+    assert [row[-1] for row in place(4.0, 3.0, 2.0, 1.9)[:3]] == [None, far, None]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 19, 20])
 def test_clamped_patch_lies_inside_the_image(size: int) -> None:
     low, high = PatchGrid(size=size, scale=1.0).centres(20, beyond=False)
-    fovs = table("fov frames height width y_low y_high x_low x_high", (0, 1, 20, 20, low, high, low, high))
+    names = "fov frames height width y_low y_high x_low x_high y_forth y_back x_forth x_back"
+    fovs = table(names, (0, 1, 20, 20, low, high, low, high, *[20.0] * 4))
     centres = np.arange(0, 20, 0.25)
     rows = [
         {"row": k, "fov": 0, "track_id": k, "t": 0, "y": v, "x": v, "z": None, "id": -1, "parent_id": -1}
         for k, v in enumerate(centres.tolist())
     ]
-    placed = query("placed", {"rows": rows, "fovs": fovs}, max_shift=None)
+    placed = query("placed", {"rows": rows, "fovs": fovs})
     starts = np.array([row[9] for row in placed]) - size // 2
     assert starts.min() == 0
     assert starts.max() == 20 - size

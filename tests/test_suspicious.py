@@ -30,7 +30,7 @@ from etl.source.plates import Fov, open_plate
 from etl.source.preflight import open_plates
 from etl.source.scales import fill_in_from_plates
 from etl.suspicious.report import Report, make_report
-from tests.plates import Rows, write_experiments, write_plate, write_tracks
+from tests.plates import KEEP_ALL, Rows, write_experiments, write_plate, write_tracks
 
 pytestmark = pytest.mark.usefixtures("without_fsync")
 
@@ -87,7 +87,9 @@ def write_plates(
         }  # fmt: skip
         entries.append({key: value for key, value in {**entry, **change}.items() if value is not None})
     return write_experiments(
-        root / "experiments.yaml", entries, **({"yx_patch_size": [16, 16], "tau_range_hours": [0.5, 1.0]} | options)
+        root / "experiments.yaml",
+        entries,
+        **({"yx_patch_size": [16, 16], "tau_range_hours": [0.5, 1.0]} | KEEP_ALL | options),
     )
 
 

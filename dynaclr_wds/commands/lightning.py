@@ -57,7 +57,10 @@ class _Mistake(Exception):
 
 
 class _Parser(LightningArgumentParser):
-    """Raises where jsonargparse would print its usage of 88 lines and exit."""
+    """Raises where jsonargparse would print its usage of 88 lines and exit. Options must be written out."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **settings})
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # a parser inside the parser: its error is part of another's

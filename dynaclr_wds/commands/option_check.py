@@ -27,6 +27,8 @@ GROUPS: dict[str, tuple[str, str]] = {
 
 _ALWAYS = ("config", "help", "help_all", "print_config", "seed_everything", "trainer", *GROUPS)
 _NO_OPTIONS = ("self", "model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders")
+_OWN = {"validate": ("override",)}
+"""Command → options that `commands/lightning.py` adds to it."""
 
 
 def refuse_unknown_options(argv: Sequence[str]) -> None:
@@ -66,6 +68,7 @@ def list_options(command: str) -> list[str]:
     """List the options of a command, those of classes that options take left out."""
     trainer = _find_lightning() / "pytorch" / "trainer" / "trainer.py"
     keys = [name for name in _read_parameters(trainer, "Trainer", command) if name not in _NO_OPTIONS]
+    keys += _OWN.get(command, ())
     keys += [f"trainer.{name}" for name in _read_parameters(trainer, "Trainer")]
     for group, (module, kind) in GROUPS.items():
         keys += [f"{group}.{name}" for name in _read_parameters(_OURS / module, kind)]

@@ -29,7 +29,7 @@ class PositiveRule:
     """`temporal`: a cell of the lineage some τ later. `self`: the same patch, to be augmented anew. `columns`:
     another cell that agrees in `match_columns`, of another lineage where there is one."""
     match_columns: tuple[str, ...] = ()
-    """Labels that a positive by columns shares with its anchor; null agrees with nothing."""
+    """Labels that a positive by columns shares with its anchor, at least one; null agrees with nothing."""
     channel: str = "same"
     """Where samples hold some of the channels: `same` takes those of the anchor (by columns: of the same marker), `any`
     draws them anew."""
@@ -40,7 +40,9 @@ class PositiveRule:
     (behind: an ancestor). `lineage`: any cell of the lineage."""
 
     def __post_init__(self) -> None:
-        """Check every value by itself, and that the columns fit the kind.
+        """Check every value by itself, and that there are columns only where they are compared.
+
+        That there are some is checked where the labels of the shards are known, in `plan_index`.
 
         Raises
         ------
@@ -60,10 +62,10 @@ class PositiveRule:
                 f"positive_relatives={self.relatives!r} with positive={self.kind!r}: it says which cells a temporal "
                 "positive may be. Give positive='temporal', or leave positive_relatives out."
             )
-        if (self.kind == "columns") != bool(self.match_columns):
+        if self.match_columns and self.kind != "columns":
             raise ConfigError(
-                f"positive={self.kind!r} with positive_match_columns={list(self.match_columns)}: columns are needed "
-                "for positive='columns', and for nothing else."
+                f"positive_match_columns={list(self.match_columns)} must be left out with positive={self.kind!r}: only "
+                "positive='columns' compares columns. Give that, or remove positive_match_columns."
             )
         if "lineage_id" in self.match_columns:
             raise ConfigError(

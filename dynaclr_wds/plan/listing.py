@@ -14,7 +14,7 @@ from dynaclr_wds.plan.channels import CHANNEL_LABELS
 from dynaclr_wds.plan.columns import CodeBook, ExperimentClock, PatchRow, PlanColumns
 from dynaclr_wds.plan.config import TEMPORAL, PositiveRule
 from dynaclr_wds.plan.index import PlanIndex, Stratum
-from dynaclr_wds.plan.matches import find_matched, number_matches
+from dynaclr_wds.plan.matches import check_match_columns, find_matched, number_matches
 from dynaclr_wds.plan.relatives import find_parents
 from dynaclr_wds.plan.strata import (
     StratumSamples,
@@ -55,7 +55,7 @@ def plan_index(
     Raises
     ------
     ConfigError
-        A label that the set doesn't have.
+        A label that the set doesn't have, or positives by columns without a column.
     ValueError
         A τ range that the shards were not built for.
     """
@@ -65,6 +65,7 @@ def plan_index(
         "positive_match_columns": positives.match_columns,
     }
     _check_labels(codes, asked)
+    check_match_columns(codes, positives)
     keep = [True] * len(codes.experiments) if keep_experiment is None else list(keep_experiment)
     temporal = positives.kind == "temporal"
     tau = [

@@ -7,12 +7,34 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Int32, Int64, Integer
 
+from dynaclr_wds.errors import ConfigError
 from dynaclr_wds.plan.channels import CHANNEL_LABELS
 from dynaclr_wds.plan.columns import CodeBook, PlanColumns
 from dynaclr_wds.plan.config import PositiveRule
 from dynaclr_wds.plan.strata import number_keys
 
 _MOST = 1 << 62
+_OF_PLACE = ("experiment", "well")
+"""Labels that say where a cell was, rather than what it is: poor examples."""
+
+
+def check_match_columns(codes: CodeBook, rule: PositiveRule) -> None:
+    """Check that positives by columns have columns to agree in.
+
+    Raises
+    ------
+    ConfigError
+        There are none; the message names the labels of the set, and an example of them.
+    """
+    if rule.kind != "columns" or rule.match_columns:
+        return
+    known = sorted({*codes.values, *(CHANNEL_LABELS if codes.choices is not None else ())})
+    others = [name for name in known if name not in ("condition", *_OF_PLACE)]
+    example = ", ".join([*(["condition"] if "condition" in known else []), *others][:2])
+    raise ConfigError(
+        "positive='columns' needs positive_match_columns: the labels in which a positive agrees with its anchor. The "
+        f"shards have {known}. Name some of these, such as positive_match_columns: [{example}]."
+    )
 
 
 def number_matches(

@@ -1,37 +1,41 @@
-"""Chooses what the configs say for given experiments. Pure: facts in, values with their reasons out."""
+"""Chooses what the configs say for given experiments. Pure: facts in, values with their reasons out.
+
+How large batches are, and whether they are near one time, is tried on the plan of a training (`etl.configure.trial`).
+"""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields
 from math import sqrt
+from typing import Any
+
+import numpy as np
 
 from dynaclr_wds.channel_kinds import find_kind
 from dynaclr_wds.errors import ConfigError
-from dynaclr_wds.hashed_sides import hold_out
+from dynaclr_wds.plan.config import SamplingConfig
 from dynaclr_wds.tau import least_tau, tau_range_frames
 from dynaclr_wds.words import count_of
-from etl.configure.facts import ExperimentFacts, sum_lineages
-from etl.configure.templates import Value
-from etl.suspicious.words import write_bytes
-
-MOST_SAMPLES, LEAST_SAMPLES = 256, 8
-"""Of a batch."""
+from etl.configure.facts import ExperimentFacts
+from etl.configure.held_out import FEW, choose_split, count_distinct
+from etl.configure.templates import Value, quote
+from etl.configure.trial import MOST_SAMPLES, Batches, choose_batches
+from etl.suspicious.words import list_some, write_bytes
 
 _SMALLEST_CROP = 32
 _LEAST_SCALE = 0.8
 """Of the augmentations in the configs."""
-_RATIO = 0.8
-"""Share of training, where fields of view are split."""
-_TRIED_SEEDS, _NEAR = 256, 0.01
-"""Seeds of the split that are tried, until one comes so near to the share."""
 _MOST_WARMUP, _WARMUP_DIVISOR = 500, 20
 """Steps of warmup at most, and which part of all steps they may be: a twentieth."""
 
 
 def choose_values(
-    facts: Sequence[ExperimentFacts], shards: str, tau_range_hours: tuple[float, float], memory: int, max_epochs: int
+    facts: Sequence[ExperimentFacts],
+    shards: str,
+    tau_range_hours: tuple[float, float],
+    memory: int,
+    template: Mapping[str, Any],
 ) -> dict[str, Value]:
     """Choose the values of all keys that depend on the data.
 
@@ -45,8 +49,8 @@ def choose_values(
         What the shards are built for.
     memory
         Bytes of memory of the machine.
-    max_epochs
-        Of the training that the config is for.
+    template
+        The config to fill in: its epochs and how it composes batches matter for the choice.
 
     Returns
     -------
@@ -61,34 +65,28 @@ def choose_values(
     _check_one_shape(facts)
     _check_time(facts)
     channels, depth, height, width = facts[0].shape
-    split, training = _choose_split(facts)
-    batch_size = _choose_batch_size(training)
+    split, training = choose_split(facts)
+    asked = _read_sampling(template)
+    batches = choose_batches(training, asked, min(count_distinct(fact) for fact in training))
     return {
         "model.encoder.init_args.in_channels": Value(str(channels), _name_channels(facts)),
         "model.encoder.init_args.in_stack_depth": Value(str(depth), "planes per patch, after data.z_range"),
-        "model.warmup_steps": _choose_warmup(training, int(batch_size.text), max_epochs),
+        "model.warmup_steps": _choose_warmup(training, batches.size, template["trainer"]["max_epochs"]),
         "data.shards": Value(quote(shards), "folder that `dynaclr-wds build` writes"),
         **split,
         "data.final_yx_patch_size": _choose_crop(height, width),
-        "data.batch_size": batch_size,
+        "data.batch_size": _explain_batch_size(training, batches),
+        "data.temporal_enrichment": _explain_enrichment(training, batches, asked),
         "data.window_bytes": _choose_window(facts, memory),
         "data.tau_range": _choose_tau_range(facts, tau_range_hours),
         "data.channel_dropout_channels": _choose_dropout(facts),
     }
 
 
-def quote(text: str) -> str:
-    """Write a text as YAML, in quotes where it would be read as something else."""
-    plain = re.fullmatch(r"[A-Za-z_./][\w./\-]*", text) and text.lower() not in (
-        "null",
-        "true",
-        "false",
-        "yes",
-        "no",
-        "on",
-        "off",
-    )
-    return text if plain and text != "." else "'" + text.replace("'", "''") + "'"
+def _read_sampling(template: Mapping[str, Any]) -> SamplingConfig:
+    """Return how a config composes batches, as far as a sampler knows of it."""
+    known = {field.name for field in fields(SamplingConfig)}
+    return SamplingConfig(**{key: value for key, value in template["data"].items() if key in known})
 
 
 def _check_one_shape(facts: Sequence[ExperimentFacts]) -> None:
@@ -112,79 +110,7 @@ def _check_time(facts: Sequence[ExperimentFacts]) -> None:
 
 
 def _name_channels(facts: Sequence[ExperimentFacts]) -> str:
-    return _shorten(list(dict.fromkeys(" + ".join(fact.channels) for fact in facts)))
-
-
-def _shorten(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def _choose_split(facts: Sequence[ExperimentFacts]) -> tuple[dict[str, Value], Sequence[ExperimentFacts]]:
-    """Hold out an experiment, or FOVs where there is only one; also return what is trained on."""
-    fovs = _choose_fovs(facts[0]) if len(facts) == 1 else None
-    chosen = {
-        "data.split": Value("experiments", "what is held out: experiments (by name), fovs, or values of a label"),
-        "data.val_experiments": Value("[]", "none as a whole"),
-        "data.split_ratio": Value("null", f"share of training, as {_RATIO}, where split is fovs or a label"),
-        "data.split_seed": Value("0", "another one draws another split"),
-    }
-    if len(facts) > 1:
-        held_out = _choose_held_out(facts)
-        training = [fact for fact in facts if fact is not held_out]
-        trained = _shorten([fact.name for fact in training])
-        name = f"[{quote(held_out.name)}]"
-        chosen["data.val_experiments"] = Value(name, f"held out for validation; trained on: {trained}")
-        return chosen, training
-    if fovs is None:
-        spared = "none of its fields of view can be spared" if len(facts[0].fovs) > 1 else "one field of view"
-        alone = f"one experiment, {spared}: nothing is held out, so there is no validation"
-        chosen["data.val_experiments"] = Value("[]", alone)
-        return chosen, facts
-    seed, held = fovs
-    kept = replace(
-        facts[0],
-        fovs={name: own for name, own in facts[0].fovs.items() if name not in held},
-        anchors={name: own for name, own in facts[0].anchors.items() if name not in held},
-    )
-    share = 1 - sum(kept.lineages.values()) / sum(facts[0].lineages.values())
-    said = f"held out for validation: {len(held)} of {len(facts[0].fovs)} fields of view, {share:.0%} of the lineages"
-    chosen["data.split"] = Value("fovs", said)
-    chosen["data.split_ratio"] = Value(
-        str(_RATIO), "share of training; the side of a field of view is drawn by its name"
-    )
-    chosen["data.split_seed"] = Value(str(seed), "comes nearest to that in lineages, with every condition in training")
-    return chosen, [kept]
-
-
-def _choose_held_out(facts: Sequence[ExperimentFacts]) -> ExperimentFacts:
-    """Choose the last experiment, or the one with fewest lineages where it has too few of them to be trained on."""
-    fewest = min(reversed(facts), key=lambda fact: sum(fact.lineages.values()))
-    return fewest if _warn_of_few_lineages(fewest) else facts[-1]
-
-
-def _choose_fovs(fact: ExperimentFacts) -> tuple[int, set[str]] | None:
-    """Choose the split seed that holds out the share nearest to the wanted one, and say which FOVs these are.
-
-    Training keeps every condition, and validation has as many as possible; None where there is no such seed.
-    """
-    total = max(sum(fact.lineages.values()), 1)
-    best: tuple[int, float] | None = None
-    chosen = None
-    for seed in range(_TRIED_SEEDS):
-        out = hold_out([f"{fact.name}/{name}" for name in fact.fovs], _RATIO, seed)
-        held = {name for name, is_out in zip(fact.fovs, out, strict=True) if is_out}
-        sides = [
-            sum_lineages(own for name, own in fact.fovs.items() if (name in held) == side) for side in (True, False)
-        ]
-        val, train = sides
-        if not 0 < len(held) < len(fact.fovs) or set(train) != set(fact.lineages):
-            continue
-        score = len(train) - len(val), abs(sum(train.values()) / total - _RATIO)
-        if best is None or score < best:
-            best, chosen = score, (seed, held)
-        if best[0] == 0 and best[1] < _NEAR:
-            break
-    return chosen
+    return list_some(list(dict.fromkeys(" + ".join(fact.channels) for fact in facts)), 3)
 
 
 def _choose_crop(height: int, width: int) -> Value:
@@ -195,21 +121,38 @@ def _choose_crop(height: int, width: int) -> Value:
     return Value(str(crop), f"of {[height, width]} stored, so that turning and shrinking bring in no black corners")
 
 
-def _choose_batch_size(training: Sequence[ExperimentFacts]) -> Value:
-    """Choose the largest power of two that every experiment can fill with distinct lineages, conditions in balance."""
-    room = {fact.name: _count_distinct(fact) for fact in training}
+def _explain_batch_size(training: Sequence[ExperimentFacts], batches: Batches) -> Value:
+    """Say which experiment limits the batch."""
+    room = {fact.name: count_distinct(fact) for fact in training}
     name = min(room, key=lambda key: room[key])
-    size = LEAST_SAMPLES
-    while 2 * size <= min(room[name], MOST_SAMPLES):
-        size *= 2
-    if room[name] < size:
-        return Value(str(size), f"per rank; {name} fills {room[name]} with distinct lineages, so some share one")
-    return Value(str(size), f"per rank; {name} can fill {room[name]} with distinct lineages, conditions in balance")
+    said = f"per rank; {name} can fill {room[name]} with distinct lineages, conditions in balance"
+    if room[name] < batches.size or "lineages" in batches.troubles:
+        said = f"per rank; {name} fills {room[name]} with distinct lineages, so some share one"
+    elif batches.size < MOST_SAMPLES and 2 * batches.size <= room[name]:
+        said += ", but not at each time" if batches.enriched else ""
+    return Value(str(batches.size), said)
+
+
+def _explain_enrichment(training: Sequence[ExperimentFacts], batches: Batches, asked: SamplingConfig) -> Value:
+    """Say why most of a batch is near one time, or is not."""
+    if batches.enriched:
+        return Value("true", "most of a batch near one time after perturbation")
+    shortest = min(training, key=_count_hours)
+    hours = _count_hours(shortest)
+    why = "there are too few lineages at one time for it"
+    if hours * (1 - asked.temporal_global_fraction) <= 2 * asked.temporal_window_hours:
+        why = f"movies of {hours:.3g} h ({shortest.name}) are too short for it"
+    return Value("false", f"true = most of a batch near one time; {why}")
+
+
+def _count_hours(fact: ExperimentFacts) -> float:
+    """Return the hours between the first and the last cell that has a positive."""
+    return float(np.ptp(fact.cells.t)) * fact.interval_minutes / 60 if fact.anchors else 0.0
 
 
 def _choose_warmup(training: Sequence[ExperimentFacts], batch_size: int, max_epochs: int) -> Value:
     """Warm up over a twentieth of the training: an epoch has the full batches of each experiment, at least one."""
-    batches = sum(max(sum(fact.anchors.values()) // batch_size, 1) for fact in training)
+    batches = sum(max(fact.anchors // batch_size, 1) for fact in training)
     steps = batches * max_epochs
     epochs = f"{count_of(max_epochs, 'epoch')} ({count_of(batches, 'batch', 'batches')} each) on one device"
     said = f"{1 / _WARMUP_DIVISOR:.0%} of the {steps:,} steps of {epochs}, {_MOST_WARMUP} at most"
@@ -244,26 +187,28 @@ def _choose_dropout(facts: Sequence[ExperimentFacts]) -> Value:
 
 
 def describe(facts: Sequence[ExperimentFacts]) -> Mapping[str, str]:
-    """Say per experiment what was found, and what a batch of the smallest size can't do with it."""
+    """Say per experiment what was found, and where there is little to train on."""
     return {
         fact.name: f"{count_of(sum(fact.lineages.values()), 'lineage')} with a positive; "
         f"{count_of(len(fact.channels), 'channel')} ({', '.join(fact.channels)}); patches (C, Z, Y, X) of "
-        f"{' x '.join(map(str, fact.shape))}; about {write_bytes(fact.stored_bytes)}" + _warn_of_few_lineages(fact)
+        f"{' x '.join(map(str, fact.shape))}; about {write_bytes(fact.stored_bytes)}{_tell_border(fact)}"
+        + _warn_of_few_lineages(fact)
         for fact in facts
     }
 
 
+def _tell_border(fact: ExperimentFacts) -> str:
+    if not fact.near_border:
+        return ""
+    cells = count_of(fact.near_border, "cell")
+    return f"; {cells} too near the border for such patches (smaller patches, or border: pad, keep more)"
+
+
 def _warn_of_few_lineages(fact: ExperimentFacts) -> str:
-    room = _count_distinct(fact)
-    if room >= LEAST_SAMPLES:
+    room = count_distinct(fact)
+    if room >= FEW:
         return ""
     return (
-        f". Careful: a batch of {LEAST_SAMPLES} finds {count_of(room, 'lineage')} in it, conditions in balance, so "
-        "some cells of one lineage would count as negatives of each other; leave it out, or hold it out for validation "
-        "(data.val_experiments)"
+        f". Careful: that is little to learn from, as its batches can hold {count_of(room, 'distinct lineage')} with "
+        "conditions in balance. Track more cells, or hold it out for validation (data.val_experiments)"
     )
-
-
-def _count_distinct(fact: ExperimentFacts) -> int:
-    """Samples of distinct lineages that a batch can hold with conditions in balance."""
-    return len(fact.lineages) * min(fact.lineages.values(), default=0)

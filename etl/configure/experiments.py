@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dynaclr_wds.errors import ConfigError
-from etl.configure.choices import quote
-from etl.configure.templates import MARK, Value, fill_template
+from dynaclr_wds.words import count_of
+from etl.configure.templates import MARK, Value, fill_template, quote
 from etl.source.column_names import is_in_micrometres, propose_columns, write_names
 from etl.source.config import MORE_TRACK_COLUMNS, TRACK_COLUMNS
 from etl.source.plates import Fov, Plate, open_plate
 from etl.source.track_formats import list_tables, open_table
 
-_LARGEST_PATCH = 192
+_LARGEST_PATCH, _SMALLEST_PATCH = 192, 32
 _TABLES = "<row>/<col>/<fov>/*.csv, .tsv or .parquet, one table per FOV"
 _NO_NAMES = (
     "plate",
@@ -57,9 +57,10 @@ def write_experiments(template: str, plates: Sequence[tuple[Path, Path | None]],
     opened = [(_open(path), tracks) for path, tracks in plates]
     first = template.index("  - name:")
     end = template.index("\nshards:")
-    names = [_name_experiment(plate) for plate, _ in opened]
+    names = [_name_experiment(plate, folder) for plate, _ in opened]
+    texts = [text for text, _ in names]
     entries = [
-        _write_entry(template[first:end], plate, _find_tracks(plate, tracks), _explain_name(name, names), folder)
+        _write_entry(template[first:end], plate, _find_tracks(plate, tracks), _explain_name(name, texts), folder)
         for name, (plate, tracks) in zip(names, opened, strict=True)
     ]
     head = fill_template(template[:first], {}, "Filled in from the plates; lines marked CHANGE wait for you.")
@@ -82,16 +83,22 @@ def _open(path: Path) -> Plate:
     return plate
 
 
-def _name_experiment(plate: Plate) -> str:
-    """Name an experiment by its plate, or by the folder around it where the plate's name says nothing."""
+def _name_experiment(plate: Plate, folder: Path) -> tuple[str, bool]:
+    """Name an experiment by its plate, or by the folder around it where the plate's name says nothing.
+
+    Also say whether that is the folder of the YAML, or one around it, which is named after other things.
+    """
     path = Path(plate.path).resolve()
-    return path.parent.name if path.stem.lower() in _NO_NAMES else path.stem
+    if path.stem.lower() not in _NO_NAMES:
+        return path.stem, False
+    return path.parent.name, folder.resolve().is_relative_to(path.parent)
 
 
-def _explain_name(name: str, names: Sequence[str]) -> Value:
-    if len(name) < _SHORTEST_NAME or name.lower() in _NO_NAMES or names.count(name) > 1:
-        return Value(quote(name), f"{MARK}: unique; embeddings and batches carry it; this is the name of a folder")
-    return Value(quote(name), "unique; embeddings and batches carry it")
+def _explain_name(name: tuple[str, bool], names: Sequence[str]) -> Value:
+    text, is_around = name
+    if is_around or len(text) < _SHORTEST_NAME or text.lower() in _NO_NAMES or names.count(text) > 1:
+        return Value(quote(text), f"{MARK}: unique; embeddings and batches carry it; this is the name of a folder")
+    return Value(quote(text), "unique; embeddings and batches carry it")
 
 
 def _find_tracks(plate: Plate, tracks: Path | None) -> Path | None:
@@ -148,7 +155,10 @@ def _describe_plate(plate: Plate, tracks: Path | None, folder: Path) -> dict[str
     fov = next(iter(plate.fovs.values()))
     wells = [well for well in plate.wells if any(fov.well == well for fov in plate.fovs.values())]
     entry = {
-        "data_path": Value(quote(_relative(path, folder)), f"{len(plate.fovs)} fields of view in {len(wells)} wells"),
+        "data_path": Value(
+            quote(_relative(path, folder)),
+            f"{count_of(len(plate.fovs), 'field')} of view in {count_of(len(wells), 'well')}",
+        ),
         "condition_wells": Value(
             "{all: [" + ", ".join(quote(well) for well in wells) + "]}",
             f"{MARK}: condition to wells, as {{uninfected: [A/1], infected: [A/2]}}",
@@ -183,8 +193,13 @@ def _read_interval(fov: Fov) -> Value:
 
 def _choose_patch(plates: Sequence[Plate]) -> Value:
     sides = [side for plate in plates for fov in plate.fovs.values() for side in fov.shape[3:]]
-    side = min(_LARGEST_PATCH, min(sides) // 8 * 8)
-    return Value(str([side, side]), f"{MARK}: pixels around each cell, so that it fits with a rim")
+    side = min(_LARGEST_PATCH, max(min(sides) // 2, min(_SMALLEST_PATCH, *sides)) // 8 * 8)
+    why = (
+        ""
+        if side == _LARGEST_PATCH
+        else "; half of the image, because larger patches leave out more cells near the border"
+    )
+    return Value(str([side, side]), f"{MARK}: pixels around each cell, so that it fits with a rim{why}")
 
 
 def _relative(path: Path, folder: Path) -> str:

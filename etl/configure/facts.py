@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
 from math import prod
 
+import numpy as np
 import pyarrow as pa
+from jaxtyping import Int
 
 from etl.index import build_index
 from etl.source.experiments import BuildConfig
@@ -21,7 +24,28 @@ _STORED_TWICE = 1.2
 """Patches are stored about so many times: clips share some."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class AnchorCells:
+    """The cells of an experiment that have a positive: what an epoch draws. One row a cell."""
+
+    fovs: tuple[str, ...]
+    """`row/col/fov`, in order of the codes."""
+    conditions: tuple[str, ...]
+    fov: Int[np.ndarray, " n"]
+    """Place in `fovs`."""
+    condition: Int[np.ndarray, " n"]
+    """Place in `conditions`."""
+    lineage: Int[np.ndarray, " n"]
+    t: Int[np.ndarray, " n"]
+    """Frame."""
+
+    def without(self, fovs: Collection[str]) -> AnchorCells:
+        """Leave some FOVs out."""
+        keep = ~np.isin(self.fov, [place for place, name in enumerate(self.fovs) if name in fovs])
+        return replace(self, **{name: getattr(self, name)[keep] for name in ("fov", "condition", "lineage", "t")})
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class ExperimentFacts:
     """What shards would hold of one experiment."""
 
@@ -30,14 +54,31 @@ class ExperimentFacts:
     shape: tuple[int, int, int, int]
     """(C, Z, Y, X) of a patch."""
     interval_minutes: float
+    start_hpi: float
     stored_bytes: int
     """An estimate."""
-    fovs: Mapping[str, Mapping[str, int]]
-    """FOV (`row/col/fov`) → condition → lineages that have an anchor with a positive."""
-    anchors: Mapping[str, int]
-    """FOV → cells that have a positive: what an epoch draws."""
+    cells: AnchorCells
+    near_border: int = 0
+    """Cells that are left out, because their patch would have to move too far."""
 
     @property
+    def anchors(self) -> int:
+        """Number of cells that have a positive."""
+        return len(self.cells.t)
+
+    @cached_property
+    def fovs(self) -> dict[str, dict[str, int]]:
+        """FOV (`row/col/fov`) → condition → lineages that have an anchor, of the FOVs that have any."""
+        cells = self.cells
+        _, first = np.unique(cells.lineage, return_index=True)  # a lineage lives in one FOV
+        place = cells.fov[first] * len(cells.conditions) + cells.condition[first]
+        fovs: dict[str, dict[str, int]] = {}
+        for number, count in zip(*(column.tolist() for column in np.unique(place, return_counts=True)), strict=True):
+            fov, condition = divmod(number, len(cells.conditions))
+            fovs.setdefault(cells.fovs[fov], {})[cells.conditions[condition]] = count
+        return fovs
+
+    @cached_property
     def lineages(self) -> dict[str, int]:
         """Condition → lineages that have an anchor with a positive; each lives in one FOV."""
         return sum_lineages(self.fovs.values())
@@ -61,10 +102,15 @@ def find_facts(config: BuildConfig) -> tuple[ExperimentFacts, ...]:
     """
     plates = open_plates(config)
     config = fill_in_from_plates(config, plates)
-    observations = build_index(config, plates).observations
-    number = observations["experiment_index"].to_numpy()
+    index = build_index(config, plates)
+    number = index.observations["experiment_index"].to_numpy()
     return tuple(
-        _find_experiment(config, place, plates[experiment.name], observations.filter(pa.array(number == place)))
+        replace(
+            _find_experiment(
+                config, place, plates[experiment.name], index.observations.filter(pa.array(number == place))
+            ),
+            near_border=index.dropped.get(experiment.name, {}).get("near_border", 0),
+        )
         for place, experiment in enumerate(config.experiments)
         if plan_fovs(config, experiment, plates[experiment.name].fovs)
     )
@@ -84,21 +130,21 @@ def _find_experiment(config: BuildConfig, place: int, plate: Plate, cells: pa.Ta
         channels=experiment.source_channel,
         shape=stored.shape,
         interval_minutes=experiment.minutes,
+        start_hpi=experiment.start_hpi,
         stored_bytes=round(len(cells) * prod(stored.shape) * stored.dtype.itemsize * _STORED_TWICE),
-        fovs=_count_lineages(cells),
-        anchors=_count_anchors(cells),
+        cells=_list_anchors(cells),
     )
 
 
-def _count_lineages(cells: pa.Table) -> dict[str, dict[str, int]]:
+def _list_anchors(cells: pa.Table) -> AnchorCells:
     anchors = cells.filter(cells["has_candidate"])
-    found = anchors.group_by(["fov_name", "condition"]).aggregate([("lineage_index", "count_distinct")])
-    fovs: dict[str, dict[str, int]] = {}
-    for row in sorted(found.to_pylist(), key=lambda row: (row["fov_name"], row["condition"])):
-        fovs.setdefault(row["fov_name"], {})[row["condition"]] = row["lineage_index_count_distinct"]
-    return fovs
+    fovs, fov = _encode(anchors["fov_name"])
+    conditions, condition = _encode(anchors["condition"])
+    lineage, t = (anchors[name].to_numpy().astype(np.int64) for name in ("lineage_index", "t"))
+    return AnchorCells(fovs=fovs, conditions=conditions, fov=fov, condition=condition, lineage=lineage, t=t)
 
 
-def _count_anchors(cells: pa.Table) -> dict[str, int]:
-    found = cells.filter(cells["has_candidate"]).group_by("fov_name").aggregate([([], "count_all")])
-    return {row["fov_name"]: row["count_all"] for row in sorted(found.to_pylist(), key=lambda row: row["fov_name"])}
+def _encode(column: pa.ChunkedArray) -> tuple[tuple[str, ...], Int[np.ndarray, " n"]]:
+    """Return the names in a column, and the place of each row's name."""
+    encoded = column.cast(pa.string()).combine_chunks().dictionary_encode()
+    return tuple(encoded.dictionary.to_pylist()), encoded.indices.to_numpy().astype(np.int64)

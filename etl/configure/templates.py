@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-import yaml
-
 import dynaclr_wds
 from dynaclr_wds.errors import BuildError
 
@@ -30,6 +28,20 @@ class Value(NamedTuple):
     """Stands behind it, in place of the template's."""
 
 
+def quote(text: str) -> str:
+    """Write a text as YAML, in quotes where it would be read as something else."""
+    plain = re.fullmatch(r"[A-Za-z_./][\w./\-]*", text) and text.lower() not in (
+        "null",
+        "true",
+        "false",
+        "yes",
+        "no",
+        "on",
+        "off",
+    )
+    return text if plain and text != "." else "'" + text.replace("'", "''") + "'"
+
+
 def find_templates() -> Path:
     """Return the folder of the shipped configs: inside the installed package, or beside it in the repository.
 
@@ -45,12 +57,6 @@ def find_templates() -> Path:
     raise BuildError(
         f"{package / 'configs'}: the configs are missing from the installation. Install the package again."
     )
-
-
-def read_max_epochs(template: str) -> int:
-    """Return how many epochs the training of a config has."""
-    epochs: int = yaml.safe_load(template)["trainer"]["max_epochs"]
-    return epochs
 
 
 def fill_template(template: str, values: Mapping[str, Value], said: str) -> str:

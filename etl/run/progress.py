@@ -257,7 +257,7 @@ _COUSINS = "candidates_dropped"
 _REASONS = {
     "outside_image": "cells whose centroid is outside the image",
     "outside_tracks": "spots of TrackMate that are in no track",
-    "near_border": "cells so near the border that their patch would have to move too far (border, max_border_shift_px)",
+    "near_border": "cells so near the border that their patch would",
     "outside_time": "cells at a time that is no frame of the movie",
     "blank_channel": "cells whose patch has a channel that is entirely fill value",
     "nan_pixels": "cells whose patch has NaN or infinite pixels",
@@ -269,10 +269,12 @@ def summarize_dropped(manifest: Manifest) -> list[str]:
     kept = {"blank_channel_kept": "cells whose patch has a channel that is entirely fill value"}
     if manifest.config.get("on_nan") == "zero":
         kept["nan_pixels"] = "cells whose patch had NaN or infinite pixels, which are 0 now"
+    far, cure = _describe_border(manifest)
+    texts = {**_REASONS, "near_border": _REASONS["near_border"] + far, **kept}
     counts = [(e, r, n) for e, reasons in manifest.dropped.items() for r, n in sorted(reasons.items()) if n]
     lines = [
         f"{'kept in' if reason in kept else 'dropped from'} {experiment}: "
-        f"{_describe_reason(count, kept.get(reason) or _REASONS.get(reason, reason))} ({reason})"
+        f"{_describe_reason(count, texts.get(reason, reason))} ({reason}){cure if reason == 'near_border' else ''}"
         for experiment, reason, count in counts
         if reason != _COUSINS
     ]
@@ -284,6 +286,15 @@ def summarize_dropped(manifest: Manifest) -> list[str]:
         if reason == _COUSINS
     ]
     return [*(lines or ["no cell was dropped" if cousins else "nothing was dropped"]), *cousins]
+
+
+def _describe_border(manifest: Manifest) -> tuple[str, str]:
+    """Say what patches of cells near the border would do, and how to keep the cells."""
+    limits = manifest.config.get("max_border_shift_px")
+    if limits is None:
+        return " reach beyond the image", ". --border shift or pad keeps them"
+    cure = "a smaller --yx_patch_size keeps more of them, --border pad or a larger --max_border_shift_px all"
+    return f" have to move by more than {limits[0]:g} pixels", f"; {cure}"
 
 
 def _describe_reason(count: int, text: str) -> str:

@@ -2,7 +2,8 @@
 
 Cells of two conditions move, divide, die and respond, for the demo, the tests and the benchmarks. A field of view (FOV)
 depends on (seed, experiment, FOV) alone: the number of workers or of other FOVs changes nothing in it.
-`experiments.yaml` is written last and its first line holds the options, so the same command run again does nothing.
+`experiments.yaml` is written last and a line of it holds the options, so the same command run again does nothing. A run
+that is stopped leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ import json
 import multiprocessing
 import shlex
 import shutil
+import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -48,7 +51,8 @@ __all__ = ["SimulationConfig", "main", "simulate_collection"]
 
 EXPERIMENTS_YAML = "experiments.yaml"
 _TAG_CELLS, _TAG_LIGHT, _TAG_TRACKER = 0x51A2, 0x51A3, 0x51A4
-_HEADER = "# etl.simulate "
+_ABOUT = "# Simulated cells to try things with: plates and tracks lie beside this file, which says what is on them.\n"
+_OPTIONS = "# Made with the options "
 _RATIO = "condition_ratio"
 _RATIO_FORM = (
     f"--{_RATIO} must be two whole numbers: the wells of uninfected to infected cells. Write `--{_RATIO} 3 1`."
@@ -92,16 +96,41 @@ def simulate_collection(out: Path, config: SimulationConfig, console: Console | 
         `out` holds a collection made with other options.
     """
     target = out / EXPERIMENTS_YAML
-    header = _header(config)
     if target.exists():
-        if target.read_text().startswith(header):
+        if _read_options(target) == _options_of(config):
             return target
         raise FileExistsError(
             f"{target}: is there already, but {_describe_difference(target, config)}. Give another directory, or "
             "delete this one."
         )
     designs = [plan_experiment(config, index) for index in range(config.experiments)]
-    fovs = [fov for design in designs for fov in _start_experiment(out, config, design)]
+    with _whole_or_absent(out, designs):
+        fovs = [fov for design in designs for fov in _start_experiment(out, config, design)]
+        with closing(_simulate_all(fovs, config.workers)) as done:  # closed, no worker writes any more
+            _show_progress(done, len(fovs), console)
+        document = {"experiments": [describe_experiment(d) for d in designs], "shards": describe_shards(config)}
+        text = yaml.safe_dump(document, sort_keys=False, default_flow_style=None, width=120)
+        with write_whole(target) as file:
+            file.write((_ABOUT + _OPTIONS + json.dumps(_options_of(config)) + ".\n" + text).encode())
+    return target
+
+
+@contextmanager
+def _whole_or_absent(out: Path, designs: Sequence[ExperimentDesign]) -> Iterator[None]:
+    """Remove what was written when a run is stopped or fails."""
+    was_there = out.exists()
+    try:
+        yield
+    except BaseException:
+        for design in designs:
+            shutil.rmtree(out / design.name, ignore_errors=True)
+        if not was_there:
+            with suppress(OSError):  # something else was put there meanwhile
+                out.rmdir()
+        raise
+
+
+def _show_progress(done: Iterable[None], total: int, console: Console | None) -> None:
     with Progress(
         TextColumn("simulate"),
         BarColumn(),
@@ -111,29 +140,37 @@ def simulate_collection(out: Path, config: SimulationConfig, console: Console | 
         console=console,
         disable=console is None,
     ) as progress:
-        for _ in progress.track(_simulate_all(fovs, config.workers), total=len(fovs)):
+        for _ in progress.track(done, total=total):
             pass
-    document = {"experiments": [describe_experiment(d) for d in designs], "shards": describe_shards(config)}
-    with write_whole(target) as file:
-        text = yaml.safe_dump(document, sort_keys=False, default_flow_style=None, width=120)
-        file.write((header + text).encode())
-    return target
 
 
-def _header(config: SimulationConfig) -> str:
+def _options_of(config: SimulationConfig) -> dict[str, Any]:
+    """Return what the bytes depend on, as JSON gives it back."""
     options = dataclasses.asdict(config)
     del options["workers"]
-    return _HEADER + json.dumps(options) + "\n"
+    parsed: dict[str, Any] = json.loads(json.dumps(options))
+    return parsed
+
+
+def _read_options(target: Path) -> dict[str, Any] | None:
+    """Return the options that a collection was made with; None where it says none."""
+    for line in target.read_text(encoding="utf-8").splitlines():
+        if line.startswith(_OPTIONS):
+            with suppress(ValueError):
+                options: dict[str, Any] = json.loads(line.removeprefix(_OPTIONS).removesuffix("."))
+                return options
+    return None
 
 
 def _describe_difference(target: Path, config: SimulationConfig) -> str:
     """Say in which options a collection that is there differs from the one that is asked for."""
-    first = target.read_text().partition("\n")[0]
-    if not first.startswith(_HEADER):
+    stored = _read_options(target)
+    if stored is None:
         return "was not made by simulate"
-    stored, asked = (json.loads(line[len(_HEADER) :]) for line in (first, _header(config)))
     return "was made with " + ", ".join(
-        f"{name}={stored.get(name)} (asked for {value})" for name, value in asked.items() if stored.get(name) != value
+        f"{name}={stored.get(name)} (asked for {value})"
+        for name, value in _options_of(config).items()
+        if stored.get(name) != value
     )
 
 
@@ -155,15 +192,25 @@ def _start_experiment(out: Path, config: SimulationConfig, design: ExperimentDes
     ]
 
 
-def _simulate_all(fovs: Sequence[_Fov], workers: int) -> Iterator[None]:
+def _simulate_all(fovs: Sequence[_Fov], workers: int) -> Generator[None, None, None]:
     if workers == 1:
         yield from map(_simulate_fov, fovs)
         return
     # spawn: zarr keeps an event loop in a thread, which does not survive a fork
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        futures: list[Future[None]] = [pool.submit(_simulate_fov, fov) for fov in fovs]
-        for future in futures:
-            yield future.result()
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_ignore_interrupts) as pool:
+        try:
+            futures: list[Future[None]] = [pool.submit(_simulate_fov, fov) for fov in fovs]
+            for future in futures:
+                yield future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _ignore_interrupts() -> None:
+    """Leave Ctrl-C, which the terminal sends to every process, to the one that can tidy up."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _simulate_fov(fov: _Fov) -> None:
@@ -190,7 +237,9 @@ def _simulate_fov(fov: _Fov) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
-    return run_command(_run, arguments, when_stopped="stopped. Give the same command again to simulate anew.")
+    return run_command(
+        _run, arguments, when_stopped="stopped, and nothing is left behind. Give the same command to begin anew."
+    )
 
 
 def _run(arguments: Sequence[str]) -> int:
@@ -217,7 +266,7 @@ def _make_parser(arguments: Sequence[str]) -> Any:
             raise ConfigError(_RATIO_FORM if _RATIO in message else explain_mistake(message, asked)) from ex
 
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = Parser(prog=called_as("simulate", "etl.simulate"), description=__doc__)
+    parser = Parser(prog=called_as("simulate", "etl.simulate"), description=__doc__, allow_abbrev=False)
     parser.add_argument("out", type=str, help="directory to write")
     parser.add_class_arguments(SimulationConfig, as_group=False, skip={_RATIO})
     about = "Wells of uninfected to wells of infected cells."

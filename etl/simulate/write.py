@@ -126,7 +126,6 @@ def describe_shards(config: SimulationConfig) -> dict[str, Any]:
     shard_bytes = min(max(partition // 4, 1 << 20), 512 << 20)
     return {
         "yx_patch_size": [patch, patch],
-        "max_border_shift_px": 3 * patch // 16,  # a cell stays in the half of its patch that is trained on
         "tau_range_hours": [0.5, 2.0],
         "shard_bytes": shard_bytes,
         "block_bytes": min(max(shard_bytes // 8, 1 << 17), 8 << 20),

@@ -21,6 +21,7 @@ from etl.source.fields import (
     FOV,
     WELL,
     As,
+    Bytes,
     ClipLength,
     ColumnMap,
     Hours,
@@ -40,7 +41,7 @@ from etl.source.fields import (
     well_groups,
     whole,
 )
-from etl.source.patch_grid import PatchGrid, find_scale
+from etl.source.patch_grid import PatchGrid, find_limits, find_scale
 from etl.source.z_options import Reduction, Reductions, ZFocus, choose_reductions
 
 Dtype = Literal["source", "float16", "float32"]
@@ -219,10 +220,10 @@ class BuildOptions:
     """Anchors per clip; None is eight times τ_max in frames, at least 8."""
     shard_by: Annotated[tuple[str, ...], As(texts(example="experiment, condition"))] = SHARD_BY
     """Labels that shards are partitioned by: constant in a lineage."""
-    shard_bytes: Annotated[int, As(whole(1))] = 512 * 2**20
-    """Most bytes of a shard."""
-    block_bytes: Annotated[int, As(whole(1))] = 8 * 2**20
-    """About the bytes of a block, the unit of streaming."""
+    shard_bytes: Annotated[int, As(Bytes)] = 512 * 2**20
+    """Most bytes of a shard: a number, or a size such as `512M`."""
+    block_bytes: Annotated[int, As(Bytes)] = 8 * 2**20
+    """About the bytes of a block, the unit of streaming: a number, or a size such as `512K`."""
     dtype: Annotated[Dtype, As(choice(Dtype, "Use `source` to keep the plate's."))] = "source"
     """Dtype of the stored patches; `source` keeps the plate's."""
     include_wells: Annotated[tuple[str, ...] | None, As(texts(*WELL) | None)] = None
@@ -233,7 +234,8 @@ class BuildOptions:
     """What becomes of a patch that reaches beyond the image: it moves inside, is padded with the nearest pixels, or is
     left out."""
     max_border_shift_px: NotNegative | None = None
-    """With `border: shift`, leave out cells whose patch would move further than this along an axis; None keeps all."""
+    """With `border: shift`, leave out cells whose patch would move by more stored pixels than this along an axis; None
+    is a quarter of the larger side of the patch, as in the reference implementation."""
     on_blank: Annotated[OnBlank, As(choice(OnBlank, "Leave it out to drop blank patches."))] = "drop"
     """What becomes of an observation with a channel that is entirely fill value: it is left out, or it stays."""
     on_nan: Annotated[OnNan, As(choice(OnNan, "Leave it out to stop at NaN."))] = "error"
@@ -266,8 +268,14 @@ class BuildConfig(BuildOptions):
         """What the stored bytes depend on, as JSON types: for the manifest and the hash."""
         record = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("workers", "where")}
         record["experiments"] = [experiment.as_record() for experiment in self.experiments]
+        record["max_border_shift_px"] = list(self.border_shifts_px) if self.border == "shift" else None
         parsed: dict[str, Any] = json.loads(json.dumps(record, default=dataclasses.asdict))
         return parsed
+
+    @property
+    def border_shifts_px(self) -> tuple[float, float]:
+        """Most stored pixels that a patch may move to lie inside the image: to larger and to smaller y or x."""
+        return find_limits(self.yx_patch_size, self.max_border_shift_px) if self.border == "shift" else (0.0, 0.0)
 
     def tau_frames(self, experiment: ExperimentConfig) -> tuple[int, int]:
         """τ range in frames of an experiment, both ends included."""

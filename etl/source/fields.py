@@ -22,6 +22,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError
 
+from dynaclr_wds.byte_sizes import SIZES, parse_size
 from dynaclr_wds.errors import ConfigError
 
 WELL = (r"^[^/\s]+/[^/\s]+$", "A/1")
@@ -164,6 +165,16 @@ def whole(low: int) -> Any:
     return Annotated[int, Field(strict=True, ge=low), says(f"a whole number ≥ {low}", "Correct it.")]
 
 
+def _read_size(raw: object) -> object:
+    """Read a size that is written with a unit, as `512K`; other values are judged as they are."""
+    if not isinstance(raw, str):
+        return raw
+    try:
+        return parse_size(raw)
+    except ValueError:
+        return raw
+
+
 def pair(item: Any, example: str) -> Any:
     """Make the type of a list of two numbers."""
 
@@ -227,4 +238,10 @@ WellLabels: Any = Annotated[
 Slices: Any = Annotated[pair(whole(0), "[0, 5]"), AfterValidator(_check_slices)]
 Hours: Any = Annotated[pair(NotNegative, "[0.5, 2.0]"), AfterValidator(_check_order)]
 Lengths: Any = Annotated[pair(whole(1), "[256, 256]"), BeforeValidator(_make_pair)]
+Bytes: Any = Annotated[
+    int,
+    Field(strict=True, ge=1),
+    BeforeValidator(_read_size),
+    says("a size in bytes ≥ 1", f"Give one such as {SIZES}."),
+]
 ClipLength: Any = Annotated[whole(1) | None, BeforeValidator(_drop_auto)]

@@ -36,6 +36,26 @@ def find_scale(reference: Sequence[float] | None, own: Sequence[float] | None) -
     return z, y, x
 
 
+def find_limits(size: tuple[int, int], given: float | None) -> tuple[float, float]:
+    """Return how many stored pixels a patch may move to larger and to smaller y or x, to lie inside the image.
+
+    By default a quarter of the larger side, as in the reference implementation; but a cell stays inside every centre
+    crop of at least half of a square patch. Such a crop of an even number of pixels has one less behind its middle, so
+    one pixel less is allowed there.
+
+    Parameters
+    ----------
+    size
+        (Y, X) of a patch.
+    given
+        What the user asks for, in both directions; None is the default.
+    """
+    if given is not None:
+        return given, given
+    quarter, half = max(size) // 4, -(-max(size) // 2)
+    return float(quarter), float(min(quarter, half - 1 - half // 2))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PatchGrid:
     """The pixels of a patch along y or x."""
@@ -61,6 +81,10 @@ class PatchGrid:
         last = first + (self.size - 1) * self.scale
         begin, end = math.floor(first + _ALMOST) - margin, math.ceil(last - _ALMOST) + 1 + margin
         return slice(max(begin, 0), min(end, length))
+
+    def image_pixels(self, stored: float) -> float:
+        """Return how many image pixels so many stored ones are, and what rounding may lack."""
+        return stored * self.scale + _ALMOST
 
     def centres(self, length: int, *, beyond: bool) -> tuple[int, int]:
         """Return the least and the greatest centre that a patch may have.

@@ -1,7 +1,7 @@
 -- Where the patch of each observation is centred, and which observations have none.
 -- In:  rows (row, fov, track_id, t, y, x, z, id, parent_id): the track files
---      fovs (fov, frames, height, width, and the least and greatest centre of a patch: y_low, y_high, x_low, x_high)
---      $max_shift: pixels or NULL for no limit
+--      fovs (fov, frames, height, width, the least and greatest centre of a patch: y_low, y_high, x_low, x_high, and how
+--      many pixels it may be moved at most to larger and to smaller y and x: y_forth, y_back, x_forth, x_back)
 -- Row: one observation of the track files.
 -- Out: the columns of rows
 --      y_clamp, x_clamp   centre of the patch. Clipped, then truncated, as the reference implementation does.
@@ -12,6 +12,10 @@ WITH clipped AS (
         frames,
         height,
         width,
+        y_forth,
+        y_back,
+        x_forth,
+        x_back,
         floor(greatest(y_low, least(y, y_high)))::INTEGER AS y_clamp,
         floor(greatest(x_low, least(x, x_high)))::INTEGER AS x_clamp
     FROM rows
@@ -32,6 +36,7 @@ SELECT
     CASE
         WHEN t < 0 OR t >= frames THEN 'outside_time'
         WHEN y < 0 OR y >= height OR x < 0 OR x >= width THEN 'outside_image'
-        WHEN greatest(abs(y_clamp - floor(y)), abs(x_clamp - floor(x))) > $max_shift THEN 'near_border'
+        WHEN y_clamp - floor(y) NOT BETWEEN -y_back AND y_forth THEN 'near_border'
+        WHEN x_clamp - floor(x) NOT BETWEEN -x_back AND x_forth THEN 'near_border'
     END AS reason
 FROM clipped

@@ -98,7 +98,7 @@ def _track_steps(cells: Cells) -> Int[np.ndarray, " steps"]:
 
 
 def _shifts(cells: Cells, axis: str) -> Shaped[np.ndarray, " obs"]:
-    """How many whole pixels each patch was moved along an axis, as `max_border_shift_px` counts them."""
+    """How many whole pixels of the image each patch was moved along an axis."""
     return np.abs(cells.columns[f"{axis}_clamp"] - np.floor(cells.columns[axis]))
 
 

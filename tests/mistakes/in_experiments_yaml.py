@@ -92,7 +92,9 @@ IN_EXPERIMENTS_YAML = [
     Mistake(what="Asks for a τ longer than any track", make=_options(tau_range_hours=[20, 30])),
     Mistake(what="Partitions by a label that there is not", make=_options(shard_by=["marker"])),
     Mistake(what="Excludes every FOV", make=_command(*BUILD, "--include_wells", "C/7")),
+    Mistake(what="Gives a size that is none", make=_options(block_bytes="512Q")),
     Mistake(what="Misspells an option of the command", make=_command(*BUILD, "--patch_size", "64", "64")),
+    Mistake(what="Shortens an option", make=_command("simulate", "plates", "--experiment", "3")),
     Mistake(what="Misspells the command", make=_command("biuld", "experiments.yaml")),
     Mistake(what="Builds into a bucket", make=_command("build", "experiments.yaml", "--out", "s3://b/shards")),
 ]

@@ -108,6 +108,9 @@ WITH_SHARDS = [
         make=_command("shuffle", "shards", "--batch_group_by", "marker"),
     ),
     Mistake(
+        what="Draws positives by columns and names none", make=_command("shuffle", "shards", "--positive", "columns")
+    ),
+    Mistake(
         what="Asks for a τ that the shards were not built for",
         make=_command("shuffle", "shards", "--tau_range", "0.5", "9"),
     ),

@@ -28,6 +28,7 @@ _MOST_MEASURED = 2_000_000  # anchors; counting what chance would do takes secon
 _LISTED = 3
 
 Level = Literal["good", "fair", "bad"]
+Subject = Literal["fovs", "lineages", "window", "draws", "strata", "quotas", "crop"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +36,7 @@ class Note:
     """One sentence on a plan."""
 
     level: Level
+    about: Subject
     text: str
 
 
@@ -106,11 +108,12 @@ def _judge_fovs(quality: Quality) -> list[Note]:
             f"Samples of one field of view (FOV) meet in a batch {ratio:.2f} times as often as by chance. Give a "
             "larger window, fewer streams, or build with a smaller block_bytes."
         )
-        return [Note(level="bad", text=text)]
+        return [Note(level="bad", about="fovs", text=text)]
     word = "hardly more often than" if ratio > FINE else "no more often than"
     return [
         Note(
             level="good",
+            about="fovs",
             text=f"Samples of one field of view (FOV) meet in a batch {word} by chance ({ratio:.2f} times).",
         )
     ]
@@ -122,14 +125,14 @@ def _judge_lineages(sampler: FlexibleBatchSampler, report: Report) -> list[Note]
     shared = report.relaxed["lineage"]
     few = _describe_few(sampler)
     if not shared:
-        return [Note(level="good", text="No two samples of a batch share a lineage."), *few]
+        return [Note(level="good", about="lineages", text="No two samples of a batch share a lineage."), *few]
     has = "has" if shared == 1 else "have"
     of = f"{shared:,} of {count_of(samples, 'sample')} ({_percent(shared / samples)})"
     text = (
         f"{of} {has} the lineage of another sample in the batch, so they count as negatives of each other although "
         f"they are positives. {_describe_cure(sampler)}"
     )
-    return [Note(level="bad" if shared > OFTEN * samples else "fair", text=text), *few]
+    return [Note(level="bad" if shared > OFTEN * samples else "fair", about="lineages", text=text), *few]
 
 
 def _describe_cure(sampler: FlexibleBatchSampler) -> str:
@@ -161,7 +164,8 @@ def _describe_few(sampler: FlexibleBatchSampler) -> list[Note]:
         return []
     found.sort(key=lambda one: one[1] / one[2])
     listed = [f"{name} has {have:,}, but a batch takes {n:.0f} samples of it" for name, have, n in found[:_LISTED]]
-    return [Note(level="bad", text=f"Too few lineages for this batch_size: {'; '.join(listed)}{_and_more(found)}.")]
+    text = f"Too few lineages for this batch_size: {'; '.join(listed)}{_and_more(found)}."
+    return [Note(level="bad", about="lineages", text=text)]
 
 
 def _judge_window(sampler: FlexibleBatchSampler) -> list[Note]:
@@ -173,7 +177,7 @@ def _judge_window(sampler: FlexibleBatchSampler) -> list[Note]:
         f"window_bytes ({size_of(window)}) holds all {size_of(stored)} that are used. window_bytes: null (exact mode) "
         "mixes at least as well, unless the shards are on a slow or remote disk."
     )
-    return [Note(level="fair", text=text)]
+    return [Note(level="fair", about="window", text=text)]
 
 
 def _judge_draws(report: Report, batches: int, whole: bool) -> list[Note]:
@@ -193,7 +197,7 @@ def _judge_draws(report: Report, batches: int, whole: bool) -> list[Note]:
         f"drawn more than twice an epoch; those of {name} {mean[worst]:.1f} times on average"
     )
     most = f", one of them {max(c.most_repeats for c in report.coverage)} times" if whole else ""
-    return [Note(level="fair", text=f"{text}{most}.")]
+    return [Note(level="fair", about="draws", text=f"{text}{most}.")]
 
 
 def _judge_strata(sampler: FlexibleBatchSampler) -> list[Note]:
@@ -207,7 +211,7 @@ def _judge_strata(sampler: FlexibleBatchSampler) -> list[Note]:
     if sampler.index.positives.kind == "columns":
         why, cure = "agrees with another in positive_match_columns", "Name fewer columns"
     text = f"Never drawn, because no {noun} {why}: {', '.join(listed)}{_and_more(barren)}. {cure}, or leave them out."
-    return [Note(level="bad", text=text)]
+    return [Note(level="bad", about="strata", text=text)]
 
 
 def _judge_quotas(report: Report) -> list[Note]:
@@ -223,9 +227,15 @@ def _judge_quotas(report: Report) -> list[Note]:
             cure = (
                 " The movies are short: nearly all cells are near any time. Lower temporal_window_hours, or leave it."
             )
-        return [Note(level="fair", text=f"{text}{others}.{cure}")]
+        return [Note(level="fair", about="quotas", text=f"{text}{others}.{cure}")]
     if report.composition:
-        return [Note(level="good", text="Every batch holds the shares that were asked for, to within one sample.")]
+        return [
+            Note(
+                level="good",
+                about="quotas",
+                text="Every batch holds the shares that were asked for, to within one sample.",
+            )
+        ]
     return []
 
 
@@ -239,7 +249,7 @@ def judge_crop(outside: int, cells: int, yx: tuple[int, int]) -> tuple[Note, ...
         "pixels that the network sees, because the build moved patches near the border into the image. Give a larger "
         "final_yx_patch_size, or build with --border pad, which keeps each cell in the middle."
     )
-    return (Note(level="bad" if outside > OFTEN * cells else "fair", text=text),)
+    return (Note(level="bad" if outside > OFTEN * cells else "fair", about="crop", text=text),)
 
 
 def _and_more(found: Sequence[object]) -> str:

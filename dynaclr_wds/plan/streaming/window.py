@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dynaclr_wds.byte_sizes import SIZES, parse_size
 from dynaclr_wds.errors import ConfigError, WindowError
 from dynaclr_wds.plan.compose.group_quotas import Group
 from dynaclr_wds.plan.config import SamplingConfig
@@ -20,7 +21,6 @@ _RANKS = "must be a multiple of the number of ranks"
 _COMFORT = 2.0  # groups share the window only as long as each has this times the least it needs
 Way = tuple[dict[str, object], str]
 """Settings that would do, and a remark."""
-_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def parse_window(given: int | float | str | None, used: int) -> int | None:
@@ -43,15 +43,12 @@ def parse_window(given: int | float | str | None, used: int) -> int | None:
     text = str(given).strip()
     if text.lower() in ("none", "null"):
         return None
-    number = text.rstrip("%BbiKMGTkmgt")
-    unit = text[len(number) :]
     try:
-        scale = used / 100 if unit == "%" else _UNITS[unit.upper().removesuffix("B").removesuffix("I")]
-        return int(float(number) * scale)
-    except (KeyError, ValueError, OverflowError) as error:
+        return int(float(text[:-1]) * (used / 100)) if text.endswith("%") else parse_size(text)
+    except (ValueError, OverflowError) as error:
         raise ConfigError(
-            f"window_bytes={text!r} is no size. Give bytes (4000000, 512M, 1.5GiB) or a share of what is used (10%), "
-            "or leave it out for exact mode."
+            f"window_bytes={text!r} is no size. Give bytes ({SIZES}) or a share of what is used (10%), or leave it out "
+            "for exact mode."
         ) from error
 
 
