@@ -61,7 +61,7 @@ def separate(
 
     `deal` looks at one stratum. Where labels change along a track, a lineage may be drawn in several, and meet itself
     in a batch. Each such draw changes places with a random one of its stratum if then neither meets its lineage, so
-    quotas are kept; where there is none it stays.
+    quotas are kept. This goes on until no exchange is left that helps.
 
     Returns
     -------
@@ -71,20 +71,28 @@ def separate(
     held = np.zeros((int(batch.max(initial=-1)) + 1, int(code.max(initial=-1)) + 1), np.int64)
     np.add.at(held, (batch, code), 1)
     members: dict[int, Int64[np.ndarray, " _"]] = {}
-    possible = np.bincount(code) <= len(held)  # a lineage with more draws than batches meets itself in any case
-    for i in np.flatnonzero((held[batch, code] > 1) & possible[code]).tolist():
-        if held[batch[i], code[i]] < 2:
-            continue  # an earlier swap has solved it
-        own = int(stratum[i])
-        if own not in members:
-            members[own] = rng.permutation(np.flatnonzero(stratum == own))
-        others = members[own]
-        free = (held[:, code[i]] == 0)[batch[others]] & (held[batch[i]] == 0)[code[others]]
-        if free.any():
-            j = others[int(free.argmax())]
-            held[batch[i], code[i]] -= 1
-            held[batch[j], code[j]] -= 1
-            batch[i], batch[j] = batch[j], batch[i]
-            held[batch[i], code[i]] += 1
-            held[batch[j], code[j]] += 1
+    moved = True
+    while moved:
+        moved = False
+        for i in np.flatnonzero(held[batch, code] > 1).tolist():
+            lacking = held[:, code[i]] == 0
+            if held[batch[i], code[i]] < 2 or not lacking.any():
+                continue  # an earlier exchange has solved it, or none can
+            own = int(stratum[i])
+            if own not in members:
+                members[own] = rng.permutation(np.flatnonzero(stratum == own))
+            others = members[own]
+            free = lacking[batch[others]] & (held[batch[i]] == 0)[code[others]]
+            if free.any():
+                _exchange(batch, held, code, i, int(others[int(free.argmax())]))
+                moved = True
     return batch
+
+
+def _exchange(
+    batch: Int64[np.ndarray, " n"], held: Int64[np.ndarray, "r l"], code: Integer[np.ndarray, " n"], i: int, j: int
+) -> None:
+    """Exchange the batches of two draws, and keep count of what each batch holds."""
+    held[batch[[i, j]], code[[i, j]]] -= 1
+    batch[i], batch[j] = batch[j], batch[i]
+    held[batch[[i, j]], code[[i, j]]] += 1

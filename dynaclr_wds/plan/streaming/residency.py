@@ -58,6 +58,7 @@ def plan_queue(rng: np.random.Generator, index: PlanIndex, part: Part, draws: in
         Blocks within reach at a time.
     """
     visits, got, size = [], 0, len(part.anchors)
+    full = draws // max(size, 1) * len(part.blocks)  # visits of whole passes
     while got < draws:
         order = rng.permutation(len(part.blocks))
         if got + size > draws:
@@ -72,7 +73,9 @@ def plan_queue(rng: np.random.Generator, index: PlanIndex, part: Part, draws: in
     visit = np.repeat(np.arange(len(count)), count)
     clip = index.clip(visited.anchors).astype(np.int64) + (visit.astype(np.int64) << 32)
     begin, length = begin / (begin + length).max(initial=0), length / (begin + length).max(initial=0)
-    order = sort_places(begin[visit] + length[visit] * sample_places(rng, clip))[:draws]
+    order = sort_places(begin[visit] + length[visit] * sample_places(rng, clip))
+    if got > draws:  # what is too many comes off the last pass, so that anchors come up equally often
+        order = np.delete(order, np.flatnonzero(visit[order] >= full)[draws - got :])
     return Queue(anchor=cast(SampleIndex, visited.anchors[order]), visit=visit[order].astype(np.int32), part=visited)
 
 
