@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from hypothesis import assume
+from hypothesis import reject
 from hypothesis import strategies as st
 
 from dynaclr_wds.errors import WindowError
@@ -194,7 +194,8 @@ class Case:
     def config(self) -> SamplingConfig:
         """What is asked, with shares that leave something to draw."""
         anchors = self.samples[self.samples["anchor"]]
-        assume(len(anchors))
+        if not len(anchors):
+            reject()
         kept = anchors.iloc[self.shape.seed % len(anchors)]
         weights = give_shares(self.weights if self.group_by else None, anchors["group"], kept["group"])
         ratio = give_shares(self.ratio if self.stratify_by else None, anchors["value"], kept["value"])

@@ -129,7 +129,12 @@ def test_anchors_of_a_stratum_come_up_equally_often(case):
     if not case.streams:
         for _, own in case.pool.groupby(STRATUM):
             assert np.ptp(draws[own.index]) <= 1
-    elif case.segments == 1:
+    for k in range(case.streams):
+        assert all(len(part.anchors) for part in case.whole._planners[k].source._mixer.parts(0)[k])
+    if case.streams:
+        dealt = [part.anchors for own in case.whole._planners[0].source._mixer.parts(0) for part in own]
+        assert (np.unique(np.concatenate(dealt)) == np.arange(len(case.index.row))).all()
+    if case.streams and case.segments == 1:
         for k, planner in enumerate(case.whole._planners):
             drawn = case.drawn[case.drawn["stream"] == k].groupby(["row", "choice"]).size()
             for part in planner.source._mixer.parts(0)[k]:  # what the stream owns of each stratum

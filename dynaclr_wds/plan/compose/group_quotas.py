@@ -23,6 +23,7 @@ from dynaclr_wds.plan.compose.quotas import (
     space_out,
     spread,
 )
+from dynaclr_wds.plan.rng import sort_small
 
 MANY = 128
 """Strata up to which quotas are a table."""
@@ -128,13 +129,15 @@ class GroupQuotas:
         value = group.value[at[pick]]
         column = self.column[at[pick]]
         # value by value, in random order: so in turns over the batches a value meets others each time
-        order = np.lexsort((rng.permutation(len(np.unique(group.value)))[value], column))
+        order = sort_small(rng.permutation(int(group.value.max()) + 1)[value])
+        order = order[sort_small(column[order])]
         pick, value, column = pick[order], value[order], column[order]
         of, batch = np.nonzero(own.T)
         size = own[batch, of]
         turn = np.arange(len(pick)) - np.repeat(np.cumsum(size) - size, size)
         of, batch = np.repeat(of, size), np.repeat(batch, size)
-        batch = batch[np.lexsort((rng.permutation(len(own))[batch], turn, of))]
+        place = of * (int(turn.max(initial=0)) + 1) + turn
+        batch = batch[sort_small(place * len(own) + rng.permutation(len(own))[batch])]
         rare = column == self.own.shape[1] - 1
         number = group.number(leaked[1])
         known = number >= 0

@@ -11,6 +11,8 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Int64, Integer
 
+from dynaclr_wds.plan.rng import sort_small
+
 
 def deal(
     rng: np.random.Generator,
@@ -37,18 +39,30 @@ def deal(
     span = int(lineage.max(initial=0)) + 1
     known, where, count = np.unique(stratum * span + lineage, return_inverse=True, return_counts=True)
     rank = np.empty(len(count), np.int64)
-    rank[np.lexsort((rng.random(len(count)), -count, known // span))] = np.arange(len(count))
-    draws = np.lexsort((anchor, track, rank[where]))
+    rank[_order_frequent(rng, known // span, count)] = np.arange(len(count))
+    draws = sort_small(rank[where])
+    several = (count > 1)[where[draws]]  # draws of a lineage by track and observation; they stand together
+    again = draws[several]
+    draws[several] = again[np.lexsort((anchor[again], track[again], rank[where[again]]))]
     # in every turn of a stratum, the batches that still lack a draw, in the same order each time
     of, batch = np.nonzero(quota.T)
     size = quota[batch, of]
-    order = np.lexsort((rng.random(len(of)), -size, of))
+    order = _order_frequent(rng, of, size)
     of, batch, size = of[order], batch[order], size[order]
     turn = np.arange(len(stratum)) - np.repeat(np.cumsum(size) - size, size)
-    slots = np.lexsort((turn, np.repeat(of, size)))
+    slots = sort_small(np.repeat(of, size) * (int(turn.max(initial=0)) + 1) + turn)
     out = np.empty(len(draws), np.int64)
     out[draws] = np.repeat(batch, size)[slots]
     return out
+
+
+def _order_frequent(
+    rng: np.random.Generator, part: Integer[np.ndarray, " n"], count: Integer[np.ndarray, " n"]
+) -> Int64[np.ndarray, " n"]:
+    """Order things part by part, those of large counts first, equal ones in random order."""
+    most = int(count.max(initial=0))
+    order = np.argsort(rng.random(len(count)), kind="stable")
+    return order[sort_small((part * (most + 1) + most - count)[order])]
 
 
 def separate(

@@ -138,12 +138,22 @@ class ResidentPool:
         parts = [self._queues[s].anchor[begin:end] for s, begin, end in each]
         return cast(SampleIndex, np.concatenate(parts).astype(np.int64))
 
-    def reach(self, round_id: int, stratum: int) -> int:
+    def reach(self, round_id: int, strata: Int64[np.ndarray, " k"]) -> Int64[np.ndarray, " k"]:
         """Count the anchors of the visits that last the whole round."""
-        return int(np.diff(self._queues[stratum].part.first)[self._here(round_id, stratum)].sum())
+        here = ((self._queues[s].part, self._here(round_id, s)) for s in strata.tolist())
+        return np.array([np.diff(part.first)[stays].sum() for part, stays in here], np.int64)
 
-    def draw(self, rng: np.random.Generator, round_id: int, stratum: int, count: int) -> Int64[SampleIndex, " count"]:
+    def draw(
+        self, rng: np.random.Generator, round_id: int, strata: Int64[np.ndarray, " k"], count: Int64[np.ndarray, " k"]
+    ) -> Int64[SampleIndex, " n"]:
         """Draw from the visits that last the whole round."""
+        each = zip(strata.tolist(), count.tolist(), strict=True)
+        parts = [self._draw_one(rng, round_id, stratum, n) for stratum, n in each if n]
+        return cast(SampleIndex, np.concatenate([np.zeros(0, np.int64), *parts]))
+
+    def _draw_one(
+        self, rng: np.random.Generator, round_id: int, stratum: int, count: int
+    ) -> Int64[SampleIndex, " count"]:
         part = self._queues[stratum].part
         here = np.flatnonzero(self._here(round_id, stratum))
         sizes = np.diff(part.first)[here]
