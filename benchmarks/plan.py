@@ -137,10 +137,13 @@ def print_screen(millions: float, given: argparse.Namespace) -> None:
     columns, codes = make_screen(millions, max(round(100 * millions), 2), 40)
     for group, value in ((("marker",), ("perturbation",)), ((), ("perturbation", "marker"))):
         index = plan_index(columns, codes, (0.5, 2.0), batch_group_by=group, stratify_by=value)
-        _, first, each = time_batches(index, SamplingConfig(batch_size=given.batch_size), given.batches, given.repeats)
+        config = SamplingConfig(batch_size=given.batch_size)
+        _, _, early = time_batches(index, config, min(given.batches, 400), given.repeats)
+        _, first, each = time_batches(index, config, given.batches, given.repeats)
         mean = each + first * 1e3 / (len(index.row) / given.batch_size)
         print(
             f"{len(index.strata):,} strata, by {'/'.join(group) or 'nothing':12}{first:16.2f}{each:12.3f}{mean:14.3f}"
+            f", the first 400 {early:.3f}"
         )
 
 

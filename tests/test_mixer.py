@@ -16,6 +16,8 @@ from dynaclr_wds.plan.audit.quality import measure_quality
 from dynaclr_wds.plan.batch import PlannedBatches
 from dynaclr_wds.plan.config import SamplingConfig
 from dynaclr_wds.plan.sampler import FlexibleBatchSampler
+from dynaclr_wds.plan.streaming.partition import make_part
+from dynaclr_wds.plan.streaming.residency import plan_queue
 from dynaclr_wds.plan.streaming.rotation import plan_lanes
 from dynaclr_wds.plan.streaming.window import parse_window, window_as_typed
 from tests.synthetic import Synthetic, index_columns, make_columns, make_index
@@ -315,7 +317,15 @@ def test_the_global_sequence_does_not_depend_on_the_world(whole, world):
 
 def test_the_pinned_golden_order():
     # Published runs depend on this order. If a change must alter it, say so in CHANGELOG.md.
-    assert fingerprint(streamed(SMALL, share=1.2, num_streams=2, batch_size=16, **FEATURES)) == "0e8ce142f123978f"
+    assert fingerprint(streamed(SMALL, share=1.2, num_streams=2, batch_size=16, **FEATURES)) == "ffe67aeedbc918e3"
+
+
+@given(draws=st.integers(1, 1400), resident=st.integers(1, 40), seed=st.integers(0, 99))
+def test_no_pass_of_a_queue_loses_an_anchor_for_one_of_a_later_pass(draws, resident, seed):
+    part = make_part(SMALL, np.arange(SMALL.first[1], SMALL.first[1] + 320))
+    queue = plan_queue(np.random.default_rng(seed), SMALL, part, draws, resident)
+    assert len(queue.anchor) == draws
+    assert np.ptp(np.bincount(queue.anchor - part.anchors[0], minlength=320)) <= 1
 
 
 def test_streams_own_disjoint_anchors():

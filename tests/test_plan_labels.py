@@ -246,6 +246,11 @@ def test_draws_change_places_only_within_their_stratum_and_only_if_it_helps():
     found = separate(np.random.default_rng(0), batch, stratum, lineage)
     assert sorted(lineage[found == 0].tolist()) in ([3, 7], [7, 9])
     assert [sorted(stratum[found == b].tolist()) for b in (0, 1)] == [[0, 1], [0, 1]]
+    # lineage 1 has more draws than batches; the batch that lacks it gets it all the same
+    many = separate(
+        np.random.default_rng(0), np.array([0, 0, 0, 1, 1, 1]), np.zeros(6, int), np.array([1, 1, 1, 3, 4, 5])
+    )
+    assert sorted(np.array([1, 1, 1, 3, 4, 5])[many == 1].tolist())[0] == 1
     stuck = separate(np.random.default_rng(0), batch, stratum, np.array([7, 7, 7, 9]))
     assert sorted(np.array([7, 7, 7, 9])[stuck == 0].tolist()) in ([7, 7], [7, 9])
 

@@ -1,154 +1,249 @@
-"""The laws of the plan on random label tables: many groups and values, sizes with long tails, nulls, changing labels.
-
-A case is a table and the way of reading it. What else a batch may be asked for is one entry of `SETTINGS` each.
-"""
+"""The laws of the plan on random sets, exact and streaming, each against a count that knows nothing of the plan."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections import Counter
-from itertools import islice
+import json
 
 import numpy as np
-import pytest
+import pandas as pd
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from dynaclr_wds.plan.config import SamplingConfig
-from dynaclr_wds.plan.index import PlanIndex
-from dynaclr_wds.plan.listing import plan_index
-from dynaclr_wds.plan.sampler import FlexibleBatchSampler
-from tests.synthetic import Synthetic, make_columns
-from tests.test_sampler import fingerprint
+from dynaclr_wds.plan.batch import BatchPlan
+from dynaclr_wds.read.loader import ThreadDataLoader
+from tests.random_sets import Case, cases, count_choices, list_temporal, make_set, match_columns
 
-SETTINGS = {"plain": {}, "leak": {"leaky": 0.25}, "focus": {"temporal_enrichment": True, "temporal_window_hours": 4.0}}
-EVERY = pytest.mark.parametrize("options", SETTINGS.values(), ids=SETTINGS.keys())
-LAWS = settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+STRATUM = ["experiment", "group", "value"]
 
 
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """A random label table; `changing` labels differ along a track."""
+def for_cases(most: int):
+    """State a law for so many random cases."""
+    few = settings(max_examples=most, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    return lambda law: few(given(case=cases())(law))
 
-    groups: int
-    values: int
-    changing: bool
-    nulls: bool
-    seed: int
-    by_group: bool = True
 
-    @property
-    def index(self) -> PlanIndex:
-        spec = Synthetic(experiments=1, conditions=("c",), lineages=(max(90, 2 * self.groups * self.values),), seed=3)
-        columns, codes = make_columns(spec)
-        rng = np.random.default_rng(self.seed)
-        owner = np.arange(len(columns.obs_track)) // (7 if self.changing else 20)  # a lineage has 20 observations
-        labels = dict(columns.labels)
-        for name, count in (("group", self.groups), ("value", self.values)):
-            tail = 1 / np.arange(1, count + 1)
-            labels[name] = (rng.choice(count, owner.max() + 1, p=tail / tail.sum())[owner] - self.nulls).astype(
-                np.int32
+def is_grouped(case: Case) -> bool:
+    return bool(case.group_by) and case.config.experiment_aware
+
+
+def is_balanced(case: Case) -> bool:
+    return bool(case.stratify_by) and case.config.condition_balanced
+
+
+@for_cases(15)
+def test_batches_are_full_pure_and_leak_exactly(case):
+    names, size = set(case.pool["group"]), case.config.batch_size
+    assert set(case.drawn["sample"]) <= set(case.pool.index)
+    assert set(case.drawn["batch"].value_counts()) == {size}
+    if not is_grouped(case):
+        assert set(case.drawn["about"]) == {""}
+        return
+    assert set(case.drawn["about"]) <= names
+    leaky = case.config.leaky if len(names) > 1 else 0.0
+    leaked = (case.drawn["group"] != case.drawn["about"]).groupby(case.drawn["batch"]).sum()
+    # a group that has more than a lane of a narrow window is alone within reach for a while
+    alone = (leaked == 0) & (case.segments > 1)
+    assert (((leaked - leaky * size).abs() < 1) | alone).all()
+    batches = case.drawn.drop_duplicates("batch").set_index("batch")[~alone]
+    for _, own in batches.groupby(["stream", "about"]):
+        assert abs(leaked[own.index].sum() - leaky * size * len(own)) < case.segments + 1e-6
+
+
+@for_cases(15)
+def test_groups_have_the_batches_that_their_weights_or_sizes_say(case):
+    if not is_grouped(case):
+        return
+    batches = case.drawn.drop_duplicates("batch")
+    size = case.pool["group"].value_counts()
+    for _, own in batches.groupby("stream"):
+        count = own["about"].value_counts().reindex(size.index, fill_value=0)
+        if case.config.weights is not None:
+            weight = pd.Series(case.config.weights)[size.index]
+            assert ((count - len(own) * weight / weight.sum()).abs() < 1).all()
+        elif not case.streams:
+            assert (count == (size // case.config.batch_size).clip(lower=1)).all()
+
+
+@for_cases(15)
+def test_values_have_their_quotas_in_every_batch_and_over_the_epoch(case):
+    if not is_balanced(case):
+        return
+    for about, drawn in case.drawn.groupby("about"):
+        own = case.pool if about == "" else case.pool[case.pool["group"] == about]
+        values = sorted(set(own["value"]))
+        ratio = case.config.ratio or dict.fromkeys(values, 1.0)
+        share = np.array([ratio[v] for v in values]) / sum(ratio[v] for v in values)
+        missed = np.zeros(len(values))
+        for _, batches in drawn.groupby(["stream", "round"]):
+            found, leaked = (
+                pd.crosstab(rows["batch"], rows["value"])
+                .reindex(batches["batch"].unique(), columns=values, fill_value=0)
+                .to_numpy(int)
+                for rows in (batches, batches[(batches["group"] != about) & (about != "")])
             )
-        names = {"group": [f"g{k}" for k in range(self.groups)], "value": [f"v{k}" for k in range(self.values)]}
-        return plan_index(
-            dataclasses.replace(columns, labels=labels),
-            dataclasses.replace(codes, values={**codes.values, **names}),
-            (0.5, 2.0),
-            batch_group_by=("group",) if self.by_group else (),
-            stratify_by=("value",),
-        )
+            asked = found.sum(1, keepdims=True) * share
+            room = np.maximum(leaked, np.floor(asked + 1e-9)).sum(1) <= found.sum(1)
+            # a batch is as near to its quotas as what leaks into it allows; no more of a value leaks than has to
+            flood = ((leaked >= asked + 1) & (leaked.mean(0) > asked)).any(1)
+            off = found - asked
+            assert (np.abs(off[room & ~flood]) < 1 + 1e-6).all(), (off, leaked)
+            missed = missed + (off.sum(0) if (room & ~flood).all() else np.nan)
+        assert not (np.abs(missed) >= case.segments * max(case.streams, 1) + 1e-6).any(), missed
 
 
-CASES = st.builds(
-    Case,
-    groups=st.integers(1, 3),
-    values=st.sampled_from([1, 2, 3, 40, 300]),
-    changing=st.booleans(),
-    nulls=st.booleans(),
-    seed=st.integers(0, 999),
-    by_group=st.booleans(),
-)
+def fewest_shared(sizes: np.ndarray, lineages: np.ndarray) -> int:
+    """Fewest draws that share their lineage with another of their batch, however they are dealt (Gale-Ryser)."""
+    largest = np.sort(sizes)[::-1]
+    return max(int(largest[:k].sum() - np.minimum(lineages, k).sum()) for k in range(len(sizes) + 1))
 
 
-def count_values(index: PlanIndex, rows: np.ndarray) -> Counter[int]:
-    return Counter(index.columns.labels["value"][index.columns.patch_obs[rows]].tolist())
+@for_cases(15)
+def test_lineages_are_distinct_as_far_as_the_draws_of_a_round_allow(case):
+    if case.config.temporal_enrichment:
+        return
+    if (case.pool.groupby("lineage")[STRATUM].nunique() > 1).any(axis=None):
+        return  # a lineage that meets itself from two strata is for the next law
+    for _, part in case.drawn.groupby(["stream", "round", *STRATUM]):
+        table = pd.crosstab(part["batch"], part["lineage"]).to_numpy()
+        assert (table - 1).clip(min=0).sum() == fewest_shared(table.sum(1), table.sum(0))
 
 
-def group_names(index: PlanIndex, rows: np.ndarray) -> list[str]:
-    codes = index.columns.labels["group"][index.columns.patch_obs[rows]].tolist()
-    return ["~" if code < 0 else f"g{code}" for code in codes]
+@for_cases(15)
+def test_no_exchange_within_a_stratum_would_part_draws_that_share_a_lineage(case):
+    if case.config.temporal_enrichment:
+        return
+    drawn = case.drawn.assign(stratum=case.drawn[STRATUM].agg("|".join, axis=1))
+    for _, part in drawn.groupby(["stream", "round"]):
+        batch, lineage, stratum = (pd.factorize(part[k])[0] for k in ("batch", "lineage", "stratum"))
+        held = np.zeros((batch.max() + 1, lineage.max() + 1), int)
+        np.add.at(held, (batch, lineage), 1)
+        for i in np.flatnonzero(held[batch, lineage] > 1):
+            free = (stratum == stratum[i]) & (held[batch, lineage[i]] == 0) & (held[batch[i], lineage] == 0)
+            assert not free.any()
 
 
-@EVERY
-@LAWS
-@given(case=CASES, size=st.integers(4, 40))
-def test_groups_are_pure_leaks_and_value_quotas_exact_and_batches_full(options, case, size):
-    index = case.index
-    s = FlexibleBatchSampler(index, SamplingConfig(batch_size=size, **options))
-    values: dict[str, set[int]] = {}
-    for name, code in zip(*(_labels(index)), strict=True):
-        values.setdefault(name if case.by_group else "", set()).add(code)
-    total: dict[str, Counter[int]] = {}
-    batches: Counter[str] = Counter()
-    for plan in s:
-        assert len(plan) == size
-        own = size if not case.by_group else group_names(index, plan.anchor).count(plan.group)
-        if len(values) > 1:
-            assert abs(size - own - options.get("leaky", 0) * size) < 1
+@for_cases(15)
+def test_anchors_of_a_stratum_come_up_equally_often(case):
+    if case.config.temporal_enrichment:
+        return
+    draws = case.drawn["sample"].value_counts().reindex(case.pool.index, fill_value=0)
+    if not case.streams:
+        for _, own in case.pool.groupby(STRATUM):
+            assert np.ptp(draws[own.index]) <= 1
+    for k in range(case.streams):
+        assert all(len(part.anchors) for part in case.whole._planners[k].source._mixer.parts(0)[k])
+    if case.streams:
+        dealt = [part.anchors for own in case.whole._planners[0].source._mixer.parts(0) for part in own]
+        assert (np.unique(np.concatenate(dealt)) == np.arange(len(case.index.row))).all()
+    if case.streams and case.segments == 1:
+        for k, planner in enumerate(case.whole._planners):
+            drawn = case.drawn[case.drawn["stream"] == k].groupby(["row", "choice"]).size()
+            for part in planner.source._mixer.parts(0)[k]:  # what the stream owns of each stratum
+                choice = case.index.choice_of(part.anchors)
+                own = zip(
+                    case.index.row[part.anchors], [0] * len(part.anchors) if choice is None else choice, strict=True
+                )
+                assert np.ptp(drawn.reindex(pd.MultiIndex.from_tuples(own), fill_value=0)) <= 1
+    if case.streams or is_balanced(case) or case.config.leaky or case.config.weights:
+        return
+    for _, own in case.pool.groupby("group" if is_grouped(case) else "anchor"):
+        if len(own) >= case.config.batch_size:
+            assert draws[own.index].max() == 1
+            assert (draws[own.index] == 0).sum() < case.config.batch_size
+
+
+@for_cases(15)
+def test_positives_are_those_that_joins_of_tables_allow(case):
+    drawn, rule = case.drawn, case.positives
+    if rule.kind != "columns":
+        pairs = drawn[["row", "to"]].drop_duplicates()
+        if rule.kind == "self":
+            assert (pairs["row"] == pairs["to"]).all()
         else:
-            assert own == size
-        if "leaky" in options:
-            continue
-        found = count_values(index, plan.anchor)
-        quota = size / len(values[plan.group])
-        assert set(found) <= values[plan.group]
-        assert all(abs(found[v] - quota) < 1 + 1e-9 for v in values[plan.group])
-        total.setdefault(plan.group, Counter()).update(found)
-        batches[plan.group] += 1
-    for group, found in total.items():
-        quota = size / len(values[group]) * batches[group]
-        assert all(abs(found[v] - quota) < 1 + 1e-6 for v in values[group])
+            allowed = list_temporal(case, case.samples)
+            assert set(zip(pairs["row"], pairs["to"], strict=True)) <= set(
+                zip(allowed["row"], allowed["to"], strict=True)
+            )
+        if rule.channel == "same":
+            assert (drawn["to_choice"] == drawn["choice"]).all()
+        else:
+            most = drawn["experiment"].map(lambda e: count_choices(case, int(e[1:])))
+            assert (drawn["to_choice"] < most).all()
+        return
+    by = match_columns(case)
+    pool = case.pool.rename(columns={"row": "to", "choice": "to_choice"})
+    partner = drawn[["to", "to_choice"]].merge(pool, on=["to", "to_choice"], how="left")
+    assert (partner[by].to_numpy() == drawn[by].to_numpy()).all()
+    alone = partner["lineage"].to_numpy() == drawn["lineage"].to_numpy()
+    # within reach is all that may be drawn; in streaming at least what is drawn in the same round
+    within, by = (drawn, [*by, "stream", "round"]) if case.streams else (case.pool, by)
+    several = within.groupby(by)["lineage"].nunique() > 1
+    for row in drawn.loc[alone].drop_duplicates(by)[by].itertuples(index=False, name=None):
+        assert not several[row if len(by) > 1 else row[0]]
 
 
-def _labels(index: PlanIndex) -> tuple[list[str], list[int]]:
-    return group_names(index, index.row), index.columns.labels["value"][index.columns.patch_obs[index.row]].tolist()
+@for_cases(15)
+def test_streamed_anchors_and_partners_are_resident(case):
+    if not case.streams:
+        return
+    columns = make_set(case.shape)[0]
+    sampler = case.sampler()
+    blocks = [sampler.blocks(k) for k in range(case.streams)]
+    for plan in case.plans:
+        own, at = blocks[plan.number % case.streams], plan.number // case.streams
+        here = set(own.block[(own.admit <= at) & (own.retire >= at)].tolist())
+        for rows in (plan.anchor, plan.positive):
+            assert set(columns.clip_block[columns.patch_clip[rows]].tolist()) <= here
+    assert sampler.report(0).streaming["planned_peak_bytes"] <= case.window_bytes
 
 
-@LAWS
-@given(case=CASES, size=st.integers(4, 40))
-def test_coverage_with_and_without_balance(case, size):
-    index = case.index
-    drawn = Counter()
-    for plan in FlexibleBatchSampler(index, SamplingConfig(batch_size=size, condition_balanced=False)):
-        drawn.update(plan.anchor.tolist())
-    large = [
-        n for n in Counter(index.group_of[index.stratum(np.arange(len(index.row)))].tolist()).values() if n >= size
-    ]
-    if len(large) == len(index.group_names):  # a smaller group fills its only batch with repeats
-        assert max(drawn.values()) == 1
-        assert len(index.row) - len(drawn) < len(large) * size
-    balanced = FlexibleBatchSampler(index, SamplingConfig(batch_size=size))
-    draws = np.bincount(index.find(np.concatenate([p.anchor for p in balanced])), minlength=len(index.row))
-    for a, b in zip(index.first[:-1], index.first[1:], strict=True):
-        assert np.ptp(draws[a:b]) <= 1
+def key(plan: BatchPlan) -> tuple:
+    parts = (plan.anchor, plan.positive, plan.anchor_choice, plan.positive_choice)
+    return (plan.number, plan.group, str(plan.focal_hpi), *(None if p is None else tuple(p.tolist()) for p in parts))
 
 
-@EVERY
-@LAWS
-@given(case=CASES, world=st.integers(2, 3))
-def test_ranks_are_equal_and_resume_is_exact(options, case, world):
-    index, config = case.index, SamplingConfig(batch_size=16, **options)
-    whole = [fingerprint([p]) for p in islice(FlexibleBatchSampler(index, config), 4 * world)]
-    ranks = [FlexibleBatchSampler(index, config, rank=r, world_size=world) for r in range(world)]
-    assert len({len(r) for r in ranks}) == 1
-    ranks[0].deliver(min(2, len(ranks[0])))
-    resumed = FlexibleBatchSampler(index, config)
-    resumed.load_state_dict(ranks[0].state_dict())
-    rest = [fingerprint([p]) for p in islice(resumed, 4)]
-    assert rest == whole[resumed.start : resumed.start + len(rest)]
+class Echo:
+    """Data that are the plans by which they are asked for."""
+
+    def __getitems__(self, plan):
+        return plan
+
+    def __len__(self):
+        return 1
+
+    def open_window(self, reads):
+        assert reads.limit_bytes > 0
+
+    def close_window(self):
+        pass
 
 
-def test_the_state_is_small_however_many_strata_there_are():
-    index = Case(groups=3, values=300, changing=True, nulls=False, seed=0).index
-    assert len(index.strata) > 300
-    assert len(str(FlexibleBatchSampler(index, SamplingConfig(batch_size=16)).state_dict())) < 1200
+@for_cases(8)
+def test_ranks_are_equal_and_resume_is_exact_whatever_the_threads(case):
+    whole = [key(p) for p in case.plans]
+    worlds = [world for world in (1, 2, 3, 4) if (case.streams or world) % world == 0]
+    for world in worlds:
+        ranks = [case.sampler(r, world) for r in range(world)]
+        assert {len(r) for r in ranks} == {len(whole) // world}
+        steps = zip(*ranks, strict=True)
+        assert [key(p) for step in steps for p in step] == whole[: len(whole) // world * world]
+    world = worlds[case.config.seed % len(worlds)]
+    stopped = case.sampler(world_size=world)
+    stopped.deliver(len(stopped) * (case.config.seed % 7) // 7)
+    resumed = case.sampler()
+    resumed.load_state_dict(json.loads(json.dumps(stopped.state_dict())))
+    loader = ThreadDataLoader(Echo(), batch_sampler=resumed, num_workers=case.config.seed % 4)
+    assert [key(p) for p in loader] == whole[stopped.position :]
+
+
+@for_cases(15)
+def test_the_ledger_counts_what_a_slow_count_finds(case):
+    report = case.sampler().report()
+    by_batch = case.drawn.groupby("batch")
+    assert report.relaxed == {
+        "lineage": int((case.config.batch_size - by_batch["lineage"].nunique()).sum()),
+        "track": int((case.config.batch_size - by_batch["track"].nunique()).sum()),
+        "observation": int((case.config.batch_size - by_batch["sample"].nunique()).sum()),
+    }
+    draws = case.drawn["sample"].value_counts()
+    assert sum(c.unique for c in report.coverage) == len(draws)
+    assert sum(c.repeated for c in report.coverage) == len(case.drawn) - len(draws)

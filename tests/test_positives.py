@@ -312,6 +312,19 @@ def test_the_marker_of_the_channel_groups_and_balances():
     assert groups == {"Phase", "ER", "MITO"}
 
 
+def test_anchors_are_found_with_their_channels_however_many_strata_there_are():
+    genes = tuple(f"g{k}" for k in range(60))
+    code = (np.arange(len(COLUMNS.obs_track)) % 60).astype(np.int32)
+    columns = dataclasses.replace(COLUMNS, labels={**COLUMNS.labels, "gene": code})
+    codes = dataclasses.replace(CODES, values={**CODES.values, "gene": genes})
+    for stratify in (("condition",), ("gene",)):  # 6 and 180 strata
+        index = index_of(channels=1, stratify=stratify, made=(columns, codes))
+        everyone = np.arange(len(index.row))
+        assert (index.find(index.row, index.choice) == everyone).all()
+        other = np.setdiff1d(np.arange(len(COLUMNS.patch_obs)), index.row)
+        assert set(index.find(other, np.zeros(len(other), int)).tolist()) == {-1}
+
+
 def test_several_channels_a_sample_are_all_sets_of_so_many():
     choices = list_choices(EXPERIMENTS[:2], STORED[:2], MARKERS[:2], 2, [True, True])
     assert choices.channels == (((0, 1),), ((0, 1), (0, 2), (1, 2)))

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dynaclr_wds.plan.compose.group_quotas import Group, Leak, plan_group_quotas
 from dynaclr_wds.plan.compose.quotas import spread
 from dynaclr_wds.plan.config import SamplingConfig
 from dynaclr_wds.plan.rng import sort_places
@@ -122,6 +123,18 @@ def test_every_quota_is_rounded_up_or_down_in_every_batch_and_over_batches_of_on
         rows = found[np.array(totals) == total]
         assert (np.abs(rows - total * fraction) < 1).all()
         assert (np.abs(rows.sum(0) - len(rows) * total * fraction) < 1 + 1e-6).all()
+
+
+def test_what_leaks_in_beyond_a_quota_comes_off_those_that_were_rounded_up():
+    share = np.array([0.25, 0.15, 0.45, 0.15])  # of a batch of 10: 2.5, 1.5, 4.5, 1.5
+    group = Group(name="g", strata=np.arange(4), share=share, value=np.arange(4), codes=np.arange(4))
+    leak = Leak(stratum=np.full(24, 4), first=np.arange(0, 25, 3))  # three of the first value into each of 8 batches
+    quotas, _ = plan_group_quotas(
+        np.random.default_rng(0), group, leak, np.array([0, 1, 2, 3, 0]), 10, np.array([0, 8])
+    )
+    held = quotas.own.astype(int) + np.array([3, 0, 0, 0])
+    assert held.sum(1).tolist() == [10] * 8
+    assert (np.abs(held - 10 * share) < 1).all()
 
 
 def test_what_a_batch_cannot_have_as_a_fraction_is_spread_evenly():

@@ -26,8 +26,9 @@ Map
     Where all randomness comes from.
 `compose/`
     What a batch holds. `schedule`, `group_quotas` and `quotas` count, `leak` takes from other groups, `pool` orders
-    anchors in queues, `rounds` plans some tens of batches together: `lineages` keeps lineages distinct, `focal_window`
-    draws near one HPI (from the table in `draws`), `positives` and `negatives` complete the samples.
+    anchors in queues (by `hashed_order` where strata are many), `rounds` plans some tens of batches together:
+    `lineages` keeps lineages distinct, `focal_window` draws near one HPI (from the table in `draws`), `positives` and
+    `negatives` complete the samples.
 `streaming/`
     What must be resident. `needs` counts what a batch needs, `window` what a window can hold, `partition` deals blocks
     to streams, `rotation` says which groups are active when, `residency` when each block comes and goes, `mixer` puts

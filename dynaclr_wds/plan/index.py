@@ -104,8 +104,8 @@ class PlanIndex:
     _clock: Float64[np.ndarray, "s 2"] = field(init=False, compare=False)
     """Hours of frame 0 and hours per frame, of each stratum."""
     _tau: Int64[np.ndarray, "s 2"] = field(init=False, compare=False)
-    _place: list[Integer[SampleIndex, " p"]] = field(init=False, compare=False, default_factory=list)
-    """Place of every patch row in `row`; made when it is first needed."""
+    _place: list[Integer[SampleIndex, "p most"]] = field(init=False, compare=False, default_factory=list)
+    """Place in `row` of every patch row with every choice of channels; made when it is first needed."""
 
     def __post_init__(self) -> None:
         """Gather what is looked up for every batch."""
@@ -178,7 +178,7 @@ class PlanIndex:
         if not len(rows):
             return out
         if len(self.strata) > _MANY:
-            return self._find_all(rows)
+            return self._find_all(rows, choice)
         wanted = rows.astype(self.row.dtype)  # in the dtype of the rows: numpy would copy all of them to another
         low, high = self.row[self.first[:-1]], self.row[self.first[1:] - 1]
         for s in np.flatnonzero((low <= wanted.max()) & (high >= wanted.min())).tolist():
@@ -192,13 +192,18 @@ class PlanIndex:
                 place = np.minimum(place + 1, self.first[s + 1] - 1)
         return out
 
-    def _find_all(self, rows: Integer[PatchRow, " n"]) -> Int64[np.ndarray, " n"]:
-        """Find patch rows in a table of all of them: strata are too many to look through one after another."""
+    def _find_all(
+        self, rows: Integer[PatchRow, " n"], choice: Integer[np.ndarray, " n"] | None
+    ) -> Int64[np.ndarray, " n"]:
+        """Find samples in a table of all patches: strata are too many to look through one after another."""
+        own = np.zeros(1, np.int64) if self.choice is None else self.choice
         if not self._place:
-            place = np.full(len(self.columns.patch_clip), -1, np.int32 if len(self.row) < 1 << 31 else np.int64)
-            place[self.row] = np.arange(len(self.row))
+            shape = (len(self.columns.patch_clip), int(own.max(initial=0)) + 1)
+            place = np.full(shape, -1, np.int32 if len(self.row) < 1 << 31 else np.int64)
+            place[self.row, own] = np.arange(len(self.row))
             self._place.append(cast(SampleIndex, place))
-        return self._place[0][rows].astype(np.int64)
+        found = self._place[0][rows].astype(np.int64)
+        return found.max(1) if choice is None else found[np.arange(len(rows)), choice]
 
     def clip(self, anchors: Integer[SampleIndex, "*n"]) -> Integer[np.ndarray, "*n"]:
         """Clip of each anchor."""
@@ -237,5 +242,7 @@ class PlanIndex:
     def tau_frames(self, anchors: Integer[SampleIndex, "*n"]) -> tuple[Int[np.ndarray, "*n"], Int[np.ndarray, "*n"]]:
         """Smallest and largest τ of each anchor, in frames."""
         low, high = self._tau.T
+        if (self._tau == self._tau[:1]).all():  # strata need not be looked up
+            return np.full(anchors.shape, low[0]), np.full(anchors.shape, high[0])
         stratum = self.stratum(anchors)
         return low[stratum], high[stratum]

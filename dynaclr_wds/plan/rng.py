@@ -76,3 +76,8 @@ def sort_places(place: Float[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
     key = np.minimum(np.asarray(place, np.float64) * 2.0**32, 2.0**32 - 1).astype(np.uint32)
     order = np.argsort(key.astype(np.uint16), kind="stable")
     return order[np.argsort((key >> 16).astype(np.uint16)[order], kind="stable")]
+
+
+def sort_small(number: Integer[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
+    """Argsort numbers ≥ 0, keeping equal ones in order; by radix where all are below 2¹⁶."""
+    return np.argsort(number.astype(np.min_scalar_type(int(number.max(initial=0)))), kind="stable")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import cast
 
 import numpy as np
@@ -40,10 +39,8 @@ class Draws:
         """Draws that are due in the round; those behind are extra."""
         self._firsts = (_Firsts(), _Firsts(), _Firsts())
 
-    def add(self, anchors: Sequence[Int64[SampleIndex, " _"]], quota_groups: Int64[np.ndarray, " _"]) -> None:
-        """Add extra draws of some quota groups."""
-        anchor, number = _join(anchors)
-        quota_group = quota_groups[number]
+    def add(self, anchor: Int64[SampleIndex, " n"], quota_group: Int64[np.ndarray, " n"]) -> None:
+        """Add extra draws, each of its quota group."""
         self.anchor = cast(SampleIndex, np.concatenate([self.anchor, anchor]))
         self.quota_group = np.concatenate([self.quota_group, quota_group.astype(self.quota_group.dtype)])
         self.hpi = np.concatenate([self.hpi, self._index.hpi(anchor)])
@@ -110,14 +107,6 @@ class _Firsts:
         for held in taken:
             self._table[self.value[held]] = -1
         return self._table[value] == place
-
-
-def _join(anchors: Sequence[Int64[SampleIndex, " _"]]) -> tuple[Int64[SampleIndex, " n"], Integer[np.ndarray, " n"]]:
-    """Join the anchors of all quota groups; with the quota group of each, in a dtype that is quickly sorted."""
-    kind = np.min_scalar_type(len(anchors))
-    return cast(SampleIndex, np.concatenate(anchors)), np.repeat(
-        np.arange(len(anchors), dtype=kind), [len(a) for a in anchors]
-    )
 
 
 def _first_of_group(quota_group: Integer[np.ndarray, " k"], need: Int64[np.ndarray, " q"]) -> Int64[np.ndarray, " m"]:

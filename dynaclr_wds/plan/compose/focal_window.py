@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float64, Int64
 from dynaclr_wds.errors import ConfigError
 from dynaclr_wds.plan.columns import SampleIndex
 from dynaclr_wds.plan.compose.draws import Draws
+from dynaclr_wds.plan.compose.group_quotas import MANY
 from dynaclr_wds.plan.compose.quotas import largest_remainder
 from dynaclr_wds.plan.config import SamplingConfig
 
@@ -26,9 +27,18 @@ _EDGE_HOURS = 1e-6  # frames at the window's very edge belong to it
 _TRIES = 3
 _EXTRA_DRAWS = (1 << 9, 1 << 14)
 _LEAST_SHARE = 0.02
+_PRIOR_DRAWS = 16
 
-DrawMore = Callable[[int, int], Int64[SampleIndex, " n"]]
-"""(quota group, count) → up to so many anchors of its strata within reach, with replacement, in random order."""
+FEW_WANTED = 16
+"""Quota groups up to which each draws more by itself."""
+_FEW_DRAWS = 16
+"""Least extra draws of a quota group where these are many, so that each is rarely in need."""
+
+DrawMore = Callable[
+    [Int64[np.ndarray, " w"], Int64[np.ndarray, " w"]], tuple[Int64[SampleIndex, " n"], Int64[np.ndarray, " n"]]
+]
+"""(quota groups, counts) → about so many anchors of their strata within reach, with replacement, those of each group in
+random order; with the quota group of each."""
 
 
 def check_time(config: SamplingConfig, still: Sequence[str]) -> None:
@@ -189,11 +199,15 @@ class _Extra:
         begin, group = len(draws.anchor), draws.quota_group
         seen = np.bincount(group, minlength=len(need))
         of_kind = np.bincount(group[self._of_kind(draws.hpi)], minlength=len(need))
-        share = np.maximum(of_kind / np.maximum(seen, 1), _LEAST_SHARE)
-        count = np.clip(4 * need / share, *_EXTRA_DRAWS).astype(np.int64)
+        # where groups are many, one that has shown few draws is taken for like the others
+        prior = _PRIOR_DRAWS if len(need) > MANY else 0
+        share = of_kind + prior * of_kind.sum() / max(int(seen.sum()), 1)
+        share = np.maximum(share / np.maximum(seen + prior, 1), _LEAST_SHARE)
         wanted = np.flatnonzero((need > 0) & ((of_kind > 0) | (seen < _EXTRA_DRAWS[0])))
+        least = _EXTRA_DRAWS[0] if len(need) <= MANY else _FEW_DRAWS
+        count = np.clip(4 * need / share, least, _EXTRA_DRAWS[1]).astype(np.int64)
         if len(wanted):
-            draws.add([self.draw_more(g, int(count[g])) for g in wanted.tolist()], wanted)
+            draws.add(*self.draw_more(wanted, count[wanted]))
         return self.spare(draws, begin)
 
     def _of_kind(self, hpi: Float64[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:

@@ -23,6 +23,7 @@ from dynaclr_wds.plan.compose.quotas import (
     space_out,
     spread,
 )
+from dynaclr_wds.plan.rng import sort_small
 
 MANY = 128
 """Strata up to which quotas are a table."""
@@ -128,13 +129,15 @@ class GroupQuotas:
         value = group.value[at[pick]]
         column = self.column[at[pick]]
         # value by value, in random order: so in turns over the batches a value meets others each time
-        order = np.lexsort((rng.permutation(len(np.unique(group.value)))[value], column))
+        order = sort_small(rng.permutation(int(group.value.max()) + 1)[value])
+        order = order[sort_small(column[order])]
         pick, value, column = pick[order], value[order], column[order]
         of, batch = np.nonzero(own.T)
         size = own[batch, of]
         turn = np.arange(len(pick)) - np.repeat(np.cumsum(size) - size, size)
         of, batch = np.repeat(of, size), np.repeat(batch, size)
-        batch = batch[np.lexsort((rng.permutation(len(own))[batch], turn, of))]
+        place = of * (int(turn.max(initial=0)) + 1) + turn
+        batch = batch[sort_small(place * len(own) + rng.permutation(len(own))[batch])]
         rare = column == self.own.shape[1] - 1
         number = group.number(leaked[1])
         known = number >= 0
@@ -174,6 +177,8 @@ def plan_group_quotas(
     The quotas, and what each round draws.
     """
     if len(group.strata) <= MANY:
+        if _leaks_too_much(group, leak, value_of, batch_size):
+            leak = _part_values(leak, value_of, round_first)
         own, column = _fill_table(group, leak, value_of, batch_size), np.arange(len(group.strata))
         most = np.iinfo(np.uint16).max
         by_round = np.add.reduceat(own, round_first[:-1]) if len(own) else np.zeros((0, len(column)), np.int64)
@@ -227,11 +232,14 @@ def _fill_columns(
     known = column >= 0
     np.add.at(leaked, (leak.batch[known], column[known]), 1)
     own = spread(batch_size - wanted + leaked.sum(1), share) - leaked
-    for row in np.flatnonzero((own < 0).any(1)):
-        # more leak of a value than the whole batch may hold: the batch stays full, the ledger shows it
-        short = -int(own[row][own[row] < 0].sum())
-        own[row] = np.maximum(own[row], 0)
-        own[row] -= np.minimum(largest_remainder(short, own[row]), own[row])
+    rows = np.flatnonzero((own < 0).any(1))
+    asked = (own[rows] + leaked[rows]).sum(1, keepdims=True) * (share / share.sum())
+    own[rows] = np.maximum(own[rows], 0)
+    while len(rows):  # more leaks of a column than it is to have: the others, which have most of their share, give way
+        over = own[rows].sum(1) + wanted[rows] - batch_size
+        rows, asked = rows[over > 0], asked[over > 0]
+        above = np.where(own[rows] > 0, own[rows] + leaked[rows] - asked, -np.inf)
+        own[rows, above.argmax(1)] -= 1
     return own
 
 
@@ -285,6 +293,15 @@ def _count_rare(
     own = np.maximum(sample_counts(rng, total + int(leaked.sum()), share) - leaked, 0)
     above = int(own.sum()) - total
     return own - largest_remainder(above, own) if above else own
+
+
+def _leaks_too_much(group: Group, leak: Leak, value_of: Int64[np.ndarray, " s"], batch_size: int) -> bool:
+    """Whether more leaks into a batch of a value than its share, rounded up."""
+    number = group.number(value_of[leak.stratum])
+    known = number >= 0
+    share = np.bincount(group.value, group.share)
+    pair, count = np.unique(leak.batch[known] * len(share) + number[known], return_counts=True)
+    return bool((count > np.ceil(share[pair % len(share)] * batch_size)).any())
 
 
 def _part_values(leak: Leak, value_of: Int64[np.ndarray, " s"], round_first: Int64[np.ndarray, " r1"]) -> Leak:

@@ -11,6 +11,8 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Int64, Integer
 
+from dynaclr_wds.plan.rng import sort_small
+
 
 def deal(
     rng: np.random.Generator,
@@ -37,18 +39,30 @@ def deal(
     span = int(lineage.max(initial=0)) + 1
     known, where, count = np.unique(stratum * span + lineage, return_inverse=True, return_counts=True)
     rank = np.empty(len(count), np.int64)
-    rank[np.lexsort((rng.random(len(count)), -count, known // span))] = np.arange(len(count))
-    draws = np.lexsort((anchor, track, rank[where]))
+    rank[_order_frequent(rng, known // span, count)] = np.arange(len(count))
+    draws = sort_small(rank[where])
+    several = (count > 1)[where[draws]]  # draws of a lineage by track and observation; they stand together
+    again = draws[several]
+    draws[several] = again[np.lexsort((anchor[again], track[again], rank[where[again]]))]
     # in every turn of a stratum, the batches that still lack a draw, in the same order each time
     of, batch = np.nonzero(quota.T)
     size = quota[batch, of]
-    order = np.lexsort((rng.random(len(of)), -size, of))
+    order = _order_frequent(rng, of, size)
     of, batch, size = of[order], batch[order], size[order]
     turn = np.arange(len(stratum)) - np.repeat(np.cumsum(size) - size, size)
-    slots = np.lexsort((turn, np.repeat(of, size)))
+    slots = sort_small(np.repeat(of, size) * (int(turn.max(initial=0)) + 1) + turn)
     out = np.empty(len(draws), np.int64)
     out[draws] = np.repeat(batch, size)[slots]
     return out
+
+
+def _order_frequent(
+    rng: np.random.Generator, part: Integer[np.ndarray, " n"], count: Integer[np.ndarray, " n"]
+) -> Int64[np.ndarray, " n"]:
+    """Order things part by part, those of large counts first, equal ones in random order."""
+    most = int(count.max(initial=0))
+    order = np.argsort(rng.random(len(count)), kind="stable")
+    return order[sort_small((part * (most + 1) + most - count)[order])]
 
 
 def separate(
@@ -61,7 +75,7 @@ def separate(
 
     `deal` looks at one stratum. Where labels change along a track, a lineage may be drawn in several, and meet itself
     in a batch. Each such draw changes places with a random one of its stratum if then neither meets its lineage, so
-    quotas are kept; where there is none it stays.
+    quotas are kept. This goes on until no exchange is left that helps.
 
     Returns
     -------
@@ -71,20 +85,28 @@ def separate(
     held = np.zeros((int(batch.max(initial=-1)) + 1, int(code.max(initial=-1)) + 1), np.int64)
     np.add.at(held, (batch, code), 1)
     members: dict[int, Int64[np.ndarray, " _"]] = {}
-    possible = np.bincount(code) <= len(held)  # a lineage with more draws than batches meets itself in any case
-    for i in np.flatnonzero((held[batch, code] > 1) & possible[code]).tolist():
-        if held[batch[i], code[i]] < 2:
-            continue  # an earlier swap has solved it
-        own = int(stratum[i])
-        if own not in members:
-            members[own] = rng.permutation(np.flatnonzero(stratum == own))
-        others = members[own]
-        free = (held[:, code[i]] == 0)[batch[others]] & (held[batch[i]] == 0)[code[others]]
-        if free.any():
-            j = others[int(free.argmax())]
-            held[batch[i], code[i]] -= 1
-            held[batch[j], code[j]] -= 1
-            batch[i], batch[j] = batch[j], batch[i]
-            held[batch[i], code[i]] += 1
-            held[batch[j], code[j]] += 1
+    moved = True
+    while moved:
+        moved = False
+        for i in np.flatnonzero(held[batch, code] > 1).tolist():
+            lacking = held[:, code[i]] == 0
+            if held[batch[i], code[i]] < 2 or not lacking.any():
+                continue  # an earlier exchange has solved it, or none can
+            own = int(stratum[i])
+            if own not in members:
+                members[own] = rng.permutation(np.flatnonzero(stratum == own))
+            others = members[own]
+            free = lacking[batch[others]] & (held[batch[i]] == 0)[code[others]]
+            if free.any():
+                _exchange(batch, held, code, i, int(others[int(free.argmax())]))
+                moved = True
     return batch
+
+
+def _exchange(
+    batch: Int64[np.ndarray, " n"], held: Int64[np.ndarray, "r l"], code: Integer[np.ndarray, " n"], i: int, j: int
+) -> None:
+    """Exchange the batches of two draws, and keep count of what each batch holds."""
+    held[batch[[i, j]], code[[i, j]]] -= 1
+    batch[i], batch[j] = batch[j], batch[i]
+    held[batch[[i, j]], code[[i, j]]] += 1

@@ -2,7 +2,8 @@
 
 A queue is an order of a stratum's anchors that is passed through again and again; draws `a … b` of an epoch
 are places `a … b` of it. The anchors of a clip are laid out evenly over a pass. So the stretch of the queue that a
-round gets holds each lineage about in proportion, which lets the round keep lineages distinct.
+round gets holds each lineage about in proportion, which lets the round keep lineages distinct. Where strata are many,
+`hashed_order` says where each draw falls, and no order is kept.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import numpy as np
 from jaxtyping import Float, Int64, Integer, UInt64
 
 from dynaclr_wds.plan.columns import SampleIndex
+from dynaclr_wds.plan.compose.group_quotas import MANY
+from dynaclr_wds.plan.compose.hashed_order import find_places
 from dynaclr_wds.plan.compose.positives import Partners
 from dynaclr_wds.plan.index import PlanIndex
 from dynaclr_wds.plan.rng import Tag, hash_parts, make_generator, sort_places
@@ -37,12 +40,14 @@ class Pool(Protocol):
         """Anchors that draws `start … start + count` of each stratum fall on, stratum after stratum."""
         ...
 
-    def reach(self, round_id: int, stratum: int) -> int:
-        """Count the anchors of a stratum that are within reach during a whole round."""
+    def reach(self, round_id: int, strata: Int64[np.ndarray, " k"]) -> Int64[np.ndarray, " k"]:
+        """Count the anchors of each stratum that are within reach during a whole round."""
         ...
 
-    def draw(self, rng: np.random.Generator, round_id: int, stratum: int, count: int) -> Int64[SampleIndex, " count"]:
-        """Draw anchors uniformly, with replacement, from those within reach during a round, of which there are some."""
+    def draw(
+        self, rng: np.random.Generator, round_id: int, strata: Int64[np.ndarray, " k"], count: Int64[np.ndarray, " k"]
+    ) -> Int64[SampleIndex, " n"]:
+        """Draw so many anchors of each stratum, with replacement, from those within reach during a round."""
         ...
 
     def partners(self, round_id: int, strata: Int64[np.ndarray, " d"]) -> Partners | None:
@@ -77,6 +82,8 @@ class WholePool:
         self, strata: Integer[np.ndarray, " k"], start: Integer[np.ndarray, " k"], count: Integer[np.ndarray, " k"]
     ) -> Int64[SampleIndex, " n"]:
         """Anchors that draws `start … start + count` of each stratum fall on, stratum after stratum."""
+        if len(self.index.strata) > MANY:
+            return self._find(strata, start, count)
         size, start, stop = self._sizes[strata], start.astype(np.int64), start.astype(np.int64) + count
         low = start // size
         passes = (stop - 1) // size - low + 1
@@ -98,15 +105,31 @@ class WholePool:
         out[~in_kept] = others[place[~in_kept]]
         return cast(SampleIndex, out + np.repeat(self.index.first[stratum], length))
 
-    def reach(self, round_id: int, stratum: int) -> int:
-        """Count the anchors of a stratum; the round makes no difference."""
-        del round_id
-        return int(self._sizes[stratum])
+    def _find(
+        self, strata: Integer[np.ndarray, " k"], start: Integer[np.ndarray, " k"], count: Integer[np.ndarray, " k"]
+    ) -> Int64[SampleIndex, " n"]:
+        """Find the anchors of draws one by one, without an order that is kept."""
+        before = np.cumsum(count) - count
+        draw = np.arange(int(count.sum())) + np.repeat(start - before, count)
+        stratum = np.repeat(strata, count)
+        size = self._sizes[stratum]
+        found = find_places(make_generator(*self._key), stratum, draw // size, draw % size, size)
+        return cast(SampleIndex, found + self.index.first[stratum])
 
-    def draw(self, rng: np.random.Generator, round_id: int, stratum: int, count: int) -> Int64[SampleIndex, " count"]:
-        """Draw from the whole stratum; the round makes no difference."""
+    def reach(self, round_id: int, strata: Int64[np.ndarray, " k"]) -> Int64[np.ndarray, " k"]:
+        """Count the anchors of each stratum; the round makes no difference."""
         del round_id
-        return cast(SampleIndex, rng.integers(self.index.first[stratum], self.index.first[stratum + 1], count))
+        return self._sizes[strata]
+
+    def draw(
+        self, rng: np.random.Generator, round_id: int, strata: Int64[np.ndarray, " k"], count: Int64[np.ndarray, " k"]
+    ) -> Int64[SampleIndex, " n"]:
+        """Draw from whole strata; the round makes no difference."""
+        del round_id
+        first, stop = self.index.first[strata], self.index.first[strata + 1]
+        if len(strata) == 1:  # the same numbers, sooner
+            return cast(SampleIndex, rng.integers(first[0], stop[0], int(count[0])))
+        return cast(SampleIndex, rng.integers(np.repeat(first, count), np.repeat(stop, count)))
 
     def partners(self, round_id: int, strata: Int64[np.ndarray, " d"]) -> Partners | None:
         """Return the table of all anchors; the round makes no difference."""

@@ -117,9 +117,10 @@ def _keep_in_range(
 ) -> tuple[Int64[np.ndarray, " k"], Int64[np.ndarray, " k"], Int64[np.ndarray, " k"]]:
     """Keep the rows that are as many frames away as their owner allows, and related as asked; with that number."""
     t = index.columns.patch_t
-    tau = np.abs(t[row].astype(np.int64) - t[own][owner])
-    keep = (tau >= low[owner]) & (tau <= high[owner])
-    owner, row, tau = owner[keep], row[keep], tau[keep]
+    tau = np.abs(t[row] - t[own][owner])
+    least, most = (of[0] if len(of) and (of == of[0]).all() else of[owner] for of in (low, high))
+    keep = np.flatnonzero((tau >= least) & (tau <= most))
+    owner, row, tau = owner[keep], row[keep], tau[keep].astype(np.int64)
     if index.parents is None:
         return owner, row, tau
     related = on_one_line(index.columns, index.parents, own[owner], row)

@@ -6,7 +6,6 @@ lineages can be kept distinct and focal windows filled without remembering earli
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
@@ -15,7 +14,7 @@ from jaxtyping import Float64, Int64
 
 from dynaclr_wds.plan.columns import SampleIndex
 from dynaclr_wds.plan.compose.draws import Draws
-from dynaclr_wds.plan.compose.focal_window import assemble_focused, focal_quota, sample_focal_hpi
+from dynaclr_wds.plan.compose.focal_window import FEW_WANTED, DrawMore, assemble_focused, focal_quota, sample_focal_hpi
 from dynaclr_wds.plan.compose.group_quotas import MANY, GroupQuotas, RoundDraws
 from dynaclr_wds.plan.compose.lineages import deal, separate
 from dynaclr_wds.plan.compose.negatives import Offer, make_offer, sample_negatives
@@ -70,8 +69,7 @@ def plan_round(
         anchor = assemble_dealt(rng, pool.index, due, quota)
     anchor = cast(SampleIndex, rng.permuted(anchor, axis=1))
     rng = make_generator(Tag.POSITIVE, config.seed, *key, round_id)
-    drawn = np.unique(np.concatenate([g.strata for g in schedule.groups]))
-    partners = pool.partners(round_id, drawn)
+    partners = pool.partners(round_id, schedule.strata)
     positive = draw_positives(rng, pool.index, cast(SampleIndex, anchor.ravel()), config.tau_decay_rate, partners)
     negative = _plan_negatives(pool, schedule, config, key, round_id, anchor, focal_hpi)
     return RoundPlan(
@@ -162,18 +160,29 @@ def _assemble_focused(
     return anchor, focal_hpi
 
 
-def _drawer(
-    rng: np.random.Generator, pool: Pool, round_id: int, groups: QuotaGroups
-) -> Callable[[int, int], Int64[SampleIndex, " n"]]:
-    """Make what draws more for a quota group: from its strata in proportion to their draws in the round."""
+def _drawer(rng: np.random.Generator, pool: Pool, round_id: int, groups: QuotaGroups) -> DrawMore:
+    """Make what draws more for quota groups: from their strata in proportion to their draws in the round."""
+    strata, weight = groups.draws.strata.astype(np.int64), groups.draws.count
 
-    def draw_more(quota_group: int, count: int) -> Int64[SampleIndex, " n"]:
+    def draw_one(quota_group: int, count: int) -> Int64[SampleIndex, " n"]:
         at = groups.members(quota_group)
-        strata = groups.draws.strata[at].tolist()
-        count = min(count, 4 * sum(pool.reach(round_id, s) for s in strata))
-        shares = largest_remainder(count, groups.draws.count[at]).tolist()
-        parts = [pool.draw(rng, round_id, s, n) for s, n in zip(strata, shares, strict=True) if n]
-        return cast(SampleIndex, rng.permutation(np.concatenate(parts)))
+        count = min(count, 4 * int(pool.reach(round_id, strata[at]).sum()))
+        drawn = pool.draw(rng, round_id, strata[at], largest_remainder(count, weight[at]))
+        return cast(SampleIndex, rng.permutation(drawn))
+
+    def draw_more(
+        wanted: Int64[np.ndarray, " w"], count: Int64[np.ndarray, " w"]
+    ) -> tuple[Int64[SampleIndex, " n"], Int64[np.ndarray, " n"]]:
+        if len(wanted) <= FEW_WANTED:
+            parts = [draw_one(g, n) for g, n in zip(wanted.tolist(), count.tolist(), strict=True)]
+            return cast(SampleIndex, np.concatenate(parts)), np.repeat(wanted, [len(part) for part in parts])
+        asked = np.zeros(int(groups.number.max()) + 1, np.int64)
+        asked[wanted] = count
+        at = np.flatnonzero(asked[groups.number])
+        each = asked[groups.number[at]] * weight[at] / np.bincount(groups.number, weight)[groups.number[at]]
+        each = np.minimum(np.ceil(each).astype(np.int64), 4 * pool.reach(round_id, strata[at]))
+        drawn, order = pool.draw(rng, round_id, strata[at], each), rng.permutation(int(each.sum()))
+        return cast(SampleIndex, drawn[order]), np.repeat(groups.number[at], each)[order]
 
     return draw_more
 
@@ -190,14 +199,12 @@ def _plan_negatives(
     if not config.return_negative:
         return None
     rng = make_generator(Tag.NEGATIVE, config.seed, *key, round_id)
-    drawn = np.unique(np.concatenate([g.strata for g in schedule.groups]))
+    drawn = schedule.strata
     own = pool.index.group_of[pool.origin[drawn]]
 
     def draw(group: int, count: int) -> Offer:
-        strata = drawn[own == group].tolist()
-        share = np.array([pool.reach(round_id, s) for s in strata], np.float64)
-        counts = rng.multinomial(count, share / share.sum()).tolist()
-        parts = [pool.draw(rng, round_id, s, n) for s, n in zip(strata, counts, strict=True) if n]
-        return make_offer(pool.index, cast(SampleIndex, np.concatenate(parts)))
+        strata = drawn[own == group]
+        share = pool.reach(round_id, strata).astype(np.float64)
+        return make_offer(pool.index, pool.draw(rng, round_id, strata, rng.multinomial(count, share / share.sum())))
 
     return sample_negatives(rng, pool.index, anchor, focal_hpi, config.temporal_window_hours, draw)

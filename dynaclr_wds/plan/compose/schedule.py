@@ -43,6 +43,8 @@ class Schedule:
     """By round id: first and last batch, in the order."""
     draws: Int64[np.ndarray, " s"]
     """Draws from each stratum over the epoch."""
+    strata: Int64[np.ndarray, " d"]
+    """Those that any group draws from, ascending."""
 
     def locate(self, batch: int) -> tuple[int, int, int]:
         """Group, round of the group, and place in the round of a batch."""
@@ -234,6 +236,7 @@ def plan_schedule(
         queue_start=tuple(start),
         round_span=span,
         draws=before,
+        strata=np.unique(np.concatenate([g.strata for g in groups])),
     )
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
-from jaxtyping import Int64, Integer, Real
+from jaxtyping import Float64, Int64, Integer, Real
 
 from dynaclr_wds.errors import ConfigError
 from dynaclr_wds.plan.columns import SampleIndex
@@ -71,23 +71,36 @@ def plan_streams(index: PlanIndex, num_streams: int, seed: int, epoch: int) -> l
     owed = np.zeros(num_streams)  # anchors that each stream already has, so that left-over blocks even out
     for s, base in enumerate(index.base_of.tolist()):
         if base != s:  # the same patches, other channels: the same blocks, so that they are read once
-            for own in out:
-                own.append(_copy_part(index, s, own[base]))
-            continue
-        rng = make_generator(Tag.STREAMS, seed, epoch, s)
-        anchors = cast(SampleIndex, np.arange(index.first[s], index.first[s + 1]).astype(index.row.dtype))
-        whole = make_part(index, anchors)
-        if len(whole.blocks) >= num_streams:
-            parts = [whole.take(at) for at in _deal_blocks(rng, whole, owed)]
-        elif (number := _number_clips(index.clip(anchors)))[-1] + 1 >= num_streams:
-            stream_of = rng.permutation(num_streams)[number % num_streams]
-            parts = [make_part(index, cast(SampleIndex, anchors[stream_of == k])) for k in range(num_streams)]
-        else:
-            parts = [whole] * num_streams
+            parts = [_copy_part(index, s, own[base]) for own in out]
+            if _own_all(parts, int(index.sizes[s])):
+                for own, part in zip(out, parts, strict=True):
+                    own.append(part)
+                continue
+        parts = _deal_stratum(index, s, make_generator(Tag.STREAMS, seed, epoch, s), owed)
         for stream, part in enumerate(parts):
             out[stream].append(part)
             owed[stream] += len(part.anchors)
     return out
+
+
+def _deal_stratum(
+    index: PlanIndex, stratum: int, rng: np.random.Generator, owed: Float64[np.ndarray, " w"]
+) -> list[Part]:
+    """Deal one stratum out: whole blocks, else clips, else all to every stream."""
+    num_streams = len(owed)
+    anchors = cast(SampleIndex, np.arange(index.first[stratum], index.first[stratum + 1]).astype(index.row.dtype))
+    whole = make_part(index, anchors)
+    if len(whole.blocks) >= num_streams:
+        return [whole.take(at) for at in _deal_blocks(rng, whole, owed)]
+    if (number := _number_clips(index.clip(anchors)))[-1] + 1 >= num_streams:
+        stream_of = rng.permutation(num_streams)[number % num_streams]
+        return [make_part(index, cast(SampleIndex, anchors[stream_of == k])) for k in range(num_streams)]
+    return [whole] * num_streams
+
+
+def _own_all(parts: list[Part], size: int) -> bool:
+    """Whether every stream has a part, and every anchor a stream; not so where channels differ in who has a partner."""
+    return all(len(p.anchors) for p in parts) and len(np.unique(np.concatenate([p.anchors for p in parts]))) == size
 
 
 def _copy_part(index: PlanIndex, stratum: int, base: Part) -> Part:

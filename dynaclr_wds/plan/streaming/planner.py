@@ -11,7 +11,7 @@ from jaxtyping import Int64
 
 from dynaclr_wds.plan.batch import BatchPlan
 from dynaclr_wds.plan.columns import PatchRow, SampleIndex
-from dynaclr_wds.plan.compose.group_quotas import Group
+from dynaclr_wds.plan.compose.group_quotas import MANY, Group
 from dynaclr_wds.plan.compose.leak import plan_leaks
 from dynaclr_wds.plan.compose.pool import Pool, WholePool
 from dynaclr_wds.plan.compose.positives import Partners, make_partners
@@ -23,6 +23,7 @@ from dynaclr_wds.plan.rng import Tag, make_generator
 
 BATCHES_PER_ROUND = 32
 _MOST_BATCHES_PER_ROUND = 128
+_MANY_GROUPS = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,9 +165,14 @@ class StreamPlanner:
 
 
 def batches_per_round(index: PlanIndex, config: SamplingConfig) -> int:
-    """Count the batches that are planned together: enough for their focal windows to cover the HPIs about twice."""
+    """Count the batches that are planned together: enough for their focal windows to cover the HPIs about twice.
+
+    Each group has its own rounds, so the first batches of an epoch wait for as many rounds as there are groups. Where
+    these are many, as strata are, rounds are shorter.
+    """
     if not config.temporal_enrichment or config.temporal_window_hours == 0:
-        return BATCHES_PER_ROUND
+        many = len(index.strata) > MANY and int(index.group_of.max()) >= _MANY_GROUPS
+        return BATCHES_PER_ROUND // 2 if many else BATCHES_PER_ROUND
     some = np.linspace(index.first[:-1], index.first[1:] - 1, 64, axis=1).astype(np.int64)
     span = float(np.ptp(index.hpi(cast(SampleIndex, some)), axis=1).max())
     wanted = int(np.ceil(span / config.temporal_window_hours))

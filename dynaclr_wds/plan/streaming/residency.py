@@ -58,6 +58,7 @@ def plan_queue(rng: np.random.Generator, index: PlanIndex, part: Part, draws: in
         Blocks within reach at a time.
     """
     visits, got, size = [], 0, len(part.anchors)
+    full = draws // max(size, 1) * len(part.blocks)  # visits of whole passes
     while got < draws:
         order = rng.permutation(len(part.blocks))
         if got + size > draws:
@@ -72,7 +73,9 @@ def plan_queue(rng: np.random.Generator, index: PlanIndex, part: Part, draws: in
     visit = np.repeat(np.arange(len(count)), count)
     clip = index.clip(visited.anchors).astype(np.int64) + (visit.astype(np.int64) << 32)
     begin, length = begin / (begin + length).max(initial=0), length / (begin + length).max(initial=0)
-    order = sort_places(begin[visit] + length[visit] * sample_places(rng, clip))[:draws]
+    order = sort_places(begin[visit] + length[visit] * sample_places(rng, clip))
+    if got > draws:  # what is too many comes off the last pass, so that anchors come up equally often
+        order = np.delete(order, np.flatnonzero(visit[order] >= full)[draws - got :])
     return Queue(anchor=cast(SampleIndex, visited.anchors[order]), visit=visit[order].astype(np.int32), part=visited)
 
 
@@ -135,12 +138,22 @@ class ResidentPool:
         parts = [self._queues[s].anchor[begin:end] for s, begin, end in each]
         return cast(SampleIndex, np.concatenate(parts).astype(np.int64))
 
-    def reach(self, round_id: int, stratum: int) -> int:
+    def reach(self, round_id: int, strata: Int64[np.ndarray, " k"]) -> Int64[np.ndarray, " k"]:
         """Count the anchors of the visits that last the whole round."""
-        return int(np.diff(self._queues[stratum].part.first)[self._here(round_id, stratum)].sum())
+        here = ((self._queues[s].part, self._here(round_id, s)) for s in strata.tolist())
+        return np.array([np.diff(part.first)[stays].sum() for part, stays in here], np.int64)
 
-    def draw(self, rng: np.random.Generator, round_id: int, stratum: int, count: int) -> Int64[SampleIndex, " count"]:
+    def draw(
+        self, rng: np.random.Generator, round_id: int, strata: Int64[np.ndarray, " k"], count: Int64[np.ndarray, " k"]
+    ) -> Int64[SampleIndex, " n"]:
         """Draw from the visits that last the whole round."""
+        each = zip(strata.tolist(), count.tolist(), strict=True)
+        parts = [self._draw_one(rng, round_id, stratum, n) for stratum, n in each if n]
+        return cast(SampleIndex, np.concatenate([np.zeros(0, np.int64), *parts]))
+
+    def _draw_one(
+        self, rng: np.random.Generator, round_id: int, stratum: int, count: int
+    ) -> Int64[SampleIndex, " count"]:
         part = self._queues[stratum].part
         here = np.flatnonzero(self._here(round_id, stratum))
         sizes = np.diff(part.first)[here]
