@@ -3,7 +3,8 @@
 Blocks are fetched in the order of the plan, each when those before it are fetched and there is room for it; batches
 make room as they finish. What is fetched and not yet retired never exceeds the rank's share of the window. From a
 local disk, to fetch means that the system reads the block into its page cache, and a patch is copied once, from there
-to its batch. Retired blocks no longer count as memory of the process, though the system may keep their pages.
+to its batch. From object storage it means that the block comes into memory of its own, and counts from when it is asked
+for. Retired blocks no longer count as memory of the process, though the system may keep their pages.
 """
 
 from __future__ import annotations
@@ -14,11 +15,9 @@ from collections import deque
 import numpy as np
 from jaxtyping import Bool, Int64
 
+from dynaclr_wds.errors import StorageError
 from dynaclr_wds.plan.batch import BatchPlan, BlockReads
 from dynaclr_wds.read.patches import PatchReader
-
-_AHEAD = 8
-"""Blocks that may be on their way from the disk while an earlier one is checked."""
 
 
 class _StreamState:
@@ -74,6 +73,7 @@ class BlockWindow:
         self._streams = {stream: _StreamState(reads, stream) for stream in reads.first}
         self._num_streams = reads.num_streams
         self._changed = threading.Condition()
+        self._begun = 0
         self._fetched = 0
         self._kept: Bool[np.ndarray, " v"] = np.ones(len(reads.block), bool)
         self._error: BaseException | None = None
@@ -89,6 +89,8 @@ class BlockWindow:
             self._changed.wait_for(lambda: self._fetched >= needed or self._error or self._closed)
             if self._error:
                 raise self._error
+            if self._closed and self._reader.remote:  # to go on would ask a server for what nobody looks at
+                raise StorageError("The window was closed while a batch waited for its blocks.")
 
     def finish(self, plan: BatchPlan) -> None:
         """Note that a batch is copied, and free the blocks that no later batch needs."""
@@ -106,6 +108,7 @@ class BlockWindow:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+        self._forget(self._fetched + np.flatnonzero(self._kept[self._fetched : self._begun]))  # ends a wait for them
         self._thread.join()
         self._forget(np.flatnonzero(self._kept[: self._fetched]))
 
@@ -116,7 +119,7 @@ class BlockWindow:
     def _run(self) -> None:
         """Fetch every block in its turn; a few are on their way while an earlier one is checked."""
         waiting: deque[int] = deque()
-        most = _AHEAD if self._reader.verify else 0
+        most = self._reader.ahead
         try:
             for place, size in enumerate(self.reads.bytes.tolist()):
                 while waiting and (len(waiting) > most or self.resident_bytes + size > self._limit):
@@ -124,12 +127,14 @@ class BlockWindow:
                 if not self._make_room(size):
                     return
                 self._reader.fetch(int(self.reads.block[place]))
+                self._begun = place + 1
                 waiting.append(place)
             while waiting:
                 self._settle(waiting.popleft())
         except BaseException as error:  # raised again by `wait`, in the thread that needs the block
             with self._changed:
-                self._error = error
+                if not self._closed:
+                    self._error = error
                 self._changed.notify_all()
 
     def _make_room(self, size: int) -> bool:
