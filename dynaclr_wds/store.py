@@ -97,3 +97,10 @@ class RemoteStore(BlockStore, Protocol):
         Returns at once; `read` waits for what it needs. Blocks that were fetched are not asked for again.
         """
         ...
+
+    def fetch_again(self, shard: int, begin: int, end: int, found: int) -> None:
+        """Ask anew for a block whose bytes, of checksum `found`, are not those that were written.
+
+        Does nothing where it was asked for anew already, or nobody holds it.
+        """
+        ...

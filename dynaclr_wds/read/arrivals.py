@@ -24,7 +24,7 @@ class Arrival:
     parts
         Requests that will fill it.
     then
-        Called in the thread of the last request, when all bytes are there.
+        Called in the thread of the last request when all bytes are there, before those who wait go on.
 
     Notes
     -----
@@ -41,7 +41,8 @@ class Arrival:
         self._error: BaseException | None = None
         self._done = threading.Event()
         self._lock = threading.Lock()
-        self._digest: int | None = None
+        self.digest: int | None = None
+        """XXH3 of the bytes, once somebody has asked for it."""
         self._then = then
 
     @classmethod
@@ -64,9 +65,9 @@ class Arrival:
             self._left -= 1
             whole = self._left == 0
         if whole:
-            self._done.set()
             if self._then is not None:
                 self._then(self)
+            self._done.set()
 
     def fail(self, error: BaseException) -> None:
         """End it with an error, which all who wait for it get; the first one stays."""
@@ -94,9 +95,9 @@ class Arrival:
     def checksum(self) -> int:
         """Return the XXH3 of the bytes, once they are there."""
         self.wait()
-        if self._digest is None:
-            self._digest = xxhash.xxh3_64_intdigest(self.bytes.data)
-        return self._digest
+        if self.digest is None:
+            self.digest = xxhash.xxh3_64_intdigest(self.bytes.data)
+        return self.digest
 
 
 class Arrivals:

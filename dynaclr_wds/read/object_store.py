@@ -131,6 +131,16 @@ class ObjectStore:
                 self._held = Arrivals(list(self._blocks.values()))
                 block.give_up()
 
+    def fetch_again(self, shard: int, begin: int, end: int, found: int) -> None:
+        """Ask anew for a block that came damaged; see `RemoteStore.fetch_again`."""
+        first, last = int(self._base[shard]) + begin, int(self._base[shard]) + end
+        with self._lock:
+            known = self._blocks.get(first)
+            if known is not None and known.end == last and known.digest == found:
+                self._blocks[first] = self._request(first, last)
+                self._blocks[first].users = known.users
+                self._held = Arrivals(list(self._blocks.values()))
+
     def checksum(self, shard: int, begin: int, end: int) -> int:
         """Return the XXH3 of a block, as it came."""
         first = int(self._base[shard]) + begin

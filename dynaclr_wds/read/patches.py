@@ -210,8 +210,7 @@ class PatchReader:
         shard, begin, end = self._span(block)
         found, expected = self._store.checksum(shard, begin, end), int(self._shards.arrays["block_xxh3"][block])
         if found != expected and self._remote is not None:  # a byte may have been changed on its way
-            self.forget(block)
-            self.fetch(block)
+            self._remote.fetch_again(shard, begin, end, found)
             found = self._store.checksum(shard, begin, end)
         if found != expected:
             raise ChecksumError(

@@ -92,18 +92,21 @@ class Storage:
         key = (self.root / name).key
         return _to_info(self._request(name, "", lambda store: obstore.head(store, key)))
 
-    def list(self) -> dict[str, ObjectInfo]:
-        """List everything below the root: name → size and ETag.
+    def list(self) -> dict[str, ObjectInfo] | None:
+        """List everything below the root: name → size and ETag; None where there is no listing, or none for this key.
 
         Raises
         ------
         StorageError
-            The storage has no listing, or the key may not list.
+            The request failed.
         """
-        begin = len(self.root.key) + 1 if self.root.key else 0
-        found = self._request(
-            "", "the listing", lambda store: list(obstore.list(store, self.root.key or None).collect())
-        )
+        if self.root.scheme in ("http", "https"):
+            return None
+        begin, prefix = len(self.root.key) + 1 if self.root.key else 0, self.root.key or None
+        try:
+            found = self._request("", "the listing", lambda store: list(obstore.list(store, prefix).collect()))
+        except _DeniedError:
+            return None
         return {entry["path"][begin:]: _to_info(entry) for entry in found}
 
     def read(self, name: str, most_bytes: int) -> bytes:

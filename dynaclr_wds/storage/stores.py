@@ -34,7 +34,7 @@ def make_store(root: Location, options: StorageOptions) -> Any:
     """
     config, provider = choose_credentials(root, options)
     config = {**options.store, **config}
-    endpoint = options.endpoint or next((v for n in _ENDPOINTS.get(root.scheme, ()) if (v := os.environ.get(n))), None)
+    endpoint = options.endpoint or _find_endpoint(root.scheme, options)
     shared: dict[str, Any] = {
         "client_options": _client_options(root, options, endpoint),
         "retry_config": {"max_retries": 0, "retry_timeout": timedelta(seconds=options.request_timeout)},
@@ -54,6 +54,12 @@ def make_store(root: Location, options: StorageOptions) -> Any:
         f"{root}: storage_options, or the environment, hold something that {root.scheme}:// doesn't take ({cause}). "
         "docs/OBJECT_STORAGE.md lists the options."
     )
+
+
+def _find_endpoint(scheme: str, options: StorageOptions) -> str | None:
+    given = [options.store.get(name) for name in ("base_url", "aws_endpoint_url_s3")]
+    given += [os.environ.get(name) for name in _ENDPOINTS.get(scheme, ())]
+    return next((str(url) for url in given if url), None)
 
 
 def _client_options(root: Location, options: StorageOptions, endpoint: str | None) -> dict[str, Any]:
