@@ -73,7 +73,7 @@ def find_remote(root: Location, options: StorageOptions, cache_dir: str | Path |
         As `dynaclr_wds.shardset.ShardSet.open` says.
     """
     storage = Storage(root, options)
-    content, manifest = _read_manifest(storage)
+    content, manifest = read_manifest(storage)
     listed = storage.list()
     if listed is not None:
         for shard in manifest.shards:
@@ -84,8 +84,8 @@ def find_remote(root: Location, options: StorageOptions, cache_dir: str | Path |
     return RemoteFiles(storage=storage, manifest=manifest, index=index, listed=listed)
 
 
-def _read_manifest(storage: Storage) -> tuple[bytes, Manifest]:
-    """Read the manifest; once more where it came damaged, as a byte may have been changed on its way."""
+def read_manifest(storage: Storage) -> tuple[bytes, Manifest]:
+    """Read a manifest, its bytes and what they say; once more where they came damaged."""
     where = str(storage.root / contract.MANIFEST)
     for last in (False, True):
         try:
