@@ -8,6 +8,7 @@ BIN := $(VENV)/bin
 # with compiled files kept: starting a process of the tests takes a third of the time, and they start many
 PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n 2 --dist worksteal
 STAMP := $(VENV)/.installed
+SERVERS := $(VENV)/.servers
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test quick lint types pytest format bench clean
@@ -25,12 +26,16 @@ $(STAMP): pyproject.toml setup.py dynaclr_wds/read/copy.c
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[test]'
 	@touch $(STAMP)
 
+# servers that tests start and pip can't install; without one, the tests that need it fail and say how to get it
+$(SERVERS): $(STAMP) tests/servers/programs.py
+	@$(BIN)/python -m tests.servers.programs && touch $(SERVERS) || true
+
 demo: $(STAMP)  ## simulate, build shards, train twice, embed and evaluate: under 6 minutes on two cores
 	$(BIN)/python -m benchmarks.demo
 
 test: lint types pytest  ## all that .ci/run runs: format, lint, types, tests
 
-quick: lint types  ## the same without the tests that are marked slow
+quick: lint types $(SERVERS)  ## the same without the tests that are marked slow
 	$(PYTEST) -m 'not slow'
 
 lint: $(STAMP)
@@ -40,7 +45,7 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 
-pytest: $(STAMP)
+pytest: $(STAMP) $(SERVERS)
 	$(PYTEST)
 
 format: $(STAMP)  ## rewrite the sources in the house format

@@ -30,13 +30,14 @@ from dynaclr_wds.plan.sampler import FlexibleBatchSampler
 from dynaclr_wds.plan.streaming.window import parse_window, window_as_typed
 from dynaclr_wds.plan.validation import plan_validation
 from dynaclr_wds.read.crop import Crop, check_one_shape, plan_crop
-from dynaclr_wds.read.dataset import MultiExperimentTripletDataset, list_observations
+from dynaclr_wds.read.dataset import MultiExperimentTripletDataset, list_observations, open_store
 from dynaclr_wds.read.loader import ThreadDataLoader
 from dynaclr_wds.read.metadata import check_meta_names
 from dynaclr_wds.read.side_stream import SideStreams
 from dynaclr_wds.shardset import ShardSet
 from dynaclr_wds.split import Side, Split
 from dynaclr_wds.split_config import EXPERIMENTS, SplitConfig
+from dynaclr_wds.storage.options import kept_options, parse_options
 from dynaclr_wds.transforms.batch import BatchTransform
 from dynaclr_wds.transforms.channel_dropout import ChannelDropout, describe_channel_dropout
 from dynaclr_wds.transforms.dictionary import DictTransform
@@ -53,7 +54,8 @@ class MultiExperimentDataModule(LightningDataModule):
     Parameters
     ----------
     shards
-        Folder that `dynaclr-wds build` wrote.
+        Folder that `dynaclr-wds build` wrote, or the URL of its copy: `s3://bucket/prefix`, `gs://`, `az://`,
+        `https://`.
     experiments_yaml
         When given, shards that are absent or of another config are built from it first, once per node.
     z_range
@@ -122,7 +124,8 @@ class MultiExperimentDataModule(LightningDataModule):
     hcl_beta
         Hard-negative concentration. The loss owns it; it stands here so that a config shows it with the sampling.
     cache_pool_bytes
-        Bytes of shards to read into the page cache before training, at most; 0 = leave it to the first epoch.
+        On a disk: bytes of shards to read into the page cache before training, at most; 0 = leave it to the first
+        epoch. In object storage, exact mode: bytes of patches that each rank keeps in memory after they were read.
     seed
         Seed of the order and of all draws.
     include_wells
@@ -177,6 +180,11 @@ class MultiExperimentDataModule(LightningDataModule):
         Names of experiments to embed; None = all. In prediction only.
     predict_limit
         Embed the first so many cells only; None = all. In prediction only.
+    storage_options
+        How shards in object storage are reached: `endpoint`, `region`, `anonymous`, keys, time limits and more
+        (docs/OBJECT_STORAGE.md). Keys are better left in the environment; no checkpoint, config or log keeps them.
+    cache_dir
+        Where the index of shards in object storage is kept on this node; None = the cache folder of the user.
 
     Raises
     ------
@@ -239,10 +247,14 @@ class MultiExperimentDataModule(LightningDataModule):
         meta_names: dict[str, str] | None = None,
         predict_experiments: list[str] | None = None,
         predict_limit: int | None = None,
+        storage_options: dict[str, Any] | None = None,
+        cache_dir: str | None = None,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["normalizations", "augmentations"], logger=False)
-        keep_arguments(self, {"normalizations": normalizations, "augmentations": augmentations}, logger=False)
+        self.save_hyperparameters(ignore=["normalizations", "augmentations", "storage_options"], logger=False)
+        kept: dict[str, Any] = {"storage_options": kept_options(storage_options)}
+        kept |= {"normalizations": normalizations, "augmentations": augmentations}
+        keep_arguments(self, kept, logger=False, secret=["storage_options"])
         self.shards = shards
         self.experiments_yaml = experiments_yaml
         self.z_range = z_range
@@ -304,6 +316,8 @@ class MultiExperimentDataModule(LightningDataModule):
         self.meta_names = dict(meta_names or {})
         self.predict_experiments = predict_experiments
         self.predict_limit = predict_limit
+        self.storage_options = parse_options(storage_options)
+        self.cache_dir = cache_dir
         self.shard_set: ShardSet | None = None
         self.sides: Split | None = None
         """What is for training and what for validation."""
@@ -386,7 +400,12 @@ class MultiExperimentDataModule(LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Open the shards and list what each split draws from."""
-        self.shard_set = shards = ShardSet.open(self.shards, verify=self.verify_reads is not False)
+        self.shard_set = shards = ShardSet.open(
+            self.shards,
+            verify=self.verify_reads is not False,
+            storage_options=self.storage_options,
+            cache_dir=self.cache_dir,
+        )
         read = self.predict_experiments if stage == "predict" else None
         crop = plan_crop(shards, self.z_range, self.yx_patch_size, read)
         self._check_final_size(shards, crop)
@@ -446,7 +465,7 @@ class MultiExperimentDataModule(LightningDataModule):
             )
         streaming = self.train_sampler.window_bytes is not None
         self.train_dataset = self._dataset(crop, None, index.choices, streaming=streaming)
-        if self.cache_pool_bytes:
+        if self.cache_pool_bytes and shards.remote is None:
             warmed = self.train_dataset.warm(index, self.cache_pool_bytes)
             rank_zero_info(f"Read {warmed / 2**20:,.0f} MiB of shards into the page cache.")
         self._say_what_differs(shards)
@@ -591,6 +610,12 @@ class MultiExperimentDataModule(LightningDataModule):
             streaming=streaming,
             meta_names=self.meta_names,
             verify_reads=streaming if self.verify_reads is None else self.verify_reads,
+            store=open_store(
+                self.shard_set,
+                ask=not streaming,
+                num_workers=self.num_workers,
+                pool_bytes=0 if streaming else self.cache_pool_bytes,
+            ),
             channel_flags=self._channel_flags(self.shard_set),
             choices=choices,
         )

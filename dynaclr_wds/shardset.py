@@ -6,10 +6,11 @@ there and of the right size, and every index file to be what was written.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int64, Shaped
@@ -17,29 +18,31 @@ from jaxtyping import Float32, Int64, Shaped
 from dynaclr_wds import contract
 from dynaclr_wds.contract import Manifest
 from dynaclr_wds.errors import ConfigError, FormatError
-from dynaclr_wds.file_checks import check_content, check_size
 from dynaclr_wds.fov_names import Places, check_experiments, keep_fovs
 from dynaclr_wds.index_checks import check_arrays, map_array
-from dynaclr_wds.local_paths import refuse_url
-from dynaclr_wds.manifest_checks import parse_manifest
 from dynaclr_wds.plan.channels import ChannelChoices, ChannelsPerSample, list_choices
 from dynaclr_wds.plan.columns import CodeBook, ExperimentClock, PlanColumns, keep_lineages
 from dynaclr_wds.plan.config import TEMPORAL, PositiveRule
 from dynaclr_wds.plan.index import PlanIndex
 from dynaclr_wds.plan.listing import plan_index
+from dynaclr_wds.shard_files import RemoteFiles, find_local, find_remote
 from dynaclr_wds.split import LabelledCells, Side, Split, split_fovs, split_lineages
 from dynaclr_wds.split_config import EXPERIMENTS, FOVS, SplitConfig
+from dynaclr_wds.storage.location import Place, parse_place
+from dynaclr_wds.storage.options import StorageOptions, parse_options
 from dynaclr_wds.words import count_of
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class ShardSet:
-    """A directory of shards with its index."""
+    """A folder of shards with its index, on a disk or in object storage."""
 
-    root: Path
+    root: Place
     manifest: Manifest
     arrays: dict[str, Shaped[np.ndarray, "*shape"]]
     """`contract.ARRAYS` and the labels, memory-mapped."""
+    remote: RemoteFiles | None = None
+    """Where the files are; None = in `root`, on a disk."""
 
     def __repr__(self) -> str:
         m = self.manifest
@@ -52,49 +55,60 @@ class ShardSet:
         )
 
     @classmethod
-    def open(cls, root: str | Path, *, verify: bool = True) -> ShardSet:
+    def open(
+        cls,
+        root: str | Place,
+        *,
+        verify: bool = True,
+        storage_options: Mapping[str, Any] | StorageOptions | None = None,
+        cache_dir: str | Path | None = None,
+    ) -> ShardSet:
         """Open a shard set.
 
         Parameters
         ----------
         root
-            The folder of the manifest.
+            The folder of the manifest: a path, or a URL such as `s3://bucket/prefix`.
         verify
             Check the checksum of every index file: some 10 GB/s from the page cache, else as fast as the disk.
+        storage_options
+            How requests to object storage are made; see `dynaclr_wds.storage.options`.
+        cache_dir
+            Where index files from object storage are kept on this node; None = the cache folder of the user.
 
         Raises
         ------
         FileNotFoundError
             There is no manifest: nothing was built there, or the build did not end.
         ConfigError
-            `root` is a URL.
+            `root` is a URL that can't be read, or there are no credentials for it.
         FormatError
             The manifest is of another format, a file is missing, of another size or dtype, or the index arrays do
             not fit each other.
         ChecksumError
             The manifest or an index file isn't what was written.
+        StorageError
+            A request to object storage failed.
         """
-        refuse_url(root, "shards")
-        root = Path(root)
-        path = root / contract.MANIFEST
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"shards={str(root)!r}: there is no {contract.MANIFEST}. Build the shards with "
-                f"`dynaclr-wds build experiments.yaml --out {root}`, or name the folder that holds them."
-            )
-        manifest = parse_manifest(path.read_bytes(), str(path))
-        for path_and_size in [(f.path, f.bytes) for f in manifest.files] + [(s.path, s.bytes) for s in manifest.shards]:
-            check_size(root / path_and_size[0], path_and_size[1])
-        if verify:
-            for file in manifest.files:
-                check_content(root / file.path, file.xxh3)
-        arrays = {name: map_array(root / contract.array_path(name)) for name in contract.array_dtypes(manifest)}
+        place, remote = parse_place(root), None
+        if isinstance(place, Path):
+            manifest, folder = find_local(place, verify=verify), place
+        else:
+            remote = find_remote(place, parse_options(storage_options), cache_dir, verify=verify)
+            manifest, folder = remote.manifest, remote.index.folder
+        arrays = {name: map_array(folder / contract.array_path(name)) for name in contract.array_dtypes(manifest)}
         try:
             check_arrays(manifest, arrays)
         except FormatError as error:
-            error.add_note(f"in the shard set {root}")
+            error.add_note(f"in the shard set {place}")
             raise
-        return cls(root=root, manifest=manifest, arrays=arrays)
+        return cls(root=place, manifest=manifest, arrays=arrays, remote=remote)
+
+    def find_table(self, path: str) -> Path:
+        """Return where a table of the index is on this node, such as `contract.OBSERVATIONS`."""
+        if self.remote is not None:
+            return self.remote.find_table(path)
+        return Path(str(self.root), path)
 
     @cached_property
     def z_range(self) -> tuple[int, int]:
@@ -203,7 +217,7 @@ class ShardSet:
         """
         import pyarrow.parquet as pq  # only those who look at identities need it
 
-        path = self.root / contract.OBSERVATIONS
+        path = self.find_table(contract.OBSERVATIONS)
         try:
             column = pq.read_table(path, columns=["lineage_id"])["lineage_id"].combine_chunks()
         except (OSError, ValueError, KeyError) as error:

@@ -1,12 +1,13 @@
 """Byte ranges of shards to memory: the protocol that all pixels come through.
 
 Everything in `read/` is written against `BlockStore`. `read/mapped.py` implements it for local files that are mapped,
-`read/files.py` for local files without the compiled copy. An object store implements it with range requests: the
-protocol speaks of shard numbers and byte ranges only, never of files, patches or the index.
+`read/files.py` for local files without the compiled copy, `read/object_store.py` with range requests: the protocol
+speaks of shard numbers and byte ranges only, never of files, patches or the index.
 """
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -75,4 +76,31 @@ class BlockStore(Protocol):
 
     def close(self) -> None:
         """Give back what is held: memory, connections."""
+        ...
+
+
+@runtime_checkable
+class RemoteStore(BlockStore, Protocol):
+    """A store whose bytes come over a network: asked for early and many at a time, and checked whenever they come.
+
+    `fetch` and `forget` count: a block that was fetched twice is let go when it was forgotten twice.
+    """
+
+    ahead: int
+    """Blocks worth having on their way at a time."""
+
+    def gather(
+        self, shard: Int64[np.ndarray, " n"], begin: Int64[np.ndarray, " n"], end: Int64[np.ndarray, " n"]
+    ) -> AbstractContextManager[None]:
+        """Ask for ranges that this thread reads inside the context, all at once.
+
+        Returns at once; `read` waits for what it needs. Blocks that were fetched are not asked for again.
+        """
+        ...
+
+    def fetch_again(self, shard: int, begin: int, end: int, found: int) -> None:
+        """Ask anew for a block whose bytes, of checksum `found`, are not those that were written.
+
+        Does nothing where it was asked for anew already, or nobody holds it.
+        """
         ...

@@ -16,6 +16,14 @@ from etl.build_shards import build_shards
 from etl.source.experiments import parse_build_config
 from tests import first_calls
 from tests.plates import KEEP_ALL, random_tracks, write_experiments, write_plate, write_tracks
+from tests.servers.fixtures import azurite as azurite
+from tests.servers.fixtures import bucket as bucket
+from tests.servers.fixtures import bucket_name as bucket_name
+from tests.servers.fixtures import gcs as gcs
+from tests.servers.fixtures import moto as moto
+from tests.servers.fixtures import nginx as nginx
+from tests.servers.fixtures import proxy_before as proxy_before
+from tests.servers.fixtures import seaweedfs as seaweedfs
 from tests.shared_build import make_once
 
 FOVS = ("A/1/0", "A/1/1", "B/2/0")

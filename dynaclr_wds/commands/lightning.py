@@ -31,6 +31,7 @@ from dynaclr_wds.config_errors import Asked, explain_absent_device, explain_mist
 from dynaclr_wds.datamodule import MultiExperimentDataModule
 from dynaclr_wds.errors import ConfigError, WindowError
 from dynaclr_wds.program import called_as, explain_error
+from dynaclr_wds.storage.options import kept_options
 from dynaclr_wds.train.checkpoints import TrainingCheckpoint
 from dynaclr_wds.train.engine import ContrastiveModule
 from dynaclr_wds.train.epoch_ledger import EpochLedger
@@ -72,8 +73,10 @@ class SaveFitConfig(SaveConfigCallback):
     """Keep the config beside the checkpoints of a training; other commands leave nothing behind."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write `config.yaml` in the folder of the log."""
+        """Write `config.yaml` in the folder of the log, without keys of object storage."""
         if stage == "fit":
+            self.config = self.config.clone()
+            self.config["data.storage_options"] = kept_options(self.config.get("data.storage_options"))
             super().setup(trainer, pl_module, stage)
 
 

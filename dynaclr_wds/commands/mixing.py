@@ -29,11 +29,13 @@ from dynaclr_wds.plan.sampler import FlexibleBatchSampler
 from dynaclr_wds.plan.streaming.window import parse_window
 from dynaclr_wds.shardset import ShardSet
 from dynaclr_wds.split_config import SplitConfig, parse_split
+from dynaclr_wds.storage.options import parse_words
 from dynaclr_wds.words import count_of
 
 _SAMPLING = tuple(f.name for f in fields(SamplingConfig))
 _LABELS = ("batch_group_by", "stratify_by")
 _SPLIT = tuple(f.name for f in fields(SplitConfig))
+_STORAGE = ("storage_options", "cache_dir")
 _PLACES = ("include_wells", "exclude_fovs")
 _POSITIVES = {
     "positive": "kind",
@@ -44,7 +46,7 @@ _POSITIVES = {
 }
 _OURS = (
     *("shards", "tau_range", "window_bytes", "num_streams", *_PLACES, *_SPLIT),
-    *(*_LABELS, *_POSITIVES, "channels_per_sample"),
+    *(*_LABELS, *_POSITIVES, "channels_per_sample", *_STORAGE),
 )
 
 
@@ -71,7 +73,12 @@ def parse_request(values: Mapping[str, Any]) -> Request:
         raise ValueError("no shards: name the folder, or give a config with `data.shards`.")
     if values["epochs"] < 1:
         raise ValueError(f"epochs={values['epochs']} must be >= 1.")
-    shards = ShardSet.open(values["shards"])
+    options = values.get("storage_options")
+    shards = ShardSet.open(
+        values["shards"],
+        storage_options=parse_words(options) if isinstance(options, list) else options,
+        cache_dir=values.get("cache_dir"),
+    )
     index = _choose_anchors(shards, values)
     given = {name: values[name] for name in _SAMPLING if name in values}
     for name in _NUMBERS:
@@ -227,7 +234,7 @@ _NULL: tuple[Any, ...] = (None, ["null"])
 _WEIGHTS = ("experiment_weights", "group_weights")
 _NUMBERS = (*_WEIGHTS, "condition_ratio", "stratify_ratio")
 _TEXTS = ("val_experiments", "val_fovs", "val_values", "positive_match_columns", *_LABELS)
-_WORDS = ("shards", "split", "window_bytes", *(name for name in _POSITIVES if name not in _TEXTS))
+_WORDS = ("shards", "split", "window_bytes", "cache_dir", *(name for name in _POSITIVES if name not in _TEXTS))
 
 
 def _to_floats(shares: Mapping[Any, Any]) -> dict[Any, Any]:
@@ -261,12 +268,15 @@ def _check_kind(where: str, key: str, value: Any) -> None:
         good = isinstance(value, list) and len(value) == 2 and all(type(item) in (int, float) for item in value)
     elif key == "channels_per_sample":
         good = type(value) is int or _is_texts(value)
+    elif key == "storage_options":
+        good = isinstance(value, dict)
     elif key in _WORDS:
         good = isinstance(value, str) or (key == "window_bytes" and _is_number(value))
     else:
         good = isinstance(value, bool)
     if not good:
-        raise ValueError(f"{where}={value!r:.100} is not what the option --{key} takes. Correct it; --help says more.")
+        shown = "…" if key == "storage_options" else f"{value!r:.100}"  # it may hold keys
+        raise ValueError(f"{where}={shown} is not what the option --{key} takes. Correct it; --help says more.")
 
 
 def _is_texts(value: Any) -> bool:

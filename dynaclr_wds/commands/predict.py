@@ -61,7 +61,7 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--ckpt", required=True, help="checkpoint of a training")
     add("--out", required=True, metavar="FILE.parquet", help="table to write; with several ranks FILE-rank0.parquet, …")
-    add("--shards", metavar="FOLDER", help="shards to embed (default: those of the training)")
+    add("--shards", metavar="FOLDER", help="shards to embed, or their URL (default: those of the training)")
     add("--overwrite", action="store_true", help="replace the table if it is there")
     add(
         "--override", action="store_true", help="go on where options or shards differ from the training, if that can be"
@@ -76,6 +76,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--num_workers", type=_count, metavar="N", help="threads that read (default: as in training)")
     add("--accelerator", metavar="NAME", help="cpu, gpu, mps, … (default: what there is)")
     add("--devices", metavar="N", help="how many of them (default: 1)")
+    add("--storage_options", nargs="+", metavar="KEY=VALUE", help="for shards in object storage, as endpoint=https://…")
+    add("--cache_dir", metavar="FOLDER", help="for shards in object storage: where to keep their index on this machine")
     add("--precision", metavar="NAME", help="such as bf16-mixed (default: 32-true)")
     add = parser.add_argument_group("as in training; another value needs --override").add_argument
     add("--z_range", nargs=2, type=int, metavar=("START", "STOP"), help="slices of the plates' stack")
@@ -101,11 +103,14 @@ def _predict(given: dict[str, object]) -> Written | None:
     check_new_file(out, overwrite="overwrite" in given, option="--overwrite")
     from dynaclr_wds.commands.lightning import leave_processes
     from dynaclr_wds.commands.quiet import quiet_libraries
+    from dynaclr_wds.storage.options import parse_words
     from dynaclr_wds.train.prediction import predict
     from dynaclr_wds.train.settle import Request
 
     pairs = ("z_range", "yx_patch_size", "final_yx_patch_size")
     values = {name: tuple(value) if name in pairs else value for name, value in given.items()}  # type: ignore[arg-type]
+    if "storage_options" in values:
+        values["storage_options"] = parse_words(given["storage_options"])  # type: ignore[arg-type]
     quiet_libraries()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     written = predict(Request(**values))  # type: ignore[arg-type]

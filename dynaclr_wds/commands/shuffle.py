@@ -62,7 +62,7 @@ def make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
     )
-    parser.add_argument("shards", nargs="?", help="folder that `dynaclr-wds build` wrote")
+    parser.add_argument("shards", nargs="?", help="folder that `dynaclr-wds build` wrote, or the URL of its copy")
     parser.add_argument("-c", "--config", help="config of a training; its `data:` section gives the options below")
     add = parser.add_argument_group("which cells").add_argument
     add("--experiments", nargs="+", metavar="NAME", help="draw from these (default: what training uses)")
@@ -85,6 +85,8 @@ def make_parser() -> argparse.ArgumentParser:
         help="streaming: memory to use, as 4G, 512M, or 10%% of the shards' bytes; none = exact mode",
     )
     add("--num_streams", type=int, help="streaming: logical streams (default: 8)")
+    add("--storage_options", nargs="+", metavar="KEY=VALUE", help="for shards in object storage, as endpoint=https://…")
+    add("--cache_dir", metavar="FOLDER", help="for shards in object storage: where to keep their index on this machine")
     add = parser.add_argument_group("output").add_argument
     add("--epochs", type=int, default=1, help="epochs to plan, taken together (default: 1)")
     add("--json", action="store_true", default=False, help="print JSON instead of tables")

@@ -11,8 +11,8 @@ share a batch here: make one pipeline for each.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial as partial_of
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlparse
 
 import torch
 import webdataset as wds
@@ -20,6 +20,8 @@ import webdataset as wds
 from dynaclr_wds.plain.clips import collate_triplets, sample_triplets
 from dynaclr_wds.plain.tars import read_clips
 from dynaclr_wds.plan.rng import Tag, make_generator
+from dynaclr_wds.storage.location import parse_place
+from dynaclr_wds.storage.options import parse_options
 from dynaclr_wds.tau import TauHours
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ else:
     DataPipeline = object  # checkers at run time trip over its old generic bases
 
 _MOST_WORKERS = 1024
-_SHELL = "pipe"
+_SHELL = "pipe:"
 _SHARDS, _BUFFER = 1, 2  # parts of the generators' keys; 0 is the clips'
 
 
@@ -42,13 +44,15 @@ def triplet_pipeline(
     seed: int = 0,
     partial: bool = True,
     nodesplitter: Callable[[Iterable[Any]], Iterable[Any]] = wds.split_by_node,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> DataPipeline:
     """Make a pipeline of triplet batches.
 
     Parameters
     ----------
     urls
-        Shards: paths or URLs that `webdataset` can open, as a list or with braces (`a/mock-{000000..000007}.tar`).
+        Shards: paths, or URLs of `s3://`, `gs://`, `az://` or `https://`, as a list or with braces
+        (`a/mock-{000000..000007}.tar`).
     batch_size
         Triplets in a batch.
     tau_range_hours
@@ -65,6 +69,8 @@ def triplet_pipeline(
     nodesplitter
         Chooses the shards of a rank: a function from an iterable of shards to another. Give every rank the same
         `urls` and `seed`.
+    storage_options
+        How shards in object storage are reached; see `dynaclr_wds.storage.options`.
 
     Returns
     -------
@@ -95,7 +101,7 @@ def triplet_pipeline(
         _ShardOrder(_parse_urls(urls), seed, passes),
         nodesplitter,
         wds.split_by_worker,
-        read_clips,
+        partial_of(read_clips, options=parse_options(storage_options)),
         _Draw(tau_range_hours, tau_decay_rate, seed, passes),
         _Buffer(shuffle, seed, passes),
         wds.batched(batch_size, collation_fn=collate_triplets, partial=partial),
@@ -114,8 +120,9 @@ def _parse_urls(urls: str | Sequence[str]) -> list[str]:
     if not found or not all(found):
         raise ValueError(f"urls={urls!r} names no shard. Give paths or URLs of .tar files.")
     for url in found:
-        if urlparse(url).scheme == _SHELL:
+        if url.lower().startswith(_SHELL):
             raise ValueError(f"urls: {url!r} runs a shell command, which is not done here. Give a path or a URL.")
+        parse_place(url, "urls")
     return found
 
 

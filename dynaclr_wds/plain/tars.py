@@ -12,12 +12,12 @@ from __future__ import annotations
 import re
 import tarfile
 from collections.abc import Iterable, Iterator
-from contextlib import closing
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-import webdataset as wds
-
 from dynaclr_wds.errors import FormatError
+from dynaclr_wds.storage.location import parse_place
+from dynaclr_wds.storage.options import StorageOptions
+from dynaclr_wds.storage.stream import open_stream
 
 _BLOCK = 512
 _CHUNK = 1 << 24
@@ -30,7 +30,7 @@ MOST_MEMBER_BYTES = 1 << 32
 
 @runtime_checkable
 class ByteStream(Protocol):
-    """What a shard is read from: a file, or the pipe of a download."""
+    """What a shard is read from: a file, or an object."""
 
     def read(self, size: int, /) -> bytes:
         """Return up to `size` bytes, none only at the end."""
@@ -49,13 +49,15 @@ class Member(NamedTuple):
     data: bytes
 
 
-def read_clips(shards: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def read_clips(shards: Iterable[dict[str, Any]], options: StorageOptions) -> Iterator[dict[str, Any]]:
     """Open shards one after the other and yield their clips; a stage of a `wds.DataPipeline`.
 
     Parameters
     ----------
     shards
         Dicts with the `url` of a shard.
+    options
+        How shards in object storage are reached.
 
     Yields
     ------
@@ -66,8 +68,8 @@ def read_clips(shards: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     FormatError
         A shard that is not a whole tar as `docs/FORMAT.md` says.
     """
-    for shard in wds.tariterators.url_opener(shards):
-        with closing(shard["stream"]) as stream:
+    for shard in shards:
+        with open_stream(parse_place(shard["url"], "urls"), options) as stream:
             yield from _group_members(read_members(stream, shard["url"]), shard["url"])
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from pathlib import Path
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -20,11 +21,16 @@ from dynaclr_wds.read.crop import Crop
 from dynaclr_wds.read.files import FileStore
 from dynaclr_wds.read.mapped import MappedStore, load_copy
 from dynaclr_wds.read.metadata import RowDicts
-from dynaclr_wds.read.patches import PatchReader, level_statistics
+from dynaclr_wds.read.patches import PatchRead, PatchReader, level_statistics
 from dynaclr_wds.read.prefetch import BlockWindow
 from dynaclr_wds.shardset import ShardSet
-from dynaclr_wds.store import BlockStore
+from dynaclr_wds.store import BlockStore, RemoteStore
 from dynaclr_wds.words import count_of
+
+_REQUESTS_PER_WORKER, _MOST_REQUESTS = 16, 64
+
+Rows: TypeAlias = Int64[np.ndarray, " b"]
+"""A number for each sample of a batch."""
 
 
 class MultiExperimentTripletDataset(Dataset[dict[str, Any]]):
@@ -43,11 +49,12 @@ class MultiExperimentTripletDataset(Dataset[dict[str, Any]]):
     streaming
         Blocks are fetched before they are read; see `BlockWindow`.
     verify_reads
-        Check the checksum of each block before anything of it is read for the first time.
+        Check the checksum of each block before anything of it is read for the first time; of what is streamed over a
+        network always.
     meta_names
         More names for what `anchor_meta`, … hold: name → label or key.
     store
-        Where the bytes are; None = on a local disk, in the folder of the set.
+        Where the bytes are; None = where the set is.
     channel_flags
         What is true of which stored channel of each experiment (E, C); comes with every batch, for its samples.
     choices
@@ -83,6 +90,7 @@ class MultiExperimentTripletDataset(Dataset[dict[str, Any]]):
         self.streaming = streaming
         store = open_store(shards, ask=not streaming) if store is None else store
         self.choices = choices
+        verify_reads = verify_reads or (streaming and isinstance(store, RemoteStore))
         self._reader = PatchReader(shards, crop, store, verify=verify_reads, choices=choices)
         self.window: BlockWindow | None = None
         self.held_peak_bytes = 0
@@ -111,19 +119,21 @@ class MultiExperimentTripletDataset(Dataset[dict[str, Any]]):
         if not isinstance(plan, BatchPlan):
             plan = self._select(plan)
         if plan.positive is None:
-            batch = self._read("anchor", plan.anchor, plan.anchor_choice)
+            batch = self._read({"anchor": (plan.anchor, plan.anchor_choice)})
             batch["index"] = batch.pop("anchor_meta").without_names()
             return batch
         window = self.window
         if window is not None:
             window.wait(plan)
-        batch = self._read("anchor", plan.anchor, plan.anchor_choice)
-        if _is_itself(plan):  # read once, shown twice
-            batch |= {key.replace("anchor", "positive"): value for key, value in batch.items()}
-        else:
-            batch |= self._read("positive", plan.positive, plan.positive_choice)
+        parts = {"anchor": (plan.anchor, plan.anchor_choice)}
+        if not _is_itself(plan):  # else read once, shown twice
+            parts["positive"] = (plan.positive, plan.positive_choice)
         if plan.negative is not None:
-            batch |= self._read("negative", plan.negative, plan.negative_choice)
+            parts["negative"] = (plan.negative, plan.negative_choice)
+        batch = self._read(parts)
+        if "positive" not in parts:
+            own = {key: value for key, value in batch.items() if key.startswith("anchor")}
+            batch |= {key.replace("anchor", "positive"): value for key, value in own.items()}
         if window is not None:
             window.finish(plan)
             self.held_peak_bytes = window.peak_bytes
@@ -177,26 +187,35 @@ class MultiExperimentTripletDataset(Dataset[dict[str, Any]]):
         chosen = _take(self.table, np.asarray(numbers, np.int64))
         return _take(chosen, np.flatnonzero(chosen.anchor >= 0))
 
-    def _read(self, name: str, rows: Int64[np.ndarray, " b"], choice: Int64[np.ndarray, " b"] | None) -> dict[str, Any]:
-        shape, dtype = self._reader.layout(rows)
-        array, tensor = self._buffers.take((len(rows), *shape), dtype)
-        self._reader.read(rows, array, choice)
+    def _read(self, parts: Mapping[str, tuple[Rows, Rows | None]]) -> dict[str, Any]:
+        """Read anchors, positives and negatives: name → patch rows and choices of channels."""
+        reads, batch = [], {}
+        for name, (rows, choice) in parts.items():
+            shape, dtype = self._reader.layout(rows)
+            array, batch[name] = self._buffers.take((len(rows), *shape), dtype)
+            reads.append(PatchRead(rows, array, choice))
+        self._reader.read_together(reads)
+        for name, (rows, choice) in parts.items():
+            batch |= self._describe(name, rows, choice, channels=batch[name].shape[1])
+        return batch
+
+    def _describe(self, name: str, rows: Rows, choice: Rows | None, *, channels: int) -> dict[str, Any]:
+        """Say who the patches of a part are, and how bright."""
         observations = self.shards.arrays["patch_obs"][rows].astype(np.int64)
-        channels = None
+        chosen = None
         experiment = self.shards.fov_experiment[self.shards.arrays["obs_fov"][observations]]
         if self.choices is not None:
-            channels = self.choices.table[experiment, choice]
-        statistics = level_statistics(self.shards, observations, channels)
-        batch = {
-            name: tensor,
+            chosen = self.choices.table[experiment, choice]
+        statistics = level_statistics(self.shards, observations, chosen)
+        part: dict[str, Any] = {
             f"{name}_meta": RowDicts(self.shards, observations, self.meta_names, self.choices, choice),
             f"{name}_norm_meta": {level: torch.from_numpy(values) for level, values in statistics.items()},
         }
         if self.channel_flags:
-            chosen = np.arange(shape[0]) if channels is None else channels
-            flags = {flag: table[experiment[:, None], chosen] for flag, table in self.channel_flags.items()}
-            batch[f"{name}_channel_meta"] = {flag: torch.from_numpy(values) for flag, values in flags.items()}
-        return batch
+            columns = np.arange(channels) if chosen is None else chosen
+            flags = {flag: table[experiment[:, None], columns] for flag, table in self.channel_flags.items()}
+            part[f"{name}_channel_meta"] = {flag: torch.from_numpy(values) for flag, values in flags.items()}
+        return part
 
 
 def _is_itself(plan: BatchPlan) -> bool:
@@ -207,10 +226,27 @@ def _is_itself(plan: BatchPlan) -> bool:
     return choices[0] is None or choices[1] is None or np.array_equal(choices[0], choices[1])
 
 
-def open_store(shards: ShardSet, *, ask: bool = True) -> BlockStore:
-    """Open the store of a set: mapped files, or plain reads where the compiled copy is absent."""
-    records = shards.manifest.shards
-    return FileStore(shards.root, records) if load_copy() is None else MappedStore(shards.root, records, ask=ask)
+def open_store(shards: ShardSet, *, ask: bool = True, num_workers: int = 1, pool_bytes: int = 0) -> BlockStore:
+    """Open the store of a set: mapped files, plain reads where the compiled copy is absent, or requests to a server.
+
+    Parameters
+    ----------
+    ask
+        See `MappedStore`.
+    num_workers, pool_bytes
+        Of a set in object storage: threads that read batches, and bytes of patches to keep in memory.
+    """
+    records, root = shards.manifest.shards, shards.root
+    if isinstance(root, Path):
+        return FileStore(root, records) if load_copy() is None else MappedStore(root, records, ask=ask)
+    from dynaclr_wds.read.object_store import ObjectStore  # only those who read from object storage need it
+
+    remote = shards.remote
+    assert remote is not None
+    listed, asked = remote.listed or {}, remote.storage.options.requests_in_flight
+    in_flight = asked or min(_REQUESTS_PER_WORKER * max(num_workers, 1), _MOST_REQUESTS)
+    versions = [listed.get(record.path) for record in records]
+    return ObjectStore(remote.storage, records, versions, in_flight=in_flight, pool_bytes=pool_bytes)
 
 
 def keep_apart(kind: Int64[np.ndarray, " n"], batch_size: int) -> Int64[np.ndarray, " m"]:

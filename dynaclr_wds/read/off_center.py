@@ -58,7 +58,7 @@ def read_centres(shards: ShardSet) -> dict[str, Integer[np.ndarray, " n"]]:
     """
     import pyarrow.parquet as pq  # only those who look at centres need it
 
-    path = shards.root / contract.OBSERVATIONS
+    path = shards.find_table(contract.OBSERVATIONS)
     try:
         table = pq.read_table(path, columns=["y_clamp", "x_clamp"])
     except (OSError, ValueError, KeyError) as error:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import threading
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Int64, Shaped, UInt8
@@ -14,9 +16,21 @@ from dynaclr_wds.errors import ChecksumError, FormatError
 from dynaclr_wds.plan.channels import ChannelChoices
 from dynaclr_wds.read.crop import Crop, Shape
 from dynaclr_wds.shardset import ShardSet
-from dynaclr_wds.store import BlockStore, RowFailure
+from dynaclr_wds.store import BlockStore, RemoteStore, RowFailure
 
+_AHEAD = 8
 _CAST_BYTES = 1 << 19  # bytes of patches that are cast at a time: they stay in the processor's cache
+
+
+class PatchRead(NamedTuple):
+    """Patches that are read together."""
+
+    rows: Int64[np.ndarray, " b"]
+    """Patch rows."""
+    out: Shaped[np.ndarray, "b c z y x"]
+    """Where to, C-contiguous; cast on the way if it has another dtype."""
+    choice: Int64[np.ndarray, " b"] | None
+    """Choice of channels of each patch; None where all are read."""
 
 
 class PatchReader:
@@ -46,6 +60,9 @@ class PatchReader:
         choices: ChannelChoices | None = None,
     ) -> None:
         self.verify = verify
+        self._remote = store if isinstance(store, RemoteStore) else None
+        self.ahead = self._remote.ahead if self._remote is not None else _AHEAD if verify else 0
+        """Blocks that may be on their way while an earlier one is checked."""
         self._shards = shards
         self._store = store
         self._experiments = shards.manifest.experiments
@@ -61,6 +78,11 @@ class PatchReader:
         """Of each experiment, the first one whose patches are stored alike: they are copied together."""
         self._verified = np.zeros(len(shards.arrays["block_shard"]), bool)
         self._scratch = threading.local()
+
+    @property
+    def remote(self) -> bool:
+        """Whether patches come over a network."""
+        return self._remote is not None
 
     def shape_of(self, rows: Int64[np.ndarray, " b"]) -> Int64[np.ndarray, "b 4"]:
         """Return the shape of each patch as it is read, (C, Z, Y, X)."""
@@ -96,16 +118,11 @@ class PatchReader:
         out: Shaped[np.ndarray, "b c z y x"],
         choice: Int64[np.ndarray, " b"] | None = None,
     ) -> None:
-        """Copy patches into a batch.
+        """Copy patches into a batch; see `PatchRead`, and `read_together` for errors."""
+        self.read_together([PatchRead(rows, out, choice)])
 
-        Parameters
-        ----------
-        rows
-            Patch rows.
-        out
-            Where to, C-contiguous; cast on the way if it has another dtype.
-        choice
-            Choice of channels of each patch; None where all are read.
+    def read_together(self, reads: Sequence[PatchRead]) -> None:
+        """Copy all patches of a batch: its anchors, positives, negatives.
 
         Raises
         ------
@@ -114,16 +131,63 @@ class PatchReader:
         ChecksumError
             A block isn't what was written.
         """
+        with self._at_hand(reads) if self._remote is not None else nullcontext():
+            for rows, out, choice in reads:
+                self._read(rows, out, choice)
+
+    def _at_hand(self, reads: Sequence[PatchRead]) -> AbstractContextManager[None]:
+        """Have what is read asked for at once, where it has to come over a network."""
+        assert self._remote is not None
         if self.verify:
-            self.verify_blocks(self._shards.arrays["clip_block"][self._shards.arrays["patch_clip"][rows]])
+            return self._whole_blocks(np.unique(np.concatenate([self._block(read.rows) for read in reads])))
+        return self._remote.gather(
+            *np.concatenate([self._spans(*self._choose(r.rows, r.choice)) for r in reads], axis=1)
+        )
+
+    @contextmanager
+    def _whole_blocks(self, blocks: Int64[np.ndarray, " k"]) -> Iterator[None]:
+        """Hold blocks that nobody else holds, checked."""
+        own = blocks[~self._verified[blocks]].tolist()
+        try:
+            for block in own:
+                self.fetch(block)
+            for block in own:
+                self.load(block)
+            yield
+        finally:
+            for block in own:
+                self.forget(block)
+
+    def _spans(self, rows: Int64[np.ndarray, " b"], skip: Int64[np.ndarray, " b"] | None) -> Int64[np.ndarray, "3 b"]:
+        """Say where each patch is: shard, first byte that is wanted, end."""
+        a, kind = self._shards.arrays, self._alike[self._experiment(rows)]
+        low = np.array([offset[0] for offset, _ in self._runs])[kind]
+        high = np.array([offset[-1] + size for offset, size in self._runs])[kind]
+        begin = a["patch_offset"][rows].astype(np.int64) + (0 if skip is None else skip)
+        return np.stack([a["block_shard"][self._block(rows)].astype(np.int64), begin + low, begin + high])
+
+    def _choose(
+        self, rows: Int64[np.ndarray, " b"], choice: Int64[np.ndarray, " b"] | None
+    ) -> tuple[Int64[np.ndarray, " r"], Int64[np.ndarray, " r"] | None]:
+        """Return a row for each channel that is chosen, and the bytes before that channel; rows as they are for all."""
+        if choice is None or self._choices is None:
+            return rows, None
         numbers = self._experiment(rows)
-        skip = None
-        if choice is not None and self._choices is not None:
-            channel = self._choices.table[numbers, choice]
-            skip = (channel * self._channel_bytes[numbers, None]).ravel()
-            rows, numbers = (np.repeat(of, self._choices.per_sample) for of in (rows, numbers))
+        skip = (self._choices.table[numbers, choice] * self._channel_bytes[numbers, None]).ravel()
+        return np.repeat(rows, self._choices.per_sample), skip
+
+    def _read(
+        self,
+        rows: Int64[np.ndarray, " b"],
+        out: Shaped[np.ndarray, "b c z y x"],
+        choice: Int64[np.ndarray, " b"] | None,
+    ) -> None:
+        if self.verify:
+            self.verify_blocks(self._block(rows))
+        rows, skip = self._choose(rows, choice)
+        if skip is not None:
             out = out.reshape(len(rows), 1, *out.shape[2:])
-        experiment = self._alike[numbers]
+        experiment = self._alike[self._experiment(rows)]
         for e in np.unique(experiment).tolist():
             places = np.flatnonzero(experiment == e)
             if self._dtypes[e] == out.dtype and len(places) == len(rows):
@@ -136,13 +200,18 @@ class PatchReader:
         self._store.fetch(*self._span(block))
 
     def forget(self, block: int) -> None:
-        """Let go of a block."""
+        """Let go of a block; what comes over a network is checked again when it comes again."""
+        if self._remote is not None:
+            self._verified[block] = False
         self._store.forget(*self._span(block))
 
     def load(self, block: int) -> int:
         """Read a block from front to back, check it, and return its bytes."""
         shard, begin, end = self._span(block)
         found, expected = self._store.checksum(shard, begin, end), int(self._shards.arrays["block_xxh3"][block])
+        if found != expected and self._remote is not None:  # a byte may have been changed on its way
+            self._remote.fetch_again(shard, begin, end, found)
+            found = self._store.checksum(shard, begin, end)
         if found != expected:
             raise ChecksumError(
                 f"{self._shards.root / self._shards.manifest.shards[shard].path}: block {block}, bytes {begin:,} to "
@@ -176,6 +245,9 @@ class PatchReader:
         shard = self._shards.manifest.shards[int(a["block_shard"][a["clip_block"][clip]])]
         place = row - int(a["clip_first"][clip])
         return f"{self._shards.root / shard.path}, clip {clip}, patch {place:03d}, byte {int(a['patch_offset'][row])}"
+
+    def _block(self, rows: Int64[np.ndarray, " b"]) -> Int64[np.ndarray, " b"]:
+        return self._shards.arrays["clip_block"][self._shards.arrays["patch_clip"][rows]].astype(np.int64)
 
     def _experiment(self, rows: Int64[np.ndarray, " b"]) -> Int64[np.ndarray, " b"]:
         return self._shards.clip_experiment[self._shards.arrays["patch_clip"][rows]]

@@ -3,22 +3,25 @@
 Blocks are fetched in the order of the plan, each when those before it are fetched and there is room for it; batches
 make room as they finish. What is fetched and not yet retired never exceeds the rank's share of the window. From a
 local disk, to fetch means that the system reads the block into its page cache, and a patch is copied once, from there
-to its batch. Retired blocks no longer count as memory of the process, though the system may keep their pages.
+to its batch. From object storage it means that the block comes into memory of its own, and counts from when it is asked
+for. Retired blocks no longer count as memory of the process, though the system may keep their pages.
 """
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections import deque
 
 import numpy as np
 from jaxtyping import Bool, Int64
 
+from dynaclr_wds.errors import StorageError
 from dynaclr_wds.plan.batch import BatchPlan, BlockReads
 from dynaclr_wds.read.patches import PatchReader
 
-_AHEAD = 8
-"""Blocks that may be on their way from the disk while an earlier one is checked."""
+_PATIENCE = 0.05
+"""Seconds between two looks whether the thread that fetches has ended."""
 
 
 class _StreamState:
@@ -74,6 +77,7 @@ class BlockWindow:
         self._streams = {stream: _StreamState(reads, stream) for stream in reads.first}
         self._num_streams = reads.num_streams
         self._changed = threading.Condition()
+        self._begun = 0
         self._fetched = 0
         self._kept: Bool[np.ndarray, " v"] = np.ones(len(reads.block), bool)
         self._error: BaseException | None = None
@@ -88,7 +92,9 @@ class BlockWindow:
         with self._changed:
             self._changed.wait_for(lambda: self._fetched >= needed or self._error or self._closed)
             if self._error:
-                raise self._error
+                raise copy.copy(self._error)  # several threads may get it, and each adds its own notes
+            if self._closed and self._reader.remote:  # to go on would ask a server for what nobody looks at
+                raise StorageError("The window was closed while a batch waited for its blocks.")
 
     def finish(self, plan: BatchPlan) -> None:
         """Note that a batch is copied, and free the blocks that no later batch needs."""
@@ -106,8 +112,11 @@ class BlockWindow:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        self._thread.join()
-        self._forget(np.flatnonzero(self._kept[: self._fetched]))
+        while self._thread.is_alive():
+            # ends a wait for what is on its way
+            self._forget(self._fetched + np.flatnonzero(self._kept[self._fetched : self._begun]))
+            self._thread.join(_PATIENCE)
+        self._forget(np.flatnonzero(self._kept[: self._begun]))
 
     def _forget(self, reads: Int64[np.ndarray, " k"]) -> None:
         for block in self.reads.block[reads].tolist():
@@ -116,7 +125,7 @@ class BlockWindow:
     def _run(self) -> None:
         """Fetch every block in its turn; a few are on their way while an earlier one is checked."""
         waiting: deque[int] = deque()
-        most = _AHEAD if self._reader.verify else 0
+        most = self._reader.ahead
         try:
             for place, size in enumerate(self.reads.bytes.tolist()):
                 while waiting and (len(waiting) > most or self.resident_bytes + size > self._limit):
@@ -124,12 +133,14 @@ class BlockWindow:
                 if not self._make_room(size):
                     return
                 self._reader.fetch(int(self.reads.block[place]))
+                self._begun = place + 1
                 waiting.append(place)
             while waiting:
                 self._settle(waiting.popleft())
         except BaseException as error:  # raised again by `wait`, in the thread that needs the block
             with self._changed:
-                self._error = error
+                if not self._closed:
+                    self._error = error
                 self._changed.notify_all()
 
     def _make_room(self, size: int) -> bool:
@@ -144,6 +155,8 @@ class BlockWindow:
 
     def _settle(self, place: int) -> None:
         """Check a block that was fetched, if that is asked for, and let batches read it."""
+        if self._closed:
+            return
         if self._reader.verify:
             self._reader.verify_blocks(self.reads.block[place : place + 1])
         with self._changed:

@@ -21,6 +21,7 @@ from dynaclr_wds.errors import CheckpointError, ConfigError
 from dynaclr_wds.plan.channels import list_positions
 from dynaclr_wds.read.crop import Shape, plan_crop
 from dynaclr_wds.shardset import ShardSet
+from dynaclr_wds.storage.location import name_place
 from dynaclr_wds.train.checkpoint_files import load_plain
 from dynaclr_wds.transforms.batch import shown_shape
 
@@ -102,7 +103,7 @@ def _describe_shards(data: MultiExperimentDataModule, shards: ShardSet) -> dict[
     held_out = {} if sides is None else sides.held_out_fovs(fovs)
     trained = {} if sides is None else sides.train.list_fovs(fovs)
     return {
-        "folder": str(Path(data.shards).resolve()),
+        "folder": name_place(shards.root),
         "config_hash": shards.manifest.config_hash,
         "z_range": list(data.z_range or shards.z_range),
         "experiments": {

@@ -23,12 +23,13 @@ from dynaclr_wds.datamodule import MultiExperimentDataModule
 from dynaclr_wds.describe import list_undescribed, make_modules
 from dynaclr_wds.errors import CheckpointError, ConfigError
 from dynaclr_wds.files import check_new_file
+from dynaclr_wds.storage.location import name_place
 from dynaclr_wds.train.checkpoint_content import PACKAGE, Checkpoint, check_weights
 from dynaclr_wds.train.device_names import describe_device
 from dynaclr_wds.train.embeddings import EmbeddingWriter
 from dynaclr_wds.train.engine import ContrastiveModule
 from dynaclr_wds.train.progress import choose_progress
-from dynaclr_wds.train.settle import Job, Request, settle
+from dynaclr_wds.train.settle import Job, Request, choose_storage, settle
 from dynaclr_wds.words import count_of
 
 _WITH_WRITER = "call Trainer.predict with dynaclr_wds.train.EmbeddingWriter"
@@ -87,6 +88,7 @@ def make_data(job: Job) -> MultiExperimentDataModule:
             "Python and didn't keep its arguments. Embed from Python: give MultiExperimentDataModule the same "
             f"normalizations, and {_WITH_WRITER}."
         )
+    options, cache_dir = choose_storage(asked, job.checkpoint)
     return MultiExperimentDataModule(
         str(job.shards.root),
         z_range=job.view.z_range,
@@ -102,6 +104,8 @@ def make_data(job: Job) -> MultiExperimentDataModule:
         exclude_fovs=None if asked.exclude_fovs is None else list(asked.exclude_fovs),
         predict_experiments=None if asked.experiments is None else list(asked.experiments),
         predict_limit=asked.limit,
+        storage_options=options,
+        cache_dir=cache_dir,
     )
 
 
@@ -172,7 +176,7 @@ def describe_origin(job: Job) -> dict[str, Any]:
         "epoch": checkpoint.epoch,
         "step": checkpoint.step,
         "encoder": checkpoint.module.get("encoder"),
-        "shards": str(job.shards.root.resolve()),
+        "shards": name_place(job.shards.root),
         "shards_config_hash": job.shards.manifest.config_hash,
         "trained_on_config_hash": checkpoint.seen.config_hash,
         "normalizations": checkpoint.data.get("normalizations") or [],

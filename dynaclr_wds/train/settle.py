@@ -17,6 +17,7 @@ from dynaclr_wds.fov_names import check_experiments, keep_experiments, keep_fovs
 from dynaclr_wds.plan.channels import list_positions
 from dynaclr_wds.read.crop import Crop, Shape
 from dynaclr_wds.shardset import ShardSet
+from dynaclr_wds.storage.location import parse_place
 from dynaclr_wds.train.checkpoint_content import Checkpoint, read_checkpoint
 from dynaclr_wds.train.differences import Difference, refuse, tell_once
 from dynaclr_wds.transforms.batch import shown_shape
@@ -55,6 +56,9 @@ class Request:
     accelerator: str = "auto"
     devices: str = "1"
     precision: str = "32-true"
+    storage_options: Mapping[str, Any] | None = None
+    """How object storage is reached; None: as in training, with keys from the environment."""
+    cache_dir: str | None = None
     overwrite: bool = False
     override: bool = False
     """Go on where caller or shards say otherwise than the checkpoint, if it can be done."""
@@ -159,13 +163,22 @@ def _is_by_statistics(module: object) -> bool:
 
 def open_shards(asked: Request, checkpoint: Checkpoint) -> ShardSet:
     """Open the shards that are asked for, or those of the training."""
-    folder = asked.shards or checkpoint.seen.folder
-    if asked.shards is None and not Path(folder).is_dir():
+    folder = parse_place(asked.shards or checkpoint.seen.folder, "--shards")
+    if asked.shards is None and isinstance(folder, Path) and not folder.is_dir():
         raise ConfigError(
             f"{checkpoint.path} was trained on the shards in {folder}, which are not there any more. Give --shards "
             "FOLDER."
         )
-    return ShardSet.open(folder, verify=False)  # the DataModule verifies the set when it opens it
+    options, cache_dir = choose_storage(asked, checkpoint)
+    # the DataModule verifies the set when it opens it
+    return ShardSet.open(folder, verify=False, storage_options=options, cache_dir=cache_dir)
+
+
+def choose_storage(asked: Request, checkpoint: Checkpoint) -> tuple[dict[str, Any] | None, str | None]:
+    """Say how object storage is reached, and where indexes are kept: as asked for, else as in training."""
+    trained = checkpoint.data.get("storage_options") or {}
+    options = {**trained, **(asked.storage_options or {})}
+    return options or None, asked.cache_dir or checkpoint.data.get("cache_dir")
 
 
 def choose_experiments(asked: Request, shards: ShardSet) -> list[ExperimentRecord]:

@@ -1,0 +1,272 @@
+"""Shards in object storage to bytes: the store that reads by bounded range requests, several in flight.
+
+A block that is fetched comes in requests of at most `request_bytes` into memory of its own, and patches are copied
+from there as from a map. What is read without having been fetched is requested patch by patch, with neighbours joined,
+and kept in a pool of recently used patches. Every request is pinned to the version that the shard had when the set was
+opened, or when it was first read. How requests are repeated, and when they fail, is the business of
+`storage/client.py`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+
+import numpy as np
+from jaxtyping import Int64, UInt8
+
+from dynaclr_wds.contract import ShardRecord
+from dynaclr_wds.errors import FormatError, StorageError
+from dynaclr_wds.read.arrivals import Arrival, Arrivals
+from dynaclr_wds.read.coalesce import cut_range, join_ranges
+from dynaclr_wds.read.files import check_inside
+from dynaclr_wds.read.mapped import copy_runs, load_copy
+from dynaclr_wds.read.patch_pool import PatchPool
+from dynaclr_wds.storage.client import ObjectInfo, Storage, check_process
+from dynaclr_wds.store import RowFailure
+
+
+class ObjectStore:
+    """Shards in object storage.
+
+    Parameters
+    ----------
+    storage
+        Where they are.
+    shards
+        Their records.
+    versions
+        Version of each shard, as far as it is known.
+    in_flight
+        Requests at a time.
+    pool_bytes
+        Bytes of patches to keep in memory after they were read; of blocks that were fetched nothing is kept.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        shards: Sequence[ShardRecord],
+        versions: Sequence[ObjectInfo | None],
+        *,
+        in_flight: int,
+        pool_bytes: int = 0,
+    ) -> None:
+        self.ahead = in_flight
+        self._storage = storage
+        self._shards = shards
+        self._options = storage.options
+        self._bytes = np.array([s.bytes for s in shards], np.int64)
+        self._base = np.concatenate([[0], np.cumsum(self._bytes)])
+        self._versions = list(versions)
+        self._lock = threading.Lock()
+        self._starting = threading.Lock()
+        self._blocks: dict[int, Arrival] = {}
+        self._held = Arrivals([])
+        self._gathered = threading.local()
+        self._pool = PatchPool(pool_bytes)
+        self._requests: ThreadPoolExecutor | None = None
+
+    def read(
+        self,
+        shard: Int64[np.ndarray, " n"],
+        begin: Int64[np.ndarray, " n"],
+        offset: Int64[np.ndarray, " k"],
+        out: UInt8[np.ndarray, "n k bytes"],
+    ) -> None:
+        """Copy patches; see `BlockStore.read`."""
+        first, end = begin + offset[0], begin + offset[-1] + out.shape[2]
+        check_inside(first, end, self._bytes[shard])
+        base = self._base[shard]
+        tables = [*(getattr(self._gathered, "tables", None) or ()), self._held]
+        address = np.zeros(len(shard), np.int64)
+        owners = self._locate(tables, base + first, base + end, address)
+        del tables  # so that a block which is let go now is not kept from being freed
+        if not address.all():
+            missing = np.flatnonzero(address == 0)
+            part = np.zeros(len(missing), np.int64)
+            asked = self._ask(base[missing] + first[missing], base[missing] + end[missing])
+            try:
+                owners += self._locate(
+                    asked, base[missing] + first[missing], base[missing] + end[missing], part, missing
+                )
+            finally:
+                for piece in asked[0].members:
+                    piece.give_up()
+            address[missing] = part
+        _copy(address - offset[0], offset, out)
+        del owners
+
+    @contextmanager
+    def gather(
+        self, shard: Int64[np.ndarray, " n"], begin: Int64[np.ndarray, " n"], end: Int64[np.ndarray, " n"]
+    ) -> Iterator[None]:
+        """Ask for ranges that this thread is about to read; see `RemoteStore.gather`."""
+        inside = (begin >= 0) & (end <= self._bytes[shard])  # the others fail when they are read
+        base = self._base[shard[inside]]
+        self._gathered.tables = self._ask(base + begin[inside], base + end[inside])
+        try:
+            yield
+        finally:
+            coming, _ = self._gathered.tables
+            self._gathered.tables = None
+            for piece in coming.members:  # after an error, nobody waits for the others
+                piece.give_up()
+
+    def fetch(self, shard: int, begin: int, end: int) -> None:
+        """Ask for a block, and return at once."""
+        first, last = int(self._base[shard]) + begin, int(self._base[shard]) + end
+        with self._lock:
+            known = self._blocks.get(first)
+            if known is not None and known.end == last and not known.over:
+                known.users += 1
+            else:
+                self._blocks[first] = self._request(first, last)
+                self._held = Arrivals(list(self._blocks.values()))
+
+    def forget(self, shard: int, begin: int, end: int) -> None:
+        """Let go of a block: its memory is free when nobody reads from it any more."""
+        with self._lock:
+            block = self._blocks.get(int(self._base[shard]) + begin)
+            if block is None or block.end != int(self._base[shard]) + end:
+                return
+            block.users -= 1
+            if block.users <= 0:
+                del self._blocks[block.begin]
+                self._held = Arrivals(list(self._blocks.values()))
+                block.give_up()
+
+    def fetch_again(self, shard: int, begin: int, end: int, found: int) -> None:
+        """Ask anew for a block that came damaged; see `RemoteStore.fetch_again`."""
+        first, last = int(self._base[shard]) + begin, int(self._base[shard]) + end
+        with self._lock:
+            known = self._blocks.get(first)
+            if known is not None and known.end == last and known.digest == found:
+                self._blocks[first] = self._request(first, last)
+                self._blocks[first].users = known.users
+                self._held = Arrivals(list(self._blocks.values()))
+
+    def checksum(self, shard: int, begin: int, end: int) -> int:
+        """Return the XXH3 of a block, as it came."""
+        self.fetch(shard, begin, end)  # so that to forget it ends the wait
+        try:
+            with self._lock:
+                block = self._blocks.get(int(self._base[shard]) + begin)
+            if block is None:
+                raise StorageError("A block was let go while its checksum was asked for.")
+            return block.checksum()
+        finally:
+            self.forget(shard, begin, end)
+
+    def close(self) -> None:
+        """Give back memory and threads; requests on their way are not waited for. A later read asks anew."""
+        with self._starting:
+            requests, self._requests = self._requests, None
+        with self._lock:
+            for block in self._blocks.values():
+                block.give_up()
+            self._blocks.clear()
+            self._held = Arrivals([])
+        if requests is not None:
+            requests.shutdown(wait=False, cancel_futures=True)
+
+    def _locate(
+        self,
+        tables: Sequence[Arrivals],
+        begin: Int64[np.ndarray, " n"],
+        end: Int64[np.ndarray, " n"],
+        address: Int64[np.ndarray, " n"],
+        rows: Int64[np.ndarray, " n"] | None = None,
+    ) -> list[Arrival]:
+        """Write the address of each range that a table holds, once it is there; return whose memory that is."""
+        owners = []
+        for table in tables:
+            left = np.flatnonzero(address == 0)
+            place = table.find(begin[left], end[left])
+            left, place = left[place >= 0], place[place >= 0]
+            used, at = np.unique(place, return_index=True)
+            for member, row in zip(used.tolist(), left[at].tolist(), strict=True):
+                owners.append(table.members[member])
+                try:
+                    owners[-1].wait()
+                except Exception as error:
+                    raise RowFailure(int(row if rows is None else rows[row]), error) from None
+            address[left] = table.addresses(place, begin[left])
+        return owners
+
+    def _ask(self, begin: Int64[np.ndarray, " n"], end: Int64[np.ndarray, " n"]) -> tuple[Arrivals, Arrivals]:
+        """Ask for ranges, as far as no block or pool holds them; return what comes, and what the pool has."""
+        new = self._held.find(begin, end) < 0
+        spans = np.unique(np.stack([begin[new], end[new]], axis=1), axis=0)
+        pooled = self._pool.find(spans)
+        missing = spans[np.array([tuple(span) not in pooled for span in spans.tolist()], bool)]
+        joined, owner = join_ranges(
+            missing[:, 0], missing[:, 1], self._base, self._options.coalesce_bytes, self._options.request_bytes
+        )
+        pieces = []
+        for number, (first, last) in enumerate(joined.tolist()):
+            pieces.append(self._request(first, last, partial(self._pool.keep, spans=missing[owner == number])))
+        return Arrivals(pieces), Arrivals(list(pooled.values()))
+
+    def _request(self, begin: int, end: int, then: Callable[[Arrival], None] | None = None) -> Arrival:
+        """Send the requests for a range of one shard."""
+        check_process()
+        shard = int(np.searchsorted(self._base, begin, "right")) - 1
+        base = int(self._base[shard])
+        parts = cut_range(begin - base, end - base, self._options.request_bytes)
+        arrival = Arrival(begin, end, len(parts), then)
+        with self._starting:
+            requests = self._requests
+            if requests is None:
+                requests = self._requests = ThreadPoolExecutor(self.ahead, thread_name_prefix="dynaclr-request")
+        for first, last in parts:
+            requests.submit(self._bring, arrival, shard, first, last)
+        return arrival
+
+    def _bring(self, arrival: Arrival, shard: int, begin: int, end: int) -> None:
+        """Make one request; what goes wrong is raised where the bytes are waited for."""
+        if arrival.over:
+            return
+        try:
+            name = self._shards[shard].path
+            data, found = self._storage.read_range(name, begin, end, self._versions[shard], arrival.sleep)
+            self._pin(shard, found)
+            arrival.put(int(self._base[shard]) + begin, data)
+        except BaseException as error:
+            arrival.fail(error)
+
+    def _pin(self, shard: int, found: ObjectInfo) -> None:
+        """Keep the version of a shard's first answer; every later one must be of the same."""
+        with self._lock:
+            known = self._versions[shard]
+            if known is None:
+                record = self._shards[shard]
+                if found.size != record.bytes:
+                    raise FormatError(
+                        f"{self._storage.root / record.path}: has {found.size:,} bytes, the manifest says "
+                        f"{record.bytes:,}. Copy it again, or build the shards again."
+                    )
+                self._versions[shard] = found
+            elif not known.is_same(found):
+                raise FormatError(
+                    f"{self._storage.root / self._shards[shard].path}: was replaced while it was read. Put the old one "
+                    "back, or open the new set and train from there."
+                )
+
+
+def _copy(
+    address: Int64[np.ndarray, " n"], offset: Int64[np.ndarray, " k"], out: UInt8[np.ndarray, "n k bytes"]
+) -> None:
+    """Copy runs from memory of ours."""
+    if load_copy() is not None:
+        failed = copy_runs(address, offset, out)
+        assert failed is None, "memory of our own can't fail"
+        return
+    for row, start in enumerate((address + offset[0]).tolist()):
+        size = int(offset[-1] - offset[0]) + out.shape[2]
+        span = np.frombuffer((ctypes.c_uint8 * size).from_address(start), np.uint8)
+        out[row] = np.lib.stride_tricks.sliding_window_view(span, out.shape[2])[offset - offset[0]]

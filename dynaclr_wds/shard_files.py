@@ -1,0 +1,118 @@
+"""Place to the files of a shard set: its manifest, read and checked, and where shards and index files are.
+
+A set on a disk is checked to have every file in the right size. Of one in object storage the index is brought to this
+node, and shards are pinned: by one listing where there is one, else when each is first read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from dynaclr_wds import contract
+from dynaclr_wds.contract import Manifest
+from dynaclr_wds.errors import FormatError
+from dynaclr_wds.file_checks import check_content, check_size
+from dynaclr_wds.manifest_checks import parse_manifest
+from dynaclr_wds.storage.client import ObjectInfo, Storage
+from dynaclr_wds.storage.index_cache import IndexCache
+from dynaclr_wds.storage.location import Location
+from dynaclr_wds.storage.options import StorageOptions
+
+_MOST_MANIFEST_BYTES = 1 << 28
+"""A larger manifest is not read from object storage."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemoteFiles:
+    """A set in object storage."""
+
+    storage: Storage
+    manifest: Manifest
+    index: IndexCache
+    listed: Mapping[str, ObjectInfo] | None
+    """Version of each object when the set was opened; None where the storage has no listing."""
+
+    def find_table(self, path: str) -> Path:
+        """Return where a table of the index is on this node; downloads it when it is first asked for."""
+        self.index.fetch([file for file in self.manifest.files if file.path == path], self.listed)
+        return self.index.folder / path
+
+
+def find_local(root: Path, *, verify: bool) -> Manifest:
+    """Read the manifest of a folder, and check that every file is there.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no manifest.
+    FormatError, ChecksumError
+        As `dynaclr_wds.shardset.ShardSet.open` says.
+    """
+    path = root / contract.MANIFEST
+    if not path.is_file():
+        raise _absent(root)
+    manifest = parse_manifest(path.read_bytes(), str(path))
+    for path_and_size in [(f.path, f.bytes) for f in manifest.files] + [(s.path, s.bytes) for s in manifest.shards]:
+        check_size(root / path_and_size[0], path_and_size[1])
+    if verify:
+        for file in manifest.files:
+            check_content(root / file.path, file.xxh3)
+    return manifest
+
+
+def find_remote(root: Location, options: StorageOptions, cache_dir: str | Path | None, *, verify: bool) -> RemoteFiles:
+    """Read the manifest of a set in object storage, and bring its index arrays to this node.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no manifest.
+    ConfigError, FormatError, ChecksumError, StorageError
+        As `dynaclr_wds.shardset.ShardSet.open` says.
+    """
+    storage = Storage(root, options)
+    content, manifest = read_manifest(storage)
+    listed = storage.list()
+    if listed is not None:
+        for shard in manifest.shards:
+            _check_listed(root / shard.path, listed.get(shard.path), shard.bytes)
+    index = IndexCache(storage, content, cache_dir)
+    arrays = {contract.array_path(name) for name in contract.array_dtypes(manifest)}
+    index.fetch([file for file in manifest.files if file.path in arrays], listed, verify=verify)
+    return RemoteFiles(storage=storage, manifest=manifest, index=index, listed=listed)
+
+
+def read_manifest(storage: Storage) -> tuple[bytes, Manifest]:
+    """Read a manifest, its bytes and what they say; once more where they came damaged."""
+    where = str(storage.root / contract.MANIFEST)
+    for last in (False, True):
+        try:
+            content = storage.read(contract.MANIFEST, _MOST_MANIFEST_BYTES)
+        except FileNotFoundError:
+            raise _absent(storage.root) from None
+        try:
+            return content, parse_manifest(content, where)
+        except FormatError:
+            if last:
+                raise
+    raise AssertionError("never reached")
+
+
+def _check_listed(where: Location, found: ObjectInfo | None, size: int) -> None:
+    if found is None:
+        raise FormatError(f"{where}: is missing, though the manifest lists it. Restore it, or build the shards again.")
+    if found.size != size:
+        raise FormatError(
+            f"{where}: has {found.size:,} bytes, the manifest says {size:,}. Copy it again, or build the shards again."
+        )
+
+
+def _absent(root: Path | Location) -> FileNotFoundError:
+    how = f"Build the shards with `dynaclr-wds build experiments.yaml --out {root}`"
+    if isinstance(root, Location):
+        how = "Copy a set of shards there, manifest last"
+    return FileNotFoundError(
+        f"shards={str(root)!r}: there is no {contract.MANIFEST}. {how}, or name the folder that holds them."
+    )

@@ -1,0 +1,288 @@
+"""Requests below one location: each bounded in time, tried again while that may help, and pinned to an ETag.
+
+obstore makes single requests and is told not to repeat them; this module does, because it knows what a failure means.
+A server that is busy or gone is asked again, with growing pauses, inside `retry_timeout`. Where the credentials are
+refused, new ones are asked for once. What remains is one error of ours, which names the object, the range and the
+cause and holds no secret. All methods may be called from several threads.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, NoReturn, TypeAlias, TypeVar
+
+import obstore
+
+from dynaclr_wds.errors import DynaCLRError, FormatError, StorageError
+from dynaclr_wds.storage.failures import Failure, Kind, classify
+from dynaclr_wds.storage.location import Location
+from dynaclr_wds.storage.options import StorageOptions
+from dynaclr_wds.storage.stores import make_store
+from dynaclr_wds.words import count_of
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
+_T = TypeVar("_T")
+
+Sleep: TypeAlias = Callable[[float], bool]
+
+
+def _sleep(seconds: float) -> bool:
+    time.sleep(seconds)
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """What tells one version of an object from another."""
+
+    size: int
+    etag: str | None
+    """With its quotes; None where the server gives none."""
+    changed: datetime | None
+
+    @property
+    def condition(self) -> str | None:
+        """What `If-Match` asks for; None where the server gives no strong ETag."""
+        return None if self.etag is None or self.etag.startswith("W/") else self.etag
+
+    def is_same(self, other: ObjectInfo) -> bool:
+        """Whether both are of one version, as far as it can be told."""
+        if self.etag is None or other.etag is None:
+            return self.size == other.size and self.changed == other.changed
+        return self.size == other.size and self.etag == other.etag
+
+
+class Storage:
+    """What lies below one location.
+
+    Parameters
+    ----------
+    root
+        The location; names are relative to it.
+    options
+        How requests are made.
+
+    Raises
+    ------
+    ConfigError
+        There are no credentials, or an option that the kind of storage doesn't know.
+    """
+
+    def __init__(self, root: Location, options: StorageOptions) -> None:
+        self.root = root
+        self.options = options
+        self._lock = threading.Lock()
+        self._generation = 0
+        check_process()
+        self._store = make_store(self.root, self.options)
+
+    def __repr__(self) -> str:
+        return f"Storage({str(self.root)!r})"
+
+    def info(self, name: str) -> ObjectInfo:
+        """Ask for size and ETag of an object.
+
+        Raises
+        ------
+        FileNotFoundError
+            It is not there.
+        StorageError
+            The request failed.
+        """
+        key = (self.root / name).key
+        return _to_info(self._request(name, "", lambda store: obstore.head(store, key)))
+
+    def list(self) -> dict[str, ObjectInfo] | None:
+        """List everything below the root: name → size and ETag; None where there is no listing, or none for this key.
+
+        Raises
+        ------
+        StorageError
+            The request failed.
+        """
+        if self.root.scheme in ("http", "https"):
+            return None
+        begin, prefix = len(self.root.key) + 1 if self.root.key else 0, self.root.key or None
+        try:
+            found = self._request("", "the listing", lambda store: list(obstore.list(store, prefix).collect()))
+        except _DeniedError:
+            return None
+        return {entry["path"][begin:]: _to_info(entry) for entry in found}
+
+    def read(self, name: str, most_bytes: int) -> bytes:
+        """Read a whole object.
+
+        Raises
+        ------
+        FileNotFoundError
+            It is not there.
+        FormatError
+            It is larger than `most_bytes`, or was replaced while it was read.
+        StorageError
+            The request failed.
+        """
+        whole = self.info(name)
+        if whole.size > most_bytes:
+            raise FormatError(f"{self.root / name}: has {whole.size:,} bytes; more than {most_bytes:,} are not read.")
+        step = self.options.request_bytes
+        ranges = [(begin, min(begin + step, whole.size)) for begin in range(0, whole.size, step)]
+        return b"".join(self.read_range(name, begin, end, whole)[0] for begin, end in ranges)
+
+    def read_range(
+        self, name: str, begin: int, end: int, pinned: ObjectInfo | None = None, sleep: Sleep = _sleep
+    ) -> tuple[memoryview, ObjectInfo]:
+        """Read a range of an object with one request.
+
+        Parameters
+        ----------
+        pinned
+            The version to read; None = whichever is there.
+        sleep
+            Waits so many seconds before another try; False = the bytes are not wanted any more.
+
+        Returns
+        -------
+        The bytes, and the version that they are of.
+
+        Raises
+        ------
+        FormatError
+            The object is gone, or is another version than `pinned`.
+        StorageError
+            The request failed.
+        """
+        key = (self.root / name).key
+        asked: dict[str, Any] = {"range": (begin, end)}
+        if pinned is not None and pinned.condition is not None:
+            asked["if_match"] = pinned.condition
+
+        def get(store: Any) -> tuple[memoryview, ObjectInfo]:
+            answer = obstore.get(store, key, options=asked)  # type: ignore[arg-type]
+            found = _to_info(answer.meta)
+            if pinned is not None and not pinned.is_same(found):
+                raise _Replaced
+            if answer.range != (begin, end):
+                raise _Short(f"bytes {answer.range[0]:,} to {answer.range[1]:,} of {found.size:,} came")
+            data = memoryview(answer.bytes())
+            if len(data) != end - begin:
+                raise _Short(f"{len(data):,} of {end - begin:,} bytes came")
+            return data, found
+
+        try:
+            return self._request(name, f"bytes {begin:,} to {end:,}", get, sleep)
+        except FileNotFoundError as error:
+            raise FormatError(str(error)) from None
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a small object with one request; replaces what is there.
+
+        Raises
+        ------
+        StorageError
+            The request failed.
+        """
+        key = (self.root / name).key
+        self._request(name, "", lambda store: obstore.put(store, key, data, use_multipart=False))
+
+    def _request(self, name: str, part: str, call: Callable[[Any], _T], sleep: Sleep = _sleep) -> _T:
+        """Make a request, again while that may help."""
+        begun, pause, renewed = time.monotonic(), _FIRST_PAUSE, False
+        for tries in itertools.count(1):
+            check_process()
+            store, generation = self._store, self._generation
+            try:
+                return call(store)
+            except (KeyboardInterrupt, SystemExit, DynaCLRError):
+                raise
+            except BaseException as error:  # obstore's panics derive from BaseException
+                failure = _explain(error)
+            spent = time.monotonic() - begun
+            if failure.kind is Kind.DENIED and not renewed:
+                renewed = True
+                self._renew(generation)
+            elif (
+                failure.kind is Kind.TRANSIENT
+                and spent < self.options.retry_timeout
+                and sleep(min(pause * random.uniform(0.5, 1.5), self.options.retry_timeout - spent))
+            ):
+                pause = min(2 * pause, _LONGEST_PAUSE)
+            else:
+                self._fail(name, part, failure, f"{count_of(tries, 'try', 'tries')} in {spent:.0f} s")
+        raise AssertionError("never reached")
+
+    def _fail(self, name: str, part: str, failure: Failure, effort: str) -> NoReturn:
+        what = str(self.root / name if name else self.root) + (f", {part}" if part else "")
+        if failure.kind is Kind.ABSENT:
+            raise FileNotFoundError(f"{what}: is not there ({failure.cause}). Check the URL, or copy it there again.")
+        if failure.kind is Kind.REPLACED:
+            raise FormatError(
+                f"{what}: was replaced since the set was opened: it is not the object of that size and ETag any more. "
+                "Put the old one back, or open the new set and train from there."
+            )
+        if failure.kind is Kind.DENIED:
+            raise _DeniedError(
+                f"{what}: the server refused the credentials ({failure.cause}), new ones too. Check that the key is "
+                "right, not expired, and may read this bucket."
+            )
+        advice = "Check server and network; storage_options has the time limits."
+        if failure.cause.startswith("status 301"):
+            advice = "The bucket is in another region: set region in storage_options, or AWS_REGION."
+        raise StorageError(f"{what}: the request failed ({failure.cause}; {effort}). {advice}")
+
+    def _renew(self, generation: int) -> None:
+        """Make the store anew, which asks for credentials again; once for all threads that were refused together."""
+        with self._lock:
+            if self._generation == generation:
+                self._store = make_store(self.root, self.options)
+                self._generation += 1
+
+
+class _DeniedError(StorageError):
+    """A request that the key at hand may not make."""
+
+
+class _Short(Exception):
+    """An answer with other bytes than were asked for."""
+
+
+class _Replaced(Exception):
+    """An answer from another version of the object."""
+
+
+def _explain(error: BaseException) -> Failure:
+    if isinstance(error, _Short):
+        return Failure(Kind.TRANSIENT, str(error))
+    if isinstance(error, _Replaced):
+        return Failure(Kind.REPLACED, "another ETag")
+    return classify(error)
+
+
+def _to_info(meta: Any) -> ObjectInfo:
+    etag = meta["e_tag"]
+    if etag and not etag.endswith('"'):  # Azure lists them without quotes
+        etag = f'"{etag}"'
+    return ObjectInfo(int(meta["size"]), etag or None, meta["last_modified"])
+
+
+_used_by: int | None = None
+"""The process in which obstore was first used."""
+
+
+def check_process() -> None:
+    """Refuse to go on in a process that was forked after obstore's threads were started: it would wait for ever."""
+    global _used_by
+    if _used_by is None:
+        _used_by = os.getpid()
+    elif _used_by != os.getpid():
+        raise StorageError(
+            "This process was forked after its parent had read from object storage, and can't do so itself. Start it "
+            'in another way: multiprocessing_context="spawn" or "forkserver" for a DataLoader, and strategy="ddp" in '
+            "place of ddp_fork or ddp_notebook."
+        )

