@@ -182,7 +182,8 @@ def test_server_that_ends_at_once_is_an_error_with_its_log() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
-def test_server_dies_with_the_test_process() -> None:
+def test_server_dies_with_the_test_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # nobody is left to remove the server's folder
     call = "from tests.servers.gcs import Gcs; print(Gcs().start().ports[0], flush=True); input()"
     with subprocess.Popen([sys.executable, "-c", call], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -269,7 +270,7 @@ def test_stall_lasts_until_the_client_gives_up(full_bucket: Bucket, proxy_before
     start = time.monotonic()
     with pytest.raises(GenericError, match="TimedOut"):
         read(store)
-    assert 0.2 <= time.monotonic() - start < 2
+    assert 0.2 <= time.monotonic() - start < 5
 
 
 def test_delay_and_slow_take_their_time(full_bucket: Bucket, proxy_before: MakeProxy) -> None:
@@ -283,7 +284,7 @@ def test_delay_and_slow_take_their_time(full_bucket: Bucket, proxy_before: MakeP
         proxy.use(schedule)
         start = time.monotonic()
         assert read(store) == BODY
-        assert least <= time.monotonic() - start < least + 1
+        assert least <= time.monotonic() - start < least + 5
 
 
 def test_link_is_far_and_narrow_for_every_request(full_bucket: Bucket, proxy_before: MakeProxy) -> None:
@@ -294,7 +295,7 @@ def test_link_is_far_and_narrow_for_every_request(full_bucket: Bucket, proxy_bef
         start = time.monotonic()
         for _ in range(3):
             assert read(store) == BODY
-        assert 0.9 * least <= time.monotonic() - start < least + 1
+        assert 0.9 * least <= time.monotonic() - start < least + 5
         assert proxy.bytes_sent == 3 * 204_800
         assert not proxy.faults
 
@@ -304,7 +305,7 @@ def test_link_of_its_own_process_is_as_far(full_bucket: Bucket) -> None:
         store = link.before(full_bucket).store()
         start = time.monotonic()
         assert read(store) == BODY
-        assert 0.07 <= time.monotonic() - start < 1
+        assert 0.07 <= time.monotonic() - start < 5
 
 
 def test_redirection_leads_elsewhere(nginx: Nginx, bucket_name: str, proxy_before: MakeProxy) -> None:
