@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tests.servers.proxy import Proxy, Seen
 
 _CHUNK = 1 << 18
-_PACED_CHUNK = 1 << 14
+_PACED_CHUNK = 1 << 16
 _CODES = {403: "AccessDenied", 429: "TooManyRequests", 500: "InternalError", 501: "NotImplemented", 503: "SlowDown"}
 
 
@@ -31,7 +31,7 @@ class Reply:
 
 
 class Pacer:
-    """Lets bytes through at a rate at most; time without any is not made up for."""
+    """Lets bytes through at a rate at most; no more than 10 ms without any are made up for (sleeps are not exact)."""
 
     def __init__(self, bytes_per_second: float) -> None:
         self.bytes_per_second = bytes_per_second
@@ -40,7 +40,7 @@ class Pacer:
     def wait(self, count: int) -> None:
         """Wait until so many more bytes may be there."""
         now = time.monotonic()
-        self._due = max(self._due, now) + count / self.bytes_per_second
+        self._due = max(self._due, now - 0.01) + count / self.bytes_per_second
         if self._due > now:
             time.sleep(self._due - now)
 
@@ -80,7 +80,7 @@ class Exchange:
         if fault and fault.unheard and self._proxy.claim(seen, fault):
             if fault.kind == "drop":
                 return False
-            return self._send(seen, _refusal(int(fault.kind), head.method), None) and not head.closes
+            return self._send(seen, _refusal(fault, head.method), None) and not head.closes
         reply = self._ask(head.without("Expect", *self._proxy.link.drop_headers), body)
         if fault and (fault.unheard or fault.needs_body > bool(reply.length) or not self._proxy.claim(seen, fault)):
             fault = None
@@ -176,10 +176,12 @@ def _with_body(head: Head, method: str, replies: BufferedReader) -> Reply:
     return Reply(whole, len(body), BytesIO(body))
 
 
-def _refusal(status: int, method: str) -> Reply:
-    """An error as S3 words it."""
-    code = _CODES.get(status, "Refused")
+def _refusal(fault: Fault, method: str) -> Reply:
+    """An error as S3 words it, or a redirection."""
+    code = _CODES.get(int(fault.kind), "Refused")
     body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>drawn by a schedule</Message></Error>".encode()
-    headers = (("Content-Type", "application/xml"), ("Content-Length", str(len(body))))
+    headers = [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))]
+    if fault.location:
+        headers.append(("Location", fault.location))
     body = b"" if method == "HEAD" else body
-    return Reply(Head(f"HTTP/1.1 {status} {code}", headers), len(body), BytesIO(body))
+    return Reply(Head(f"HTTP/1.1 {fault.kind} {code}", tuple(headers)), len(body), BytesIO(body))

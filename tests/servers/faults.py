@@ -42,6 +42,8 @@ class Fault:
     """Where in the body, as a fraction of it, in [0, 1)."""
     seconds: float = 0.03
     bytes_per_second: float = 1e6
+    location: str = ""
+    """Where a status such as 307 sends the client."""
 
     @property
     def unheard(self) -> bool:
@@ -72,6 +74,7 @@ class Rule:
     """Which times of the very same request: (0,) the first only, so that its repetition succeeds. Empty: all."""
     seconds: float = 0.03
     bytes_per_second: float = 1e6
+    location: str = ""
 
     def concerns(self, request: Head, repeat: int) -> bool:
         """Whether the rule is about this request, made `repeat` times before."""
@@ -98,8 +101,13 @@ class Schedule:
             if rule.concerns(request, repeat):
                 generator = random.Random(f"{self.seed} {number} {identify(request)} {repeat}")
                 if generator.random() < rule.share:
-                    kind, place = generator.choice(rule.kinds), generator.random()
-                    return Fault(kind=kind, place=place, seconds=rule.seconds, bytes_per_second=rule.bytes_per_second)
+                    return Fault(
+                        kind=generator.choice(rule.kinds),
+                        place=generator.random(),
+                        seconds=rule.seconds,
+                        bytes_per_second=rule.bytes_per_second,
+                        location=rule.location,
+                    )
         return None
 
 

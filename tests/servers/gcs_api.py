@@ -108,7 +108,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _get(self, blob: Blob) -> None:
         """Send an object or a range of it."""
-        if (wanted := self.headers.get("If-Match")) and blob.etag not in re.split(r"\s*,\s*", wanted):
+        if (wanted := self.headers.get("If-Match")) and not {blob.etag, "*"} & set(re.split(r"\s*,\s*", wanted)):
             raise Refusal(412, "PreconditionFailed")
         headers = {**_describe(blob), "Last-Modified": email.utils.formatdate(blob.time, usegmt=True)}
         if self.headers.get("If-None-Match") == blob.etag:

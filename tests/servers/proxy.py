@@ -62,6 +62,7 @@ class Proxy:
         schedule: Schedule | None = None,
         link: Link | None = None,
         tls: ssl.SSLContext | None = None,
+        port: int = 0,
     ) -> None:
         parts = urlsplit(upstream)
         self.upstream = (parts.hostname or "", parts.port or 80)
@@ -71,7 +72,7 @@ class Proxy:
         self._open: set[socket.socket] = set()
         self.ended = threading.Event()
         self.use(schedule or Schedule())
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=512)
+        self._listener = socket.create_server(("127.0.0.1", port), backlog=512)
         self.endpoint = f"{'https' if tls else 'http'}://127.0.0.1:{self._listener.getsockname()[1]}"
         threading.Thread(target=self._accept, name="proxy", daemon=True).start()
 
