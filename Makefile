@@ -26,7 +26,7 @@ $(STAMP): pyproject.toml setup.py dynaclr_wds/read/copy.c
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[test]'
 	@touch $(STAMP)
 
-# servers that tests start and pip can't install; without one, the tests that need it fail and say how to get it
+# servers that tests start and pip can't install; without one, the tests that need it are skipped and say how to get it
 $(SERVERS): $(STAMP) tests/servers/programs.py
 	@$(BIN)/python -m tests.servers.programs && touch $(SERVERS) || true
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.servers.programs import MissingProgram, find_program
+
 if TYPE_CHECKING:
     from tests.servers.azurite import Azurite
     from tests.servers.bucket import Bucket
@@ -19,6 +21,14 @@ if TYPE_CHECKING:
     from tests.servers.nginx import Nginx
     from tests.servers.proxy import Proxy
     from tests.servers.seaweedfs import SeaweedFS
+
+
+def _skip_without(program: str) -> None:
+    """Say that a test did not run, where a program that pip can't install can't be had."""
+    try:
+        find_program(program)
+    except MissingProgram as missing:
+        pytest.skip(str(missing))
 
 
 @pytest.fixture(scope="session")
@@ -44,6 +54,7 @@ def azurite() -> Iterator[Azurite]:
     """Azurite: az://, on disk."""
     from tests.servers.azurite import Azurite
 
+    _skip_without("azurite-blob")
     with Azurite() as server:
         yield server
 
@@ -62,6 +73,7 @@ def nginx() -> Iterator[Nginx]:
     """nginx: https:// and http://, files of a folder, read only."""
     from tests.servers.nginx import Nginx
 
+    _skip_without("nginx")
     with Nginx() as server:
         yield server
 
