@@ -92,17 +92,31 @@ def _run_lightning(given: Sequence[str]) -> int:
     from dynaclr_wds.commands.option_check import refuse_unknown_options
 
     refuse_unknown_options(given)
+    signals = StopSignals()
     try:
-        with StopSignals():  # Ctrl-C and SIGTERM end it with one line, also during the imports
+        with signals:  # Ctrl-C and SIGTERM end it with one line, also during the imports
             from dynaclr_wds.commands.lightning import leave_processes, run_lightning  # heavy: not for other commands
 
             run_lightning(["--help" if word == "--help_all" else word for word in given])
             leave_processes()
     except Stopped as stopped:
-        if not stopped.said and is_first_process():
-            print(f"Stopped by {stopped.cause} before anything was done; nothing was saved.", file=sys.stderr)
+        if not stopped.said:
+            _say_stopped(given[0], stopped)
         return stopped.code
+    except Exception:
+        if signals.received is None:
+            raise
+        late = Stopped(signals.received)  # a library caught it within an import, and failed later
+        _say_stopped(given[0], late)
+        return late.code
     return 0
+
+
+def _say_stopped(command: str, stopped: Stopped) -> None:
+    """Say that a command was stopped which leaves nothing behind."""
+    undone = "before its metrics were there" if command == "validate" else "before anything was done"
+    if is_first_process():
+        print(f"Stopped by {stopped.cause} {undone}; nothing was saved.", file=sys.stderr)
 
 
 def describe_commands() -> str:

@@ -47,6 +47,9 @@ from dynaclr_wds.transforms.z_reduction import LABELFREE, MIP, plan_z_reduction,
 from dynaclr_wds.words import count_of
 from dynaclr_wds.world import World, detect_world
 
+DROPPED = (1,)
+"""Channels that are dropped unless others are named: the fluorescence of two, so that the label-free one is learned."""
+
 
 class MultiExperimentDataModule(LightningDataModule):
     """Triplets of many experiments, split into training and validation by experiment, field of view or label.
@@ -216,7 +219,7 @@ class MultiExperimentDataModule(LightningDataModule):
         experiment_weights: dict[str, float] | dict[int, dict[str, float]] | None = None,
         condition_ratio: dict[str, float] | None = None,
         return_negative: bool = False,
-        channel_dropout_channels: Sequence[int] = (1,),
+        channel_dropout_channels: Sequence[int] = DROPPED,
         channel_dropout_prob: float = 0.5,
         normalizations: list[ModuleOrDescription] | None = None,
         augmentations: list[ModuleOrDescription] | None = None,
@@ -421,6 +424,8 @@ class MultiExperimentDataModule(LightningDataModule):
                 self._setup_train(shards, crop, split)
             elif split.asked.split_ratio is not None:
                 split.check(self.shards)  # a ratio that leaves nothing to train on is no split
+            if stage == "validate":
+                rank_zero_info(split.describe_val(shards.manifest.fovs))
             self._setup_validation(shards, crop, split, needed=stage == "validate")
         if stage in (None, "predict"):
             self.predict_dataset = self._dataset(crop, self.list_predicted(shards), self._predicted_choices(shards))
@@ -517,7 +522,7 @@ class MultiExperimentDataModule(LightningDataModule):
                     rank_zero_warn(found)
         widest = max(self.transforms)
         asked, known = self.channel_dropout_channels, list(self.transforms[widest].channel_dropout.channels)
-        if len(known) < len(asked):
+        if len(known) < len(asked) and (known or tuple(asked) != DROPPED):
             have = f"patches have {count_of(widest, 'channel')}, counted from 0"
             rank_zero_info(f"channel_dropout_channels={asked}, but {have}: {known or 'none'} may be dropped.")
         if sentence := describe_channel_dropout(known, self.channel_dropout_prob):

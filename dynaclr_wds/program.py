@@ -109,7 +109,7 @@ def run_command(
             print(when_stopped, file=sys.stderr)
             return 143 if isinstance(stopped, Terminated) else 130
         except Exception as error:
-            if str(error) in _INTERRUPTED:
+            if str(error) in _INTERRUPTED or _is_interrupt(error):
                 print(when_stopped, file=sys.stderr)
                 return 130
             lines = explain_error(error)
@@ -121,6 +121,18 @@ def run_command(
                 traceback.print_exception(error)
             print("error: " + "\n".join(lines), file=sys.stderr)
             return 2
+
+
+def _is_interrupt(error: BaseException) -> bool:
+    """Whether an error was made of Ctrl-C by somebody else, as Python does with one that comes within an import."""
+    seen: set[int] = set()
+    below: BaseException | None = error
+    while below is not None and id(below) not in seen:
+        if isinstance(below, KeyboardInterrupt):
+            return True
+        seen.add(id(below))
+        below = below.__cause__ or below.__context__
+    return False
 
 
 class Terminated(KeyboardInterrupt):

@@ -47,6 +47,12 @@ class Side:
         return found
 
 
+_HOLD_OUT_FOVS = (
+    "There is one experiment, so hold out fields of view of it: --data.split fovs --data.split_ratio 0.8 "
+    "--data.val_experiments null (in Python split='fovs', split_ratio=0.8)."
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Split:
     """Both sides of a split."""
@@ -82,11 +88,21 @@ class Split:
         """
         noun = NOUNS.get(self.asked.split, ("cell", "cells"))[0]
         if train and self.train.is_empty:
-            remedy = self._remedy() or "Name fewer."
+            alone = self.asked.split == EXPERIMENTS and len(set(self.units)) == 1
+            remedy = self._remedy() or (_HOLD_OUT_FOVS if alone else "Name fewer.")
             raise ValueError(f"{self.asked} holds out every {noun} of {where}; none is left to train on. {remedy}")
         if not train and self.asked.holds_out and self.val.is_empty:
             remedy = self._remedy() or "Name others, or leave fewer out with include_wells and exclude_fovs."
             raise ValueError(f"{self.asked} holds out no {noun} of {where}: nothing to validate on. {remedy}")
+
+    def describe_val(self, fovs: Sequence[FovRecord]) -> str:
+        """Say what is validated on."""
+        found = self.val.list_fovs(fovs)
+        count = count_of(sum(map(len, found.values())), "field")
+        if self.val.lineages is not None:
+            lineages = count_of(int(np.count_nonzero(self.val.lineages)), "lineage")
+            return f"Validation: {lineages} of {_shorten(sorted(found))}, held out by {self.asked}."
+        return f"Validation: {count} of view of {_shorten(sorted(found))}, held out by {self.asked}."
 
     def _remedy(self) -> str | None:
         """Say which seed draws two sides, where they are drawn."""

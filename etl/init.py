@@ -146,7 +146,9 @@ def _write_experiments(what: Sequence[Path], overwrite: bool) -> int:
         elif plates and plates[-1][1] is None:
             plates[-1] = (plates[-1][0], path)
         else:
-            raise ConfigError(f"{path}: is no Zarr folder, and tracks follow their plate. Give PLATE TRACKS.")
+            written = path / EXPERIMENTS.name
+            instead = f"Give {written}, which is there, or PLATE TRACKS." if written.is_file() else "Give PLATE TRACKS."
+            raise ConfigError(f"{path}: is no Zarr folder, and tracks follow their plate. {instead}")
     template = (find_templates() / EXPERIMENTS.name).read_text(encoding="utf-8")
     _refuse_existing([EXPERIMENTS], overwrite or _is_unfilled(EXPERIMENTS))
     text = write_experiments(template, plates, Path())

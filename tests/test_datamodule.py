@@ -465,7 +465,8 @@ def test_channel_dropout_is_announced_once_when_training_starts(shards, single_c
     said = [r.message for r in caplog.records if "Channel dropout is on" in r.message]
     assert said == [
         "Channel dropout is on: in training, channels [1] of anchor and positive become 0 with probability 0.5 each, "
-        "unlike in mehta-lab/VisCy. data.channel_dropout_prob: 0.0 leaves that out."
+        "so that the network learns from the other channels, too. In VisCy it is off; data.channel_dropout_prob: 0.0 "
+        "does the same."
     ]
     caplog.clear()
     with caplog.at_level("INFO"):

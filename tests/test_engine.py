@@ -212,7 +212,7 @@ def test_a_warm_up_longer_than_the_training_is_said(tmp_path, caplog):
     logging.getLogger("lightning.pytorch").setLevel(logging.INFO)
     with caplog.at_level(logging.INFO):
         make_trainer(tmp_path).fit(make_module(schedule="cosine", warmup_steps=500), Batches())
-    assert "model.warmup_steps=500 is no less than the " in caplog.text
+    assert "model.warmup_steps=500 is more than this training has, " in caplog.text
 
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning")

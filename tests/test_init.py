@@ -538,6 +538,10 @@ def test_a_plate_that_says_its_interval_needs_no_change_of_it(tmp_path: Path):
         ),
         (["nowhere"], "nowhere: no such folder. Give an experiments.yaml, or a plate and the folder of its tracks."),
         (["empty"], "empty: is no Zarr folder, and tracks follow their plate. Give PLATE TRACKS."),
+        (
+            ["made"],
+            "made: is no Zarr folder, and tracks follow their plate. Give made/experiments.yaml, which is there",
+        ),
         (["a.yaml", "b.yaml"], "init takes one YAML, or plates, but not ['a.yaml', 'b.yaml']. Give one of the two."),
         (["absent.yaml"], "absent.yaml: no such file. Give the path of an experiments.yaml."),
         (["group.zarr"], "group.zarr: has no OME-Zarr `plate` metadata."),
@@ -545,6 +549,8 @@ def test_a_plate_that_says_its_interval_needs_no_change_of_it(tmp_path: Path):
 )
 def test_mistakes_of_init_are_one_line(capsys: pytest.CaptureFixture[str], what: list[str], said: str):
     Path("empty").mkdir()
+    Path("made").mkdir()
+    Path("made/experiments.yaml").touch()
     Path("group.zarr").mkdir()
     Path("group.zarr/zarr.json").write_text('{"zarr_format": 3, "node_type": "group", "attributes": {}}')
     assert program.main(["init", *what]) == 2

@@ -451,7 +451,8 @@ def test_validation_says_where_config_and_checkpoint_differ(shards, ckpt):
     said = {str(one.message) for one in told}
     assert said >= {
         "The checkpoint decides, not config and options: model.lr is 0.05 as in training, not 0.3 as asked.",
-        "data.final_yx_patch_size=[10, 10], but the checkpoint was trained with [12, 12]. Make sure that you mean it.",
+        "data.final_yx_patch_size=[10, 10], but the checkpoint was trained with [12, 12]. If you don't mean it, give "
+        "--data.final_yx_patch_size '[12, 12]', or with -c the config.yaml in the training's log folder.",
     }
     assert len([one for one in said if "heckpoint" in one]) == 2
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import runpy
+import signal
 import subprocess
 import sys
 import tomllib
@@ -404,6 +405,29 @@ sys.exit(build_shards.main(sys.argv[1:]))
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (143, "stopped. Give the same command again to go on.\n")
+
+
+def test_ctrl_c_that_a_library_wraps_within_an_import_is_no_fault(capsys):
+    def run(_: Sequence[str]) -> int:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as interrupt:
+            raise RuntimeError("Error calling __set_name__ on 'cached_property'") from interrupt
+
+    assert run_command(run, []) == 130
+    assert capsys.readouterr().err == "stopped.\n"
+
+
+@pytest.mark.parametrize(("command", "undone"), [("fit", "before anything was done"), ("validate", "its metrics")])
+def test_a_library_that_fails_after_a_signal_within_its_import_is_no_fault(monkeypatch, capsys, command, undone):
+    def run_lightning(_: Sequence[str]) -> None:
+        with pytest.raises(SystemExit):  # as a library does that catches everything while it imports
+            signal.raise_signal(signal.SIGTERM)
+        raise RecursionError("maximum recursion depth exceeded")
+
+    monkeypatch.setattr("dynaclr_wds.commands.lightning.run_lightning", run_lightning)
+    assert program.main([command]) == 143
+    assert undone in capsys.readouterr().err
 
 
 def test_a_query_that_ctrl_c_interrupts_is_no_fault(capsys):

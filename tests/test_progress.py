@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
-from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from torch import nn
 
 import dynaclr_wds.train.pace
@@ -58,6 +58,22 @@ def fit(tmp_path, *callbacks, **options) -> None:
         num_sanity_val_steps=0, default_root_dir=tmp_path, log_every_n_steps=2, callbacks=list(callbacks), **options,
     )  # fmt: skip
     trainer.fit(ContrastiveModule(encoder, log_pairs=0), Data())
+
+
+@pytest.mark.filterwarnings("ignore:The checkpoints will not say how to make encoder:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*resuming from a checkpoint that ended before the epoch:UserWarning")
+@pytest.mark.filterwarnings("ignore:Be aware that when using .ckpt_path.:UserWarning")
+def test_the_epoch_that_a_run_goes_on_with_says_of_which_steps_its_loss_is(tmp_path, capsys):
+    module = ContrastiveModule(nn.Sequential(nn.Flatten(), nn.Linear(16, 4)), log_pairs=0)
+    saving = ModelCheckpoint(tmp_path, every_n_train_steps=3, save_last=True)
+    options = {"accelerator": "cpu", "logger": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
+    Trainer(max_steps=3, callbacks=[saving], enable_progress_bar=False, **options).fit(module, Data())
+    lines = ProgressLines(least_seconds=0.0)
+    trainer = Trainer(max_epochs=2, callbacks=[lines], enable_checkpointing=False, log_every_n_steps=2, **options)
+    capsys.readouterr()
+    trainer.fit(module, Data(), ckpt_path=tmp_path / "last.ckpt")
+    first, second = re.findall(r"^epoch \d of 2: loss/train [\d.]+(.*?), loss/val", capsys.readouterr().out, re.M)
+    assert (first, second) == (" (of steps 4 to 4)", "")
 
 
 def test_lines_say_step_loss_rate_waiting_and_time_left(tmp_path, capsys):

@@ -277,3 +277,9 @@ def test_an_empty_side_is_an_error_that_says_which_seed_would_do():
         ValueError, match=r"holds out every field of view of here; none is left to train on. Name fewer"
     ):
         every.check("here")
+    alone = split_fovs(SplitConfig(val_experiments=("a",)), FOVS[:1], ALL[:1])
+    with pytest.raises(
+        ValueError, match=r"There is one experiment, so hold out fields of view of it: --data\.split fovs"
+    ):
+        alone.check("here")
+    assert alone.describe_val(FOVS[:1]).startswith("Validation: 1 field of view of ")

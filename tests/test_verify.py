@@ -157,7 +157,7 @@ def test_a_damaged_manifest_says_that_nothing_else_was_checked(shards: Path, cap
     ("before", "what"),
     [
         (128 + 512, "no tar header where the index says"),
-        (100, "the npy header is not that of the experiment's dtype and shape"),
+        (100, "the npy header is not what the experiment's dtype and shape ask for"),
     ],
 )
 def test_a_flipped_header_byte_names_the_member(collection: Path, whole: Path, shards: Path, before: int, what: str):

@@ -56,7 +56,7 @@ def make_parser() -> argparse.ArgumentParser:
     """Make the parser; every option is absent from the result unless it is given."""
     parser = CommandParser(
         prog=called_as("shuffle"),
-        usage="%(prog)s SHARDS [options]",
+        usage="%(prog)s [SHARDS] [options]",
         description="Plan an epoch without reading a pixel, and show how well its batches are mixed.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

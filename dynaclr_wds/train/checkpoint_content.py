@@ -6,6 +6,7 @@ objects and refuses a file that is damaged, of somebody else, or of another vers
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -157,7 +158,8 @@ def warn_of_other_data(module: ContrastiveModule, saved: Mapping[str, Any]) -> N
             continue
         if then != now:
             rank_zero_warn(
-                f"data.{name}={now}, but the checkpoint was trained with {then}. Make sure that you mean it."
+                f"data.{name}={now}, but the checkpoint was trained with {then}. If you don't mean it, give "
+                f"--data.{name} '{json.dumps(then)}', or with -c the config.yaml in the training's log folder."
             )
 
 

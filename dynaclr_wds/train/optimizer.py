@@ -55,8 +55,8 @@ def make_optimizer(module: nn.Module, settings: OptimizerSettings, total_steps: 
     total = total_steps if settings.schedule == "cosine" else math.inf
     if settings.warmup_steps >= total:
         rank_zero_info(
-            f"model.warmup_steps={settings.warmup_steps} is no less than the {total:.0f} steps of this training, so "
-            "the learning rate never reaches model.lr. "
+            f"model.warmup_steps={settings.warmup_steps} is more than this training has, {total:.0f} steps: the "
+            "learning rate never reaches model.lr. "
             f"Give --model.warmup_steps {int(total) // 20}, or train for longer."
         )
     if settings.schedule == "cosine" and math.isinf(total):

@@ -41,6 +41,8 @@ class ProgressLines(ProgressBar):
         self._epoch = self._since_line = self._other = Pace(None)
         self._remaining = self._other_left = Remaining(least_seconds)
         self._stride = Stride(1, 0.0)
+        self._skipped = 0
+        """Steps of the epoch that an earlier run made."""
 
     def enable(self) -> None:
         """Print."""
@@ -54,6 +56,7 @@ class ProgressLines(ProgressBar):
         """Start the clocks, in the middle of an epoch too."""
         del pl_module
         self._remaining = Remaining(self.least_seconds)
+        self._skipped = trainer.fit_loop.epoch_loop.batch_progress.current.completed if trainer.ckpt_path else 0
         logged = getattr(trainer, "log_every_n_steps", 0) or 1
         self._stride = Stride(self.every_n_steps or logged, 0.0 if self.every_n_steps else self.least_seconds)
         self._epoch, self._since_line = Pace(trainer.train_dataloader), Pace(trainer.train_dataloader)
@@ -89,11 +92,13 @@ class ProgressLines(ProgressBar):
         self._remaining.end_epoch()
         if self._enabled:
             losses = sorted((name, value) for name, value in trainer.callback_metrics.items() if _is_epoch_loss(name))
-            parts = [f"{name} {float(value):.4g}" for name, value in losses]
-            parts += [f"{self._epoch.seconds:,.0f} s", *self._epoch.describe(trainer.world_size)]
             done = trainer.fit_loop.epoch_loop.batch_progress.current.completed
+            of = f" (of steps {self._skipped + 1:,} to {done:,})" if self._skipped else ""
+            parts = [f"{name} {float(value):.4g}{of if 'train' in name else ''}" for name, value in losses]
+            parts += [f"{self._epoch.seconds:,.0f} s", *self._epoch.describe(trainer.world_size)]
             parts += self._time_left(trainer, done, ended=1)
             self.print(f"{name_epoch(trainer)}: {', '.join(parts)}", flush=True)
+        self._skipped = 0
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clocks of the training."""

@@ -90,7 +90,8 @@ def _describe_trained(
     both, every = (find_common_fovs(val, side, shards) for side in (_find_trained(shards, places, saved), val))
     if not both.any():
         return None
-    count = f"{both.sum():,} of the {count_of(int(every.sum()), 'field')} of view to validate on hold cells"
+    hold = "holds" if both.sum() == 1 else "hold"
+    count = f"{both.sum():,} of the {count_of(int(every.sum()), 'field')} of view to validate on {hold} cells"
     return count, _name_places(Side(fovs=both).list_fovs(shards.manifest.fovs))
 
 

@@ -35,7 +35,8 @@ def describe_channel_dropout(channels: Sequence[int], p: float) -> str | None:
         return None
     return (
         f"Channel dropout is on: in training, channels {list(channels)} of anchor and positive become 0 with "
-        f"probability {p:g} each, unlike in mehta-lab/VisCy. data.channel_dropout_prob: 0.0 leaves that out."
+        f"probability {p:g} each, so that the network learns from the other channels, too. In VisCy it is off; "
+        "data.channel_dropout_prob: 0.0 does the same."
     )
 
 

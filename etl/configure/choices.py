@@ -200,8 +200,9 @@ def describe(facts: Sequence[ExperimentFacts]) -> Mapping[str, str]:
 def _tell_border(fact: ExperimentFacts) -> str:
     if not fact.near_border:
         return ""
-    cells = count_of(fact.near_border, "cell")
-    return f"; {cells} too near the border for such patches (smaller patches, or border: pad, keep more)"
+    every = fact.near_border + fact.observations
+    cells = f"{fact.near_border:,} of {count_of(every, 'cell')} ({fact.near_border / every:.0%})"
+    return f"; {cells} too near the border for such patches are left out (smaller patches, or border: pad, keep more)"
 
 
 def _warn_of_few_lineages(fact: ExperimentFacts) -> str:

@@ -60,6 +60,8 @@ class ExperimentFacts:
     cells: AnchorCells
     near_border: int = 0
     """Cells that are left out, because their patch would have to move too far."""
+    observations: int = 0
+    """Cells that are stored."""
 
     @property
     def anchors(self) -> int:
@@ -110,6 +112,7 @@ def find_facts(config: BuildConfig) -> tuple[ExperimentFacts, ...]:
                 config, place, plates[experiment.name], index.observations.filter(pa.array(number == place))
             ),
             near_border=index.dropped.get(experiment.name, {}).get("near_border", 0),
+            observations=int((number == place).sum()),
         )
         for place, experiment in enumerate(config.experiments)
         if plan_fovs(config, experiment, plates[experiment.name].fovs)

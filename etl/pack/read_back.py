@@ -200,7 +200,9 @@ class _ClipReader:
         if info.size != size or not info.isreg():
             raise _Wrong(f"the member has {info.size} bytes, not {size}")
         if self._data[at : at + len(header)] != header:
-            raise _Wrong(f"the npy header is not that of the experiment's dtype and shape: {header[10:].strip()!r}")
+            raise _Wrong(
+                f"the npy header is not what the experiment's dtype and shape ask for, {header[10:].strip()!r}"
+            )
 
     def _read_json(self, end: int) -> dict[str, Any]:
         info = self._member(end + MEMBER_HEADER)

@@ -242,7 +242,7 @@ def describe_up_to_date(manifest: Manifest) -> list[str]:
         count_of(sum(p.shards for p in manifest.partitions), "shard"),
         write_bytes(sum(p.bytes for p in manifest.partitions)),
     ]
-    lines = [f"up to date, nothing to do: {', '.join(counts)}."]
+    lines = [f"up to date, nothing to do: {', '.join(counts)}. (`dynaclr-wds verify` reads the files, too.)"]
     if manifest.suspicious:
         found = count_of(len(manifest.suspicious), "suspicious finding")
         lines.append(f"{found} about its data, as said when it was built; --json shows them again, and all counts.")
@@ -294,7 +294,8 @@ def _describe_border(manifest: Manifest) -> tuple[str, str]:
     if limits is None:
         return " reach beyond the image", ". --border shift or pad keeps them"
     cure = "a smaller --yx_patch_size keeps more of them, --border pad or a larger --max_border_shift_px all"
-    return f" have to move by more than {limits[0]:g} pixels", f"; {cure}"
+    back = "" if limits[0] == limits[1] else f" ({limits[1]:g} up or to the left)"
+    return f" have to move by more than {limits[0]:g} pixels{back}", f"; {cure}"
 
 
 def _describe_reason(count: int, text: str) -> str:

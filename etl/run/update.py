@@ -137,8 +137,9 @@ def describe_difference(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> 
     for name in (name for name in new if name in old and new[name] != old[name]):
         keys = [key for key in {**old[name], **new[name]} if old[name].get(key) != new[name].get(key)]
         parts.append(f"other {', '.join(keys)} of {name}")
-    for key in {**stored, **asked}:
-        if key != "experiments" and stored.get(key) != asked.get(key):
+    other = [key for key in {**stored, **asked} if key != "experiments" and stored.get(key) != asked.get(key)]
+    for key in other:
+        if key != "max_border_shift_px" or "yx_patch_size" not in other:  # its default follows from that
             parts.append(f"{key}={stored.get(key)}, asked for {asked.get(key)}")
     return "; ".join(parts) or "the same experiments in another order"
 
