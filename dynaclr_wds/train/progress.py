@@ -41,8 +41,8 @@ class ProgressLines(ProgressBar):
         self._epoch = self._since_line = self._other = Pace(None)
         self._remaining = self._other_left = Remaining(least_seconds)
         self._stride = Stride(1, 0.0)
-        self._skipped = 0
-        """Steps of the epoch that an earlier run made."""
+        self._skipped: int | None = None
+        """Steps of the epoch that an earlier run made; None before the first of this run."""
 
     def enable(self) -> None:
         """Print."""
@@ -56,7 +56,7 @@ class ProgressLines(ProgressBar):
         """Start the clocks, in the middle of an epoch too."""
         del pl_module
         self._remaining = Remaining(self.least_seconds)
-        self._skipped = trainer.fit_loop.epoch_loop.batch_progress.current.completed if trainer.ckpt_path else 0
+        self._skipped = None
         logged = getattr(trainer, "log_every_n_steps", 0) or 1
         self._stride = Stride(self.every_n_steps or logged, 0.0 if self.every_n_steps else self.least_seconds)
         self._epoch, self._since_line = Pace(trainer.train_dataloader), Pace(trainer.train_dataloader)
@@ -66,6 +66,12 @@ class ProgressLines(ProgressBar):
         del pl_module
         self._remaining.add_between()
         self._epoch, self._since_line = Pace(trainer.train_dataloader), Pace(trainer.train_dataloader)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Note with which step of the epoch this run begins."""
+        del trainer, pl_module, batch
+        if self._skipped is None:
+            self._skipped = batch_idx
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
