@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dynaclr_wds.channel_kinds import find_kind
-from etl.configure.choices import choose_values
-from etl.configure.facts import ExperimentFacts
+from tests.test_init import facts, values_for
 
 LABELFREE = (
     *("Phase", "Phase2D", "Phase3D", "S0_Phase3D", "PhaseContrast", "phase_contrast", "QuantPhase", "PhC", "PC"),
@@ -62,14 +61,6 @@ def test_channels_of_the_reference_are_what_they_are_there(name: str, kind: str)
 
 
 def test_init_drops_fluorescence_beside_the_channels_that_builds_take_for_label_free() -> None:
-    facts = ExperimentFacts(
-        name="a",
-        channels=("State0_Oblique", "MultiCam_GFP_BF", "TL", "ATL1"),
-        shape=(4, 1, 64, 64),
-        interval_minutes=30.0,
-        stored_bytes=10**6,
-        fovs={"A/1/0": {"mock": 50}, "A/1/1": {"mock": 50}},
-        anchors={"A/1/0": 100, "A/1/1": 100},
-    )
-    chosen = choose_values([facts], "shards", (0.5, 2.0), 10**11, 10)["data.channel_dropout_channels"]
+    channels = ("State0_Oblique", "MultiCam_GFP_BF", "TL", "ATL1")
+    chosen = values_for(facts(channels=channels, shape=(4, 1, 64, 64)))["data.channel_dropout_channels"]
     assert (chosen.text, chosen.comment) == ("[1, 3]", "fluorescence by its name: MultiCam_GFP_BF, ATL1")

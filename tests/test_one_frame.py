@@ -195,7 +195,7 @@ def test_init_leads_to_a_recipe_and_writes_zero_for_a_plate_of_one_frame(tmp_pat
     path = write_fixed(tmp_path, 0)
     facts = find_facts(parse_build_config(path))
     with pytest.raises(ConfigError, match=r"of fixed0 there is one frame\. Write a recipe with --recipe OPS-1000genes"):
-        choose_values(facts, "shards", (0.5, 2.0), 10**11, 10)
+        choose_values(facts, "shards", (0.5, 2.0), 10**11, {})
     template = (find_templates() / "experiments.yaml").read_text()
     text = init_experiments(template, [(tmp_path / "fixed0/plate.zarr", tmp_path / "fixed0/tracks")], tmp_path)
     assert yaml.safe_load(text)["experiments"][0]["interval_minutes"] == 0

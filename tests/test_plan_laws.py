@@ -17,7 +17,8 @@ STRATUM = ["experiment", "group", "value"]
 
 def for_cases(most: int):
     """State a law for so many random cases."""
-    few = settings(max_examples=most, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    # the same cases in every run: one that fails, fails for everybody
+    few = settings(max_examples=most, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
     return lambda law: few(given(case=cases())(law))
 
 
@@ -104,6 +105,8 @@ def test_lineages_are_distinct_as_far_as_the_draws_of_a_round_allow(case):
         return  # a lineage that meets itself from two strata is for the next law
     for _, part in case.drawn.groupby(["stream", "round", *STRATUM]):
         table = pd.crosstab(part["batch"], part["lineage"]).to_numpy()
+        if (table.sum(0) > len(table)).any():
+            continue  # a lineage has more draws than there are batches: then others may meet once more than they must
         assert (table - 1).clip(min=0).sum() == fewest_shared(table.sum(1), table.sum(0))
 
 

@@ -493,7 +493,7 @@ def validate(ckpt: Path, shards: Path, *argv: str, **data: object) -> int:
         ),
         (
             {"val_experiments": None, "split": "fovs", "val_fovs": ["e0/A/1/0", "e3/A/1/0"]},
-            "1 of the 2 fields of view to validate on hold cells that {ckpt} was trained on: e0 (A/1/0). To hold out "
+            "1 of the 2 fields of view to validate on holds cells that {ckpt} was trained on: e0 (A/1/0). To hold out "
             "what the training did, give --data.split experiments --data.val_experiments '[e3]' --data.val_fovs null, "
             "or add --override",
         ),

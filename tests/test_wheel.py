@@ -90,6 +90,6 @@ def test_every_command_works_from_the_wheel(bin_folder: Path, tmp_path: Path) ->
     assert (tmp_path / "configs/fit.yaml").is_file()
     call("build", "experiments.yaml", "--quiet")
     assert call("verify", "shards").startswith("shards: all is well: manifest, index and ")
-    assert "anchors of 1 experiment;" in call("shuffle", "-c", "configs/fit.yaml")
+    assert "(samples with a positive) of 1 experiment;" in call("shuffle", "-c", "configs/fit.yaml")
     as_module = run(bin_folder / "python", "-m", "etl.verify", "shards", "--quick", folder=tmp_path)
     assert as_module.startswith("shards: manifest and index are what was written, and ")

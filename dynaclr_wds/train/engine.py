@@ -236,8 +236,8 @@ class ContrastiveModule(LightningModule):
             self.log("loss/train_step", loss.detach(), on_step=True, on_epoch=False, batch_size=count)
 
     def _shows_pairs(self) -> bool:
-        trainer = self.trainer
-        return self.log_pairs > 0 and not trainer.sanity_checking and trainer.is_global_zero
+        trainer = self._trainer
+        return self.log_pairs > 0 and trainer is not None and not trainer.sanity_checking and trainer.is_global_zero
 
     def _show_pairs(self, stage: Literal["train", "val"]) -> None:
         pairs = self._pairs.pop(stage, None)

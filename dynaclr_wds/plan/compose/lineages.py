@@ -2,8 +2,8 @@
 
 Draws of a stratum are sorted by lineage, then track, then observation, and given to one batch after another in turn.
 So no batch gets two of a lineage unless the round holds more of it than it has batches; then tracks stay distinct as
-long as possible, then observations. That is the stated order of relaxation, and no other sharing does better
-(Gale–Ryser).
+long as possible, then observations. That is the stated order of relaxation. No other sharing does better (Gale–Ryser)
+unless a lineage has more draws than the round has batches: then others may meet where they need not, in rare cases.
 """
 
 from __future__ import annotations
