@@ -188,12 +188,11 @@ def _check_labels(codes: CodeBook, asked: Mapping[str, Sequence[str]]) -> None:
     if any(unknown.values()):
         wrong = " and ".join(f"{setting} names {names}" for setting, names in unknown.items() if names)
         of_channels = sorted({name for names in unknown.values() for name in names} & set(CHANNEL_LABELS))
-        cure = "to add one, give it in experiments.yaml (labels, well_labels or label_columns) and build again."
-        if of_channels:
-            cure = f"samples have a {' and a '.join(of_channels)} where each holds one channel: channels_per_sample=1."
+        has = f"where samples hold one channel (channels_per_sample=1), they have a {' and a '.join(of_channels)}; "
         raise ConfigError(
             f"{wrong}, which the shards don't have as a label. Their labels are {sorted(known)}. Name one of "
-            f"these; {cure}"
+            f"these; {has if of_channels else ''}to add one, give it in experiments.yaml (labels, well_labels or "
+            "label_columns) and build again."
         )
 
 
