@@ -476,7 +476,8 @@ def test_a_whole_set_is_up_to_date(collection: Path, tmp_path: Path, capsys: pyt
     said = capsys.readouterr()
     assert said.out == ""  # the table was printed when it was built
     assert re.fullmatch(
-        rf"{re.escape(str(out))}: up to date, nothing to do: 2 experiments, [\d,]+ cells, \d+ shards, [\d.]+ kB\.\n",
+        rf"{re.escape(str(out))}: up to date, nothing to do: 2 experiments, [\d,]+ cells, \d+ shards, [\d.]+ kB\. "
+        r"\(`dynaclr-wds verify` reads the files, too\.\)\n",
         said.err,
     )
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
