@@ -81,7 +81,7 @@ def make_shards(root: Path, size: int, dtype: str, gib: float, planes: int = 1) 
     Clips are short, since the window that streaming needs grows with them, and the set is small beside real ones.
     """
     patch_bytes = 2 * planes * size * size * (4 if dtype == "float32" else 2)
-    fovs = max(1, round(gib * 2**30 / patch_bytes / 2500))  # a short movie has some 2,500 patches per FOV and well
+    fovs = max(1, round(gib * 2**30 / patch_bytes / 3700))  # a short movie has some 3,700 patches per FOV and well
     config = SimulationConfig(experiments=2, fovs=fovs, frames=14, size=640, cells=60, z=planes)
     yaml = simulate_collection(root / "plates", config)
     options = {
