@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,6 +22,7 @@ from hypothesis import strategies as st
 
 from dynaclr_wds import contract
 from dynaclr_wds.errors import ChecksumError, ConfigError, FormatError, StorageError
+from dynaclr_wds.read import arrivals
 from dynaclr_wds.read.coalesce import cut_range, join_ranges
 from dynaclr_wds.shardset import ShardSet
 from tests.remote import (
@@ -342,20 +344,23 @@ def test_no_secret_is_shown_or_kept(url, bucket, tmp_path):
 
 @pytest.mark.slow
 def test_resident_bytes_never_exceed_the_window(url, bucket, tmp_path, monkeypatch):
-    from dynaclr_wds.read import arrivals
-
     now = {"bytes": 0, "peak": 0}
-    make, finish = arrivals.Arrival.__init__, []
+    make, free = arrivals.Arrival.__init__, arrivals.Arrival._free
 
     def count(self: arrivals.Arrival, begin: int, end: int, *rest: Any, **more: Any) -> None:
-        import weakref
-
-        make(self, begin, end, *rest, **more)
         now["bytes"] += end - begin
         now["peak"] = max(now["peak"], now["bytes"])
-        finish.append(weakref.finalize(self, lambda: now.update(bytes=now["bytes"] - (end - begin))))
+        make(self, begin, end, *rest, **more)
+
+    def discount(self: arrivals.Arrival) -> None:
+        assert len(self.bytes) == self.end - self.begin, "freed once"
+        pages = weakref.ref(self.bytes)
+        free(self)
+        assert pages() is None, "nothing else keeps the pages"
+        now["bytes"] -= self.end - self.begin
 
     monkeypatch.setattr(arrivals.Arrival, "__init__", count)
+    monkeypatch.setattr(arrivals.Arrival, "_free", discount)
     data = make_data(url, storage_options=quick(bucket), cache_dir=str(tmp_path), num_workers=2, **STREAMING)
     for _ in data.train_dataloader():
         pass
@@ -363,6 +368,21 @@ def test_resident_bytes_never_exceed_the_window(url, bucket, tmp_path, monkeypat
     assert 0 < data.train_dataset.held_peak_bytes <= window
     assert 0 < now["peak"] <= window
     assert now["bytes"] == 0
+
+
+def test_memory_is_free_when_the_last_holder_lets_go_and_not_before():
+    arrival = arrivals.Arrival(100, 104, parts=2)
+    arrival.put(100, memoryview(b"ab"))
+    assert arrival.hold()
+    arrival.give_up()
+    pages = weakref.ref(arrival.bytes)
+    arrival.put(102, memoryview(b"cd"))  # somebody holds it, so it may still be filled
+    assert arrival.bytes.tobytes() == b"abcd"
+    arrival.let_go()
+    assert pages() is None
+    assert not arrival.hold()
+    arrival.put(102, memoryview(b"ef"))  # an answer that came too late changes nothing
+    assert arrival.bytes.size == 0
 
 
 def test_the_index_is_downloaded_once_and_again_where_it_is_damaged(url, bucket, proxy_before, tmp_path):

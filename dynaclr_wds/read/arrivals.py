@@ -28,7 +28,8 @@ class Arrival:
 
     Notes
     -----
-    Pages take memory as they are filled, and give it back when the last array over them is gone.
+    Pages take memory as they are filled. It is given back as soon as the range was given up and nobody holds it, not
+    when Python finds that the last reference is gone: what is resident is to be known at any moment.
     """
 
     def __init__(self, begin: int, end: int, parts: int, then: Callable[[Arrival], None] | None = None) -> None:
@@ -41,6 +42,8 @@ class Arrival:
         self._error: BaseException | None = None
         self._done = threading.Event()
         self._lock = threading.Lock()
+        self._holders = 0
+        self._given_up = False
         self.digest: int | None = None
         """XXH3 of the bytes, once somebody has asked for it."""
         self._then = then
@@ -57,17 +60,37 @@ class Arrival:
         """Whether nobody waits for more: it has failed, or was let go."""
         return self._error is not None
 
-    def put(self, begin: int, data: memoryview) -> None:
-        """Fill a part."""
-        at = begin - self.begin
-        self.bytes[at : at + len(data)] = np.frombuffer(data, np.uint8)
+    def hold(self) -> bool:
+        """Keep the memory until `let_go`; False if it was given back already."""
         with self._lock:
-            self._left -= 1
-            whole = self._left == 0
-        if whole:
-            if self._then is not None:
-                self._then(self)
-            self._done.set()
+            if self._given_up and not self._holders:
+                return False
+            self._holders += 1
+            return True
+
+    def let_go(self) -> None:
+        """End a `hold`."""
+        with self._lock:
+            self._holders -= 1
+            if self._given_up and not self._holders:
+                self._free()
+
+    def put(self, begin: int, data: memoryview) -> None:
+        """Fill a part, unless nobody wants it any more."""
+        if not self.hold():
+            return
+        try:
+            at = begin - self.begin
+            self.bytes[at : at + len(data)] = np.frombuffer(data, np.uint8)
+            with self._lock:
+                self._left -= 1
+                whole = self._left == 0
+            if whole:
+                if self._then is not None:
+                    self._then(self)
+                self._done.set()
+        finally:
+            self.let_go()
 
     def fail(self, error: BaseException) -> None:
         """End it with an error, which all who wait for it get; the first one stays."""
@@ -77,8 +100,12 @@ class Arrival:
                 self._done.set()
 
     def give_up(self) -> None:
-        """End it, because nobody needs it any more."""
+        """End it, because nobody needs it any more; its memory is free once nobody holds it."""
         self.fail(StorageError("These bytes were let go while they were on their way."))
+        with self._lock:
+            self._given_up = True
+            if not self._holders:
+                self._free()
 
     def sleep(self, seconds: float) -> bool:
         """Sleep, unless it ends meanwhile; say whether its bytes are still wanted."""
@@ -102,6 +129,9 @@ class Arrival:
         if self.digest is None:
             self.digest = xxhash.xxh3_64_intdigest(self.bytes.data)
         return self.digest
+
+    def _free(self) -> None:
+        self.bytes = np.empty(0, np.uint8)  # the last reference, so that the pages are unmapped now
 
 
 class Arrivals:

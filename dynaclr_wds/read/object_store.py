@@ -81,25 +81,22 @@ class ObjectStore:
         """Copy patches; see `BlockStore.read`."""
         first, end = begin + offset[0], begin + offset[-1] + out.shape[2]
         check_inside(first, end, self._bytes[shard])
-        base = self._base[shard]
-        tables = [*(getattr(self._gathered, "tables", None) or ()), self._held]
+        first, end = first + self._base[shard], end + self._base[shard]
         address = np.zeros(len(shard), np.int64)
-        owners = self._locate(tables, base + first, base + end, address)
-        del tables  # so that a block which is let go now is not kept from being freed
-        if not address.all():
-            missing = np.flatnonzero(address == 0)
-            part = np.zeros(len(missing), np.int64)
-            asked = self._ask(base[missing] + first[missing], base[missing] + end[missing])
-            try:
-                owners += self._locate(
-                    asked, base[missing] + first[missing], base[missing] + end[missing], part, missing
-                )
-            finally:
-                for piece in asked[0].members:
-                    piece.give_up()
-            address[missing] = part
-        _copy(address - offset[0], offset, out)
-        del owners
+        held: list[Arrival] = []
+        try:
+            self._locate(getattr(self._gathered, "tables", None) or (), first, end, address, held)
+            while not address.all():  # again where a block that had them is let go meanwhile
+                asked = self._ask(first[address == 0], end[address == 0])
+                try:
+                    self._locate(asked, first, end, address, held)
+                finally:
+                    for piece in asked[0].members:
+                        piece.give_up()
+            _copy(address - offset[0], offset, out)
+        finally:
+            for arrival in held:
+                arrival.let_go()
 
     @contextmanager
     def gather(
@@ -146,6 +143,7 @@ class ObjectStore:
         with self._lock:
             known = self._blocks.get(first)
             if known is not None and known.end == last and known.digest == found:
+                known.give_up()
                 self._blocks[first] = self._request(first, last)
                 self._blocks[first].users = known.users
                 self._held = Arrivals(list(self._blocks.values()))
@@ -156,9 +154,12 @@ class ObjectStore:
         try:
             with self._lock:
                 block = self._blocks.get(int(self._base[shard]) + begin)
-            if block is None:
-                raise StorageError("A block was let go while its checksum was asked for.")
-            return block.checksum()
+                if block is None or not block.hold():
+                    raise StorageError("A block was let go while its checksum was asked for.")
+            try:
+                return block.checksum()
+            finally:
+                block.let_go()
         finally:
             self.forget(shard, begin, end)
 
@@ -180,23 +181,29 @@ class ObjectStore:
         begin: Int64[np.ndarray, " n"],
         end: Int64[np.ndarray, " n"],
         address: Int64[np.ndarray, " n"],
-        rows: Int64[np.ndarray, " n"] | None = None,
-    ) -> list[Arrival]:
-        """Write the address of each range that a table holds, once it is there; return whose memory that is."""
-        owners = []
-        for table in tables:
+        held: list[Arrival],
+    ) -> None:
+        """Write the address of each range that a table or a block holds, once it is there.
+
+        Ranges with an address are left out. Whose memory it is goes to `held`, for the caller to let go of.
+        """
+        for table in (*tables, None):
             left = np.flatnonzero(address == 0)
-            place = table.find(begin[left], end[left])
-            left, place = left[place >= 0], place[place >= 0]
-            used, at = np.unique(place, return_index=True)
-            for member, row in zip(used.tolist(), left[at].tolist(), strict=True):
-                owners.append(table.members[member])
+            with self._lock:  # a block that is found is held before anybody can give it up
+                source = self._held if table is None else table
+                place = source.find(begin[left], end[left])
+                left, place = left[place >= 0], place[place >= 0]
+                used, at = np.unique(place, return_index=True)
+                found = [source.members[member] for member in used.tolist() if source.members[member].hold()]
+                held.extend(found)
+            if len(found) < len(used):
+                raise StorageError("These bytes were given up while they were read.")
+            for member, row in zip(found, left[at].tolist(), strict=True):
                 try:
-                    owners[-1].wait()
+                    member.wait()
                 except Exception as error:
-                    raise RowFailure(int(row if rows is None else rows[row]), error) from None
-            address[left] = table.addresses(place, begin[left])
-        return owners
+                    raise RowFailure(row, error) from None
+            address[left] = source.addresses(place, begin[left])
 
     def _ask(self, begin: Int64[np.ndarray, " n"], end: Int64[np.ndarray, " n"]) -> tuple[Arrivals, Arrivals]:
         """Ask for ranges, as far as no block or pool holds them; return what comes, and what the pool has."""
