@@ -13,6 +13,8 @@ from jaxtyping import Int64, UInt8
 
 from dynaclr_wds.errors import StorageError
 
+_NOTHING = np.empty(0, np.uint8)
+
 
 class Arrival:
     """A range of bytes that several requests fill.
@@ -36,8 +38,10 @@ class Arrival:
         self.begin, self.end = begin, end
         self.users = 1
         """How many have asked for it and not let go."""
-        self.bytes: UInt8[np.ndarray, " n"] = np.frombuffer(mmap.mmap(-1, end - begin), np.uint8)
-        self.address = int(self.bytes.ctypes.data)
+        self.bytes: UInt8[np.ndarray, " n"] = _NOTHING
+        self.address = 0
+        if parts > 1:
+            self._take(memoryview(mmap.mmap(-1, end - begin)))
         self._left = parts
         self._error: BaseException | None = None
         self._done = threading.Event()
@@ -80,8 +84,11 @@ class Arrival:
         if not self.hold():
             return
         try:
-            at = begin - self.begin
-            self.bytes[at : at + len(data)] = np.frombuffer(data, np.uint8)
+            if len(data) == self.end - self.begin:
+                self._take(data)
+            else:
+                at = begin - self.begin
+                self.bytes[at : at + len(data)] = np.frombuffer(data, np.uint8)
             with self._lock:
                 self._left -= 1
                 whole = self._left == 0
@@ -130,8 +137,12 @@ class Arrival:
             self.digest = xxhash.xxh3_64_intdigest(self.bytes.data)
         return self.digest
 
+    def _take(self, data: memoryview) -> None:
+        self.bytes = np.frombuffer(data, np.uint8)
+        self.address = int(self.bytes.ctypes.data)
+
     def _free(self) -> None:
-        self.bytes = np.empty(0, np.uint8)  # the last reference, so that the pages are unmapped now
+        self.bytes = _NOTHING  # the last reference is gone, so that the pages are free now
 
 
 class Arrivals:
@@ -147,7 +158,6 @@ class Arrivals:
         self.members = sorted(members, key=lambda member: member.begin)
         self._begin = np.array([member.begin for member in self.members], np.int64)
         self._end = np.array([member.end for member in self.members], np.int64)
-        self._address = np.array([member.address for member in self.members], np.int64)
 
     def find(self, begin: Int64[np.ndarray, " n"], end: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
         """Return the place of the member that holds each range; −1 where none does."""
@@ -157,5 +167,7 @@ class Arrivals:
         return np.where((place >= 0) & (end <= self._end[place]), place, -1)
 
     def addresses(self, place: Int64[np.ndarray, " n"], begin: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
-        """Return where bytes are in memory, given the members that hold them."""
-        return self._address[place] + begin - self._begin[place]
+        """Return where bytes are in memory, given the members that hold them, once these are there."""
+        used, which = np.unique(place, return_inverse=True)
+        address = np.array([self.members[member].address for member in used.tolist()], np.int64)
+        return address[which] + begin - self._begin[place]
