@@ -14,10 +14,11 @@ import numpy as np
 import zarr
 from jaxtyping import Num
 
-from dynaclr_wds.errors import PlateError
+from dynaclr_wds.errors import DynaCLRError, PlateError
 from etl.cut.focus import find_focus
 from etl.cut.job import CutJob
 from etl.run.executors import Interrupted
+from etl.source.plate_boxes import read_box
 
 RUN_BYTES = 1 << 30
 """Frames of one shard are read together up to this size, then in runs of whole chunks."""
@@ -44,7 +45,9 @@ def read_frames(job: CutJob) -> Iterator[Frame]:
     Raises
     ------
     PlateError
-        A chunk that does not decode.
+        A chunk that does not decode, or that changed while it was read.
+    StorageError
+        A request to object storage failed.
     """
     stack, array = job.stack, job.fov.array
     everything = stack.slices(stack.middle) if stack.is_fixed else slice(0, array.shape[2])
@@ -82,7 +85,7 @@ def _read_run(job: CutJob, begin: int, end: int, z: slice) -> Num[np.ndarray, "f
         measured = job.stack.measured
         more = () if measured is None or measured in job.channels else (measured,)
         return _read_channels(job.fov.array, begin, end, (*job.channels, *more), z)
-    except Interrupted:
+    except (Interrupted, DynaCLRError):
         raise
     except Exception as error:  # whatever a store or codec raises
         raise PlateError(
@@ -115,7 +118,7 @@ def _read_channels(
     pixels = None
     for places in groups.values():
         low, high = min(channels[p] for p in places), max(channels[p] for p in places)
-        block = np.asarray(array[begin:end, low : high + 1, z])
+        block = read_box(array, (slice(begin, end), slice(low, high + 1), z))
         if len(groups) == 1 and channels == tuple(range(low, high + 1)):
             return block
         if pixels is None:

@@ -23,7 +23,10 @@ from ome_zarr_models.v05.plate import Plate as PlateV05
 from ome_zarr_models.v05.well_types import WellMeta as WellV05
 from pydantic import ValidationError
 
-from dynaclr_wds.errors import PlateError, StorageError
+from dynaclr_wds.errors import DynaCLRError, PlateError, StorageError
+from dynaclr_wds.storage.location import Location, parse_place
+from dynaclr_wds.storage.options import StorageOptions
+from etl.source.plate_store import PlateStore
 
 Normalization = Mapping[str, Mapping[str, Any]]
 """Channel → level (`fov_statistics`, `dataset_statistics`, `timepoint_statistics`) → statistics."""
@@ -57,9 +60,11 @@ class Fov:
     """One field of view of a plate, opened at first use."""
 
     plate_path: str
-    """Where the plate is: a path, or a URL that zarr understands."""
+    """Where the plate is: a path or URL."""
     name: str
     """`row/col/fov`."""
+    store: PlateStore | None = field(default=None, repr=False, compare=False)
+    """Reads the plate where that is in object storage."""
     plate_normalization: Normalization | None = field(default=None, repr=False)
     """Statistics as VisCy writes them, from the plate's attributes."""
     plate_focus_slice: Mapping[str, Any] = field(default_factory=dict, repr=False)
@@ -84,7 +89,8 @@ class Fov:
             raise PlateError(f"{self.where}: axes {axes} must be [t, c, z, y, x]. Write the plate with all five axes.")
         try:
             with _naming_plate(f"{self.where}/{path}"):
-                array = zarr.open_array(self.plate_path, path=f"{self.name}/{path}", mode="r")
+                place, more = _find(self.plate_path, self.store)
+                array = zarr.open_array(place, path=f"{self.name}/{path}", mode="r", **more)
         except FileNotFoundError as error:
             raise PlateError(f"{self.where}: level {path!r} is not there. Write the plate again.") from error
         if min(array.chunks, default=1) < 1:
@@ -154,7 +160,7 @@ class Fov:
 
     @cached_property
     def _attributes(self) -> dict[str, Any]:
-        return _read_attributes(self.plate_path, self.name)
+        return _read_attributes(self.plate_path, self.name, self.store)
 
     @cached_property
     def _multiscale(self) -> MultiscaleV04 | MultiscaleV05:
@@ -172,7 +178,7 @@ class Plate:
     """`row/col/fov` → FOV of the opened wells, in the plate's order."""
 
 
-def open_plate(path: str | Path, wells: Collection[str] | None = None) -> Plate:
+def open_plate(path: str | Path, wells: Collection[str] | None = None, options: StorageOptions | None = None) -> Plate:
     """Open a plate; no pixels are read.
 
     Parameters
@@ -181,31 +187,53 @@ def open_plate(path: str | Path, wells: Collection[str] | None = None) -> Plate:
         Folder or URL of the plate.
     wells
         Open the FOVs of these wells only (`row/col`); None is all. Names that are not there are ignored.
+    options
+        How requests to object storage are made.
 
     Raises
     ------
     FileNotFoundError
         Nothing at `path`.
+    ConfigError
+        A URL that can't be read, or no credentials for it.
     PlateError
         Not an HCS plate, or metadata that is missing or wrong.
+    StorageError
+        It can't be read.
     """
-    path = str(path)
-    with _naming_plate(path):
-        attributes = dict(zarr.open_group(path, mode="r", use_consolidated=False).attrs)
+    place = parse_place(path, "plate")
+    store = PlateStore(place, options or StorageOptions()) if isinstance(place, Location) else None
+    path = str(place)
+    attributes = _read_attributes(path, "", store)
     normalization = _parse_normalization(attributes.get("normalization"), path)
     present = tuple(well.path for well in _parse_model(attributes, "plate", path).wells)
-    fovs: dict[str, Fov] = {}
-    for well in present:
-        if wells is None or well in wells:
-            for image in _parse_model(_read_attributes(path, well), "well", f"{path}/{well}").images:
-                name = f"{well}/{image.path}"
-                fovs[name] = Fov(
-                    plate_path=path,
-                    name=name,
-                    plate_normalization=normalization,
-                    plate_focus_slice=_as_mapping(attributes.get("focus_slice")),
-                )
+    chosen = [well for well in present if wells is None or well in wells]
+    if store is not None:
+        store.fetch_metadata(chosen)
+    names = [
+        f"{well}/{image.path}"
+        for well in chosen
+        for image in _parse_model(_read_attributes(path, well, store), "well", f"{path}/{well}").images
+    ]
+    if store is not None:
+        store.fetch_metadata(names, [f"{name}/0" for name in names])
+    focus_slice = _as_mapping(attributes.get("focus_slice"))
+    fovs = {
+        name: Fov(
+            plate_path=path,
+            name=name,
+            store=store,
+            plate_normalization=normalization,
+            plate_focus_slice=focus_slice,
+        )
+        for name in names
+    }
     return Plate(path=path, wells=present, fovs=fovs)
+
+
+def _find(plate_path: str, store: PlateStore | None) -> tuple[str | PlateStore, dict[str, Any]]:
+    """Return what zarr opens, and how."""
+    return (plate_path, {}) if store is None else (store, {"zarr_format": store.zarr_format})
 
 
 def _round(value: float) -> float:
@@ -218,8 +246,8 @@ def _naming_plate(where: str) -> Iterator[None]:
     """Turn what goes wrong while zarr reads metadata into an error that names the plate, well or FOV."""
     try:
         yield
-    except FileNotFoundError:
-        raise  # the caller knows what is missing
+    except (FileNotFoundError, DynaCLRError):
+        raise  # the caller knows what is missing; or it says already what failed
     except OSError as error:
         raise StorageError(
             f"{where}: could not be read ({error}). Look at the disk, the network and the permissions, then run again."
@@ -228,11 +256,15 @@ def _naming_plate(where: str) -> Iterator[None]:
         raise PlateError(f"{where}: its metadata is damaged ({error}). Write the plate again.") from error
 
 
-def _read_attributes(plate_path: str, name: str) -> dict[str, Any]:
+def _read_attributes(plate_path: str, name: str, store: PlateStore | None) -> dict[str, Any]:
+    """Read the attributes of a group; of the plate where there is no name."""
     try:
-        with _naming_plate(f"{plate_path}/{name}"):
-            return dict(zarr.open_group(plate_path, path=name, mode="r", use_consolidated=False).attrs)
+        with _naming_plate(f"{plate_path}/{name}".rstrip("/")):
+            place, more = _find(plate_path, store)
+            return dict(zarr.open_group(place, path=name, mode="r", use_consolidated=False, **more).attrs)
     except FileNotFoundError as error:
+        if not name:
+            raise
         raise PlateError(f"{plate_path}: lists {name}, but has no such group. Write the plate again.") from error
 
 
