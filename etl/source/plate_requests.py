@@ -21,6 +21,9 @@ from dynaclr_wds.storage.options import StorageOptions
 _IN_FLIGHT = 32
 """Requests at a time, of each plate."""
 
+_MOST_INDEXES = 1024
+"""Shards whose index is kept."""
+
 Kept = Future[Found | None]
 
 
@@ -46,12 +49,13 @@ class PlateRequests:
         self._step = options.request_bytes
         self._pool = ThreadPoolExecutor(options.requests_in_flight or _IN_FLIGHT, "dynaclr-plate")
         self._lock = threading.Lock()
-        self._kept: dict[tuple[str, int], Kept] = {}
+        self._documents: dict[tuple[str, int], Kept] = {}
+        self._indexes: dict[tuple[str, int], Kept] = {}
         self._versions: dict[str, ObjectInfo] = {}
 
     def document(self, key: str) -> Kept:
         """Read a small object whole, once."""
-        return self._once((key, 0), lambda: read_begin(self._storage, key))
+        return self._once(self._documents, (key, 0), lambda: read_begin(self._storage, key))
 
     def index(self, key: str, size: int, *, first: bool) -> Kept:
         """Read the index of a shard, its first or its last bytes, once."""
@@ -61,11 +65,11 @@ class PlateRequests:
             self._versions[key] = found[1]
             return found
 
-        return self._once((key, size if first else -size), read)
+        return self._once(self._indexes, (key, size if first else -size), read)
 
     def is_index(self, key: str, size: int) -> bool:
         """Whether the first bytes of a shard are its index: zarr asks for that first, wherever it is."""
-        return (key, size) in self._kept or key not in self._versions
+        return (key, size) in self._indexes or key not in self._versions
 
     def begin(self, key: str) -> Kept:
         """Read an object from its first byte on: all of it, or `request_bytes`."""
@@ -97,13 +101,15 @@ class PlateRequests:
     def _info(self, key: str) -> ObjectInfo | None:
         return self._absent_is_none(lambda: self._storage.info(key))
 
-    def _once(self, name: tuple[str, int], read: Callable[[], Found]) -> Kept:
+    def _once(self, kept: dict[tuple[str, int], Kept], name: tuple[str, int], read: Callable[[], Found]) -> Kept:
         """Read, unless it was read before or is being read; what failed is not kept."""
         with self._lock:
-            if name in self._kept:
-                return self._kept[name]
-            future = self._kept[name] = self._pool.submit(self._absent_is_none, read)
-        future.add_done_callback(lambda done: self._kept.pop(name, None) if done.exception() else None)
+            if name in kept:
+                return kept[name]
+            future = kept[name] = self._pool.submit(self._absent_is_none, read)
+            if kept is self._indexes and len(kept) > _MOST_INDEXES:
+                del kept[next(iter(kept))]
+        future.add_done_callback(lambda done: kept.pop(name, None) if done.exception() else None)
         return future
 
     def _range(self, key: str, begin: int, end: int, pinned: ObjectInfo | None) -> memoryview:
