@@ -29,6 +29,7 @@ class RemoteFiles:
     """A set in object storage."""
 
     storage: Storage
+    """Names in it are the paths of the manifest."""
     manifest: Manifest
     index: IndexCache
     listed: Mapping[str, ObjectInfo] | None
@@ -54,11 +55,12 @@ def find_local(root: Path, *, verify: bool) -> Manifest:
     if not path.is_file():
         raise _absent(root)
     manifest = parse_manifest(path.read_bytes(), str(path))
+    folder = root / manifest.folder
     for path_and_size in [(f.path, f.bytes) for f in manifest.files] + [(s.path, s.bytes) for s in manifest.shards]:
-        check_size(root / path_and_size[0], path_and_size[1])
+        check_size(folder / path_and_size[0], path_and_size[1])
     if verify:
         for file in manifest.files:
-            check_content(root / file.path, file.xxh3)
+            check_content(folder / file.path, file.xxh3)
     return manifest
 
 
@@ -73,19 +75,29 @@ def find_remote(root: Location, options: StorageOptions, cache_dir: str | Path |
         As `dynaclr_wds.shardset.ShardSet.open` says.
     """
     storage = Storage(root, options)
-    content, manifest = _read_manifest(storage)
+    content, manifest = read_manifest(storage)
+    if manifest.folder:
+        storage = Storage(root / manifest.folder, options)
     listed = storage.list()
     if listed is not None:
         for shard in manifest.shards:
-            _check_listed(root / shard.path, listed.get(shard.path), shard.bytes)
+            _check_listed(storage.root / shard.path, listed.get(shard.path), shard.bytes)
     index = IndexCache(storage, content, cache_dir)
     arrays = {contract.array_path(name) for name in contract.array_dtypes(manifest)}
     index.fetch([file for file in manifest.files if file.path in arrays], listed, verify=verify)
     return RemoteFiles(storage=storage, manifest=manifest, index=index, listed=listed)
 
 
-def _read_manifest(storage: Storage) -> tuple[bytes, Manifest]:
-    """Read the manifest; once more where it came damaged, as a byte may have been changed on its way."""
+def read_manifest(storage: Storage) -> tuple[bytes, Manifest]:
+    """Read the manifest; once more where it came damaged, as a byte may have been changed on its way.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is none.
+    FormatError, ChecksumError, StorageError
+        It can't be read, or used.
+    """
     where = str(storage.root / contract.MANIFEST)
     for last in (False, True):
         try:

@@ -21,7 +21,7 @@ from typing import Any, NoReturn, TypeVar
 import obstore
 
 from dynaclr_wds.errors import DynaCLRError, FormatError, StorageError
-from dynaclr_wds.storage.failures import Failure, Kind, classify
+from dynaclr_wds.storage.failures import Failure, Kind, TryAgain, classify
 from dynaclr_wds.storage.location import Location
 from dynaclr_wds.storage.options import StorageOptions
 from dynaclr_wds.storage.stores import make_store
@@ -39,6 +39,8 @@ class ObjectInfo:
     etag: str | None
     """With its quotes; None where the server gives none."""
     changed: datetime | None
+    version: str | None = None
+    """The generation, of Google's objects."""
 
     @property
     def condition(self) -> str | None:
@@ -61,6 +63,8 @@ class Storage:
         The location; names are relative to it.
     options
         How requests are made.
+    retries
+        How often obstore repeats each request of a call that makes many, such as the upload of a large object.
 
     Raises
     ------
@@ -68,13 +72,14 @@ class Storage:
         There are no credentials, or an option that the kind of storage doesn't know.
     """
 
-    def __init__(self, root: Location, options: StorageOptions) -> None:
+    def __init__(self, root: Location, options: StorageOptions, *, retries: int = 0) -> None:
         self.root = root
         self.options = options
+        self._retries = retries
         self._lock = threading.Lock()
         self._generation = 0
         check_process()
-        self._store = make_store(self.root, self.options)
+        self._store = make_store(self.root, self.options, self._retries)
 
     def __repr__(self) -> str:
         return f"Storage({str(self.root)!r})"
@@ -90,7 +95,7 @@ class Storage:
             The request failed.
         """
         key = (self.root / name).key
-        return _to_info(self._request(name, "", lambda store: obstore.head(store, key)))
+        return _to_info(self.request(name, "", lambda store: obstore.head(store, key)))
 
     def list(self) -> dict[str, ObjectInfo] | None:
         """List everything below the root: name → size and ETag; None where there is no listing, or none for this key.
@@ -104,8 +109,8 @@ class Storage:
             return None
         begin, prefix = len(self.root.key) + 1 if self.root.key else 0, self.root.key or None
         try:
-            found = self._request("", "the listing", lambda store: list(obstore.list(store, prefix).collect()))
-        except _DeniedError:
+            found = self.request("", "the listing", lambda store: list(obstore.list(store, prefix).collect()))
+        except DeniedError:
             return None
         return {entry["path"][begin:]: _to_info(entry) for entry in found}
 
@@ -167,7 +172,7 @@ class Storage:
             return data, found
 
         try:
-            return self._request(name, f"bytes {begin:,} to {end:,}", get)
+            return self.request(name, f"bytes {begin:,} to {end:,}", get)
         except FileNotFoundError as error:
             raise FormatError(str(error)) from None
 
@@ -180,10 +185,23 @@ class Storage:
             The request failed.
         """
         key = (self.root / name).key
-        self._request(name, "", lambda store: obstore.put(store, key, data, use_multipart=False))
+        self.request(name, "", lambda store: obstore.put(store, key, data, use_multipart=False))
 
-    def _request(self, name: str, part: str, call: Callable[[Any], _T]) -> _T:
-        """Make a request, again while that may help."""
+    def request(self, name: str, part: str, call: Callable[[Any], _T]) -> _T:
+        """Make a request, again while that may help.
+
+        Parameters
+        ----------
+        name, part
+            What it is about, for errors: an object, and a part of it.
+        call
+            Makes the request with obstore's store. Errors of ours that it raises are passed on.
+
+        Raises
+        ------
+        FileNotFoundError, FormatError, StorageError
+            As the methods say.
+        """
         begun, pause, renewed = time.monotonic(), _FIRST_PAUSE, False
         for tries in itertools.count(1):
             check_process()
@@ -215,9 +233,10 @@ class Storage:
                 "Put the old one back, or open the new set and train from there."
             )
         if failure.kind is Kind.DENIED:
-            raise _DeniedError(
+            raise DeniedError(
+                failure.cause,
                 f"{what}: the server refused the credentials ({failure.cause}), new ones too. Check that the key is "
-                "right, not expired, and may read this bucket."
+                "right, not expired, and may read this bucket, or write where it is asked to.",
             )
         advice = "Check server and network; storage_options has the time limits."
         if failure.cause.startswith("status 301"):
@@ -228,15 +247,19 @@ class Storage:
         """Make the store anew, which asks for credentials again; once for all threads that were refused together."""
         with self._lock:
             if self._generation == generation:
-                self._store = make_store(self.root, self.options)
+                self._store = make_store(self.root, self.options, self._retries)
                 self._generation += 1
 
 
-class _DeniedError(StorageError):
-    """A request that the key at hand may not make."""
+class DeniedError(StorageError):
+    """A request that the key at hand may not make; `cause` is the server's word."""
+
+    def __init__(self, cause: str, message: str) -> None:
+        super().__init__(message)
+        self.cause = cause
 
 
-class _Short(Exception):
+class _Short(TryAgain):
     """An answer with other bytes than were asked for."""
 
 
@@ -245,7 +268,7 @@ class _Replaced(Exception):
 
 
 def _explain(error: BaseException) -> Failure:
-    if isinstance(error, _Short):
+    if isinstance(error, TryAgain):
         return Failure(Kind.TRANSIENT, str(error))
     if isinstance(error, _Replaced):
         return Failure(Kind.REPLACED, "another ETag")
@@ -256,7 +279,7 @@ def _to_info(meta: Any) -> ObjectInfo:
     etag = meta["e_tag"]
     if etag and not etag.endswith('"'):  # Azure lists them without quotes
         etag = f'"{etag}"'
-    return ObjectInfo(int(meta["size"]), etag or None, meta["last_modified"])
+    return ObjectInfo(int(meta["size"]), etag or None, meta["last_modified"], meta["version"])
 
 
 _used_by: int | None = None

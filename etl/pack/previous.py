@@ -7,7 +7,7 @@ shard is kept whose content and path are the same. A file that is not whole is n
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,7 @@ from dynaclr_wds.errors import FormatError
 from dynaclr_wds.index_checks import check_arrays, map_array
 from etl.cut.intensities import ExperimentStatistics
 from etl.pack.tars import PackedShard
-from etl.run.commit import list_files
+from etl.run.commit import list_checksums, list_files
 from etl.run.output import checksum_file, file_size
 from etl.source.experiments import BuildConfig
 
@@ -41,6 +41,8 @@ class PreviousSet:
     """Paths of the listed files that are there and whole."""
     arrays: Arrays | None
     """Index arrays; None when they were not opened, or one of them is not whole."""
+    fetch: Callable[[], None] | None = None
+    """Brings the index arrays to `out`, of a set that is in object storage; None where they are there."""
 
     @property
     def is_whole(self) -> bool:
@@ -161,27 +163,30 @@ def read_previous(out: Path, manifest: Manifest, *, checked: bool) -> PreviousSe
     """
     whole = {path for path, size in list_files(manifest).items() if file_size(out / path) == size}
     if checked:
-        whole = {path for path in whole if checksum_file(out / path) == _checksums(manifest)[path]}
+        whole = {path for path in whole if checksum_file(out / path) == list_checksums(manifest)[path]}
     return PreviousSet(out=out, manifest=manifest, whole=frozenset(whole), arrays=None)
 
 
 def load_arrays(previous: PreviousSet) -> PreviousSet:
     """Open the index arrays of a set, if all are what was written."""
-    sums = _checksums(previous.manifest)
+    sums = list_checksums(previous.manifest)
     names = {array_path(name): name for name in array_dtypes(previous.manifest)}
     out, whole = previous.out, set(previous.whole)
     try:
+        if previous.fetch is not None:
+            previous.fetch()
         if not set(names) <= whole or any(checksum_file(out / path) != sums[path] for path in names):
             raise FormatError(f"{out}: the index is not whole.")
         arrays = {name: map_array(out / path) for path, name in names.items()}
         check_arrays(previous.manifest, arrays)
         return replace(previous, arrays=arrays)
     except (OSError, ValueError):  # nothing else tells a shard from another of its size
-        return replace(previous, whole=frozenset(path for path in whole if checksum_file(out / path) == sums[path]))
+        return replace(previous, whole=frozenset(path for path in whole if _has_checksum(out / path, sums[path])))
 
 
-def _checksums(manifest: Manifest) -> dict[str, str]:
-    return {s.path: s.xxh3 for s in manifest.shards} | {f.path: f.xxh3 for f in manifest.files}
+def _has_checksum(path: Path, expected: str) -> bool:
+    """Whether a file is on this machine, with this checksum."""
+    return path.is_file() and checksum_file(path) == expected
 
 
 def _sources_of(experiment: str, sources: Mapping[tuple[str, str], SourceRecord]) -> list[SourceRecord]:

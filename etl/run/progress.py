@@ -13,10 +13,11 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
 
@@ -29,6 +30,9 @@ from etl.suspicious.words import write_bytes, write_size
 
 EVERY_SECONDS = 15.0
 """Between two lines where there is no terminal."""
+
+BYTES = "bytes"
+"""Unit of a stage that moves bytes: shown as MB, with the time that is left."""
 
 
 class Progress:
@@ -92,7 +96,7 @@ class BarProgress(Progress):
         columns = (
             TextColumn("{task.description:<6}"),
             BarColumn(),
-            MofNCompleteColumn(),
+            DownloadColumn() if unit == BYTES else MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
             TimeRemainingColumn(),
         )
@@ -121,10 +125,22 @@ class _Rate:
     @property
     def speed(self) -> str:
         seconds = max(time.monotonic() - self._begin, 1e-6)
-        return f"{self._done / seconds:,.0f} {self._unit}/s, {self._bytes / seconds / 1e6:,.0f} MB/s"
+        rate = f"{self._bytes / seconds / 1e6:,.0f} MB/s"
+        return rate if self._unit == BYTES else f"{self._done / seconds:,.0f} {self._unit}/s, {rate}"
 
     def __str__(self) -> str:
-        return f"{self._done:,}/{self._total:,} {self._unit} ({self.speed})"
+        if self._unit != BYTES:
+            return f"{self._done:,}/{self._total:,} {self._unit} ({self.speed})"
+        return f"{self._done / 1e6:,.1f}/{self._total / 1e6:,.1f} MB ({self.speed}{self._left})"
+
+    @property
+    def _left(self) -> str:
+        """How long the rest takes at the rate so far; empty at the end and before there is a rate."""
+        left = self._total - self._done
+        if left <= 0 or self._done <= 0:
+            return ""
+        seconds = left * (time.monotonic() - self._begin) / self._done
+        return f", {timedelta(seconds=round(seconds))} left"
 
 
 def make_progress(quiet: bool) -> Progress:

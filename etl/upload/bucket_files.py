@@ -1,0 +1,96 @@
+"""The files of a set in object storage, read back in bounded requests; the index is brought to this node."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+import xxhash
+
+from dynaclr_wds.contract import FileRecord, format_checksum
+from dynaclr_wds.errors import FormatError, StorageError
+from dynaclr_wds.storage.client import ObjectInfo, Storage
+
+_PIECE = 1 << 23
+
+
+class ObjectReader:
+    """An object, read from front to back; each request asks for one range of one version."""
+
+    def __init__(self, storage: Storage, name: str) -> None:
+        self._storage, self._name, self._at = storage, name, 0
+        self._version = storage.info(name)
+
+    def __enter__(self) -> ObjectReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing is open between requests."""
+
+    def read(self, size: int) -> bytes:
+        """Read the next bytes, fewer at the end."""
+        pieces: list[memoryview] = []
+        end = min(self._at + size, self._version.size)
+        while self._at < end:
+            last = min(self._at + self._storage.options.request_bytes, end)
+            try:
+                pieces.append(self._storage.read_range(self._name, self._at, last, self._version)[0])
+            except FormatError as error:
+                raise StorageError(str(error)) from None
+            self._at = last
+        return b"".join(pieces)
+
+
+class BucketFiles:
+    """The files of a set below one location.
+
+    Parameters
+    ----------
+    storage
+        Names in it are the paths of the manifest.
+    folder
+        Where index files are put.
+    listed
+        What is there; None = ask for each.
+    """
+
+    def __init__(self, storage: Storage, folder: Path, listed: Mapping[str, ObjectInfo] | None) -> None:
+        self.root, self._storage, self._folder, self._listed = storage.root, storage, folder, listed
+
+    def size(self, path: str) -> int:
+        """Size of a file; -1 where there is none."""
+        try:
+            found = self._storage.info(path) if self._listed is None else self._listed.get(path)
+        except FileNotFoundError:
+            found = None
+        return -1 if found is None else found.size
+
+    def open(self, path: str) -> ObjectReader:
+        """Open a file for reading."""
+        try:
+            return ObjectReader(self._storage, path)
+        except FileNotFoundError as error:
+            raise StorageError(str(error)) from None
+
+    def local(self, file: FileRecord) -> Path:
+        """Bring a file of the index to this node, whatever its bytes are; return where it is."""
+        target = self._folder / file.path
+        if not target.is_file():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial = target.with_name(target.name + ".partial")
+            with self.open(file.path) as source, partial.open("wb") as copy:
+                while data := source.read(_PIECE):
+                    copy.write(data)
+            partial.replace(target)
+        return target
+
+    def checksum(self, path: str) -> str:
+        """Read a file whole; return its checksum, in hex."""
+        digest = xxhash.xxh3_64()
+        with self.open(path) as file:
+            while data := file.read(_PIECE):
+                digest.update(data)
+        return format_checksum(digest.intdigest())

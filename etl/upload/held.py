@@ -1,0 +1,132 @@
+"""What is at the destination before a build: the set of an earlier build, of which a new one may keep files."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from dynaclr_wds.contract import MANIFEST, Manifest, array_dtypes, array_path
+from dynaclr_wds.errors import BuildError, FormatError
+from dynaclr_wds.manifest_checks import parse_manifest
+from dynaclr_wds.shard_files import read_manifest
+from dynaclr_wds.storage.client import ObjectInfo, Storage
+from dynaclr_wds.storage.index_cache import IndexCache
+from etl.pack.previous import PreviousSet, read_previous
+from etl.run.commit import list_checksums, list_files
+from etl.run.output import OutFolder
+from etl.run.update import BuildMode
+from etl.upload.bucket_files import BucketFiles
+
+_READERS = 8
+"""Objects at a time, when all are compared with their checksums."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """What is at the destination."""
+
+    version: ObjectInfo | None
+    """Of the manifest; None where there is none."""
+    listed: Mapping[str, ObjectInfo] | None
+    """Every object below the destination; None where there is no listing."""
+    set: PreviousSet | None
+    """The set; None where there is none, or its manifest is damaged."""
+
+    @property
+    def files(self) -> frozenset[str]:
+        """Names, relative to the destination, of the files of the set that are whole."""
+        return frozenset() if self.set is None else frozenset(place(self.set.manifest, p) for p in self.set.whole)
+
+
+def place(manifest: Manifest, path: str) -> str:
+    """Return where a file of a set is, relative to the manifest."""
+    return f"{manifest.folder}/{path}" if manifest.folder else path
+
+
+def read_held(storage: Storage, version: ObjectInfo | None, mode: BuildMode, cache: Path) -> Held:
+    """Look what is at the destination.
+
+    Parameters
+    ----------
+    version
+        Of the manifest, as it was just seen; None where there is none.
+    cache
+        Folder for the index of the set, which is downloaded when a build wants to keep something.
+
+    Raises
+    ------
+    BuildError
+        The manifest is damaged, and the mode doesn't say that the set may be replaced.
+    StorageError
+        A request failed.
+    """
+    listed = storage.list()
+    if version is None:
+        return Held(version=None, listed=listed, set=None)
+    try:
+        content, manifest = read_manifest(storage)
+    except FileNotFoundError:
+        return Held(version=None, listed=listed, set=None)
+    except FormatError as error:
+        if mode.replace or mode.overwrite or mode.repair:
+            return Held(version=version, listed=listed, set=None)
+        raise BuildError(f"{error} Give --replace to build it anew, or another --out.") from error
+    inner = Storage(storage.root / manifest.folder, storage.options) if manifest.folder else storage
+    known = None
+    if listed is not None:
+        known = {
+            path: listed[place(manifest, path)] for path in list_files(manifest) if place(manifest, path) in listed
+        }
+    files = BucketFiles(inner, cache, known)
+    index = IndexCache(inner, content, cache)
+    arrays = {array_path(name) for name in array_dtypes(manifest)}
+
+    def fetch() -> None:
+        index.fetch([file for file in manifest.files if file.path in arrays], known)
+
+    held = PreviousSet(
+        out=index.folder,
+        manifest=manifest,
+        whole=_find_whole(files, manifest, checked=mode.repair),
+        arrays=None,
+        fetch=fetch,
+    )
+    return Held(version=version, listed=listed, set=held)
+
+
+def _find_whole(files: BucketFiles, manifest: Manifest, *, checked: bool) -> frozenset[str]:
+    """Return the paths of the files that are there with the right size, and checksum if asked for."""
+    sizes, sums = list_files(manifest), list_checksums(manifest)
+
+    def is_whole(path: str) -> bool:
+        return files.size(path) == sizes[path] and (not checked or files.checksum(path) == sums[path])
+
+    with ThreadPoolExecutor(_READERS, thread_name_prefix="dynaclr-held") as pool:
+        return frozenset(path for path, whole in zip(sizes, pool.map(is_whole, sizes), strict=True) if whole)
+
+
+def find_previous(folder: OutFolder, held: Held, mode: BuildMode) -> PreviousSet | None:
+    """Return the set that a build starts from: what is staged, if it is of the same config, else what is held.
+
+    A file that is not staged counts as there when the held set has the same one.
+    """
+    path = folder.out / MANIFEST
+    try:
+        manifest = parse_manifest(path.read_bytes(), str(path)) if path.is_file() else None
+    except FormatError:
+        manifest = None
+    if manifest is None or manifest.config_hash != folder.token or manifest.folder:
+        return held.set
+    staged = read_previous(folder.out, manifest, checked=mode.repair)
+    return dataclasses.replace(staged, whole=staged.whole | find_shared(manifest, held))
+
+
+def find_shared(manifest: Manifest, held: Held) -> frozenset[str]:
+    """Return the paths of a set whose files the held set has too, whole and with the same checksum."""
+    if held.set is None:
+        return frozenset()
+    theirs, sums = list_checksums(held.set.manifest), list_checksums(manifest)
+    return frozenset(path for path in held.set.whole if sums.get(path) == theirs[path])
