@@ -200,9 +200,9 @@ def send_file(storage: Storage, name: str, path: Path, expected: str, advance: C
         tries += 1
         if tries > 1 and read_checksum(storage, name) == expected:
             return  # the reply was lost
-        count(-told)
         parts = _read_parts(path, part, expected, count)
         try:
+            count(-told)
             if size <= part:
                 obstore.put(store, key, b"".join(parts), attributes=attributes, use_multipart=False)
             else:
@@ -285,7 +285,6 @@ def remove(storage: Storage, names: list[str]) -> None:
     StorageError
         A request failed.
     """
-
     keys = [(storage.root / name).key for name in names]
     for begin in range(0, len(keys), _DELETIONS):
         some = keys[begin : begin + _DELETIONS]
