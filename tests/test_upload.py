@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import shutil
 import threading
@@ -11,25 +12,30 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import obstore
 import pytest
+import xxhash
 import yaml
 
 import etl.upload.lease
-from dynaclr_wds.contract import MANIFEST, Manifest, format_checksum
+from dynaclr_wds.contract import MANIFEST, Manifest, array_path, format_checksum
 from dynaclr_wds.errors import BuildError, ChecksumError, ConfigError, StorageError
 from dynaclr_wds.manifest_checks import parse_manifest
 from dynaclr_wds.shardset import ShardSet
 from dynaclr_wds.storage.client import Storage
 from dynaclr_wds.storage.location import Location, parse_place
 from dynaclr_wds.storage.options import MIB, parse_options
-from dynaclr_wds.storage.writing import ConflictError, create, honours_conditions, open_for_sending, replace, send_file
+from dynaclr_wds.storage.sending import open_for_sending, send_file
+from dynaclr_wds.storage.writing import ConflictError, create, honours_conditions, replace
 from etl.build_shards import build_shards, main
 from etl.run.executors import Interrupted
-from etl.run.progress import Progress
+from etl.run.progress import LineProgress, Progress
 from etl.source.experiments import parse_build_config
 from etl.upload.build import UploadOptions
 from etl.upload.lease import LEASE
+from etl.verify import main as verify_command
+from etl.verify import verify
 from tests.plates import make_collection
 from tests.remote import EXACT, STREAMING, assert_same, make_data, quick, read_batches
 from tests.servers.bucket import Bucket
@@ -57,6 +63,15 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def staged(small: Path, tmp_path: Path) -> Path:
     """A copy of the set of `small`, to be sent."""
     return shutil.copytree(small.parent / "local", tmp_path / "staged")
+
+
+def damage(bucket: Bucket, name: str, at: int) -> None:
+    """Flip a bit of an object, which goes on saying that it has its old checksum."""
+    store = bucket.store()
+    found = obstore.get(store, f"{PREFIX}/{name}")
+    checksum, data = found.attributes["xxh3"], bytearray(found.bytes())
+    data[at] ^= 1
+    obstore.put(store, f"{PREFIX}/{name}", bytes(data), attributes={"xxh3": checksum})
 
 
 class Said(Progress):
@@ -232,9 +247,7 @@ def test_a_flipped_byte_is_found_and_mended_and_nothing_else_is_sent(
     manifest = send(bucket, small, staged)
     whole = objects(bucket)
     name = f"{manifest.folder}/{manifest.shards[0].path}"
-    data = bytearray(whole[name])
-    data[5000] ^= 1
-    obstore.put(bucket.store(), f"{PREFIX}/{name}", bytes(data), attributes={"xxh3": manifest.shards[0].xxh3})
+    damage(bucket, name, 5000)
     proxy = proxy_before(bucket.endpoint)
     send(proxy.before(bucket), small, tmp_path / "staging", repair=True)
     assert objects(bucket) == whole
@@ -319,9 +332,6 @@ def test_parts_are_given_up_when_an_upload_is_stopped_and_nothing_is_visible(
 
 def large_file(tmp_path: Path) -> tuple[Path, str]:
     """A file of three parts, and its checksum."""
-    import numpy as np
-    import xxhash
-
     data = np.random.default_rng(3).bytes(11 * MIB)
     (tmp_path / "large").write_bytes(data)
     return tmp_path / "large", format_checksum(xxhash.xxh3_64_intdigest(data))
@@ -433,3 +443,80 @@ def test_a_server_without_conditions_is_written_with_a_warning(
     manifest = send(deaf.before(bucket), small, staged, said)
     assert "the server ignores conditions (If-Match, If-None-Match)" in said.lines[0]
     assert objects(bucket) == expected_objects(small.parent / "local", manifest.folder)
+
+
+def check(bucket: Bucket, **options: Any) -> list[str]:
+    return [str(found) for found in verify(f"{bucket.url}/{PREFIX}", storage_options=quick(bucket), **options)]
+
+
+def test_a_set_in_a_bucket_is_verified_and_what_is_wrong_is_named(
+    bucket: Bucket, small: Path, staged: Path, proxy_before: MakeProxy
+):
+    manifest = send(bucket, small, staged)
+    proxy = proxy_before(bucket.endpoint)
+    near = dataclasses.replace(proxy.before(bucket), options=bucket.options)
+    assert verify(f"{bucket.url}/{PREFIX}", storage_options=quick(near, request_bytes=4096)) == []
+    gets = [seen for seen in proxy.seen if seen.head.method == "GET" and ".tar" in seen.head.target]
+    assert max(seen.bytes_sent for seen in gets) == 4096
+    shard, other = manifest.shards[0], manifest.shards[1]
+    arrays = {name: np.load(staged / array_path(name)) for name in ("patch_offset", "patch_clip")}
+    damage(bucket, f"{manifest.folder}/{shard.path}", int(arrays["patch_offset"][0]) - 500)
+    damage(bucket, f"{manifest.folder}/index/stats.parquet", 40)
+    obstore.delete(bucket.store(), f"{PREFIX}/{manifest.folder}/{other.path}")
+    found = check(bucket)
+    assert f"{manifest.folder}/{other.path}: is missing" in found
+    assert any(f.startswith(f"{manifest.folder}/index/stats.parquet: the bytes are not those") for f in found)
+    assert any(f.startswith(f"{manifest.folder}/{shard.path}: block 0: the bytes are not those") for f in found)
+    assert any(re.match(rf"{manifest.folder}/{shard.path}: block 0, .*patch 0, row 0: ", f) for f in found)
+    quickly = check(bucket, quick=True)
+    assert f"{manifest.folder}/{other.path}: is missing" in quickly
+    assert not any(shard.path in f for f in quickly)
+
+
+def test_verify_says_what_cannot_be_read_and_what_is_no_set(
+    bucket: Bucket, small: Path, staged: Path, proxy_before: MakeProxy, capsys: pytest.CaptureFixture[str]
+):
+    with pytest.raises(FileNotFoundError, match=r"there is no manifest\.json"):
+        check(bucket)
+    manifest = send(bucket, small, staged)
+    path = manifest.shards[0].path
+    rule = Rule(kinds=("403",), methods=("GET",), target=re.escape(path))
+    near = proxy_before(bucket.endpoint, Schedule(rules=(rule,))).before(bucket)
+    found = check(near)
+    assert len(found) == 1
+    assert found[0].startswith(
+        f"{manifest.folder}/{path}: can't be read ({bucket.url}/{PREFIX}/{manifest.folder}/{path}"
+    )
+    words = [f"{key}={value}" for key, value in quick(bucket).items()]
+    assert verify_command([f"{bucket.url}/{PREFIX}", "--storage_options", *words]) == 0
+    assert f"{bucket.url}/{PREFIX}: all is well." in capsys.readouterr().out
+    obstore.put(bucket.store(), f"{PREFIX}/{MANIFEST}", b"{}")
+    assert check(bucket) == ["manifest.json: is not the manifest of a dynaclr-wds shard set."]
+
+
+def test_the_command_sends_a_set_and_shows_how_much(
+    bucket: Bucket, small: Path, staged: Path, capsys: pytest.CaptureFixture[str]
+):
+    words = [f"{key}={value}" for key, value in quick(bucket).items()]
+    command = [str(small), "--out", f"{bucket.url}/{PREFIX}", "--staging", str(staged), "--storage_options", *words]
+    assert main([*command, "--json"]) == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out)["out"] == f"{bucket.url}/{PREFIX}"
+    assert re.search(r"^upload: 0\.\d/0\.\d MB \(\d+ MB/s\)$", told.err, re.MULTILINE)
+    assert main([*command, "--keep-staging"]) == 0
+    assert "up to date, nothing to do" in capsys.readouterr().err
+    assert bucket.options["secret_access_key"] not in told.out + told.err
+
+
+def test_lines_of_an_upload_say_how_long_the_rest_takes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr("etl.run.progress.EVERY_SECONDS", 0.0)
+    now = iter([0.0, 0.0, 5.0, 5.0, 5.0, 5.0, 10.0, 10.0, 10.0, 10.0, 10.0, 10.0, 10.0])
+    monkeypatch.setattr("etl.run.progress.time.monotonic", lambda: next(now))
+    with LineProgress().stage("upload", 400_000_000, "bytes") as advance:
+        advance(100_000_000, 100_000_000)
+        advance(300_000_000, 300_000_000)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "upload: 100.0/400.0 MB (20 MB/s, 0:00:15 left)"
+    assert lines[-1] == "upload: 400.0/400.0 MB (40 MB/s)"

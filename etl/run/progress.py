@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
@@ -22,6 +21,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 from dynaclr_wds.contract import ExperimentRecord, Manifest
+from dynaclr_wds.storage.location import Place
 from dynaclr_wds.suspicions import FactsRecord
 from dynaclr_wds.tau import least_tau
 from dynaclr_wds.words import count_of
@@ -181,7 +181,7 @@ def _make_encodable(line: str, encoding: str) -> str:
     return line
 
 
-def print_json(manifest: Manifest, out: Path) -> None:
+def print_json(manifest: Manifest, out: Place) -> None:
     """Print what `print_summary` says as one JSON object."""
     kept = ("tau_range_hours", "experiments", "shard_by", "partitions", "dropped", "facts", "suspicious")
     record = {name: value for name, value in dataclasses.asdict(manifest).items() if name in kept}

@@ -10,7 +10,9 @@ import xxhash
 
 from dynaclr_wds.contract import FileRecord, format_checksum
 from dynaclr_wds.errors import FormatError, StorageError
+from dynaclr_wds.files import write_whole
 from dynaclr_wds.storage.client import ObjectInfo, Storage
+from etl.run.output import checksum_file
 
 _PIECE = 1 << 23
 
@@ -58,7 +60,7 @@ class BucketFiles:
     """
 
     def __init__(self, storage: Storage, folder: Path, listed: Mapping[str, ObjectInfo] | None) -> None:
-        self.root, self._storage, self._folder, self._listed = storage.root, storage, folder, listed
+        self.folder, self._storage, self._listed = folder, storage, listed
 
     def size(self, path: str) -> int:
         """Size of a file; -1 where there is none."""
@@ -75,17 +77,14 @@ class BucketFiles:
         except FileNotFoundError as error:
             raise StorageError(str(error)) from None
 
-    def local(self, file: FileRecord) -> Path:
-        """Bring a file of the index to this node, whatever its bytes are; return where it is."""
-        target = self._folder / file.path
+    def has_index(self, file: FileRecord) -> str:
+        """Bring a file of the index to `folder`, whatever its bytes are; return its checksum."""
+        target = self.folder / file.path
         if not target.is_file():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            partial = target.with_name(target.name + ".partial")
-            with self.open(file.path) as source, partial.open("wb") as copy:
+            with self.open(file.path) as source, write_whole(target) as copy:
                 while data := source.read(_PIECE):
                     copy.write(data)
-            partial.replace(target)
-        return target
+        return checksum_file(target)
 
     def checksum(self, path: str) -> str:
         """Read a file whole; return its checksum, in hex."""

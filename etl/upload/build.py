@@ -20,7 +20,8 @@ from dynaclr_wds.errors import BuildError, ConfigError
 from dynaclr_wds.storage.client import ObjectInfo, Storage
 from dynaclr_wds.storage.location import Location
 from dynaclr_wds.storage.options import StorageOptions, parse_options
-from dynaclr_wds.storage.writing import ConflictError, create, open_for_sending, remove, replace
+from dynaclr_wds.storage.sending import open_for_sending
+from dynaclr_wds.storage.writing import ConflictError, create, remove, replace
 from dynaclr_wds.words import count_of
 from etl.run.commit import list_files
 from etl.run.executors import MakeExecutor, ThreadUnits
