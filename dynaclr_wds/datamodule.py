@@ -243,7 +243,7 @@ class MultiExperimentDataModule(LightningDataModule):
         self.save_hyperparameters(ignore=["normalizations", "augmentations", "storage_options"], logger=False)
         kept: dict[str, Any] = {"storage_options": kept_options(storage_options)}
         kept |= {"normalizations": normalizations, "augmentations": augmentations}
-        keep_arguments(self, kept, logger=False)
+        keep_arguments(self, kept, logger=False, secret=["storage_options"])
         self.shards = shards
         self.experiments_yaml = experiments_yaml
         self.z_range = z_range

@@ -85,7 +85,9 @@ def describe(value: object) -> Any:
     raise NotDescribedError(_class_path(kind))
 
 
-def keep_arguments(module: HyperparametersMixin, objects: Mapping[str, object], *, logger: bool = True) -> None:
+def keep_arguments(
+    module: HyperparametersMixin, objects: Mapping[str, object], *, logger: bool = True, secret: Sequence[str] = ()
+) -> None:
     """Make `module.hparams` plain data, with descriptions of objects; call it after `save_hyperparameters`.
 
     Parameters
@@ -97,9 +99,11 @@ def keep_arguments(module: HyperparametersMixin, objects: Mapping[str, object], 
         lists it, and `make_module` refuses it.
     logger
         As for `save_hyperparameters`.
+    secret
+        Arguments that must not be kept as they were given.
     """
     if "_instantiator" in module.hparams:  # made by the command line, which knows what each object is made of
-        module.save_hyperparameters(ignore=["_instantiator"], logger=logger)
+        module.save_hyperparameters(ignore=["_instantiator", *secret], logger=logger)
         objects = {name: value for name, value in objects.items() if module.hparams.get(name) is None}
     for name, value in {**module.hparams, **objects}.items():
         try:

@@ -72,8 +72,8 @@ _KEPT = (*_TEXTS, *_FLAGS, *_NUMBERS, *_WHOLE)
 _KEPT_OF_STORE = ("account_name", "virtual_hosted_style_request", "request_payer", "use_emulator", "s3_express")
 
 
-def parse_options(raw: Mapping[str, Any] | StorageOptions | None, where: str = "storage_options") -> StorageOptions:
-    """Check options.
+def parse_options(raw: Any, where: str = "storage_options") -> StorageOptions:
+    """Check options: a mapping, name → value; None is none; those that are checked are returned as they are.
 
     Raises
     ------
@@ -131,6 +131,7 @@ def _parse_value(key: str, value: Any, where: str) -> Any:
     number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if key in _NUMBERS:
         good, allowed = number and value > 0, "seconds above 0"
+        value = float(value) if good else value
     elif key in _WHOLE:
         least = _WHOLE[key]
         good, allowed = isinstance(value, int) and number and value >= least, f"a whole number >= {least}"
