@@ -21,6 +21,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "simulate": ("etl.simulate.__main__", "Write plates and tracks of simulated cells."),
     "predict": ("dynaclr_wds.commands.predict", "Embed cells with a trained network, as it was trained."),
     "shuffle": ("dynaclr_wds.commands.shuffle", "Show how well batches would be mixed, without reading a pixel."),
+    "bench-storage": (
+        "dynaclr_wds.commands.bench_storage",
+        "Measure how fast shards come from object storage, and what to set.",
+    ),
     "verify": ("etl.verify", "Check every file of a shard set."),
 }
 """Name → (module with `main(argv: Sequence[str]) -> int`, one line of help)."""
@@ -31,7 +35,7 @@ LIGHTNING: dict[str, str] = {
 }
 """Name → one line of help."""
 
-_ORDER = ("init", "build", "simulate", "fit", "validate", "predict", "shuffle", "verify")
+_ORDER = ("init", "build", "simulate", "fit", "validate", "predict", "shuffle", "verify", "bench-storage")
 
 _EXAMPLES = """From plates to embeddings:
 
@@ -108,7 +112,7 @@ def describe_commands() -> str:
         "",
         "Shards of live cells: make them, train on them, embed them.",
         "",
-        *(f"  {name:<12} {known[name]}" for name in names),
+        *(f"  {name:<14} {known[name]}" for name in names),
         "",
         _EXAMPLES.format(program=program),
     ]

@@ -76,8 +76,7 @@ def find_remote(root: Location, options: StorageOptions, cache_dir: str | Path |
     """
     storage = Storage(root, options)
     content, manifest = read_manifest(storage)
-    if manifest.folder:
-        storage = Storage(root / manifest.folder, options)
+    storage = enter_folder(storage, manifest)
     listed = storage.list()
     if listed is not None:
         for shard in manifest.shards:
@@ -110,6 +109,11 @@ def read_manifest(storage: Storage) -> tuple[bytes, Manifest]:
             if last:
                 raise
     raise AssertionError("never reached")
+
+
+def enter_folder(storage: Storage, manifest: Manifest) -> Storage:
+    """Return the storage in which the paths of a manifest are names; `storage` is that of the manifest itself."""
+    return Storage(storage.root / manifest.folder, storage.options) if manifest.folder else storage
 
 
 def _check_listed(where: Location, found: ObjectInfo | None, size: int) -> None:

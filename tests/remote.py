@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
 import obstore
+import pytest
 import torch
 
 from dynaclr_wds import MultiExperimentDataModule
+from dynaclr_wds.storage import credentials
 from tests.servers.bucket import Bucket
 from tests.servers.nginx import Nginx
 
 EXACT: dict[str, Any] = {}
 STREAMING = {"window_bytes": "60%", "num_streams": 1, "relax_lineages": True}
+
+
+def forget_credentials(patch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Take away all keys that this process could find, on a machine of a cloud too."""
+    for name in [name for name in os.environ if name.startswith(("AWS_", "GOOGLE_", "AZURE_"))]:
+        patch.delenv(name)
+    patch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(folder / "no-credentials"))
+    patch.setattr(credentials, "_runs_there", lambda _: False)
 
 
 def upload(bucket: Bucket, shards: Path, prefix: str = "sets/first") -> str:

@@ -63,7 +63,10 @@ CONFIGS = [
         "model, data or trainer can't be made as the config says",
     ),
     ("data: {shards: none}", "shards='none': there is no manifest.json. Build the shards with `dynaclr-wds build"),
-    ("data: {shards: 's3://b/n'}", "shards='s3://b/n' is a URL, and URLs are not supported here yet"),
+    (
+        "data: {shards: 'ftp://b/n'}",
+        "shards: URLs of scheme 'ftp' can't be read; use s3://, gs://, az://, https://, http:// or",
+    ),
 ]
 
 

@@ -155,9 +155,13 @@ def test_init_exposes_all_hyperparameters():
         "stratify_ratio": {"control": 1.0},
         "predict_experiments": ["a"],
         "predict_limit": 3,
+        "storage_options": {"region": "here"},
+        "cache_dir": "cache",
     }
     assert set(inspect.signature(MultiExperimentDataModule).parameters) == set(wanted)
     data = MultiExperimentDataModule(**wanted)
+    assert data.storage_options.region == "here"
+    wanted["storage_options"] = data.storage_options
     assert {name: getattr(data, name) for name in wanted} == wanted
 
 

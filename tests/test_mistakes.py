@@ -21,6 +21,7 @@ from tests.mistakes.in_sources import IN_SOURCES
 from tests.mistakes.in_training import IN_TRAINING
 from tests.mistakes.with_shards import WITH_SHARDS
 from tests.mistakes.world import Mistake, World, shorten
+from tests.remote import forget_credentials
 from tests.shared_build import make_once
 
 pytestmark = pytest.mark.slow
@@ -53,6 +54,7 @@ def world(unspoilt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Wo
     monkeypatch.setattr(sys, "argv", ["dynaclr-wds"])
     monkeypatch.setattr(os, "fsync", lambda _: None)
     monkeypatch.setenv("COLUMNS", "500")
+    forget_credentials(monkeypatch, tmp_path)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     return World(root)
 

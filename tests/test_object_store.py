@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,22 @@ from dynaclr_wds import contract
 from dynaclr_wds.errors import ChecksumError, ConfigError, FormatError, StorageError
 from dynaclr_wds.read.coalesce import cut_range, join_ranges
 from dynaclr_wds.shardset import ShardSet
-from tests.remote import EXACT, STREAMING, assert_same, make_data, quick, read_batches, serve, upload
+from tests.remote import (
+    EXACT,
+    STREAMING,
+    assert_same,
+    forget_credentials,
+    make_data,
+    quick,
+    read_batches,
+    serve,
+    upload,
+)
 from tests.servers.bucket import Bucket
 from tests.servers.faults import Rule, Schedule
 from tests.servers.nginx import Nginx
 from tests.servers.proxy import Link, Proxy
-from tests.servers.seaweedfs import ROLES
+from tests.servers.seaweedfs import ROLES, SeaweedFS
 
 MODES = pytest.mark.parametrize("mode", [EXACT, STREAMING], ids=["exact", "streaming"])
 MakeProxy = Callable[..., Proxy]
@@ -247,9 +258,8 @@ def test_a_wrong_key_is_one_clear_error_at_once(url, bucket, tmp_path, wrong):
 
 def test_without_credentials_nobody_is_asked_for_them(url, bucket, tmp_path, monkeypatch, proxy_before):
     proxy = proxy_before(bucket.endpoint)
-    for name in [name for name in os.environ if name.startswith(("AWS_", "GOOGLE_", "AZURE_"))]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("HOME", str(tmp_path))
+    forget_credentials(monkeypatch, tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))  # where gcloud keeps its own
     begun = time.monotonic()
     with pytest.raises(ConfigError, match=r"there are no credentials for s3://. Set AWS_ACCESS_KEY_ID and"):
         ShardSet.open(url, storage_options={"endpoint": proxy.endpoint}, cache_dir=tmp_path)
@@ -439,6 +449,40 @@ def test_requests_of_a_patch_are_joined_with_its_neighbours_and_kept(url, bucket
     proxy.use(Schedule())
     assert_same([next(iter(data.val_dataloader()))], [first])
     assert [seen.head.target for seen in proxy.seen if ".tar" in seen.head.target] == []
+
+
+@pytest.mark.slow
+def test_a_server_that_is_killed_and_started_again_in_mid_epoch_changes_no_batch(
+    short_clips, local_batches, tmp_path, bucket_name
+):
+    with SeaweedFS() as server:
+        bucket = server.bucket(bucket_name)
+        options = quick(bucket, retry_timeout=60.0)
+        data = make_data(upload(bucket, short_clips), storage_options=options, cache_dir=str(tmp_path), **STREAMING)
+        loader = data.train_dataloader()
+        batches = iter(loader)
+        found = [next(batches) for _ in range(3)]
+        server.kill()
+        with ThreadPoolExecutor(1) as reading:  # the server dies with the thread that starts it, so that is this one
+            rest = reading.submit(lambda: list(batches))
+            time.sleep(1)
+            server.start()
+            found += rest.result()
+        assert_same(found, local_batches(**STREAMING)[: len(loader)])
+
+
+def test_what_nobody_waits_for_any_more_is_not_asked_for_again(url, bucket, proxy_before, tmp_path):
+    proxy = proxy_before(bucket.endpoint)
+    options = quick(proxy.before(bucket), retry_timeout=600.0)
+    data = make_data(url, storage_options=options, cache_dir=str(tmp_path), num_workers=1, **STREAMING)
+    loader = iter(data.train_dataloader())
+    next(loader)
+    proxy.use(Schedule(0, (Rule(kinds=("503",)),)))
+    begun = time.monotonic()
+    loader.close()
+    data.train_dataset._reader._store._requests.shutdown(wait=True)
+    assert time.monotonic() - begun < 5
+    assert data.train_dataset._reader._store._blocks == {}
 
 
 # --- pure

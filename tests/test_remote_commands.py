@@ -18,8 +18,11 @@ from dynaclr_wds import __main__ as command
 from dynaclr_wds import triplet_pipeline
 from dynaclr_wds.errors import FormatError
 from dynaclr_wds.shardset import ShardSet
-from tests.remote import quick, upload
+from dynaclr_wds.storage.speed import Rate, choose
+from tests.remote import forget_credentials, quick, upload
 from tests.servers.bucket import Bucket
+from tests.servers.faults import Schedule
+from tests.servers.proxy import Link
 from tests.servers.seaweedfs import ROLES
 from tests.test_predict import CONFIG
 
@@ -78,8 +81,7 @@ def test_train_and_embed_from_a_url_and_keep_no_secret(url, bucket, shards, tmp_
     assert far.column("features").to_pylist() == near.column("features").to_pylist()
     origin = json.loads(far.schema.metadata[b"dynaclr_wds"])
     assert origin["shards"] == url
-    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
-    monkeypatch.setenv("HOME", str(tmp_path))
+    forget_credentials(monkeypatch, tmp_path)
     capsys.readouterr()
     assert command.main([*predict, "--out", "none.parquet"]) == 2
     assert "there are no credentials for s3://" in capsys.readouterr().err
@@ -132,3 +134,29 @@ def test_the_plain_pipeline_refuses_other_schemes(text):
     ) as caught:
         triplet_pipeline([text], batch_size=1)
     assert "key:secret" not in str(caught.value)
+
+
+def test_bench_storage_measures_the_link_and_says_what_to_set(url, bucket, proxy_before, capsys):
+    proxy = proxy_before(bucket.endpoint, Schedule(), Link(delay_seconds=0.03))
+    options = words(proxy.before(bucket))
+    assert command.main(["bench-storage", url, "--seconds", "0.3", "--json", "--storage_options", *options]) == 0
+    said = json.loads(capsys.readouterr().out)
+    rates = {(rate["request_bytes"], rate["in_flight"]): rate["requests"] for rate in said["rates"]}
+    one, sixteen = rates[said["patch_bytes"], 1], rates[said["patch_bytes"], 16]
+    assert one < 1 / 0.03
+    assert sixteen > 3 * one
+    assert said["advice"]["exact"]["requests_in_flight"] >= 16
+    assert said["advice"]["exact"]["num_workers"] == said["advice"]["exact"]["requests_in_flight"] / 16
+
+
+def test_bench_storage_measures_no_disk(shards, capsys):
+    assert command.main(["bench-storage", str(shards)]) == 2
+    assert "is a path, and there is no link to measure" in capsys.readouterr().err
+
+
+def test_advice_is_the_fewest_requests_that_give_nearly_the_best():
+    rates = [
+        Rate(request_bytes=100, in_flight=n, requests=r) for n, r in ((1, 10.0), (4, 39.0), (16, 91.0), (64, 100.0))
+    ]
+    assert choose(rates, 100).in_flight == 16
+    assert choose(rates[:2], 100).in_flight == 4

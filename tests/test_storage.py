@@ -94,7 +94,7 @@ def test_an_option_that_the_storage_does_not_know_is_an_error(tmp_path):
     ) as caught:
         Storage(Location("s3", "bucket", "a"), options)
     assert "hunter2" not in str(caught.value)
-    with pytest.raises(ConfigError, match=r"ca_file='.*absent.pem': can't be read"):
+    with pytest.raises(ConfigError, match=r"ca_file='.*absent.pem', or AWS_CA_BUNDLE: can't be read"):
         Storage(Location("https", "host"), parse_options({"ca_file": str(tmp_path / "absent.pem")}))
 
 

@@ -80,6 +80,10 @@ class Arrival:
         """End it, because nobody needs it any more."""
         self.fail(StorageError("These bytes were let go while they were on their way."))
 
+    def sleep(self, seconds: float) -> bool:
+        """Sleep, unless it ends meanwhile; say whether its bytes are still wanted."""
+        return not self._done.wait(seconds)
+
     def wait(self) -> None:
         """Return when all bytes are there.
 

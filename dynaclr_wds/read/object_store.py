@@ -90,7 +90,13 @@ class ObjectStore:
             missing = np.flatnonzero(address == 0)
             part = np.zeros(len(missing), np.int64)
             asked = self._ask(base[missing] + first[missing], base[missing] + end[missing])
-            owners += self._locate(asked, base[missing] + first[missing], base[missing] + end[missing], part, missing)
+            try:
+                owners += self._locate(
+                    asked, base[missing] + first[missing], base[missing] + end[missing], part, missing
+                )
+            finally:
+                for piece in asked[0].members:
+                    piece.give_up()
             address[missing] = part
         _copy(address - offset[0], offset, out)
         del owners
@@ -106,7 +112,10 @@ class ObjectStore:
         try:
             yield
         finally:
+            coming, _ = self._gathered.tables
             self._gathered.tables = None
+            for piece in coming.members:  # after an error, nobody waits for the others
+                piece.give_up()
 
     def fetch(self, shard: int, begin: int, end: int) -> None:
         """Ask for a block, and return at once."""
@@ -218,7 +227,7 @@ class ObjectStore:
             return
         try:
             name = self._shards[shard].path
-            data, found = self._storage.read_range(name, begin, end, self._versions[shard])
+            data, found = self._storage.read_range(name, begin, end, self._versions[shard], arrival.sleep)
             self._pin(shard, found)
             arrival.put(int(self._base[shard]) + begin, data)
         except BaseException as error:

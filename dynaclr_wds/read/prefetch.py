@@ -9,6 +9,7 @@ for. Retired blocks no longer count as memory of the process, though the system 
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections import deque
 
@@ -88,7 +89,7 @@ class BlockWindow:
         with self._changed:
             self._changed.wait_for(lambda: self._fetched >= needed or self._error or self._closed)
             if self._error:
-                raise self._error
+                raise copy.copy(self._error)  # several threads may get it, and each adds its own notes
             if self._closed and self._reader.remote:  # to go on would ask a server for what nobody looks at
                 raise StorageError("The window was closed while a batch waited for its blocks.")
 

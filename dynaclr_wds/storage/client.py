@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeAlias, TypeVar
 
 import obstore
 
@@ -27,8 +27,15 @@ from dynaclr_wds.storage.options import StorageOptions
 from dynaclr_wds.storage.stores import make_store
 from dynaclr_wds.words import count_of
 
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 10.0
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 _T = TypeVar("_T")
+
+Sleep: TypeAlias = Callable[[float], bool]
+
+
+def _sleep(seconds: float) -> bool:
+    time.sleep(seconds)
+    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +141,7 @@ class Storage:
         return b"".join(self.read_range(name, begin, end, whole)[0] for begin, end in ranges)
 
     def read_range(
-        self, name: str, begin: int, end: int, pinned: ObjectInfo | None = None
+        self, name: str, begin: int, end: int, pinned: ObjectInfo | None = None, sleep: Sleep = _sleep
     ) -> tuple[memoryview, ObjectInfo]:
         """Read a range of an object with one request.
 
@@ -142,6 +149,8 @@ class Storage:
         ----------
         pinned
             The version to read; None = whichever is there.
+        sleep
+            Waits so many seconds before another try; False = the bytes are not wanted any more.
 
         Returns
         -------
@@ -172,7 +181,7 @@ class Storage:
             return data, found
 
         try:
-            return self.request(name, f"bytes {begin:,} to {end:,}", get)
+            return self.request(name, f"bytes {begin:,} to {end:,}", get, sleep)
         except FileNotFoundError as error:
             raise FormatError(str(error)) from None
 
@@ -187,7 +196,7 @@ class Storage:
         key = (self.root / name).key
         self.request(name, "", lambda store: obstore.put(store, key, data, use_multipart=False))
 
-    def request(self, name: str, part: str, call: Callable[[Any], _T]) -> _T:
+    def request(self, name: str, part: str, call: Callable[[Any], _T], sleep: Sleep = _sleep) -> _T:
         """Make a request, again while that may help.
 
         Parameters
@@ -196,6 +205,8 @@ class Storage:
             What it is about, for errors: an object, and a part of it.
         call
             Makes the request with obstore's store. Errors of ours that it raises are passed on.
+        sleep
+            Waits before another try.
 
         Raises
         ------
@@ -216,8 +227,11 @@ class Storage:
             if failure.kind is Kind.DENIED and not renewed:
                 renewed = True
                 self._renew(generation)
-            elif failure.kind is Kind.TRANSIENT and spent < self.options.retry_timeout:
-                time.sleep(min(pause * random.uniform(0.5, 1.5), self.options.retry_timeout - spent))
+            elif (
+                failure.kind is Kind.TRANSIENT
+                and spent < self.options.retry_timeout
+                and sleep(min(pause * random.uniform(0.5, 1.5), self.options.retry_timeout - spent))
+            ):
                 pause = min(2 * pause, _LONGEST_PAUSE)
             else:
                 self._fail(name, part, failure, f"{count_of(tries, 'try', 'tries')} in {spent:.0f} s")

@@ -84,5 +84,7 @@ def _client_options(root: Location, options: StorageOptions, endpoint: str | Non
         try:
             chosen["root_certificate"] = Path(ca_file).read_bytes()
         except OSError as error:
-            raise ConfigError(f"storage_options.ca_file={ca_file!r}: can't be read ({error.strerror}).") from error
+            raise ConfigError(
+                f"storage_options.ca_file={ca_file!r}, or AWS_CA_BUNDLE: can't be read ({error.strerror}). Correct it."
+            ) from error
     return chosen

@@ -11,7 +11,7 @@ from pathlib import Path
 from dynaclr_wds.contract import MANIFEST, Manifest, array_dtypes, array_path
 from dynaclr_wds.errors import BuildError, FormatError
 from dynaclr_wds.manifest_checks import parse_manifest
-from dynaclr_wds.shard_files import read_manifest
+from dynaclr_wds.shard_files import enter_folder, read_manifest
 from dynaclr_wds.storage.client import ObjectInfo, Storage
 from dynaclr_wds.storage.index_cache import IndexCache
 from etl.pack.previous import PreviousSet, read_previous
@@ -74,7 +74,7 @@ def read_held(storage: Storage, version: ObjectInfo | None, mode: BuildMode, cac
         if mode.replace or mode.overwrite or mode.repair:
             return Held(version=version, listed=listed, set=None)
         raise BuildError(f"{error} Give --replace to build it anew, or another --out.") from error
-    inner = Storage(storage.root / manifest.folder, storage.options) if manifest.folder else storage
+    inner = enter_folder(storage, manifest)
     known = None
     if listed is not None:
         known = {

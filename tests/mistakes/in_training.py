@@ -63,7 +63,7 @@ IN_TRAINING = [
     Mistake(what="Misspells a key of a head", make=_fit("--model.auxiliary_heads", "{gene: {labels: condition}}")),
     Mistake(what="Writes a config that is not YAML", make=_text_config("data: [1, 2\n")),
     Mistake(what="Names shards that are not there", make=_fit(shards="shard")),
-    Mistake(what="Names shards in a bucket", make=_fit(shards="s3://bucket/shards")),
+    Mistake(what="Names shards in a bucket, without keys", make=_fit(shards="s3://bucket/shards")),
     Mistake(what="Holds out an experiment that is not there", make=_fit(val_experiments=["e9"])),
     Mistake(what="Holds out every experiment", make=_fit(val_experiments=["e0", "e1"])),
     Mistake(what="Splits by field of view without saying how", make=_fit(split="fovs")),
