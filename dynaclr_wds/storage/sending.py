@@ -8,6 +8,7 @@ checksum is taken of the bytes that are sent, and the last part waits for it.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,12 @@ def open_for_sending(root: Location, options: StorageOptions) -> Storage:
     longest = _PATIENCE * options.stall_timeout
     slow = max(longest, options.request_timeout)
     return Storage(root, dataclasses.replace(options, stall_timeout=longest, request_timeout=slow), retries=_RETRIES)
+
+
+def checksum_of(path: Path) -> str:
+    """Return the checksum of a file, in hex."""
+    with path.open("rb", buffering=0) as file:
+        return hashlib.file_digest(file, xxhash.xxh3_64).hexdigest()
 
 
 def send_file(storage: Storage, name: str, path: Path, expected: str, advance: Callable[[int], None]) -> None:
