@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 from dynaclr_wds.contract import ShardRecord
-from dynaclr_wds.errors import FormatError
+from dynaclr_wds.errors import FormatError, StorageError
 from dynaclr_wds.read.arrivals import Arrival, Arrivals
 from dynaclr_wds.read.coalesce import cut_range, join_ranges
 from dynaclr_wds.read.files import check_inside
@@ -152,9 +152,15 @@ class ObjectStore:
 
     def checksum(self, shard: int, begin: int, end: int) -> int:
         """Return the XXH3 of a block, as it came."""
-        first = int(self._base[shard]) + begin
-        block = self._blocks.get(first) or self._request(first, first + end - begin)
-        return block.checksum()
+        self.fetch(shard, begin, end)  # so that to forget it ends the wait
+        try:
+            with self._lock:
+                block = self._blocks.get(int(self._base[shard]) + begin)
+            if block is None:
+                raise StorageError("A block was let go while its checksum was asked for.")
+            return block.checksum()
+        finally:
+            self.forget(shard, begin, end)
 
     def close(self) -> None:
         """Give back memory and threads; requests on their way are not waited for. A later read asks anew."""

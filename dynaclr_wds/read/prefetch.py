@@ -20,6 +20,9 @@ from dynaclr_wds.errors import StorageError
 from dynaclr_wds.plan.batch import BatchPlan, BlockReads
 from dynaclr_wds.read.patches import PatchReader
 
+_PATIENCE = 0.05
+"""Seconds between two looks whether the thread that fetches has ended."""
+
 
 class _StreamState:
     """Keeps how far one stream has come: which reads its batches need, and which they are done with."""
@@ -109,9 +112,11 @@ class BlockWindow:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        self._forget(self._fetched + np.flatnonzero(self._kept[self._fetched : self._begun]))  # ends a wait for them
-        self._thread.join()
-        self._forget(np.flatnonzero(self._kept[: self._fetched]))
+        while self._thread.is_alive():
+            # ends a wait for what is on its way
+            self._forget(self._fetched + np.flatnonzero(self._kept[self._fetched : self._begun]))
+            self._thread.join(_PATIENCE)
+        self._forget(np.flatnonzero(self._kept[: self._begun]))
 
     def _forget(self, reads: Int64[np.ndarray, " k"]) -> None:
         for block in self.reads.block[reads].tolist():
@@ -150,6 +155,8 @@ class BlockWindow:
 
     def _settle(self, place: int) -> None:
         """Check a block that was fetched, if that is asked for, and let batches read it."""
+        if self._closed:
+            return
         if self._reader.verify:
             self._reader.verify_blocks(self.reads.block[place : place + 1])
         with self._changed:
