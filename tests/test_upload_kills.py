@@ -72,8 +72,8 @@ class Uploads:
         self.expected = {f"{manifest.folder}/{name}": data for name, data in local.items()}
         self.expected[MANIFEST] = manifest.to_json().encode()
 
-    def run(self, prefix: str, kill_at: int | None = None) -> int:
-        """Build to a prefix; kill the process when the proxy has seen so many requests. Return its exit status."""
+    def run(self, prefix: str, at: int | None = None, sent: signal.Signals = signal.SIGKILL, target: str = "") -> int:
+        """Build to a prefix; send the process a signal when the proxy has seen so many requests. Return its status."""
         staging = self._folder / prefix
         if not staging.exists():
             shutil.copytree(self._collection.parent / "local", staging)
@@ -87,10 +87,10 @@ class Uploads:
             "AWS_REGION": keys["region"],
         }
         process = self._builds.start(words, self._folder / f"{prefix}.said", environment)
-        while kill_at is not None and len(self._proxy.seen) - before < kill_at:
+        while at is not None and sum(target in seen.head.target for seen in self._proxy.seen[before:]) < at:
             time.sleep(0.001)
-        if kill_at is not None:
-            os.kill(process, signal.SIGKILL)
+        if at is not None:
+            os.kill(process, sent)
         return self._builds.wait()
 
     def said(self, prefix: str) -> str:
@@ -115,7 +115,7 @@ def test_an_upload_that_is_killed_and_given_again_ends_with_the_same_objects(
     stages = set()
     for moment in moments:
         prefix = f"killed{moment}"
-        assert uploads.run(prefix, kill_at=moment) == -signal.SIGKILL, uploads.said(prefix)
+        assert uploads.run(prefix, at=moment) == -signal.SIGKILL, uploads.said(prefix)
         left = {name: data for name, data in uploads.objects(prefix).items() if not name.startswith("build.")}
         assert left.items() <= uploads.expected.items()
         stages.add("none" if not left else "all" if MANIFEST in left else "some")
@@ -123,3 +123,19 @@ def test_an_upload_that_is_killed_and_given_again_ends_with_the_same_objects(
         assert uploads.objects(prefix) == uploads.expected
         obstore.delete(bucket.store(), [f"{prefix}/{name}" for name in uploads.expected])
     assert {"none", "some"} <= stages
+
+
+def test_ctrl_c_gives_up_the_parts_and_the_lease_and_says_how_to_go_on(
+    collection: Path, builds: ForkedBuilds, bucket: Bucket, tmp_path: Path, proxy_before: Callable[..., Proxy]
+):
+    proxy = proxy_before(bucket.endpoint, link=Link(delay_seconds=0.05))
+    uploads = Uploads(builds, collection, bucket, proxy, tmp_path)
+    assert uploads.run("stopped", at=1, sent=signal.SIGINT, target="?uploads") == 130, uploads.said("stopped")
+    assert uploads.said("stopped").endswith("stopped. Give the same command again to go on.\n")
+    given_up = [seen for seen in proxy.seen if seen.head.method == "DELETE" and "uploadId=" in seen.head.target]
+    assert len(given_up) == 1
+    left = uploads.objects("stopped")
+    assert left.items() <= uploads.expected.items()
+    assert MANIFEST not in left
+    assert uploads.run("stopped") == 0, uploads.said("stopped")
+    assert uploads.objects("stopped") == uploads.expected

@@ -51,7 +51,7 @@ def plan_transfer(
     Parameters
     ----------
     storage
-        Of `dynaclr_wds.storage.writing.open_for_sending`, for the destination.
+        Of `dynaclr_wds.storage.sending.open_for_sending`, for the destination.
     staged
         Folder with the files.
     goal
