@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
+import pickle
 import re
 import shutil
 import threading
@@ -23,7 +25,7 @@ from dynaclr_wds.contract import MANIFEST, Manifest, array_path, format_checksum
 from dynaclr_wds.errors import BuildError, ChecksumError, ConfigError, StorageError
 from dynaclr_wds.manifest_checks import parse_manifest
 from dynaclr_wds.shardset import ShardSet
-from dynaclr_wds.storage.client import Storage
+from dynaclr_wds.storage.client import DeniedError, Storage
 from dynaclr_wds.storage.location import Location, parse_place
 from dynaclr_wds.storage.options import MIB, parse_options
 from dynaclr_wds.storage.sending import open_for_sending, send_file
@@ -531,3 +533,10 @@ def test_lines_of_an_upload_say_how_long_the_rest_takes(
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "upload: 100.0/400.0 MB (20 MB/s, 0:00:15 left)"
     assert lines[-1] == "upload: 400.0/400.0 MB (40 MB/s)"
+
+
+def test_a_refusal_can_be_passed_between_threads_and_processes(bucket: Bucket):
+    with pytest.raises(DeniedError, match="status 403") as caught:
+        storage_of(bucket.with_options(secret_access_key="wrong-secret")).info("x")
+    for other in (copy.copy(caught.value), pickle.loads(pickle.dumps(caught.value))):
+        assert (str(other), other.cause) == (str(caught.value), "status 403")

@@ -247,11 +247,12 @@ class Storage:
                 "Put the old one back, or open the new set and train from there."
             )
         if failure.kind is Kind.DENIED:
-            raise DeniedError(
-                failure.cause,
+            denied = DeniedError(
                 f"{what}: the server refused the credentials ({failure.cause}), new ones too. Check that the key is "
-                "right, not expired, and may read this bucket, or write where it is asked to.",
+                "right, not expired, and may read this bucket, or write where it is asked to."
             )
+            denied.cause = failure.cause
+            raise denied
         advice = "Check server and network; storage_options has the time limits."
         if failure.cause.startswith("status 301"):
             advice = "The bucket is in another region: set region in storage_options, or AWS_REGION."
@@ -266,11 +267,10 @@ class Storage:
 
 
 class DeniedError(StorageError):
-    """A request that the key at hand may not make; `cause` is the server's word."""
+    """A request that the key at hand may not make."""
 
-    def __init__(self, cause: str, message: str) -> None:
-        super().__init__(message)
-        self.cause = cause
+    cause = ""
+    """The server's word."""
 
 
 class _Short(TryAgain):
