@@ -255,11 +255,11 @@ def test_a_flipped_byte_is_found_and_mended_and_nothing_else_is_sent(
     send(proxy.before(bucket), small, tmp_path / "staging", said, repair=True)
     assert objects(bucket) == whole
     where, path = f"{bucket.url}/{PREFIX}", re.escape(manifest.shards[0].path)
-    assert f"{where}: 1 of 51 files is not what was written:" in said.lines
+    assert f"{where}: 1 of 52 files is not what was written:" in said.lines
     assert any(re.match(rf"  {path}: the bytes are not those that were written \(checksum ", s) for s in said.lines)
     assert "Built again from the plates: 1 of 13 shards. The others stay; the index is written again." in said.lines
     assert said.lines[-1] == (
-        f"{where}: mended. Built again: 1 of 13 shards and 0 of 38 index files; the others are as they were."
+        f"{where}: mended. Built again: 1 of 13 shards and 0 of 39 index files; the others are as they were."
     )
     assert [s.head.target for s in proxy.seen if s.head.method == "PUT" and ".tar" in s.head.target] == [
         f"/{bucket.url.removeprefix('s3://')}/{PREFIX}/{name}"
@@ -283,7 +283,7 @@ def test_an_index_that_is_damaged_in_the_bucket_is_mended_and_no_shard_is_sent(
     assert any(line.endswith(again) for line in said.lines) == (name == "block_xxh3")
     said.lines.clear()
     send(bucket, small, tmp_path / "staging", said, repair=True)
-    assert f"{bucket.url}/{PREFIX}: all 51 files are what was written; nothing to mend." in said.lines
+    assert f"{bucket.url}/{PREFIX}: all 52 files are what was written; nothing to mend." in said.lines
 
 
 def test_an_index_file_that_a_build_reads_and_finds_damaged_is_sent_anew_though_nobody_asked(
@@ -296,7 +296,7 @@ def test_an_index_file_that_a_build_reads_and_finds_damaged_is_sent_anew_though_
     obstore.delete(bucket.store(), f"{PREFIX}/{manifest.folder}/{manifest.shards[1].path}")
     send(bucket, small, tmp_path / "staging", said)
     assert objects(bucket) == whole
-    assert f"{bucket.url}/{PREFIX}: 2 of 51 files are not what was written:" in said.lines
+    assert f"{bucket.url}/{PREFIX}: 2 of 52 files are not what was written:" in said.lines
 
 
 def test_a_damaged_manifest_in_a_bucket_is_repaired_and_said(bucket: Bucket, small: Path, staged: Path, tmp_path: Path):
