@@ -236,7 +236,7 @@ def open_store(shards: ShardSet, *, ask: bool = True, num_workers: int = 1, pool
     num_workers, pool_bytes
         Of a set in object storage: threads that read batches, and bytes of patches to keep in memory.
     """
-    records, root = shards.manifest.shards, shards.root
+    records, root = shards.manifest.shards, shards.files_root
     if isinstance(root, Path):
         return FileStore(root, records) if load_copy() is None else MappedStore(root, records, ask=ask)
     from dynaclr_wds.read.object_store import ObjectStore  # only those who read from object storage need it

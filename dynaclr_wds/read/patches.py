@@ -218,9 +218,10 @@ class PatchReader:
             self._remote.fetch_again(shard, begin, end, found)
             found = self._store.checksum(shard, begin, end)
         if found != expected:
+            path = self._shards.manifest.shards[shard].path
             raise ChecksumError(
-                f"{self._shards.root / self._shards.manifest.shards[shard].path}: block {block}, bytes {begin:,} to "
-                f"{end:,}, is not what was written: its checksum is {contract.format_checksum(found)}, the index says "
+                f"{self._shards.files_root / path}: block {block}, bytes {begin:,} to {end:,}, is not what was "
+                f"written: its checksum is {contract.format_checksum(found)}, the index says "
                 f"{contract.format_checksum(expected)}. Run `dynaclr-wds verify {self._shards.root}` to see all that "
                 "is damaged, and restore the shard or build it again."
             )
@@ -249,7 +250,8 @@ class PatchReader:
         clip = int(a["patch_clip"][row])
         shard = self._shards.manifest.shards[int(a["block_shard"][a["clip_block"][clip]])]
         place = row - int(a["clip_first"][clip])
-        return f"{self._shards.root / shard.path}, clip {clip}, patch {place:03d}, byte {int(a['patch_offset'][row])}"
+        where, offset = self._shards.files_root / shard.path, int(a["patch_offset"][row])
+        return f"{where}, clip {clip}, patch {place:03d}, byte {offset}"
 
     def _block(self, rows: Int64[np.ndarray, " b"]) -> Int64[np.ndarray, " b"]:
         return self._shards.arrays["clip_block"][self._shards.arrays["patch_clip"][rows]].astype(np.int64)
