@@ -14,7 +14,7 @@ from jaxtyping import Float32, Int64, Shaped, UInt8
 from dynaclr_wds import contract
 from dynaclr_wds.errors import ChecksumError, FormatError
 from dynaclr_wds.plan.channels import ChannelChoices
-from dynaclr_wds.read.channel_ranges import ChannelRanges
+from dynaclr_wds.read.channel_ranges import locate_channels, name_member
 from dynaclr_wds.read.crop import Crop, Shape
 from dynaclr_wds.shardset import ShardSet
 from dynaclr_wds.store import BlockStore, RemoteStore, RowFailure
@@ -74,7 +74,6 @@ class PatchReader:
         read = [e.shape if choices is None else (1, *e.shape[1:]) for e in self._experiments]
         self._shapes = [crop.shape(shape) for shape in read]
         self._runs = [crop.runs(shape, e.dtype) for shape, e in zip(read, self._experiments, strict=True)]
-        self._channels = np.array([e.shape[0] for e in self._experiments], np.int64)
         self._channel_bytes = np.array([e.patch_bytes // e.shape[0] for e in self._experiments], np.int64)
         stored = [(e.shape, self._dtypes[n]) for n, e in enumerate(self._experiments)]
         self._alike = np.array([stored.index(s) for s in stored], np.int64)
@@ -141,35 +140,8 @@ class PatchReader:
     def _at_hand(self, reads: Sequence[PatchRead]) -> AbstractContextManager[None]:
         """Have what is read asked for at once, where it has to come over a network."""
         assert self._remote is not None
-        ranges = ChannelRanges.join([self._ranges(*self._choose(r.rows, r.choice)) for r in reads])
-        return self._remote.gather(ranges.shard, ranges.begin, ranges.end, ranges.checker(self._explain))
-
-    def _ranges(self, rows: Int64[np.ndarray, " b"], skip: Int64[np.ndarray, " b"] | None) -> ChannelRanges:
-        """Say where each patch is, or the one channel behind so many bytes; whole, because a crop has no checksum."""
-        a, experiment = self._shards.arrays, self._experiment(rows)
-        size, before = self._channel_bytes[experiment], np.zeros(len(rows), np.int64) if skip is None else skip
-        begin = a["patch_offset"][rows].astype(np.int64) + before
-        count = self._channels[experiment] if skip is None else np.ones(len(rows), np.int64)
-        return ChannelRanges(
-            row=rows,
-            shard=a["block_shard"][self._block(rows)].astype(np.int64),
-            begin=begin,
-            end=begin + count * size,
-            channel=before // size,
-            count=count,
-            xxh3=a["patch_xxh3"][rows],
-        )
-
-    def _explain(self, row: int, channel: int, what: str) -> ChecksumError:
-        """Make the error for a channel of a patch that came damaged twice."""
-        a, manifest = self._shards.arrays, self._shards.manifest
-        fov = manifest.fovs[int(a["obs_fov"][a["patch_obs"][row]])]
-        cell = f"{fov.experiment}/{fov.fov_name}/{int(a['obs_track_id'][a['patch_obs'][row]])}"
-        return ChecksumError(
-            f"{self.name_member(row)}, channel {channel}, of the cell {cell} at t={int(a['patch_t'][row])}: is not "
-            f"what was written, though it was asked for twice: {what}. Run `dynaclr-wds verify {self._shards.root}` to "
-            "see all that is damaged, and restore the shard or build it again."
-        )
+        ranges = locate_channels(self._shards, [self._choose(read.rows, read.choice) for read in reads])
+        return self._remote.gather(ranges.shard, ranges.begin, ranges.end, ranges.checker(self._shards))
 
     def _choose(
         self, rows: Int64[np.ndarray, " b"], choice: Int64[np.ndarray, " b"] | None
@@ -243,14 +215,6 @@ class PatchReader:
             if not self._verified[block]:  # another thread may have done so meanwhile
                 self.load(block)
 
-    def name_member(self, row: int) -> str:
-        """Say where a patch is stored: shard, clip, place in the clip and byte."""
-        a = self._shards.arrays
-        clip = int(a["patch_clip"][row])
-        shard = self._shards.manifest.shards[int(a["block_shard"][a["clip_block"][clip]])]
-        place = row - int(a["clip_first"][clip])
-        return f"{self._shards.root / shard.path}, clip {clip}, patch {place:03d}, byte {int(a['patch_offset'][row])}"
-
     def _block(self, rows: Int64[np.ndarray, " b"]) -> Int64[np.ndarray, " b"]:
         return self._shards.arrays["clip_block"][self._shards.arrays["patch_clip"][rows]].astype(np.int64)
 
@@ -275,7 +239,7 @@ class PatchReader:
             self._store.read(shard, begin if skip is None else begin + skip, offset, target)
         except RowFailure as failure:
             if not isinstance(failure.error, ChecksumError):  # that one names the patch, of those that came together
-                failure.error.add_note(f"while reading {self.name_member(int(rows[failure.row]))}")
+                failure.error.add_note(f"while reading {name_member(self._shards, int(rows[failure.row]))}")
             raise failure.error from failure.error.__cause__
 
     def _cast(
