@@ -87,13 +87,14 @@ def name_member(shards: ShardSet, row: int) -> str:
 
 
 def _explain(shards: ShardSet, row: int, channel: int, found: int) -> ChecksumError:
-    """Make the error for a channel of a patch that came damaged twice."""
+    """Make the error for a channel of a patch that is damaged; from a server, it came so twice."""
     a, said = shards.arrays, int(shards.arrays["patch_xxh3"][row, channel])
     observation = int(a["patch_obs"][row])
     fov = shards.manifest.fovs[int(a["obs_fov"][observation])]
+    twice = "" if shards.remote is None else ", though it was asked for twice"
     cell = f"{fov.experiment}/{fov.fov_name}/{int(a['obs_track_id'][observation])}"
     return ChecksumError(
         f"{name_member(shards, row)}, channel {channel}, of the cell {cell} at t={int(a['patch_t'][row])}: is not what "
-        f"was written, though it was asked for twice: its checksum is {found:08x}, the index says {said:08x}. Run "
-        f"`dynaclr-wds verify {shards.root}` to see all that is damaged, and restore the shard or build it again."
+        f"was written{twice}: its checksum is {found:08x}, the index says {said:08x}. Run `dynaclr-wds verify "
+        f"{shards.root}` to see all that is damaged, and restore the shard or build it again."
     )
