@@ -49,8 +49,8 @@ class MultiExperimentTripletDataset(Dataset[dict[str, Any]]):
     streaming
         Blocks are fetched before they are read; see `BlockWindow`.
     verify_reads
-        Check the checksum of each block before anything of it is read for the first time. What comes over a network is
-        always checked: blocks in streaming, else the channels of patches.
+        Check what is read for the first time against its checksum: blocks in streaming, else the channels of patches.
+        What comes over a network is always checked.
     meta_names
         More names for what `anchor_meta`, … hold: name → label or key.
     store
