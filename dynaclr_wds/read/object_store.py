@@ -23,6 +23,7 @@ from dynaclr_wds.contract import ShardRecord
 from dynaclr_wds.errors import FormatError, StorageError
 from dynaclr_wds.read.arrivals import Arrival, Arrivals
 from dynaclr_wds.read.coalesce import cut_range, join_ranges
+from dynaclr_wds.read.disk_pool import DiskPool
 from dynaclr_wds.read.files import check_inside
 from dynaclr_wds.read.mapped import copy_runs, load_copy
 from dynaclr_wds.read.patch_pool import PatchPool
@@ -45,6 +46,8 @@ class ObjectStore:
         Requests at a time.
     pool_bytes
         Bytes of patches to keep in memory after they were read; of blocks that were fetched nothing is kept.
+    disk
+        What is kept on this node; None = nothing.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class ObjectStore:
         *,
         in_flight: int,
         pool_bytes: int = 0,
+        disk: DiskPool | None = None,
     ) -> None:
         self.ahead = in_flight
         self._storage = storage
@@ -69,6 +73,9 @@ class ObjectStore:
         self._held = Arrivals([])
         self._gathered = threading.local()
         self._pool = PatchPool(pool_bytes)
+        self._disk = disk
+        if disk is not None:
+            disk.know(versions)
         self._requests: ThreadPoolExecutor | None = None
 
     def read(
@@ -91,7 +98,7 @@ class ObjectStore:
                 try:
                     self._locate(asked, first, end, address, held)
                 finally:
-                    for piece in asked[0].members:
+                    for piece in _coming(asked):
                         piece.give_up()
             _copy(address - offset[0], offset, out)
         finally:
@@ -109,9 +116,8 @@ class ObjectStore:
         try:
             yield
         finally:
-            coming, _ = self._gathered.tables
-            self._gathered.tables = None
-            for piece in coming.members:  # after an error, nobody waits for the others
+            tables, self._gathered.tables = self._gathered.tables, None
+            for piece in _coming(tables):  # after an error, nobody waits for the others
                 piece.give_up()
 
     def fetch(self, shard: int, begin: int, end: int) -> None:
@@ -144,6 +150,8 @@ class ObjectStore:
             known = self._blocks.get(first)
             if known is not None and known.end == last and known.digest == found:
                 known.give_up()
+                for part in cut_range(begin, end, self._options.request_bytes) if self._disk is not None else ():
+                    self._disk.drop(shard, *part)  # type: ignore[union-attr]
                 self._blocks[first] = self._request(first, last)
                 self._blocks[first].users = known.users
                 self._held = Arrivals(list(self._blocks.values()))
@@ -205,22 +213,40 @@ class ObjectStore:
                     raise RowFailure(row, error) from None
             address[left] = source.addresses(place, begin[left])
 
-    def _ask(self, begin: Int64[np.ndarray, " n"], end: Int64[np.ndarray, " n"]) -> tuple[Arrivals, Arrivals]:
-        """Ask for ranges, as far as no block or pool holds them; return what comes, and what the pool has."""
+    def _ask(self, begin: Int64[np.ndarray, " n"], end: Int64[np.ndarray, " n"]) -> tuple[Arrivals, ...]:
+        """Ask for ranges, as far as no block or pool holds them; return what comes, and last what the pool has."""
         new = self._held.find(begin, end) < 0
         spans = np.unique(np.stack([begin[new], end[new]], axis=1), axis=0)
         pooled = self._pool.find(spans)
         missing = spans[np.array([tuple(span) not in pooled for span in spans.tolist()], bool)]
+        near: list[Arrival] = []
+        if self._disk is not None:
+            there = self._disk.find(missing, self._base)
+            near = [
+                self._request(a, b, partial(self._pool.keep, spans=np.array([[a, b]])))
+                for a, b in missing[there].tolist()
+            ]
+            missing = missing[~there]
         joined, owner = join_ranges(
             missing[:, 0], missing[:, 1], self._base, self._options.coalesce_bytes, self._options.request_bytes
         )
         pieces = []
         for number, (first, last) in enumerate(joined.tolist()):
-            pieces.append(self._request(first, last, partial(self._pool.keep, spans=missing[owner == number])))
-        return Arrivals(pieces), Arrivals(list(pooled.values()))
+            then = partial(self._keep, spans=missing[owner == number])
+            pieces.append(self._request(first, last, then, joined=True))
+        return Arrivals(pieces), Arrivals(near), Arrivals(list(pooled.values()))
 
-    def _request(self, begin: int, end: int, then: Callable[[Arrival], None] | None = None) -> Arrival:
-        """Send the requests for a range of one shard."""
+    def _keep(self, piece: Arrival, spans: Int64[np.ndarray, "n 2"]) -> None:
+        """Keep patches of a piece that came, each by itself."""
+        self._pool.keep(piece, spans)
+        if self._disk is not None:
+            shard = int(np.searchsorted(self._base, piece.begin, "right")) - 1
+            self._disk.keep_spans(piece, shard, int(self._base[shard]), spans)
+
+    def _request(
+        self, begin: int, end: int, then: Callable[[Arrival], None] | None = None, *, joined: bool = False
+    ) -> Arrival:
+        """Send the requests for a range of one shard; a joined one is not looked for on the disk."""
         check_process()
         shard = int(np.searchsorted(self._base, begin, "right")) - 1
         base = int(self._base[shard])
@@ -231,18 +257,22 @@ class ObjectStore:
             if requests is None:
                 requests = self._requests = ThreadPoolExecutor(self.ahead, thread_name_prefix="dynaclr-request")
         for first, last in parts:
-            requests.submit(self._bring, arrival, shard, first, last)
+            requests.submit(self._bring, arrival, shard, (first, last), None if joined else self._disk)
         return arrival
 
-    def _bring(self, arrival: Arrival, shard: int, begin: int, end: int) -> None:
+    def _bring(self, arrival: Arrival, shard: int, span: tuple[int, int], disk: DiskPool | None) -> None:
         """Make one request; what goes wrong is raised where the bytes are waited for."""
         if arrival.over:
             return
         try:
-            name = self._shards[shard].path
-            data, found = self._storage.read_range(name, begin, end, self._versions[shard], arrival.sleep)
-            self._pin(shard, found)
-            arrival.put(int(self._base[shard]) + begin, data)
+            data = None if disk is None else disk.read(shard, *span)
+            if data is None:
+                name = self._shards[shard].path
+                data, found = self._storage.read_range(name, *span, self._versions[shard], arrival.sleep)
+                self._pin(shard, found)
+                if disk is not None:
+                    disk.keep(shard, *span, data)
+            arrival.put(int(self._base[shard]) + span[0], data)
         except BaseException as error:
             arrival.fail(error)
 
@@ -258,11 +288,19 @@ class ObjectStore:
                         f"{record.bytes:,}. Copy it again, or build the shards again."
                     )
                 self._versions[shard] = found
+                if self._disk is not None:
+                    self._disk.know_one(shard, found)
             elif not known.is_same(found):
                 raise FormatError(
                     f"{self._storage.root / self._shards[shard].path}: was replaced while it was read. Put the old one "
                     "back, or open the new set and train from there."
                 )
+
+
+def _coming(tables: tuple[Arrivals, ...]) -> Iterator[Arrival]:
+    """Go through what was asked for; the last table is the pool's."""
+    for table in tables[:-1]:
+        yield from table.members
 
 
 def _copy(
