@@ -1,4 +1,4 @@
-"""Refuses URLs where a local path is needed, before a `Path` turns `s3://bucket` into the folder `s3:/bucket`."""
+"""Reads options that are places; refuses URLs where a local path is needed, before a `Path` makes a folder of them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from dynaclr_wds.errors import ConfigError
+from dynaclr_wds.storage.location import Place, parse_place
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+:/")
 
@@ -33,3 +34,11 @@ def parse_local_path(text: str) -> Path:
     except ConfigError as error:
         raise argparse.ArgumentTypeError(str(error).rstrip(".")) from error
     return Path(text)
+
+
+def parse_yaml_place(text: str) -> Place:
+    """Read an option that names a YAML, on a disk or in object storage (a `type=` of argparse)."""
+    try:
+        return parse_place(text, "path")
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error).rstrip(".")) from error

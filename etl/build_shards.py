@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dynaclr_wds.local_paths import parse_local_path, refuse_url
+from dynaclr_wds.local_paths import parse_local_path, parse_yaml_place, refuse_url
 from dynaclr_wds.program import CommandParser, called_as, run_command
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ win over the YAML. experiments.yaml lists the experiments:
 
   experiments:
     - name: zikv_2024_11
-      data_path: plate.zarr            # OME-Zarr HCS, relative to the YAML; ${VAR} is expanded
+      data_path: plate.zarr            # OME-Zarr HCS, relative to the YAML, or a URL; ${VAR} is expanded
       tracks_path: tracks              # <row>/<col>/<fov>/*.csv (.tsv, .txt, .csv.gz, .parquet)
       columns: {FRAME: t}              # only where the tables have other names than track_id, t, y, x
       channel_names: [Phase3D, GFP]    # all channels of the plate
@@ -106,7 +106,9 @@ def make_parser() -> CommandParser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("experiments_yaml", type=parse_local_path, help="which plates, tracks and wells; see below")
+    parser.add_argument(
+        "experiments_yaml", type=parse_yaml_place, help="which plates, tracks and wells, a path or URL; see below"
+    )
     parser.add_argument(
         "--out", type=parse_local_path, default=Path("shards"), help="folder to write (default: %(default)s)"
     )

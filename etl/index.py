@@ -25,6 +25,7 @@ from etl.source.annotations import parse_annotations
 from etl.source.experiments import BuildConfig, check_shard_by
 from etl.source.plates import Plate
 from etl.source.preflight import check_plates, plan_fovs
+from etl.source.table_places import open_tables
 from etl.suspicious.tables import find_in_tables
 
 
@@ -76,10 +77,11 @@ def build_index(config: BuildConfig, plates: Mapping[str, Plate]) -> Index:
     """
     check_plates(config, plates)
     chosen = {e.name: plan_fovs(config, e, plates[e.name].fovs) for e in config.experiments}
-    annotations = parse_annotations(config, chosen)
-    names = name_labels(config, annotations.names)
-    check_shard_by(config, names)
-    found = run_queries(config, plates, chosen, annotations.rows)
+    with open_tables(config) as tables:
+        annotations = parse_annotations(config, chosen, tables)
+        names = name_labels(config, annotations.names)
+        check_shard_by(config, names)
+        found = run_queries(config, plates, chosen, annotations.rows, tables)
     if not len(found.observations):
         raise _explain_nothing_left(config, found)
     fovs = tuple(FovRecord(**{name: fov[name] for name in FovRecord.__slots__}) for fov in found.fovs)

@@ -18,8 +18,9 @@ from pathlib import Path
 
 from dynaclr_wds.errors import BuildError, ConfigError
 from dynaclr_wds.files import write_whole
-from dynaclr_wds.local_paths import parse_local_path
+from dynaclr_wds.local_paths import parse_local_path, parse_yaml_place
 from dynaclr_wds.program import CommandParser, called_as, run_command
+from dynaclr_wds.storage.location import Location, Place
 
 EXPERIMENTS = Path("experiments.yaml")
 _NOT_FILLED = ("demo.yaml", EXPERIMENTS.name)
@@ -47,7 +48,7 @@ def make_parser() -> CommandParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "what", nargs="*", type=parse_local_path, help="an experiments.yaml; or plates, each with its tracks"
+        "what", nargs="*", type=parse_yaml_place, help="an experiments.yaml; or local plates, each with its tracks"
     )
     parser.add_argument("--out", type=parse_local_path, help="folder for configs (default: configs)")
     parser.add_argument("--recipe", metavar="NAME", help="write a config that labs train with, and nothing else")
@@ -63,13 +64,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str]) -> int:
     given = make_parser().parse_args(argv)
-    what: list[Path] = given.what
+    what: list[Place] = given.what
     if given.recipe is not None:
         return _write_recipe(given.recipe, what, given.out or Path("configs"), given.overwrite)
     if not what and not EXPERIMENTS.exists():
         return _write_template(given.overwrite)
     what = what or [EXPERIMENTS]
-    yamls = [path for path in what if path.suffix.lower() in (".yaml", ".yml")]
+    yamls = [path for path in what if path.name.lower().endswith((".yaml", ".yml"))]
     if yamls and len(what) > 1:
         raise ConfigError(
             f"init takes one YAML, or plates, but not {[str(path) for path in what]}. Give one of the two."
@@ -82,10 +83,19 @@ def _run(argv: Sequence[str]) -> int:
             f"--out={given.out} is a folder for configs, but for plates init writes ./{EXPERIMENTS}. Leave --out out, "
             "or run init in the folder that the file is for."
         )
-    return _write_experiments(what, given.overwrite)
+    return _write_experiments([_refuse_remote(path) for path in what], given.overwrite)
 
 
-def _write_configs(path: Path, out: Path, shards: str, *, overwrite: bool) -> int:
+def _refuse_remote(plate: Place) -> Path:
+    if isinstance(plate, Location):
+        raise ConfigError(
+            f"{plate}: init fills in an experiments.yaml from plates on a disk only. Write one with this URL as "
+            f"data_path; `{called_as('init')}` alone gives one to fill in."
+        )
+    return plate
+
+
+def _write_configs(path: Place, out: Path, shards: str, *, overwrite: bool) -> int:
     import yaml
 
     from etl.configure.choices import choose_values, describe
@@ -114,7 +124,7 @@ def _write_configs(path: Path, out: Path, shards: str, *, overwrite: bool) -> in
     return 0
 
 
-def _write_recipe(name: str, what: Sequence[Path], out: Path, overwrite: bool) -> int:
+def _write_recipe(name: str, what: Sequence[Place], out: Path, overwrite: bool) -> int:
     from etl.configure.templates import find_templates
 
     shipped = {file.stem: file for file in sorted((find_templates() / "recipes").glob("*.yaml"))}
@@ -167,8 +177,8 @@ def _is_unfilled(path: Path) -> bool:
     return path.is_file() and path.read_bytes() == (find_templates() / EXPERIMENTS.name).read_bytes()
 
 
-def _refuse_unfilled(path: Path) -> None:
-    if _is_unfilled(path):
+def _refuse_unfilled(path: Place) -> None:
+    if isinstance(path, Path) and _is_unfilled(path):
         raise ConfigError(
             f"{path}: is still as init wrote it and names no plate of yours. Fill in the lines marked CHANGE, or let "
             f"`{called_as('init')} PLATE TRACKS` do so."

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -18,6 +17,7 @@ import pyarrow as pa
 from dynaclr_wds.errors import ConfigError
 from etl.source.config import BuildConfig, ExperimentConfig
 from etl.source.plates import Fov, Plate
+from etl.source.table_places import Tables
 from etl.source.track_formats import open_table
 from etl.source.tracks import parse_track_files
 
@@ -70,7 +70,11 @@ class QueryResult:
 
 
 def run_queries(
-    config: BuildConfig, plates: Mapping[str, Plate], chosen: Mapping[str, Sequence[str]], annotations: pa.Table
+    config: BuildConfig,
+    plates: Mapping[str, Plate],
+    chosen: Mapping[str, Sequence[str]],
+    annotations: pa.Table,
+    tables: Tables,
 ) -> QueryResult:
     """Read the track files and run the queries.
 
@@ -84,13 +88,15 @@ def run_queries(
         Experiment → names of the FOVs that are built.
     annotations
         As `etl.source.annotations.AnnotationRows.rows`.
+    tables
+        Finds track files, and annotations to name their rows.
 
     Raises
     ------
     ConfigError
         A track file is wrong, or tracks are their own ancestors.
     """
-    parsed = parse_track_files(config, chosen)
+    parsed = parse_track_files(config, chosen, tables)
     track_labels, rows = parsed.labels, parsed.rows
     dropped = {experiment: {"outside_tracks": count} for experiment, count in parsed.outside_tracks.items()}
     notes = parsed.notes
@@ -116,7 +122,7 @@ def run_queries(
             track_labels=track_labels,
             dropped=dropped,
             tables=tuple(TrackTable(**row) for row in read_query(con, "track_tables").to_arrow_table().to_pylist()),
-            notes=(*notes, *_note_unmatched(con, config)),
+            notes=(*notes, *_note_unmatched(con, config, tables)),
         )
 
 
@@ -127,14 +133,14 @@ def _make_placed(con: duckdb.DuckDBPyConnection) -> None:
     _make_table(con, "placed")
 
 
-def _note_unmatched(con: duckdb.DuckDBPyConnection, config: BuildConfig) -> tuple[str, ...]:
+def _note_unmatched(con: duckdb.DuckDBPyConnection, config: BuildConfig, tables: Tables) -> tuple[str, ...]:
     """Say how many annotations are about no observation."""
     notes = []
     for number, unmatched, count, first in read_query(con, "unmatched").fetchall():
         experiment = config.experiments[number]
-        file = open_table(Path(str(experiment.annotations)))
+        file = open_table(tables.find_annotations(number))
         notes.append(
-            f"{file.path}: rows about no cell of {experiment.name} that is built: {unmatched:,} of {count:,}; the "
+            f"{file}: rows about no cell of {experiment.name} that is built: {unmatched:,} of {count:,}; the "
             f"first is {file.name_rows([first])[0]}."
         )
     return tuple(notes)

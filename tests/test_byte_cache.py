@@ -8,14 +8,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import obstore
 import pytest
 
+from dynaclr_wds.contract import ShardRecord
 from dynaclr_wds.errors import ChecksumError, ConfigError
+from dynaclr_wds.read.disk_pool import DiskPool
+from dynaclr_wds.read.object_store import ObjectStore
 from dynaclr_wds.shardset import ShardSet
 from dynaclr_wds.storage import byte_cache
 from dynaclr_wds.storage.byte_cache import ByteCache, KeptRange, name_version, parse_limit
-from dynaclr_wds.storage.client import ObjectInfo
+from dynaclr_wds.storage.client import ObjectInfo, Storage
+from dynaclr_wds.storage.location import parse_place
+from dynaclr_wds.storage.options import StorageOptions
 from tests.cache_pieces import PAGE, piece, taken
 from tests.remote import EXACT, STREAMING, assert_same, make_data, quick, read_batches, upload
 from tests.servers.faults import Rule, Schedule
@@ -279,15 +285,16 @@ def test_a_cache_that_is_too_small_changes_no_batch_and_keeps_its_limit(url, buc
     assert taken(tmp_path / "bytes") <= 64 << 10
 
 
-def test_a_block_that_came_damaged_is_not_kept(url, bucket, proxy_before, short_clips, tmp_path):
+@MODES
+def test_what_came_damaged_is_not_kept(url, bucket, proxy_before, short_clips, tmp_path, mode):
     rule = Rule(kinds=("flip",), share=0.5, methods=("GET",), target=r"\.tar", repeats=(0,))
     proxy = proxy_before(bucket.endpoint, Schedule(5, (rule,)))
-    options = {"storage_options": quick(proxy.before(bucket)), "cache_dir": str(tmp_path), **STREAMING}
-    local = list(make_data(short_clips, **STREAMING).train_dataloader())
-    assert_same(list(make_data(url, cache_dir_bytes=1 << 30, **options).train_dataloader()), local)
+    options = {"storage_options": quick(proxy.before(bucket)), "cache_dir": str(tmp_path), **mode}
+    local = read_batches(make_data(short_clips, **mode))
+    assert_same(read_batches(make_data(url, cache_dir_bytes=1 << 30, **options)), local)
     assert proxy.faults["flip"] > 0
     shard_requests(proxy)
-    assert_same(list(make_data(url, cache_dir_bytes=1 << 30, **options).train_dataloader()), local)
+    assert_same(read_batches(make_data(url, cache_dir_bytes=1 << 30, **options)), local)
     assert shard_requests(proxy) == 0
 
 
@@ -299,3 +306,40 @@ def test_bytes_of_a_shard_that_was_replaced_are_not_served(url, bucket, short_cl
     obstore.put(bucket.store(), f"sets/first/{path}", bytes(len(content)))
     with pytest.raises(ChecksumError, match=rf"{path}: block \d+, bytes .* is not what was written"):
         read_batches(make_data(url, **options))
+
+
+class Answers(Storage):
+    """Storage whose n-th answer holds the number n in every byte."""
+
+    def __init__(self) -> None:
+        self.root, self.options, self.count = parse_place("s3://bucket/set"), StorageOptions(), 0
+
+    def read_range(self, name, begin, end, pinned=None, sleep=None):
+        del name, sleep
+        self.count += 1
+        return memoryview(bytes([self.count]) * (end - begin)), pinned
+
+
+@pytest.mark.parametrize("kept", ["in memory", "on disk"])
+def test_a_kept_patch_is_not_taken_from_unchecked_bytes_between_two_others(tmp_path, kept):
+    record = ShardRecord(path="a.tar", partition=0, bytes=3000, xxh3="0" * 16, content="", clips=1, blocks=1)
+    disk = DiskPool(ByteCache(tmp_path / "bytes", 1 << 20), "set", ["s3://bucket/set/a.tar"], 1 << 20)
+    versions = [ObjectInfo(3000, '"a"', None)]
+    pools = {"pool_bytes": 1 << 20} if kept == "in memory" else {"disk": disk}
+    store = ObjectStore(Answers(), [record], versions, in_flight=1, **pools)
+    checked: list[int] = []
+
+    def note(number: int, data: np.ndarray) -> None:
+        del number
+        checked.append(int(data[0]))
+
+    def read(*begins: int) -> list[int]:
+        begin, shard, out = np.array(begins), np.zeros(len(begins), np.int64), np.zeros((len(begins), 1, 10), np.uint8)
+        with store.gather(shard, begin, begin + 10, note):
+            store.read(shard, begin, np.array([0]), out)
+        return out[:, 0, 0].tolist()
+
+    assert read(1000) == [1]
+    assert read(990, 1000, 1010) == [2, 1, 2]  # one request, which brings all thirty bytes
+    assert checked.count(2) == 2
+    store.close()

@@ -77,11 +77,51 @@ def test_overrides_win_over_the_yaml_and_none_does_not(tmp_path: Path) -> None:
 
 def test_paths_are_relative_to_the_yaml_and_variables_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SCRATCH", "/scratch")
-    entry = ENTRY | {"data_path": "s3://bucket/../x.zarr", "tracks_path": "${SCRATCH}/tracks"}
+    entry = ENTRY | {"data_path": "s3://bucket/a/x.zarr/", "tracks_path": "${SCRATCH}/tracks"}
     first, second = parse(tmp_path, ENTRY, entry | {"name": "b"}).experiments
     assert first.data_path == str(tmp_path / "a" / "plate.zarr")
-    assert second.data_path == "s3://bucket/../x.zarr"
+    assert second.data_path == "s3://bucket/a/x.zarr"
     assert second.tracks_path == "/scratch/tracks"
+    with pytest.raises(ConfigError, match=r"experiments\[0\]\.tracks_path='s3://bucket/\.\./x'.* must not have empty"):
+        parse(tmp_path, ENTRY | {"tracks_path": "s3://bucket/../x"})
+    with pytest.raises(ConfigError, match=r"experiments\[0\]\.data_path: URLs of scheme 'ftp' can't be read; use s3"):
+        parse(tmp_path, ENTRY | {"data_path": "ftp://host/x.zarr"})
+
+
+def test_paths_of_a_yaml_at_a_url_are_urls_in_the_same_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = {"experiments": [ENTRY | {"tracks_path": "../b/tracks", "annotations": "/disk/cells.csv"}]}
+    monkeypatch.setattr("etl.source.experiments.read_yaml", lambda *_: content)
+    config = parse_build_config("s3://bucket/a/e.yaml")
+    (experiment,) = config.experiments
+    assert experiment.data_path == "s3://bucket/a/a/plate.zarr"
+    assert experiment.tracks_path == "s3://bucket/b/tracks"
+    assert experiment.annotations == "/disk/cells.csv"
+    assert config.as_record()["experiments"][0]["tracks_path"] == "../b/tracks"
+    with pytest.raises(ConfigError, match=r"tracks_path='\.\./b/tracks' must be inside of s3://bucket\. Correct it"):
+        parse_build_config("s3://bucket/e.yaml")
+
+
+def test_storage_options_of_an_experiment_come_on_top_of_those_for_all(tmp_path: Path) -> None:
+    path = write_experiments(tmp_path / "e.yaml", [ENTRY, ENTRY | {"name": "b", "storage_options": {"region": "eu"}}])
+    plain = parse_build_config(write_experiments(tmp_path / "f.yaml", [ENTRY, ENTRY | {"name": "b"}]))
+    document = yaml.safe_load(path.read_text())
+    document["storage_options"] = {"endpoint": "https://s3.lab", "region": "us", "secret_access_key": "hush"}
+    path.write_text(yaml.safe_dump(document))
+    config = parse_build_config(path, None, {"endpoint": "https://another", "profile": "of the command line"})
+    first, second = (experiment.storage for experiment in config.experiments)
+    assert (first.endpoint, first.region, first.profile) == ("https://s3.lab", "us", None)
+    assert (second.endpoint, second.region, second.store) == ("https://s3.lab", "eu", {"secret_access_key": "hush"})
+    assert config.token == plain.token
+    assert "hush" not in f"{config!r} {config.as_record()}"
+    for spoiled, says in (
+        ({"endpoint": 3}, r"e\.yaml: storage_options\.endpoint must be text"),
+        (["hush"], r"e\.yaml: storage_options must be a mapping"),
+        ({"secret_access_key": ["hush"]}, r"e\.yaml: storage_options\.secret_access_key must be text or true or false"),
+    ):
+        path.write_text(yaml.safe_dump({**document, "storage_options": spoiled}))
+        with pytest.raises(ConfigError, match=says) as raised:
+            parse_build_config(path)
+        assert "hush" not in str(raised.value)
 
 
 def test_manifest_holds_paths_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,7 +326,7 @@ def test_wrong_option_is_an_error_from_the_yaml_and_from_outside(
         ("experiments: [3]", r"experiments\[0\]=3 must be a mapping"),
         (
             "experiment: []",
-            r"unknown key 'experiment'\. Did you mean 'experiments'\? Allowed are experiments, shards\.",
+            r"unknown key 'experiment'\. Did you mean 'experiments'\? Allowed are experiments, shards, storage_",
         ),
         ("a: [", r"expected the node content.*in line 1, column 5\). Correct it\."),
         ("experiments: *gone", r"can't be read as YAML \(found undefined alias 'gone'"),

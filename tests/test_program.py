@@ -25,8 +25,7 @@ from dynaclr_wds.program import ISSUES, called_as, explain_error, run_command, s
 from etl import build_shards, verify
 from etl import init as init_command
 from etl.simulate import __main__ as simulate
-from etl.source import preflight
-from etl.source.experiments import parse_build_config
+from tests.remote import forget_credentials
 from tests.test_imports import loaded_by
 
 ROOT = Path(__file__).parent.parent
@@ -323,10 +322,8 @@ def test_a_path_is_no_url(path: str) -> None:
     "argv",
     [
         ["build", "e.yaml", "--out", "s3://bucket/x"],
-        ["build", "s3://bucket/x"],
         ["verify", "s3://bucket/x"],
         ["simulate", "s3://bucket/x"],
-        ["init", "s3://bucket/x"],
         ["init", "e.yaml", "--out", "s3://bucket/x"],
     ],
     ids=str,
@@ -351,39 +348,18 @@ def test_python_refuses_urls_where_it_writes_or_verifies(tmp_path: Path) -> None
         build_from_yaml("gs://b/x", "shards", {})
     with pytest.raises(ConfigError, match="shards='gs://b/x' is a URL"):
         build_from_yaml(str(tmp_path / "e.yaml"), "gs://b/x", {})
-    with pytest.raises(ConfigError, match="experiments_yaml='gs://b/x' is a URL"):
-        parse_build_config("gs://b/x")
 
 
-@pytest.mark.parametrize("key", ["tracks_path", "annotations"])
-def test_tables_are_read_from_a_disk(tmp_path: Path, key: str) -> None:
-    entry = {
-        "name": "a",
-        "data_path": "s3://b/plate",
-        "tracks_path": "t",
-        "channel_names": "[P]",
-        "source_channel": "[P]",
-    }
-    entry |= {"condition_wells": "{c: [A/1]}", key: "s3://b/x"}
-    lines = "\n    ".join(f"{name}: {value}" for name, value in entry.items())
-    (tmp_path / "e.yaml").write_text(f"experiments:\n  - {lines}\n")
-    with pytest.raises(ConfigError, match=rf"experiments\[0\].{key}='s3://b/x' is a URL"):
-        parse_build_config(tmp_path / "e.yaml")
-
-
-def test_a_plate_in_a_bucket_needs_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def open_plate(*_: object) -> None:
-        raise ImportError("Install s3fs to access S3")
-
-    monkeypatch.setattr(preflight, "open_plate", open_plate)
-    entry = "name: a, data_path: s3://b/plate, tracks_path: t, channel_names: [P], source_channel: [P]"
-    (tmp_path / "e.yaml").write_text(
-        f"experiments:\n  - {{{entry}, condition_wells: {{c: [A/1]}}, interval_minutes: 30}}\n"
-    )
-    with pytest.raises(
-        ConfigError, match=r"data_path='s3://b/plate' needs a package .* Install s3fs to access S3, as with pip"
-    ):
-        preflight.open_plates(parse_build_config(tmp_path / "e.yaml"))
+def test_without_keys_what_lies_in_a_bucket_is_one_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    forget_credentials(monkeypatch, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for argv in (["build", "s3://b/e.yaml"], ["init", "s3://b/e.yaml"]):
+        assert program.main(argv) == 2
+        assert capsys.readouterr().err.startswith("error: s3://b: there are no credentials for s3://. Set AWS_ACCESS")
+    assert program.main(["init", "s3://b/plate.zarr"]) == 2
+    assert "init fills in an experiments.yaml from plates on a disk only" in capsys.readouterr().err
 
 
 @pytest.mark.slow

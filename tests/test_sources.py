@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import shutil
 from pathlib import Path
@@ -19,8 +18,6 @@ from dynaclr_wds.manifest_checks import parse_manifest
 from etl.build_shards import build_shards
 from etl.run.progress import Progress
 from etl.source.experiments import parse_build_config
-from etl.source.fingerprints import fingerprint_fov
-from etl.source.plates import open_plate
 from tests.plates import make_collection
 from tests.test_build import Killed, digests
 
@@ -239,18 +236,6 @@ def test_trusted_sources_keep_their_fingerprints(collection: Path, tmp_path: Pat
     (out / manifest.shards[-1].path).unlink()
     build(collection, out, trust_sources=True)
     assert parse_manifest((out / "manifest.json").read_bytes()) == manifest
-
-
-def test_plates_behind_a_url_have_fingerprints_too(collection: Path):
-    config = parse_build_config(collection, {})
-    experiment = dataclasses.replace(config.experiments[1], data_path=f"file://{config.experiments[1].data_path}")
-    plate = open_plate(experiment.data_path, experiment.well_conditions)
-    first = {name: fingerprint_fov(experiment, fov, b"") for name, fov in plate.fovs.items()}
-    change_pixels(collection, "experiment1", "A/1/0")
-    second = {name: fingerprint_fov(experiment, fov, b"") for name, fov in plate.fovs.items()}
-    assert [name for name in first if first[name] != second[name]] == ["A/1/0"]
-    assert first["A/1/0"].metadata == second["A/1/0"].metadata
-    assert len({record.pixels for record in first.values()}) == 3
 
 
 def test_an_unchanged_experiment_keeps_what_its_pixels_ruled_out(collection: Path, tmp_path: Path):

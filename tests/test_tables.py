@@ -220,16 +220,6 @@ def test_fingerprints_are_of_the_file_that_is_read(tmp_path: Path) -> None:
     assert tracks() not in (first, second)
 
 
-def test_tables_at_a_url_are_refused(tmp_path: Path) -> None:
-    config = make_fov(tmp_path, cells((1, 0, -1)))
-    remote = dataclasses.replace(config.experiments[0], tracks_path="s3://bucket/tracks")
-    with pytest.raises(ConfigError, match=r"tracks_path='s3://bucket/tracks' is a URL, but tables are read from disks"):
-        index_of(dataclasses.replace(config, experiments=(remote,)))
-    remote = dataclasses.replace(config.experiments[0], annotations="s3://bucket/cells.csv")
-    with pytest.raises(ConfigError, match=r"annotations='s3://bucket/cells\.csv' is a URL, but tables are read from"):
-        index_of(dataclasses.replace(config, experiments=(remote,)))
-
-
 # TrackMate 7: machine names, names, short names, units; spots in no track have no TRACK_ID
 SPOTS = """\
 LABEL,ID,TRACK_ID,QUALITY,POSITION_X,POSITION_Y,POSITION_Z,POSITION_T,FRAME,RADIUS,VISIBILITY,MANUAL_SPOT_COLOR

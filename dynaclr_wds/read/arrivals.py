@@ -26,7 +26,8 @@ class Arrival:
     parts
         Requests that will fill it.
     then
-        Called in the thread of the last request when all bytes are there, before those who wait go on.
+        Called in the thread of the last request when all bytes are there, before those who wait go on. What it raises,
+        `put` raises.
 
     Notes
     -----
@@ -41,7 +42,7 @@ class Arrival:
         self.bytes: UInt8[np.ndarray, " n"] = _NOTHING
         self.address = 0
         if parts > 1:
-            self._take(memoryview(mmap.mmap(-1, end - begin)))
+            self.overwrite(begin, memoryview(mmap.mmap(-1, end - begin)))
         self._left = parts
         self._error: BaseException | None = None
         self._done = threading.Event()
@@ -84,11 +85,7 @@ class Arrival:
         if not self.hold():
             return
         try:
-            if len(data) == self.end - self.begin:
-                self._take(data)
-            else:
-                at = begin - self.begin
-                self.bytes[at : at + len(data)] = np.frombuffer(data, np.uint8)
+            self.overwrite(begin, data)
             with self._lock:
                 self._left -= 1
                 whole = self._left == 0
@@ -98,6 +95,15 @@ class Arrival:
                 self._done.set()
         finally:
             self.let_go()
+
+    def overwrite(self, begin: int, data: memoryview) -> None:
+        """Replace bytes; only for one who holds it, or is called back by `put`."""
+        if len(data) == self.end - self.begin:
+            self.bytes = np.frombuffer(data, np.uint8)
+            self.address = int(self.bytes.ctypes.data)
+        else:
+            at = begin - self.begin
+            self.bytes[at : at + len(data)] = np.frombuffer(data, np.uint8)
 
     def fail(self, error: BaseException) -> None:
         """End it with an error, which all who wait for it get; the first one stays."""
@@ -136,10 +142,6 @@ class Arrival:
         if self.digest is None:
             self.digest = xxhash.xxh3_64_intdigest(self.bytes.data)
         return self.digest
-
-    def _take(self, data: memoryview) -> None:
-        self.bytes = np.frombuffer(data, np.uint8)
-        self.address = int(self.bytes.ctypes.data)
 
     def _free(self) -> None:
         self.bytes = _NOTHING  # the last reference is gone, so that the pages are free now

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Int64
 
 from dynaclr_wds.read.arrivals import Arrival
+from dynaclr_wds.read.coalesce import cut_range
 from dynaclr_wds.storage.byte_cache import ByteCache, KeptRange, name_version
 from dynaclr_wds.storage.client import ObjectInfo
 
@@ -27,12 +28,15 @@ class DiskPool:
         See `name_version`.
     urls
         Of the shards.
+    most_bytes
+        Of a request; larger ranges are kept in several parts.
     """
 
-    def __init__(self, cache: ByteCache, scope: str, urls: Sequence[str]) -> None:
+    def __init__(self, cache: ByteCache, scope: str, urls: Sequence[str], most_bytes: int) -> None:
         self.cache = cache
         self._scope = scope
         self._urls = urls
+        self._most = most_bytes
         self._folders: list[str | None] = [None] * len(urls)
 
     def know(self, versions: Sequence[ObjectInfo | None]) -> None:
@@ -62,15 +66,20 @@ class DiskPool:
 
     def keep_spans(self, piece: Arrival, shard: int, base: int, spans: Int64[np.ndarray, "n 2"]) -> None:
         """Keep ranges of a piece of a shard that begins at `base`, each by itself."""
-        for begin, end in spans.tolist():
-            self.keep(shard, begin - base, end - base, piece.bytes[begin - piece.begin : end - piece.begin].data)
+        data, at = piece.bytes.data, piece.begin - base
+        for begin, end in (spans - base).tolist():
+            for first, last in cut_range(begin, end, self._most):
+                self.keep(shard, first, last, data[first - at : last - at])
 
-    def drop(self, shard: int, begin: int, end: int) -> None:
-        """Forget a range whose bytes are wrong."""
+    def drop_spans(self, shard: int, spans: Int64[np.ndarray, "n 2"]) -> None:
+        """Forget ranges of a shard whose bytes are wrong."""
         folder = self._folders[shard]
-        if folder is not None:
-            self.cache.drop(KeptRange(folder, begin, end))
+        for begin, end in spans.tolist() if folder is not None else ():
+            for part in cut_range(begin, end, self._most):
+                self.cache.drop(KeptRange(str(folder), *part))
 
     def _has(self, shard: int, begin: int, end: int) -> bool:
         folder = self._folders[shard]
-        return folder is not None and self.cache.has(KeptRange(folder, begin, end))
+        if folder is None:
+            return False
+        return all(self.cache.has(KeptRange(folder, *part)) for part in cut_range(begin, end, self._most))

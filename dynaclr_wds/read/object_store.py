@@ -1,7 +1,7 @@
 """Shards in object storage to bytes: the store that reads by bounded range requests, several in flight.
 
 A block that is fetched comes in requests of at most `request_bytes` into memory of its own, and patches are copied
-from there as from a map. What is read without having been fetched is requested patch by patch, with neighbours joined,
+from there as from a map. What is gathered is requested patch by patch, with neighbours joined, checked when it comes,
 and kept in a pool of recently used patches. Every request is pinned to the version that the shard had when the set was
 opened, or when it was first read. How requests are repeated, and when they fail, is the business of
 `storage/client.py`.
@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64, UInt8
@@ -28,7 +29,7 @@ from dynaclr_wds.read.files import check_inside
 from dynaclr_wds.read.mapped import copy_runs, load_copy
 from dynaclr_wds.read.patch_pool import PatchPool
 from dynaclr_wds.storage.client import ObjectInfo, Storage, check_process
-from dynaclr_wds.store import RowFailure
+from dynaclr_wds.store import Check, RowFailure
 
 
 class ObjectStore:
@@ -93,13 +94,9 @@ class ObjectStore:
         held: list[Arrival] = []
         try:
             self._locate(getattr(self._gathered, "tables", None) or (), first, end, address, held)
-            while not address.all():  # again where a block that had them is let go meanwhile
-                asked = self._ask(first[address == 0], end[address == 0])
-                try:
-                    self._locate(asked, first, end, address, held)
-                finally:
-                    for piece in _coming(asked):
-                        piece.give_up()
+            if not address.all():  # to ask for them now would bring bytes that nobody checks
+                error = StorageError("Bytes were read that nobody had asked for, or that were let go meanwhile.")
+                raise RowFailure(int(np.argmin(address)), error)
             _copy(address - offset[0], offset, out)
         finally:
             for arrival in held:
@@ -107,18 +104,24 @@ class ObjectStore:
 
     @contextmanager
     def gather(
-        self, shard: Int64[np.ndarray, " n"], begin: Int64[np.ndarray, " n"], end: Int64[np.ndarray, " n"]
+        self,
+        shard: Int64[np.ndarray, " n"],
+        begin: Int64[np.ndarray, " n"],
+        end: Int64[np.ndarray, " n"],
+        check: Check,
     ) -> Iterator[None]:
         """Ask for ranges that this thread is about to read; see `RemoteStore.gather`."""
-        inside = (begin >= 0) & (end <= self._bytes[shard])  # the others fail when they are read
-        base = self._base[shard[inside]]
-        self._gathered.tables = self._ask(base + begin[inside], base + end[inside])
+        number = np.flatnonzero((begin >= 0) & (end <= self._bytes[shard]))  # the others fail when they are read
+        base = self._base[shard[number]]
+        self._gathered.tables = self._ask(number, base + begin[number], base + end[number], check)
         try:
             yield
         finally:
-            tables, self._gathered.tables = self._gathered.tables, None
-            for piece in _coming(tables):  # after an error, nobody waits for the others
-                piece.give_up()
+            _, *coming = self._gathered.tables
+            self._gathered.tables = None
+            for table in coming:
+                for piece in table.members:  # after an error, nobody waits for the others
+                    piece.give_up()
 
     def fetch(self, shard: int, begin: int, end: int) -> None:
         """Ask for a block, and return at once."""
@@ -128,7 +131,7 @@ class ObjectStore:
             if known is not None and known.end == last and not known.over:
                 known.users += 1
             else:
-                self._blocks[first] = self._request(first, last)
+                self._blocks[first] = self._request(first, last, disk=self._disk)
                 self._held = Arrivals(list(self._blocks.values()))
 
     def forget(self, shard: int, begin: int, end: int) -> None:
@@ -150,9 +153,9 @@ class ObjectStore:
             known = self._blocks.get(first)
             if known is not None and known.end == last and known.digest == found:
                 known.give_up()
-                for part in cut_range(begin, end, self._options.request_bytes) if self._disk is not None else ():
-                    self._disk.drop(shard, *part)  # type: ignore[union-attr]
-                self._blocks[first] = self._request(first, last)
+                if self._disk is not None:
+                    self._disk.drop_spans(shard, np.array([[begin, end]]))
+                self._blocks[first] = self._request(first, last, disk=self._disk)
                 self._blocks[first].users = known.users
                 self._held = Arrivals(list(self._blocks.values()))
 
@@ -172,7 +175,7 @@ class ObjectStore:
             self.forget(shard, begin, end)
 
     def close(self) -> None:
-        """Give back memory and threads; requests on their way are not waited for. A later read asks anew."""
+        """Give back memory and threads; requests on their way are not waited for."""
         with self._starting:
             requests, self._requests = self._requests, None
         with self._lock:
@@ -213,52 +216,76 @@ class ObjectStore:
                     raise RowFailure(row, error) from None
             address[left] = source.addresses(place, begin[left])
 
-    def _ask(self, begin: Int64[np.ndarray, " n"], end: Int64[np.ndarray, " n"]) -> tuple[Arrivals, ...]:
-        """Ask for ranges, as far as no block or pool holds them; return what comes, and last what the pool has."""
-        new = self._held.find(begin, end) < 0
-        spans = np.unique(np.stack([begin[new], end[new]], axis=1), axis=0)
-        pooled = self._pool.find(spans)
-        missing = spans[np.array([tuple(span) not in pooled for span in spans.tolist()], bool)]
-        near: list[Arrival] = []
-        if self._disk is not None:
-            there = self._disk.find(missing, self._base)
-            near = [
-                self._request(a, b, partial(self._pool.keep, spans=np.array([[a, b]])))
-                for a, b in missing[there].tolist()
-            ]
-            missing = missing[~there]
-        joined, owner = join_ranges(
-            missing[:, 0], missing[:, 1], self._base, self._options.coalesce_bytes, self._options.request_bytes
-        )
-        pieces = []
-        for number, (first, last) in enumerate(joined.tolist()):
-            then = partial(self._keep, spans=missing[owner == number])
-            pieces.append(self._request(first, last, then, joined=True))
-        return Arrivals(pieces), Arrivals(near), Arrivals(list(pooled.values()))
+    def _ask(
+        self,
+        number: Int64[np.ndarray, " n"],
+        begin: Int64[np.ndarray, " n"],
+        end: Int64[np.ndarray, " n"],
+        check: Check,
+    ) -> tuple[Arrivals, ...]:
+        """Ask for ranges, as far as no block or pool holds them; return what the pool has, and what comes.
 
-    def _keep(self, piece: Arrival, spans: Int64[np.ndarray, "n 2"]) -> None:
-        """Keep patches of a piece that came, each by itself."""
+        Each range has the number that `check` knows it by. What is on the disk is not joined with others. Joined ranges
+        are the last to look in: between what was asked for they hold bytes that nobody checks.
+        """
+        new = self._held.find(begin, end) < 0
+        spans, some = np.unique(np.stack([begin[new], end[new]], axis=1), axis=0, return_index=True)
+        pooled = self._pool.find(spans)
+        absent = np.array([tuple(span) not in pooled for span in spans.tolist()], bool)
+        missing, number = spans[absent], number[new][some][absent]
+        there = np.zeros(len(missing), bool) if self._disk is None else self._disk.find(missing, self._base)
+        far = missing[~there]
+        joined, owner = join_ranges(
+            far[:, 0], far[:, 1], self._base, self._options.coalesce_bytes, self._options.request_bytes
+        )
+        at = np.flatnonzero(~there)
+        groups: list[tuple[Any, Any, DiskPool | None]] = [
+            *((span, at[owner == place], None) for place, span in enumerate(joined.tolist())),
+            *((missing[place].tolist(), np.array([place]), self._disk) for place in np.flatnonzero(there).tolist()),
+        ]
+        pieces = []
+        for (first, last), own, disk in groups:
+            accept = partial(self._accept, number=number[own], spans=missing[own], check=check)
+            pieces.append(self._request(first, last, accept, disk))
+        return Arrivals(list(pooled.values())), Arrivals(pieces[len(joined) :]), Arrivals(pieces[: len(joined)])
+
+    def _accept(
+        self, piece: Arrival, number: Int64[np.ndarray, " n"], spans: Int64[np.ndarray, "n 2"], check: Check
+    ) -> None:
+        """Check the ranges of a piece that came, ask for it once more if one is damaged, and keep them."""
+        shard, parts = self._cut(piece.begin, piece.end)
+        base = int(self._base[shard])
+        if _find_damage(piece, number, spans, check) is not None:
+            if self._disk is not None:
+                self._disk.drop_spans(shard, spans - base)
+            for first, last in parts:
+                piece.overwrite(base + first, self._load(piece, shard, first, last))
+            if (error := _find_damage(piece, number, spans, check)) is not None:
+                raise error
         self._pool.keep(piece, spans)
         if self._disk is not None:
-            shard = int(np.searchsorted(self._base, piece.begin, "right")) - 1
-            self._disk.keep_spans(piece, shard, int(self._base[shard]), spans)
+            self._disk.keep_spans(piece, shard, base, spans)
 
     def _request(
-        self, begin: int, end: int, then: Callable[[Arrival], None] | None = None, *, joined: bool = False
+        self, begin: int, end: int, then: Callable[[Arrival], None] | None = None, disk: DiskPool | None = None
     ) -> Arrival:
-        """Send the requests for a range of one shard; a joined one is not looked for on the disk."""
+        """Send the requests for a range of one shard, or read it from the disk where it is there."""
         check_process()
-        shard = int(np.searchsorted(self._base, begin, "right")) - 1
-        base = int(self._base[shard])
-        parts = cut_range(begin - base, end - base, self._options.request_bytes)
+        shard, parts = self._cut(begin, end)
         arrival = Arrival(begin, end, len(parts), then)
         with self._starting:
             requests = self._requests
             if requests is None:
                 requests = self._requests = ThreadPoolExecutor(self.ahead, thread_name_prefix="dynaclr-request")
         for first, last in parts:
-            requests.submit(self._bring, arrival, shard, (first, last), None if joined else self._disk)
+            requests.submit(self._bring, arrival, shard, (first, last), disk)
         return arrival
+
+    def _cut(self, begin: int, end: int) -> tuple[int, list[tuple[int, int]]]:
+        """Return the shard of a range, and the requests that it takes: first byte in the shard and end."""
+        shard = int(np.searchsorted(self._base, begin, "right")) - 1
+        base = int(self._base[shard])
+        return shard, cut_range(begin - base, end - base, self._options.request_bytes)
 
     def _bring(self, arrival: Arrival, shard: int, span: tuple[int, int], disk: DiskPool | None) -> None:
         """Make one request; what goes wrong is raised where the bytes are waited for."""
@@ -267,14 +294,19 @@ class ObjectStore:
         try:
             data = None if disk is None else disk.read(shard, *span)
             if data is None:
-                name = self._shards[shard].path
-                data, found = self._storage.read_range(name, *span, self._versions[shard], arrival.sleep)
-                self._pin(shard, found)
+                data = self._load(arrival, shard, *span)
                 if disk is not None:
                     disk.keep(shard, *span, data)
             arrival.put(int(self._base[shard]) + span[0], data)
         except BaseException as error:
             arrival.fail(error)
+
+    def _load(self, arrival: Arrival, shard: int, begin: int, end: int) -> memoryview:
+        """Make one request for bytes of an arrival."""
+        name = self._shards[shard].path
+        data, found = self._storage.read_range(name, begin, end, self._versions[shard], arrival.sleep)
+        self._pin(shard, found)
+        return data
 
     def _pin(self, shard: int, found: ObjectInfo) -> None:
         """Keep the version of a shard's first answer; every later one must be of the same."""
@@ -297,10 +329,14 @@ class ObjectStore:
                 )
 
 
-def _coming(tables: tuple[Arrivals, ...]) -> Iterator[Arrival]:
-    """Go through what was asked for; the last table is the pool's."""
-    for table in tables[:-1]:
-        yield from table.members
+def _find_damage(
+    piece: Arrival, number: Int64[np.ndarray, " n"], spans: Int64[np.ndarray, "n 2"], check: Check
+) -> Exception | None:
+    """Say what is wrong with the first damaged range of a piece; None where all are well."""
+    for place, (begin, end) in zip(number.tolist(), spans.tolist(), strict=True):
+        if (error := check(place, piece.bytes[begin - piece.begin : end - piece.begin])) is not None:
+            return error
+    return None
 
 
 def _copy(

@@ -148,7 +148,7 @@ class ByteCache:
                 _write_all(file.fileno(), data)
                 (self.folder / kept.folder).mkdir(exist_ok=True)
                 partial.replace(self.folder / kept.path)
-        except FileNotFoundError:
+        except (FileNotFoundError, FileExistsError):
             pass  # somebody tidies the folder
         except OSError as error:
             self._stop(error.strerror or str(error))

@@ -21,7 +21,7 @@ from typing import Any, NoReturn, TypeAlias, TypeVar
 import obstore
 
 from dynaclr_wds.errors import DynaCLRError, FormatError, StorageError
-from dynaclr_wds.storage.failures import Failure, Kind, classify
+from dynaclr_wds.storage.failures import NO_BUCKET, Failure, Kind, TryAgain, classify
 from dynaclr_wds.storage.location import Location
 from dynaclr_wds.storage.options import StorageOptions
 from dynaclr_wds.storage.stores import make_store
@@ -46,6 +46,8 @@ class ObjectInfo:
     etag: str | None
     """With its quotes; None where the server gives none."""
     changed: datetime | None
+    version: str | None = None
+    """The generation, of Google's objects."""
 
     @property
     def condition(self) -> str | None:
@@ -68,6 +70,8 @@ class Storage:
         The location; names are relative to it.
     options
         How requests are made.
+    retries
+        How often obstore repeats each request of a call that makes many, such as the upload of a large object.
 
     Raises
     ------
@@ -75,13 +79,14 @@ class Storage:
         There are no credentials, or an option that the kind of storage doesn't know.
     """
 
-    def __init__(self, root: Location, options: StorageOptions) -> None:
+    def __init__(self, root: Location, options: StorageOptions, *, retries: int = 0) -> None:
         self.root = root
         self.options = options
+        self._retries = retries
         self._lock = threading.Lock()
         self._generation = 0
         check_process()
-        self._store = make_store(self.root, self.options)
+        self._store = make_store(self.root, self.options, self._retries)
 
     def __repr__(self) -> str:
         return f"Storage({str(self.root)!r})"
@@ -97,7 +102,7 @@ class Storage:
             The request failed.
         """
         key = (self.root / name).key
-        return _to_info(self._request(name, "", lambda store: obstore.head(store, key)))
+        return to_info(self.request(name, "", lambda store: obstore.head(store, key)))
 
     def list(self) -> dict[str, ObjectInfo] | None:
         """List everything below the root: name → size and ETag; None where there is no listing, or none for this key.
@@ -111,10 +116,10 @@ class Storage:
             return None
         begin, prefix = len(self.root.key) + 1 if self.root.key else 0, self.root.key or None
         try:
-            found = self._request("", "the listing", lambda store: list(obstore.list(store, prefix).collect()))
-        except _DeniedError:
+            found = self.request("", "the listing", lambda store: list(obstore.list(store, prefix).collect()))
+        except DeniedError:
             return None
-        return {entry["path"][begin:]: _to_info(entry) for entry in found}
+        return {entry["path"][begin:]: to_info(entry) for entry in found}
 
     def read(self, name: str, most_bytes: int) -> bytes:
         """Read a whole object.
@@ -165,7 +170,7 @@ class Storage:
 
         def get(store: Any) -> tuple[memoryview, ObjectInfo]:
             answer = obstore.get(store, key, options=asked)  # type: ignore[arg-type]
-            found = _to_info(answer.meta)
+            found = to_info(answer.meta)
             if pinned is not None and not pinned.is_same(found):
                 raise _Replaced
             if answer.range != (begin, end):
@@ -176,7 +181,7 @@ class Storage:
             return data, found
 
         try:
-            return self._request(name, f"bytes {begin:,} to {end:,}", get, sleep)
+            return self.request(name, f"bytes {begin:,} to {end:,}", get, sleep)
         except FileNotFoundError as error:
             raise FormatError(str(error)) from None
 
@@ -189,10 +194,25 @@ class Storage:
             The request failed.
         """
         key = (self.root / name).key
-        self._request(name, "", lambda store: obstore.put(store, key, data, use_multipart=False))
+        self.request(name, "", lambda store: obstore.put(store, key, data, use_multipart=False))
 
-    def _request(self, name: str, part: str, call: Callable[[Any], _T], sleep: Sleep = _sleep) -> _T:
-        """Make a request, again while that may help."""
+    def request(self, name: str, part: str, call: Callable[[Any], _T], sleep: Sleep = _sleep) -> _T:
+        """Make a request, again while that may help.
+
+        Parameters
+        ----------
+        name, part
+            What it is about, for errors: an object, and a part of it.
+        call
+            Makes the request with obstore's store. Errors of ours that it raises are passed on.
+        sleep
+            Waits before another try.
+
+        Raises
+        ------
+        FileNotFoundError, FormatError, StorageError
+            As the methods say.
+        """
         begun, pause, renewed = time.monotonic(), _FIRST_PAUSE, False
         for tries in itertools.count(1):
             check_process()
@@ -227,28 +247,35 @@ class Storage:
                 "Put the old one back, or open the new set and train from there."
             )
         if failure.kind is Kind.DENIED:
-            raise _DeniedError(
+            denied = DeniedError(
                 f"{what}: the server refused the credentials ({failure.cause}), new ones too. Check that the key is "
-                "right, not expired, and may read this bucket."
+                "right, not expired, and may read this bucket, or write where it is asked to."
             )
+            denied.cause = failure.cause
+            raise denied
         advice = "Check server and network; storage_options has the time limits."
         if failure.cause.startswith("status 301"):
             advice = "The bucket is in another region: set region in storage_options, or AWS_REGION."
+        elif failure.cause.endswith(NO_BUCKET):
+            advice = "There is no such bucket: check the URL, and endpoint in storage_options."
         raise StorageError(f"{what}: the request failed ({failure.cause}; {effort}). {advice}")
 
     def _renew(self, generation: int) -> None:
         """Make the store anew, which asks for credentials again; once for all threads that were refused together."""
         with self._lock:
             if self._generation == generation:
-                self._store = make_store(self.root, self.options)
+                self._store = make_store(self.root, self.options, self._retries)
                 self._generation += 1
 
 
-class _DeniedError(StorageError):
+class DeniedError(StorageError):
     """A request that the key at hand may not make."""
 
+    cause = ""
+    """The server's word."""
 
-class _Short(Exception):
+
+class _Short(TryAgain):
     """An answer with other bytes than were asked for."""
 
 
@@ -257,18 +284,19 @@ class _Replaced(Exception):
 
 
 def _explain(error: BaseException) -> Failure:
-    if isinstance(error, _Short):
+    if isinstance(error, TryAgain):
         return Failure(Kind.TRANSIENT, str(error))
     if isinstance(error, _Replaced):
         return Failure(Kind.REPLACED, "another ETag")
     return classify(error)
 
 
-def _to_info(meta: Any) -> ObjectInfo:
+def to_info(meta: Any) -> ObjectInfo:
+    """Take from what obstore says of an object what we need."""
     etag = meta["e_tag"]
     if etag and not etag.endswith('"'):  # Azure lists them without quotes
         etag = f'"{etag}"'
-    return ObjectInfo(int(meta["size"]), etag or None, meta["last_modified"])
+    return ObjectInfo(int(meta["size"]), etag or None, meta["last_modified"], meta["version"])
 
 
 _used_by: int | None = None
@@ -283,6 +311,7 @@ def check_process() -> None:
     elif _used_by != os.getpid():
         raise StorageError(
             "This process was forked after its parent had read from object storage, and can't do so itself. Start it "
-            'in another way: multiprocessing_context="spawn" or "forkserver" for a DataLoader, and strategy="ddp" in '
-            "place of ddp_fork or ddp_notebook."
+            'in another way: multiprocessing_context="spawn" or "forkserver" for a DataLoader, '
+            'mp_context=get_context("spawn") for a ProcessPoolExecutor, and strategy="ddp" in place of ddp_fork or '
+            "ddp_notebook."
         )

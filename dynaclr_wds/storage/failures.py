@@ -35,16 +35,29 @@ class Failure:
     """For messages; holds no secret."""
 
 
+class TryAgain(Exception):
+    """A failure that our own code found, and that another try may mend."""
+
+
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>([A-Za-z0-9_.]{1,60})</Code>")
 _AZURE_CODE = re.compile(r'"code":\s*\\?"([A-Za-z0-9_.]{1,60})')
 _METADATA = re.compile(r"169\.254\.169\.254|metadata\.google\.internal|fd00:ec2")
 
-_BY_STATUS = {401: Kind.DENIED, 403: Kind.DENIED, 404: Kind.ABSENT, 408: Kind.TRANSIENT, 412: Kind.REPLACED}
+_BY_STATUS = {
+    401: Kind.DENIED,
+    403: Kind.DENIED,
+    404: Kind.ABSENT,
+    408: Kind.TRANSIENT,
+    412: Kind.REPLACED,
+    501: Kind.FINAL,
+}
 _BY_STATUS |= {425: Kind.TRANSIENT, 429: Kind.TRANSIENT}
 
 _EXPIRED = ("ExpiredToken", "TokenRefreshRequired", "RequestExpired", "RequestTimeTooSkewed")
 """Codes that some servers send with status 400."""
+NO_BUCKET = ("NoSuchBucket", "ContainerNotFound")
+"""Codes of status 404 that say nothing about the object."""
 _BUSY = ("RequestTimeout", "SlowDown", "InternalError", "ServerBusy")
 
 _BY_CLASS = {
@@ -86,6 +99,8 @@ def classify(error: BaseException) -> Failure:
         kind = _BY_STATUS.get(number, Kind.TRANSIENT if number >= 500 else Kind.FINAL)
         if word in _EXPIRED:
             kind = Kind.DENIED
+        elif word in NO_BUCKET:
+            kind = Kind.FINAL
         elif word in _BUSY:
             kind = Kind.TRANSIENT
         return Failure(kind, f"status {number}{f' {word}' if word else ''}")

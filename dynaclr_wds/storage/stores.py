@@ -24,8 +24,13 @@ _ENDPOINTS = {
 """Variables that name a server, the first that is set."""
 
 
-def make_store(root: Location, options: StorageOptions) -> Any:
+def make_store(root: Location, options: StorageOptions, retries: int = 0) -> Any:
     """Make the store of a bucket, or of a host; it asks for credentials anew.
+
+    Parameters
+    ----------
+    retries
+        How often obstore itself repeats a request.
 
     Raises
     ------
@@ -35,9 +40,10 @@ def make_store(root: Location, options: StorageOptions) -> Any:
     config, provider = choose_credentials(root, options)
     config = {**options.store, **config}
     endpoint = options.endpoint or _find_endpoint(root.scheme, options)
+    limit = options.retry_timeout if retries else options.request_timeout
     shared: dict[str, Any] = {
         "client_options": _client_options(root, options, endpoint),
-        "retry_config": {"max_retries": 0, "retry_timeout": timedelta(seconds=options.request_timeout)},
+        "retry_config": {"max_retries": retries, "retry_timeout": timedelta(seconds=limit)},
     }
     try:
         if root.scheme in ("http", "https"):

@@ -6,7 +6,9 @@ stacks are read; where the metadata say it, the slices that a run needs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,13 +16,20 @@ import numpy as np
 import zarr
 from jaxtyping import Num
 
-from dynaclr_wds.errors import PlateError
+from dynaclr_wds.errors import DynaCLRError, PlateError
 from etl.cut.focus import find_focus
 from etl.cut.job import CutJob
 from etl.run.executors import Interrupted
+from etl.source.plate_boxes import read_box
+from etl.source.plate_store import PlateStore
 
 RUN_BYTES = 1 << 30
 """Frames of one shard are read together up to this size, then in runs of whole chunks."""
+_RUNS_AHEAD, _AHEAD_BYTES = 4, 1 << 28
+"""So many runs are read ahead of need from object storage, of at most so many bytes together."""
+
+Run = tuple[int, int, slice]
+"""First frame, one past the last, slices."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,15 +53,43 @@ def read_frames(job: CutJob) -> Iterator[Frame]:
     Raises
     ------
     PlateError
-        A chunk that does not decode.
+        A chunk that does not decode, or that changed while it was read.
+    StorageError
+        A request to object storage failed.
     """
     stack, array = job.stack, job.fov.array
     everything = stack.slices(stack.middle) if stack.is_fixed else slice(0, array.shape[2])
-    for begin, end in plan_runs(array, everything):
-        read = _plan_slices(job, begin, end, everything)
-        pixels = _read_run(job, begin, end, read)
+    runs = [(begin, end, _plan_slices(job, begin, end, everything)) for begin, end in plan_runs(array, everything)]
+    for (begin, end, read), pixels in zip(runs, _read_runs(job, runs), strict=True):
         for t in range(begin, end):
             yield _take(job, pixels[t - begin], t, read)
+
+
+def _read_runs(job: CutJob, runs: Sequence[Run]) -> Iterator[Num[np.ndarray, "frames channels z y x"]]:
+    """Read runs of frames in order; in object storage some ahead of need, because each costs a round trip."""
+    ahead = _count_ahead(job.fov.array, runs)
+    if not ahead:
+        yield from (_read_run(job, *run) for run in runs)
+        return
+    coming: deque[Future[Num[np.ndarray, "frames channels z y x"]]] = deque()
+    waiting = deque(runs)
+    pool = ThreadPoolExecutor(ahead, "dynaclr-frames")
+    try:
+        while waiting or coming:
+            while waiting and len(coming) < ahead:
+                coming.append(pool.submit(_read_run, job, *waiting.popleft()))
+            yield coming.popleft().result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _count_ahead(array: zarr.Array[Any], runs: Sequence[Run]) -> int:
+    """Say how many runs to read ahead; none from a disk, or where they are large."""
+    if not isinstance(array.store, PlateStore):
+        return 0
+    pixels = max((end - begin) * (z.stop - z.start) for begin, end, z in runs)
+    size = pixels * array.shape[1] * array.shape[3] * array.shape[4] * array.dtype.itemsize
+    return min(_RUNS_AHEAD, _AHEAD_BYTES // size)
 
 
 def _plan_slices(job: CutJob, begin: int, end: int, everything: slice) -> slice:
@@ -82,7 +119,7 @@ def _read_run(job: CutJob, begin: int, end: int, z: slice) -> Num[np.ndarray, "f
         measured = job.stack.measured
         more = () if measured is None or measured in job.channels else (measured,)
         return _read_channels(job.fov.array, begin, end, (*job.channels, *more), z)
-    except Interrupted:
+    except (Interrupted, DynaCLRError):
         raise
     except Exception as error:  # whatever a store or codec raises
         raise PlateError(
@@ -115,7 +152,7 @@ def _read_channels(
     pixels = None
     for places in groups.values():
         low, high = min(channels[p] for p in places), max(channels[p] for p in places)
-        block = np.asarray(array[begin:end, low : high + 1, z])
+        block = read_box(array, (slice(begin, end), slice(low, high + 1), z))
         if len(groups) == 1 and channels == tuple(range(low, high + 1)):
             return block
         if pixels is None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +16,8 @@ import pyarrow as pa
 from dynaclr_wds.errors import ConfigError
 from etl.source.column_names import check_columns, rename_columns
 from etl.source.config import RESERVED, BuildConfig, ExperimentConfig
-from etl.source.track_formats import READERS, TableFile, open_table, read_table
+from etl.source.table_places import Tables
+from etl.source.track_formats import TableFile, open_table, read_table
 from etl.source.tracks import is_latin_1, note_latin_1, parse_integers, refuse_repeats, refuse_rows
 
 KEYS = ("fov_name", "track_id")
@@ -41,15 +41,17 @@ class AnnotationRows:
     """What the user should be told: files that are not UTF-8."""
 
 
-def parse_annotations(config: BuildConfig, fovs: Mapping[str, Sequence[str]]) -> AnnotationRows:
+def parse_annotations(config: BuildConfig, fovs: Mapping[str, Sequence[str]], tables: Tables) -> AnnotationRows:
     """Read the annotation tables of all experiments that have one.
 
     Parameters
     ----------
     config
-        Says where the tables are.
+        Says what the tables hold.
     fovs
         Experiment → FOV names (`row/col/fov`), in the order in which `fov` counts them.
+    tables
+        Finds them.
 
     Raises
     ------
@@ -63,21 +65,21 @@ def parse_annotations(config: BuildConfig, fovs: Mapping[str, Sequence[str]]) ->
     for number, experiment in enumerate(config.experiments):
         if experiment.annotations is not None:
             where = f"{config.where}: experiments[{number}]"
-            file = _open(experiment.annotations, f"{where}.annotations={experiment.annotations!r}")
+            file = open_table(tables.find_annotations(number))
             file = rename_columns(file, experiment.annotation_columns, f"{where}.annotation_columns")
             files.append((number, file, _label_names(file, experiment, where)))
     numbers = _number_fovs(fovs)
     names = {config.experiments[number].name: labels for number, _, labels in files}
-    tables = [
+    parsed = [
         _parse_file(file, labels, number, numbers[config.experiments[number].name]) for number, file, labels in files
     ]
-    table = pa.concat_tables([SCHEMA.empty_table(), *tables], promote_options="default").unify_dictionaries()
+    table = pa.concat_tables([SCHEMA.empty_table(), *parsed], promote_options="default").unify_dictionaries()
     row = pa.array(np.arange(len(table), dtype=np.int32))
     return AnnotationRows(
         rows=table.select(SCHEMA.names).append_column("annotation", row),
         labels=table.drop_columns(SCHEMA.names),
         names=names,
-        notes=note_latin_1([file.path for (_, file, _), t in zip(files, tables, strict=True) if is_latin_1(t)]),
+        notes=note_latin_1([str(file) for (_, file, _), t in zip(files, parsed, strict=True) if is_latin_1(t)]),
     )
 
 
@@ -91,14 +93,6 @@ def _number_fovs(fovs: Mapping[str, Sequence[str]]) -> dict[str, dict[str, int]]
     return numbers
 
 
-def _open(path: str, where: str) -> TableFile:
-    if "://" in path:
-        raise ConfigError(f"{where} is a URL, but tables are read from disks only. Copy the table to one.")
-    if not Path(path).is_file():
-        raise ConfigError(f"{where} has no file. Give a table ({', '.join(READERS)}), relative to the YAML.")
-    return open_table(Path(path))
-
-
 def _label_names(file: TableFile, experiment: ExperimentConfig, where: str) -> tuple[str, ...]:
     """Return the columns that are labels, once their names are checked."""
     names = tuple(name for name in file.columns if name is not None and name not in (*KEYS, *MAYBE_KEYS))
@@ -107,15 +101,15 @@ def _label_names(file: TableFile, experiment: ExperimentConfig, where: str) -> t
     check_columns(file, KEYS, (*MAYBE_KEYS, *names), where, "annotation_columns")
     for name in names:
         if not name.strip():
-            raise ConfigError(f"{file.path}: a column has no name; there are {list(file.header)}. Name or remove it.")
+            raise ConfigError(f"{file}: a column has no name; there are {list(file.header)}. Name or remove it.")
         if name in RESERVED:
             raise ConfigError(
-                f"{file.path}: column {name!r} must be none of the index's own columns {list(RESERVED)}. "
+                f"{file}: column {name!r} must be none of the index's own columns {list(RESERVED)}. "
                 "Rename or remove it."
             )
         if name in experiment.label_names:
             raise ConfigError(
-                f"{file.path}: label {name!r} must be given once, but {where} gives it too. Remove one of the two."
+                f"{file}: label {name!r} must be given once, but {where} gives it too. Remove one of the two."
             )
     return names
 

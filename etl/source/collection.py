@@ -1,8 +1,8 @@
 """Translates collection files of the reference implementation (`viscy_data.collection`) to what experiments.yaml holds.
 
 Their schema, key by key, is in docs/FORMAT.md, with what becomes of it. Channels that are valid in some wells only
-split an experiment: one for every set of channels, named after what they show. A key `shards:` with build options may
-stand in the file too, which that program would not mind.
+split an experiment: one for every set of channels, named after what they show. Keys `shards:` and `storage_options:`
+may stand in the file too, which that program would not mind.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from etl.source.fields import (
     well_groups,
 )
 
-_TOP = ("name", "description", "datasets_root", "provenance", "experiments", "fov_records", "shards")
+_TOP = ("name", "description", "datasets_root", "provenance", "experiments", "fov_records", "shards", "storage_options")
 _OURS = ("condition_wells", "source_channel")
 _THEIRS = ("perturbation_wells", "channels")
 
@@ -99,7 +99,8 @@ def translate_collection(raw: Mapping[str, Any], where: str) -> tuple[dict[str, 
     for number, entry in enumerate(table["experiments"]):
         experiments += _translate(entry, f"{where}: experiments[{number}]")
     variables = {} if root is None else {"datasets_root": root.rstrip("/") or "/"}
-    return {"experiments": experiments, "shards": table.get("shards")}, variables
+    ours: dict[str, Any] = {key: table[key] for key in ("shards", "storage_options") if key in table}
+    return {"experiments": experiments, **ours}, variables
 
 
 def _translate(raw: object, where: str) -> list[dict[str, Any]]:

@@ -66,10 +66,10 @@ def rename_columns(file: TableFile, names: Mapping[str, str], where: str) -> Tab
             close = difflib.get_close_matches(theirs.casefold(), there, n=1)
             advice = f"Did you mean {there[close[0]]!r}?" if close else "Correct it."
             raise ConfigError(
-                f"{where}.{theirs} is no column of {file.path}; there are {_list_columns(file.header)}. {advice}"
+                f"{where}.{theirs} is no column of {file}; there are {_list_columns(file.header)}. {advice}"
             )
         if file.header.count(theirs) > 1:
-            raise ConfigError(f"{file.path}: column {theirs!r} is there twice. Remove one.")
+            raise ConfigError(f"{file}: column {theirs!r} is there twice. Remove one.")
     taken = set(names.values())
     columns = [names.get(theirs, None if ours in taken else ours) for theirs, ours in _pairs(file)]
     return dataclasses.replace(file, columns=tuple(columns))
@@ -98,12 +98,12 @@ def check_columns(file: TableFile, required: Sequence[str], optional: Sequence[s
     """
     for column in (*required, *optional):
         if file.columns.count(column) > 1:
-            raise ConfigError(f"{file.path}: column {column!r} is there twice. Remove one.")
+            raise ConfigError(f"{file}: column {column!r} is there twice. Remove one.")
     missing = [column for column in required if column not in file.columns]
     if missing:
         asked = "" if missing[0] in SYNONYMS else f" {where}.label_columns asks for it."
         raise ConfigError(
-            f"{file.path}: column {missing[0]!r} is missing; there are {_list_columns(file.header)}.{asked} Needed are "
+            f"{file}: column {missing[0]!r} is missing; there are {_list_columns(file.header)}.{asked} Needed are "
             f"{list(required)}, known too are {list(optional)}. {_advise(file, required, optional, where, key)}"
         )
 

@@ -16,6 +16,7 @@ from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
 from dynaclr_wds.contract import FORMAT_VERSION, ROW_NAMES, SHARD_BY
+from dynaclr_wds.storage.options import StorageOptions
 from dynaclr_wds.tau import tau_range_frames
 from etl.source.fields import (
     FOV,
@@ -64,6 +65,8 @@ INDEX_COLUMNS = (
 )
 """Columns of the index that are no labels of the user's."""
 
+_UNRECORDED = ("written", "storage")
+
 RESERVED = tuple(dict.fromkeys((*INDEX_COLUMNS, "z_start", "z_focus", *ROW_NAMES)))
 """Names that a label may not have."""
 
@@ -74,9 +77,10 @@ class ExperimentConfig:
 
     name: Text
     data_path: Text
-    """Plate: an absolute path, or a URL as written."""
+    """Plate: an absolute path, or a URL."""
     tracks_path: Text
-    """Folder with one track file per FOV at `<row>/<col>/<fov>/`; absolute."""
+    """Folder with one track file per FOV at `<row>/<col>/<fov>/`: an absolute path, or a URL; a URL may also say where
+    each file is, with {row}, {col} and {fov}."""
     source_channel: Annotated[tuple[str, ...], As(texts())]
     """Channels to store, in the order of the C axis of a patch."""
     condition_wells: Annotated[Mapping[str, tuple[str, ...]], As(well_groups("condition", "infected"))]
@@ -100,7 +104,7 @@ class ExperimentConfig:
     tracks_unit: Annotated[TracksUnit, As(choice(TracksUnit, "Leave it out for pixels."))] = "pixel"
     """Unit of z, y and x in the track files; `um` is converted by `pixel_size_um`."""
     annotations: Text | None = None
-    """Table of labels, keyed by fov_name, track_id and, if it is there, t: an absolute path."""
+    """Table of labels, keyed by fov_name, track_id and, if it is there, t: an absolute path, or a URL."""
     annotation_columns: ColumnMap = field(default_factory=dict)
     """Column of `annotations` as it stands there → our name for it, which may be a label."""
     channel_markers: Mapping[str, Text] = field(default_factory=dict)
@@ -112,6 +116,8 @@ class ExperimentConfig:
     written: Mapping[str, Any] = field(default_factory=dict)
     """Key → value as written: paths with `${VAR}` not expanded, and null for what the plate says. The manifest's
     `config` and its hash hold these."""
+    storage: Annotated[StorageOptions, As(Any)] = field(default_factory=StorageOptions, compare=False, repr=False)
+    """How requests to object storage are made; in no record, as it may hold keys."""
 
     @property
     def conditions(self) -> tuple[str, ...]:
@@ -193,8 +199,8 @@ class ExperimentConfig:
 
     def as_record(self) -> dict[str, Any]:
         """What the stored bytes depend on, as JSON types; paths as written."""
-        record = dataclasses.asdict(self)
-        record |= record.pop("written")
+        record = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in _UNRECORDED}
+        record |= self.written
         # a list of pairs, because the order of conditions matters and JSON objects are sorted
         record["condition_wells"] = [[name, list(wells)] for name, wells in self.condition_wells.items()]
         return record

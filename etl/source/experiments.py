@@ -2,7 +2,7 @@
 
 Everything that can be wrong without opening a plate is an error here, and every error names the
 YAML path of the value, what is allowed, and what to do. What needs the plates is checked in
-`etl.source.preflight`. Relative paths are relative to the YAML; `${VAR}` in a path is expanded.
+`etl.source.preflight`. Relative paths are relative to the YAML, which may be a URL; `${VAR}` in a path is expanded.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from pydantic.dataclasses import dataclass
 
 from dynaclr_wds.contract import OWN_LABELS
 from dynaclr_wds.errors import ConfigError
-from dynaclr_wds.local_paths import refuse_url
+from dynaclr_wds.storage.location import Location, Place, is_url, parse_place
+from dynaclr_wds.storage.options import StorageOptions, parse_options
 from dynaclr_wds.tau import reaches_a_frame
 from etl.run.executors import usable_cpus
 from etl.source.collection import is_collection, translate_collection
@@ -54,16 +55,22 @@ _MAY_BE_EMPTY = (
 )
 
 
-def parse_build_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> BuildConfig:
+def parse_build_config(
+    path: str | Place,
+    overrides: Mapping[str, Any] | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> BuildConfig:
     """Parse experiments.yaml.
 
     Parameters
     ----------
     path
-        The YAML: a list `experiments:` and an optional mapping `shards:` with build options. Or a collection file of
-        the reference implementation, see `etl.source.collection`.
+        The YAML, a path or a URL: a list `experiments:` and optional mappings `shards:` with build options and
+        `storage_options:`. Or a collection file of the reference implementation, see `etl.source.collection`.
     overrides
         Build options that win over `shards:`, e.g. from the command line. None values are ignored.
+    storage_options
+        How requests to object storage are made: for the YAML itself, and for plates and tables where it says nothing.
 
     Raises
     ------
@@ -72,17 +79,18 @@ def parse_build_config(path: str | Path, overrides: Mapping[str, Any] | None = N
     StorageError
         The YAML cannot be read.
     """
-    refuse_url(path, "experiments_yaml")
-    path = Path(path)
-    where = str(path)
-    content, variables = read_yaml(path, _AS_TEXT), dict[str, str]()
+    place = parse_place(path, "experiments_yaml")
+    where = str(place)
+    content, variables = read_yaml(place, _AS_TEXT, parse_options(storage_options)), dict[str, str]()
     if is_collection(content):
         content, variables = translate_collection(content, where)
-    raw = parse_table(content, f"{where}: top level", ("experiments", "shards"))
+    raw = parse_table(content, f"{where}: top level", ("experiments", "shards", "storage_options"))
     entries = raw.get("experiments")
     if not isinstance(entries, list) or not entries:
         raise value_error(f"{where}: experiments", entries, "a list of at least one experiment", "Add `- name: ...`.")
-    places = _Places(root=path.absolute().parent, variables=variables)
+    given_for_all = raw.get("storage_options", storage_options) or {}
+    parse_options(given_for_all, f"{where}: storage_options")
+    places = _Places(root=_parent(place), variables=variables, storage_options=given_for_all)
     experiments = tuple(
         _parse_experiment(entry, f"{where}: experiments[{number}]", places) for number, entry in enumerate(entries)
     )
@@ -201,15 +209,18 @@ def _make(kind: type[_Section], raw: Mapping[str, Any], where: str) -> _Section:
 class _Places:
     """What paths of the YAML are relative to."""
 
-    root: Path
+    root: Place
     variables: Mapping[str, str]
     """Variable → value, of those that the file defines itself."""
+    storage_options: Mapping[str, Any] = dataclasses.field(repr=False)
+    """As given for all experiments."""
 
 
 def _parse_experiment(raw: object, where: str, places: _Places) -> ExperimentConfig:
     fields = dataclasses.fields(ExperimentConfig)
-    names = {f.name for f in fields} - {"written"}
-    entry = dict(parse_table(raw, where, names | set(_SHORTHANDS)))
+    names = {f.name for f in fields} - {"written", "storage"}
+    entry = dict(parse_table(raw, where, names | {*_SHORTHANDS, "storage_options"}))
+    storage = _parse_storage(entry.pop("storage_options", None), f"{where}.storage_options", places)
     required = [f.name for f in fields if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
     for name in required:
         if entry.get(name) is None:
@@ -227,20 +238,39 @@ def _parse_experiment(raw: object, where: str, places: _Places) -> ExperimentCon
     paths = {name: entry[name] for name in _PATHS if entry.get(name) is not None}
     found: dict[str, Any] = {name: _find(path, f"{where}.{name}", places) for name, path in paths.items()}
     written: dict[str, Any] = {name: _tidy(path) for name, path in paths.items()}
-    return dataclasses.replace(experiment, labels={**more, **experiment.labels}, written=written, **found)
+    found |= {"labels": {**more, **experiment.labels}, "written": written, "storage": storage}
+    return dataclasses.replace(experiment, **found)
+
+
+def _parse_storage(raw: object, where: str, places: _Places) -> StorageOptions:
+    """Parse the options of an experiment, which come on top of those for all."""
+    if raw is not None and not isinstance(raw, Mapping):
+        parse_options(raw, where)
+    return parse_options({**places.storage_options, **(raw or {})}, where)  # type: ignore[dict-item]
+
+
+def _parent(place: Place) -> Place:
+    if isinstance(place, Path):
+        return place.absolute().parent
+    return Location(place.scheme, place.bucket, place.key.rpartition("/")[0])
 
 
 def _find(path: str, where: str, places: _Places) -> str:
-    """Make a path absolute. The plate may be a URL, which stays as it is; tables are read from a disk."""
-    expanded = expand_variables(path, where, places.variables)
-    if not where.endswith(".data_path"):
-        refuse_url(expanded, where)
-    return expanded if "://" in expanded else os.path.normpath(places.root / expanded)
+    """Make a path absolute; one of a YAML in object storage is a URL then, and so is one that is written so."""
+    expanded, root = expand_variables(path, where, places.variables), places.root
+    if is_url(expanded):
+        return str(parse_place(expanded, where))
+    if isinstance(root, Path) or expanded.startswith("/"):
+        return os.path.normpath(expanded if isinstance(root, Location) else root / expanded)
+    key = posixpath.normpath(posixpath.join(root.key, expanded))
+    if key.startswith(".."):
+        raise value_error(where, path, f"inside of {root.scheme}://{root.bucket}", "Correct it, or write a URL.")
+    return str(Location(root.scheme, root.bucket) / key)
 
 
 def _tidy(path: str) -> str:
     """Write a path without `.` and `..`, so that two spellings of one path are one config."""
-    return path if "://" in path or "${" in path else posixpath.normpath(path)
+    return path if is_url(path) or "${" in path else posixpath.normpath(path)
 
 
 def _parse_options(raw: object, where: str) -> dict[str, Any]:

@@ -31,7 +31,14 @@ FOV = (r"^[^/\s]+/[^/\s]+/[^/\s]+$", "A/1/0")
 
 def value_error(where: str, value: object, rule: str, advice: str) -> ConfigError:
     """Make the error for a value: where and what it is, what it must be, what to do."""
-    return ConfigError(f"{where}={value!r} must be {rule}. {advice}")
+    return ConfigError(f"{where}={hide_options(value)!r} must be {rule}. {advice}")
+
+
+def hide_options(value: object) -> object:
+    """Return a value as errors may show it: without what stands under `storage_options`, which may be keys."""
+    if isinstance(value, Mapping):
+        return {key: "…" if key == "storage_options" else hide_options(inside) for key, inside in value.items()}
+    return [hide_options(inside) for inside in value] if isinstance(value, list) else value
 
 
 def refuse(value: object, rule: str, advice: str, *loc: str | int) -> ValidationError:
@@ -76,7 +83,7 @@ def explain(error: ValidationError, where: str) -> ConfigError:
     words = line.get("ctx", {})
     if line["type"] == "rule":
         return value_error(path, line["input"], words["rule"], words["advice"])
-    return ConfigError(f"{path}={line['input']!r}: {line['msg']}. Correct it.")
+    return ConfigError(f"{path}={hide_options(line['input'])!r}: {line['msg']}. Correct it.")
 
 
 def parse_table(raw: object, where: str, allowed: Collection[str]) -> dict[str, Any]:

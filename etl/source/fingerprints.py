@@ -1,7 +1,8 @@
 """Takes fingerprints of track files and plates: what a set was made of, and whether that changed since.
 
-No pixel is read. A plate's pixels are known by the names, sizes and times of their chunk files (in object storage by
-their ETags), its metadata and the tracks by their bytes.
+No pixel is read. A plate's pixels are known by the names, sizes and times of their chunk files, its metadata and the
+tracks by their bytes. In object storage ETags take the place of times, and of the bytes of tables: chunks are listed
+or, where there is no listing, asked for one by one.
 """
 
 from __future__ import annotations
@@ -16,13 +17,16 @@ from typing import Any
 import xxhash
 
 from dynaclr_wds.contract import SourceRecord
-from dynaclr_wds.errors import PlateError
+from dynaclr_wds.errors import PlateError, StorageError
+from dynaclr_wds.storage.client import ObjectInfo
+from dynaclr_wds.storage.location import Location, is_url, parse_place
+from dynaclr_wds.storage.objects import open_object
 from etl.source.experiments import BuildConfig, ExperimentConfig
+from etl.source.plate_store import METADATA, find_chunks
 from etl.source.plates import Fov, Plate
 from etl.source.preflight import plan_fovs
+from etl.source.table_places import AT_ONCE, RemoteTracks
 from etl.source.track_formats import list_tables
-
-_METADATA = ("zarr.json", ".zarray", ".zattrs", ".zgroup")
 
 Key = tuple[str, str]
 """(experiment, fov_name)."""
@@ -51,28 +55,76 @@ def fingerprint_sources(
     ]
 
     looked_at = {experiment.name for experiment, fov in asked if (experiment.name, fov.name) not in trusted}
-    annotations = {e.name: _fingerprint_annotations(e) for e in config.experiments if e.name in looked_at}
+    tables = {
+        e.name: _Tables(e, f"{config.where}: experiments[{number}]")
+        for number, e in enumerate(config.experiments)
+        if e.name in looked_at
+    }
 
     def take(pair: tuple[ExperimentConfig, Fov]) -> SourceRecord:
         experiment, fov = pair
         known = trusted.get((experiment.name, fov.name))
-        return known or fingerprint_fov(experiment, fov, annotations[experiment.name])
+        return known or _fingerprint_fov(tables[experiment.name], fov)
 
-    with ThreadPoolExecutor(config.workers) as pool:
+    is_remote = any(fov.store is not None or is_url(experiment.tracks_path) for experiment, fov in asked)
+    with ThreadPoolExecutor(max(config.workers, AT_ONCE) if is_remote else config.workers) as pool:
         return {(record.experiment, record.fov_name): record for record in pool.map(take, asked)}
 
 
-def fingerprint_fov(experiment: ExperimentConfig, fov: Fov, annotations: bytes) -> SourceRecord:
-    """Take the fingerprints of one FOV; `annotations` is that of its experiment's annotation table."""
+class _Tables:
+    """The tables of an experiment; `where` is its YAML path."""
+
+    def __init__(self, experiment: ExperimentConfig, where: str) -> None:
+        self.experiment = experiment
+        self._remote = RemoteTracks(experiment, where) if is_url(experiment.tracks_path) else None
+        self._annotations = self._fingerprint_annotations()
+
+    def fingerprint(self, fov_name: str) -> str:
+        """Hash the track files of a FOV, and the annotation table, which is read once for all FOVs."""
+        digest = xxhash.xxh3_64(self._annotations)
+        if self._remote is not None:
+            for name, info in self._remote.list(fov_name).items():
+                digest.update(f"{name}\0{info.size}\0{_mark(info)}\n".encode())
+        else:
+            for path in list_tables(Path(self.experiment.tracks_path) / fov_name):
+                _add_file(digest, path)
+        return digest.hexdigest()
+
+    def _fingerprint_annotations(self) -> bytes:
+        """Empty without a table, or where it is not there: the index says so."""
+        if self.experiment.annotations is None:
+            return b""
+        place, digest = parse_place(self.experiment.annotations), xxhash.xxh3_64()
+        try:
+            if isinstance(place, Location):
+                storage, name = open_object(place, self.experiment.storage)
+                info = storage.info(name)
+                digest.update(f"{info.size}\0{_mark(info)}".encode())
+            else:
+                _add_file(digest, place)
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            return b""
+        return digest.digest()
+
+
+def _mark(info: ObjectInfo) -> str:
+    """Return what tells versions of an object apart, beside its size."""
+    return info.etag or str(info.changed)
+
+
+def _fingerprint_fov(tables: _Tables, fov: Fov) -> SourceRecord:
+    """Take the fingerprints of one FOV."""
     try:
         metadata, pixels = _fingerprint_array(fov)
         return SourceRecord(
-            experiment=experiment.name,
+            experiment=tables.experiment.name,
             fov_name=fov.name,
-            tracks=_fingerprint_tracks(experiment, fov.name, annotations),
+            tracks=tables.fingerprint(fov.name),
             metadata=metadata,
             pixels=pixels,
         )
+    except StorageError:
+        raise
     except OSError as error:
         raise PlateError(
             f"{fov.where}: its files can't be listed ({error}). Restore them, or leave the field of view out with "
@@ -102,23 +154,6 @@ def _shorten(names: Sequence[str]) -> str:
     return ", ".join(names[:8]) + more
 
 
-def _fingerprint_annotations(experiment: ExperimentConfig) -> bytes:
-    """Hash the bytes of the annotation table, once for all FOVs; empty without a table, or where it is not there."""
-    digest = xxhash.xxh3_64()
-    if experiment.annotations is None or not Path(experiment.annotations).is_file():
-        return b""  # a table that is asked for and not there is an error of the index
-    _add_file(digest, Path(experiment.annotations))
-    return digest.digest()
-
-
-def _fingerprint_tracks(experiment: ExperimentConfig, fov_name: str, annotations: bytes) -> str:
-    """Hash the bytes of the track file, and the fingerprint of the annotation table."""
-    digest = xxhash.xxh3_64(annotations)
-    for path in list_tables(Path(experiment.tracks_path) / fov_name):
-        _add_file(digest, path)
-    return digest.hexdigest()
-
-
 def _add_file(digest: Any, path: Path) -> None:
     with path.open("rb") as file:
         while data := file.read(1 << 20):
@@ -131,23 +166,17 @@ def _fingerprint_array(fov: Fov) -> tuple[str, str]:
     of_plate = [fov.plate_normalization, fov.plate_focus_slice]
     metadata.update(json.dumps(of_plate, sort_keys=True).encode())
     image, array = fov.name, fov.array.path
-    if "://" in fov.plate_path:
-        import fsspec  # here, because only plates in object storage need it
-
-        files, root = fsspec.core.url_to_fs(fov.plate_path)
-        for folder in (image, array):
-            for name in _METADATA:
-                path = f"{root}/{folder}/{name}"
-                if files.exists(path):
-                    metadata.update(f"{folder}/{name}\0".encode() + files.cat_file(path))
-        chunks = _list_remote(files, f"{root}/{array}")
+    names = [f"{folder}/{name}" for folder in (image, array) for name in METADATA]
+    if fov.store is not None:
+        for name, document in fov.store.read_documents(names).items():
+            metadata.update(f"{name}\0".encode() + document)
+        chunks = [(name, info.size, _mark(info)) for name, info in sorted(find_chunks(fov.store, fov.array).items())]
     else:
         plate = Path(fov.plate_path)
-        for folder in (image, array):
-            for name in _METADATA:
-                if (plate / folder / name).is_file():
-                    metadata.update(f"{folder}/{name}\0".encode())
-                    _add_file(metadata, plate / folder / name)
+        for name in names:
+            if (plate / name).is_file():
+                metadata.update(f"{name}\0".encode())
+                _add_file(metadata, plate / name)
         chunks = sorted(_list_local(str(plate / array), ""))
     for name, size, mark in chunks:
         pixels.update(f"{name}\0{size}\0{mark}\n".encode())
@@ -160,17 +189,6 @@ def _list_local(folder: str, prefix: str) -> Iterator[tuple[str, int, str]]:
         for entry in entries:
             if entry.is_dir():
                 yield from _list_local(entry.path, f"{prefix}{entry.name}/")
-            elif entry.name not in _METADATA:
+            elif entry.name not in METADATA:
                 status = entry.stat()
                 yield prefix + entry.name, status.st_size, str(status.st_mtime_ns)
-
-
-def _list_remote(files: Any, root: str) -> list[tuple[str, int, str]]:
-    """List (name, size, ETag or time) of every chunk below a URL."""
-    found = files.find(root, detail=True)
-    marks = ("ETag", "etag", "md5Hash", "LastModified", "mtime")
-    return sorted(
-        (path[len(root) :], info["size"], next((str(info[m]) for m in marks if info.get(m)), ""))
-        for path, info in found.items()
-        if path.rpartition("/")[2] not in _METADATA
-    )

@@ -16,25 +16,13 @@ from typing import Any
 
 import zarr
 from ome_zarr_models.v04.multiscales import Multiscale as MultiscaleV04
-from ome_zarr_models.v04.plate import Plate as PlateV04
-from ome_zarr_models.v04.well_types import WellMeta as WellV04
 from ome_zarr_models.v05.multiscales import Multiscale as MultiscaleV05
-from ome_zarr_models.v05.plate import Plate as PlateV05
-from ome_zarr_models.v05.well_types import WellMeta as WellV05
-from pydantic import ValidationError
 
-from dynaclr_wds.errors import PlateError, StorageError
-
-Normalization = Mapping[str, Mapping[str, Any]]
-"""Channel → level (`fov_statistics`, `dataset_statistics`, `timepoint_statistics`) → statistics."""
-
-_MODELS = {
-    "plate": (PlateV04, PlateV05),
-    "well": (WellV04, WellV05),
-    "multiscales": (MultiscaleV04, MultiscaleV05),
-}
-_LEVELS = ("fov_statistics", "dataset_statistics", "timepoint_statistics")
-
+from dynaclr_wds.errors import DynaCLRError, PlateError, StorageError
+from dynaclr_wds.storage.location import Location, parse_place
+from dynaclr_wds.storage.options import StorageOptions
+from etl.source.plate_metadata import Normalization, as_mapping, ome_of, parse_model, parse_normalization
+from etl.source.plate_store import PlateStore
 
 PixelSize = tuple[float | None, float | None, float | None]
 """Micrometres per pixel along z, y and x; None where it is not known."""
@@ -57,9 +45,11 @@ class Fov:
     """One field of view of a plate, opened at first use."""
 
     plate_path: str
-    """Where the plate is: a path, or a URL that zarr understands."""
+    """Where the plate is: a path or URL."""
     name: str
     """`row/col/fov`."""
+    store: PlateStore | None = field(default=None, repr=False, compare=False)
+    """Reads the plate where that is in object storage."""
     plate_normalization: Normalization | None = field(default=None, repr=False)
     """Statistics as VisCy writes them, from the plate's attributes."""
     plate_focus_slice: Mapping[str, Any] = field(default_factory=dict, repr=False)
@@ -84,7 +74,8 @@ class Fov:
             raise PlateError(f"{self.where}: axes {axes} must be [t, c, z, y, x]. Write the plate with all five axes.")
         try:
             with _naming_plate(f"{self.where}/{path}"):
-                array = zarr.open_array(self.plate_path, path=f"{self.name}/{path}", mode="r")
+                place, more = _find(self.plate_path, self.store)
+                array = zarr.open_array(place, path=f"{self.name}/{path}", mode="r", **more)
         except FileNotFoundError as error:
             raise PlateError(f"{self.where}: level {path!r} is not there. Write the plate again.") from error
         if min(array.chunks, default=1) < 1:
@@ -105,7 +96,7 @@ class Fov:
     @cached_property
     def channel_names(self) -> tuple[str, ...]:
         """Labels of the C axis; empty where the plate names no channels."""
-        omero = _ome(self._attributes).get("omero", {})
+        omero = ome_of(self._attributes).get("omero", {})
         try:
             return tuple(str(channel["label"]) for channel in omero.get("channels", ()))
         except (AttributeError, KeyError, TypeError) as error:
@@ -139,7 +130,7 @@ class Fov:
     @cached_property
     def normalization(self) -> Normalization | None:
         """Statistics as VisCy writes them, the FOV's added to the plate's; None without any."""
-        own = _parse_normalization(self._attributes.get("normalization"), self.where)
+        own = parse_normalization(self._attributes.get("normalization"), self.where)
         if own is None or self.plate_normalization is None:
             return own or self.plate_normalization
         names = dict.fromkeys((*self.plate_normalization, *own))
@@ -148,17 +139,17 @@ class Fov:
     @cached_property
     def focus_slice(self) -> Mapping[str, Any]:
         """Slices in focus as VisCy's quality control writes them: channel → kind of value → values; see `focus.py`."""
-        own = _as_mapping(self._attributes.get("focus_slice"))
+        own = as_mapping(self._attributes.get("focus_slice"))
         plate = self.plate_focus_slice
-        return {name: {**_as_mapping(plate.get(name)), **_as_mapping(own.get(name))} for name in (*plate, *own)}
+        return {name: {**as_mapping(plate.get(name)), **as_mapping(own.get(name))} for name in (*plate, *own)}
 
     @cached_property
     def _attributes(self) -> dict[str, Any]:
-        return _read_attributes(self.plate_path, self.name)
+        return _read_attributes(self.plate_path, self.name, self.store)
 
     @cached_property
     def _multiscale(self) -> MultiscaleV04 | MultiscaleV05:
-        return _parse_model(self._attributes, "multiscales", self.where)
+        return parse_model(self._attributes, "multiscales", self.where)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,7 +163,7 @@ class Plate:
     """`row/col/fov` → FOV of the opened wells, in the plate's order."""
 
 
-def open_plate(path: str | Path, wells: Collection[str] | None = None) -> Plate:
+def open_plate(path: str | Path, wells: Collection[str] | None = None, options: StorageOptions | None = None) -> Plate:
     """Open a plate; no pixels are read.
 
     Parameters
@@ -181,31 +172,53 @@ def open_plate(path: str | Path, wells: Collection[str] | None = None) -> Plate:
         Folder or URL of the plate.
     wells
         Open the FOVs of these wells only (`row/col`); None is all. Names that are not there are ignored.
+    options
+        How requests to object storage are made.
 
     Raises
     ------
     FileNotFoundError
         Nothing at `path`.
+    ConfigError
+        A URL that can't be read, or no credentials for it.
     PlateError
         Not an HCS plate, or metadata that is missing or wrong.
+    StorageError
+        It can't be read.
     """
-    path = str(path)
-    with _naming_plate(path):
-        attributes = dict(zarr.open_group(path, mode="r", use_consolidated=False).attrs)
-    normalization = _parse_normalization(attributes.get("normalization"), path)
-    present = tuple(well.path for well in _parse_model(attributes, "plate", path).wells)
-    fovs: dict[str, Fov] = {}
-    for well in present:
-        if wells is None or well in wells:
-            for image in _parse_model(_read_attributes(path, well), "well", f"{path}/{well}").images:
-                name = f"{well}/{image.path}"
-                fovs[name] = Fov(
-                    plate_path=path,
-                    name=name,
-                    plate_normalization=normalization,
-                    plate_focus_slice=_as_mapping(attributes.get("focus_slice")),
-                )
+    place = parse_place(path, "plate")
+    store = PlateStore(place, options or StorageOptions()) if isinstance(place, Location) else None
+    path = str(place)
+    attributes = _read_attributes(path, "", store)
+    normalization = parse_normalization(attributes.get("normalization"), path)
+    present = tuple(well.path for well in parse_model(attributes, "plate", path).wells)
+    chosen = [well for well in present if wells is None or well in wells]
+    if store is not None:
+        store.fetch_metadata(chosen)
+    names = [
+        f"{well}/{image.path}"
+        for well in chosen
+        for image in parse_model(_read_attributes(path, well, store), "well", f"{path}/{well}").images
+    ]
+    if store is not None:
+        store.fetch_metadata(names, [f"{name}/0" for name in names])
+    focus_slice = as_mapping(attributes.get("focus_slice"))
+    fovs = {
+        name: Fov(
+            plate_path=path,
+            name=name,
+            store=store,
+            plate_normalization=normalization,
+            plate_focus_slice=focus_slice,
+        )
+        for name in names
+    }
     return Plate(path=path, wells=present, fovs=fovs)
+
+
+def _find(plate_path: str, store: PlateStore | None) -> tuple[str | PlateStore, dict[str, Any]]:
+    """Return what zarr opens, and how."""
+    return (plate_path, {}) if store is None else (store, {"zarr_format": store.zarr_format})
 
 
 def _round(value: float) -> float:
@@ -218,8 +231,8 @@ def _naming_plate(where: str) -> Iterator[None]:
     """Turn what goes wrong while zarr reads metadata into an error that names the plate, well or FOV."""
     try:
         yield
-    except FileNotFoundError:
-        raise  # the caller knows what is missing
+    except (FileNotFoundError, DynaCLRError):
+        raise  # the caller knows what is missing; or it says already what failed
     except OSError as error:
         raise StorageError(
             f"{where}: could not be read ({error}). Look at the disk, the network and the permissions, then run again."
@@ -228,55 +241,13 @@ def _naming_plate(where: str) -> Iterator[None]:
         raise PlateError(f"{where}: its metadata is damaged ({error}). Write the plate again.") from error
 
 
-def _read_attributes(plate_path: str, name: str) -> dict[str, Any]:
+def _read_attributes(plate_path: str, name: str, store: PlateStore | None) -> dict[str, Any]:
+    """Read the attributes of a group; of the plate where there is no name."""
     try:
-        with _naming_plate(f"{plate_path}/{name}"):
-            return dict(zarr.open_group(plate_path, path=name, mode="r", use_consolidated=False).attrs)
+        with _naming_plate(f"{plate_path}/{name}".rstrip("/")):
+            place, more = _find(plate_path, store)
+            return dict(zarr.open_group(place, path=name, mode="r", use_consolidated=False, **more).attrs)
     except FileNotFoundError as error:
+        if not name:
+            raise
         raise PlateError(f"{plate_path}: lists {name}, but has no such group. Write the plate again.") from error
-
-
-def _as_mapping(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
-
-
-def _ome(attributes: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the OME metadata: OME-Zarr 0.5 has them under `ome`, 0.4 at the top."""
-    return _as_mapping(attributes.get("ome", attributes))
-
-
-def _parse_model(attributes: Mapping[str, Any], key: str, where: str) -> Any:
-    """Check the metadata under `key` against the model of its OME-Zarr version."""
-    raw = _ome(attributes).get(key)
-    if key == "multiscales" and isinstance(raw, list) and raw:
-        raw = raw[0]
-    if not isinstance(raw, Mapping):
-        raise PlateError(
-            f"{where}: has no OME-Zarr `{key}` metadata. Give the folder of an HCS plate, OME-Zarr 0.4 or 0.5."
-        )
-    new = "ome" in attributes
-    if new and key == "plate":
-        raw = {"version": _ome(attributes).get("version", "0.5"), **raw}
-    try:
-        return _MODELS[key][new].model_validate(raw)
-    except ValidationError as error:
-        faults = [(".".join(map(str, fault["loc"])), " ".join(fault["msg"].split())) for fault in error.errors()]
-        what = "; ".join(f"{place or key}: {message}" for place, message in faults)
-        version = "0.5" if new else "0.4"
-        raise PlateError(f"{where}: `{key}` is not OME-Zarr {version} ({what}). Correct the plate.") from error
-
-
-def _parse_normalization(raw: object, where: str) -> Normalization | None:
-    """Check VisCy's `normalization` attribute down to its levels; statistics are checked where they are used."""
-    if raw is None:
-        return None
-    good = isinstance(raw, Mapping) and all(
-        isinstance(levels, Mapping) and all(isinstance(levels.get(level, {}), Mapping) for level in _LEVELS)
-        for levels in raw.values()
-    )
-    if not good:
-        raise PlateError(
-            f"{where}: `normalization`={raw!r} must be {{channel: {{level: {{statistic: value}}}}}} with levels "
-            f"{list(_LEVELS)}. Remove it or compute it again."
-        )
-    return raw  # type: ignore[return-value]

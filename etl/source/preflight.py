@@ -29,13 +29,9 @@ def open_plates(config: BuildConfig) -> dict[str, Plate]:
     for number, experiment in enumerate(config.experiments):
         where = f"{config.where}: experiments[{number}].data_path={experiment.data_path!r}"
         try:
-            plates[experiment.name] = open_plate(experiment.data_path, experiment.well_conditions)
+            plates[experiment.name] = open_plate(experiment.data_path, experiment.well_conditions, experiment.storage)
         except FileNotFoundError as error:
             raise ConfigError(f"{where} has no plate. Give the folder of an OME-Zarr HCS plate.") from error
-        except ImportError as error:
-            raise ConfigError(
-                f"{where} needs a package that is not installed. {error}, as with pip install."
-            ) from error
         except (ValueError, OSError) as error:
             error.add_note(f"This plate is {where}.")
             raise

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pyarrow as pa
 
-from dynaclr_wds.errors import ConfigError, StorageError
+from dynaclr_wds.errors import ConfigError, DynaCLRError, StorageError
+from dynaclr_wds.storage.location import Place
 
 
 @contextmanager
-def naming_file(path: str | Path, kind: str) -> Iterator[None]:
+def naming_file(path: str | Place, kind: str) -> Iterator[None]:
     """Turn what goes wrong inside into an error that names the file.
 
     Parameters
@@ -31,7 +31,7 @@ def naming_file(path: str | Path, kind: str) -> Iterator[None]:
     """
     try:
         yield
-    except (ConfigError, StorageError):
+    except DynaCLRError:
         raise
     except UnicodeError as error:
         raise ConfigError(f"{path}: is not UTF-8 text ({_line(error)}). Save it as UTF-8.") from error

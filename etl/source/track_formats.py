@@ -6,15 +6,16 @@ returns how to read values. What the columns mean is not known here; see `etl.so
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet
 
-from dynaclr_wds.errors import ConfigError
+from dynaclr_wds.errors import ConfigError, StorageError
 from etl.source.fields import is_null_text
 from etl.source.reading import naming_file
 from etl.source.text_tables import find_layout, find_lines, read_text
@@ -23,11 +24,28 @@ MOST_VALUES = 100_000
 """Distinct values that a label may have: it is a category, not a measurement."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TableFile:
-    """A table file whose column names are known and whose values are not read yet."""
+@dataclass(frozen=True, slots=True)
+class TablePlace:
+    """Where a table is."""
 
     path: Path
+    """Its bytes, on this machine."""
+    name: str
+    """What errors call it: the path, or the URL that it was copied from."""
+
+    @classmethod
+    def of(cls, path: Path) -> TablePlace:
+        """A table that is read where it is."""
+        return cls(path, str(path))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableFile:
+    """A table file whose column names are known and whose values are not read yet; as text, its name."""
+
+    path: Path
+    name: str = ""
+    """What errors call it, where that is not its path."""
     header: tuple[str, ...]
     """Names of the columns as they stand in the file, in its order; a name may stand there twice."""
     columns: tuple[str | None, ...]
@@ -38,6 +56,9 @@ class TableFile:
     """(places, places of text) → table with a column `str(place)` for each; text comes as it is written in the file."""
     find_lines: Callable[[Sequence[int]], Sequence[int]] | None = None
     """Rows → the lines that they stand in, counted from 1; None for a file without lines."""
+
+    def __str__(self) -> str:
+        return self.name or str(self.path)
 
     def name_rows(self, rows: Sequence[int]) -> list[str]:
         """Name rows as a person finds them: by the line of a text file, else by number from 0."""
@@ -101,13 +122,18 @@ def list_tables(folder: Path) -> list[Path]:
 
     A text file (.txt) counts only where there is no other table: it may be a note. Hidden files don't count.
     """
-    files = sorted(folder.iterdir()) if folder.is_dir() else []
-    tables = {file: table_suffix(file) for file in files if not file.name.startswith((".", "~$"))}
-    found = [file for file, suffix in tables.items() if suffix is not None]
-    return [file for file in found if not str(tables[file]).startswith(".txt")] or found
+    files = {file.name: file for file in folder.iterdir()} if folder.is_dir() else {}
+    return [files[name] for name in choose_tables(files)]
 
 
-def open_table(path: Path) -> TableFile:
+def choose_tables(names: Iterable[str]) -> list[str]:
+    """Choose the tables among the files of a folder, by their names; see `list_tables`."""
+    tables = {name: table_suffix(Path(name)) for name in sorted(names) if not name.startswith((".", "~$"))}
+    found = [name for name, suffix in tables.items() if suffix is not None]
+    return [name for name in found if not str(tables[name]).startswith(".txt")] or found
+
+
+def open_table(place: Path | TablePlace) -> TableFile:
     """Open a table file of any known format.
 
     Raises
@@ -117,13 +143,26 @@ def open_table(path: Path) -> TableFile:
     StorageError
         The file cannot be read.
     """
-    suffix = table_suffix(path)
+    place = TablePlace.of(place) if isinstance(place, Path) else place
+    suffix = table_suffix(place.path)
     if suffix is None:
         raise ConfigError(
-            f"{path}: the suffix {path.suffix!r} must be one of {list(READERS)}. Write it in such a format."
+            f"{place.name}: the suffix {place.path.suffix!r} must be one of {list(READERS)}. Write it in such a format."
         )
-    with naming_file(path, suffix[1:].upper()):
-        return READERS[suffix](path)
+    with _naming(place, suffix):
+        return replace(READERS[suffix](place.path), name=place.name)
+
+
+@contextmanager
+def _naming(place: TablePlace, suffix: str) -> Iterator[None]:
+    """Name a table in errors as the user knows it, not by the path of a copy."""
+    try:
+        with naming_file(place.name, suffix[1:].upper()):
+            yield
+    except (ConfigError, StorageError) as error:
+        if place.name == str(place.path):
+            raise
+        raise type(error)(str(error).replace(str(place.path), place.name)) from error
 
 
 def read_table(file: TableFile, names: Sequence[str], labels: Sequence[str]) -> pa.Table:
@@ -144,11 +183,11 @@ def read_table(file: TableFile, names: Sequence[str], labels: Sequence[str]) -> 
         The file cannot be read.
     """
     place = {name: file.columns.index(name) for name in (*names, *labels)}
-    with naming_file(file.path, str(table_suffix(file.path))[1:].upper()):
+    with _naming(TablePlace(file.path, str(file)), str(table_suffix(file.path))):
         table = file.read(list(place.values()), [place[name] for name in labels])
         columns = {name: table[str(place[name])] for name in names}
         for name in labels:
-            columns[name] = encode_label(table[str(place[name])], f"{file.path}: column {file.header[place[name]]!r}")
+            columns[name] = encode_label(table[str(place[name])], f"{file}: column {file.header[place[name]]!r}")
         return pa.table(columns, metadata=table.schema.metadata)
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +20,8 @@ from dynaclr_wds.contract import NO_ID
 from dynaclr_wds.errors import ConfigError
 from etl.source.column_names import check_columns, rename_columns
 from etl.source.config import MORE_TRACK_COLUMNS, TRACK_COLUMNS, BuildConfig, ExperimentConfig
-from etl.source.track_formats import READERS, TableFile, list_tables, open_table, read_table
+from etl.source.table_places import Tables
+from etl.source.track_formats import TableFile, open_table, read_table
 from etl.source.trackmate import DIVISIONS, name_unit
 
 SCHEMA = pa.schema(
@@ -66,15 +66,17 @@ class _FovTracks:
     """Whether labels were read from a text that is not UTF-8."""
 
 
-def parse_track_files(config: BuildConfig, fovs: Mapping[str, Sequence[str]]) -> TrackRows:
+def parse_track_files(config: BuildConfig, fovs: Mapping[str, Sequence[str]], tables: Tables) -> TrackRows:
     """Read the track files of all FOVs.
 
     Parameters
     ----------
     config
-        Says where the files are, and how many are read at a time.
+        Says what the files hold, and how many are read at a time.
     fovs
         Experiment → FOV names (`row/col/fov`), in the order in which `fov` counts them.
+    tables
+        Finds the files.
 
     Raises
     ------
@@ -88,26 +90,25 @@ def parse_track_files(config: BuildConfig, fovs: Mapping[str, Sequence[str]]) ->
     files: list[tuple[TableFile, ExperimentConfig]] = []
     for number, experiment in enumerate(config.experiments):
         where = f"{config.where}: experiments[{number}]"
-        for name in fovs.get(experiment.name, ()):
-            path = find_track_file(experiment.tracks_path, name, f"{where}.tracks_path={experiment.tracks_path!r}")
-            file = rename_columns(open_table(path), experiment.columns, f"{where}.columns")
+        for place in tables.find_tracks(number, fovs.get(experiment.name, ())):
+            file = rename_columns(open_table(place), experiment.columns, f"{where}.columns")
             check_columns(file, (*TRACK_COLUMNS, *experiment.label_columns), MORE_TRACK_COLUMNS, where, "columns")
             _check_units(file, experiment, where)
             files.append((file, experiment))
     with ThreadPoolExecutor(config.workers) as pool:
-        tables = list(pool.map(_parse_track_file, files, range(len(files))))
-    table = pa.concat_tables([SCHEMA.empty_table(), *(t.rows for t in tables)], promote_options="default")
+        parsed = list(pool.map(_parse_track_file, files, range(len(files))))
+    table = pa.concat_tables([SCHEMA.empty_table(), *(t.rows for t in parsed)], promote_options="default")
     table = table.unify_dictionaries()
     row = pa.array(np.arange(len(table), dtype=np.int32))
     outside: dict[str, int] = {}
-    for (_, experiment), found in zip(files, tables, strict=True):
+    for (_, experiment), found in zip(files, parsed, strict=True):
         if found.outside:
             outside[experiment.name] = outside.get(experiment.name, 0) + found.outside
     return TrackRows(
         rows=table.select(SCHEMA.names).append_column("row", row),
         labels=table.drop_columns(SCHEMA.names),
         outside_tracks=outside,
-        notes=note_latin_1([file.path for (file, _), found in zip(files, tables, strict=True) if found.is_latin_1]),
+        notes=note_latin_1([str(file) for (file, _), found in zip(files, parsed, strict=True) if found.is_latin_1]),
     )
 
 
@@ -116,40 +117,15 @@ def is_latin_1(table: pa.Table) -> bool:
     return bool((table.schema.metadata or {}).get(b"encoding") == b"latin-1")
 
 
-def note_latin_1(paths: Sequence[Path]) -> tuple[str, ...]:
+def note_latin_1(names: Sequence[str]) -> tuple[str, ...]:
     """Say which files were read as Latin-1 because they are not UTF-8."""
-    if not paths:
+    if not names:
         return ()
-    more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return (
-        f"not UTF-8, and their labels were read as Latin-1: {', '.join(map(str, paths[:3]))}{more}. If a label looks "
+        f"not UTF-8, and their labels were read as Latin-1: {', '.join(names[:3])}{more}. If a label looks "
         "wrong, save the table as UTF-8.",
     )
-
-
-def find_track_file(root: str, fov: str, where: str) -> Path:
-    """Find the one track file of a FOV below `tracks_path`; `where` is the YAML path, for errors.
-
-    Raises
-    ------
-    ConfigError
-        There is none, or more than one, or `root` is a URL.
-    """
-    if "://" in root:
-        raise ConfigError(f"{where} is a URL, but tables are read from disks only. Copy the tracks to one.")
-    folder = Path(root) / fov
-    found = list_tables(folder)
-    if len(found) != 1:
-        there = sorted(file.name for file in folder.iterdir()) if folder.is_dir() else []
-        what = f"{len(found)} track files ({[file.name for file in found]})" if found else "no track file"
-        what += f" (there is {there[:5]})" if there and not found else ""
-        if not Path(root).is_dir():
-            raise ConfigError(f"{where} is no folder ({Path(root)}). Give the folder that holds <row>/<col>/<fov>.")
-        raise ConfigError(
-            f"{where} has {what} for FOV {fov!r}. Put exactly one table ({', '.join(READERS)}) into {folder}, "
-            "or list the FOV in shards.exclude_fovs."
-        )
-    return found[0]
 
 
 def _check_units(file: TableFile, experiment: ExperimentConfig, where: str) -> None:
@@ -164,14 +140,14 @@ def _check_units(file: TableFile, experiment: ExperimentConfig, where: str) -> N
         unit = file.units.get(theirs, "")
         if ours == "t" and unit not in ("", "frame", "frames"):
             raise ConfigError(
-                f"{file.path}: {theirs} is in {unit!r}, but t must be frames. Map FRAME to t in {where}.columns."
+                f"{file}: {theirs} is in {unit!r}, but t must be frames. Map FRAME to t in {where}.columns."
             )
         if ours in ("y", "x") and unit:
             said = name_unit(unit)
             if said != experiment.tracks_unit:
                 advice = f"Write `tracks_unit: {said}` there" if said in ("um", "pixel") else "Export it in pixels"
                 given = f"{where}.tracks_unit={experiment.tracks_unit!r}"
-                raise ConfigError(f"{file.path}: {theirs} is in {unit!r}, but {given}. {advice}.")
+                raise ConfigError(f"{file}: {theirs} is in {unit!r}, but {given}. {advice}.")
 
 
 def _parse_track_file(source: tuple[TableFile, ExperimentConfig], fov: int) -> _FovTracks:
@@ -254,9 +230,7 @@ def _parse_floats(raw: pa.Table, name: str, file: TableFile) -> Float[np.ndarray
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind)):
         values = np.array([str(value) for value in column.to_pylist()], dtype=object)
         refuse_rows(file, name, np.array([not _is_number(value) for value in values], dtype=bool), values, "a number")
-        raise ConfigError(
-            f"{file.path}: column {name!r} is of type {kind}, which is not a number. Write it as numbers."
-        )
+        raise ConfigError(f"{file}: column {name!r} is of type {kind}, which is not a number. Write it as numbers.")
     return np.asarray(column.cast(pa.float64(), safe=False).fill_null(np.nan).to_numpy())
 
 
@@ -288,4 +262,4 @@ def refuse_rows(file: TableFile, name: str, bad: Bool[np.ndarray, " rows"], valu
         shown = ", ".join(f"{row} ({value})" for row, value in named)
         more = f" and {len(rows) - 5} more" if len(rows) > 5 else ""
         advice = "Correct these lines" if file.find_lines else "Correct these rows (the first is row 0)"
-        raise ConfigError(f"{file.path}: {name} must be {rule}, but is not in {shown}{more}. {advice}.")
+        raise ConfigError(f"{file}: {name} must be {rule}, but is not in {shown}{more}. {advice}.")

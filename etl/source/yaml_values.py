@@ -8,16 +8,21 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Hashable, Mapping
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from dynaclr_wds.errors import ConfigError
+from dynaclr_wds.storage.location import Location, Place
+from dynaclr_wds.storage.objects import read_text
+from dynaclr_wds.storage.options import StorageOptions
 from etl.source.reading import naming_file
 
 _MOST_VALUES = 100_000
 """Aliases may expand to this many values beyond those that are written."""
+
+_MOST_BYTES = 1 << 26
+"""Of an object that is read as YAML."""
 
 _NOT_TEXT = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "bool", "timestamp"))
 
@@ -52,15 +57,17 @@ def _keep_text(node: yaml.Node) -> yaml.Node:
     return yaml.ScalarNode(tag, node.value, node.start_mark, node.end_mark)
 
 
-def read_yaml(path: Path, as_text: Collection[str] = ()) -> object:
+def read_yaml(path: Place, as_text: Collection[str] = (), options: StorageOptions | None = None) -> object:
     """Read a YAML file.
 
     Parameters
     ----------
     path
-        A UTF-8 file.
+        A UTF-8 file, or an object that is one.
     as_text
         Keys below which `007`, `yes` and `2024-01-05` are text, as written.
+    options
+        How requests to object storage are made.
 
     Raises
     ------
@@ -69,11 +76,7 @@ def read_yaml(path: Path, as_text: Collection[str] = ()) -> object:
     StorageError
         The file cannot be read.
     """
-    if not path.exists():
-        raise ConfigError(f"{path}: no such file. Give the path of an experiments.yaml.")
-    with naming_file(path, "YAML"):
-        text = path.read_text(encoding="utf-8")
-    loader = None
+    text, loader = _read(path, options), None
     try:
         loader = _StrictLoader(text)
         loader.name, loader.as_text = str(path), as_text
@@ -93,6 +96,17 @@ def read_yaml(path: Path, as_text: Collection[str] = ()) -> object:
             loader.dispose()
 
 
+def _read(path: Place, options: StorageOptions | None) -> str:
+    with naming_file(path, "YAML"):
+        try:
+            if isinstance(path, Location):
+                return read_text(path, options or StorageOptions(), _MOST_BYTES).decode()
+            return path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            pass
+    raise ConfigError(f"{path}: no such file. Give the path of an experiments.yaml.")
+
+
 def _tell(error: Exception) -> str:
     """Say in one line what is wrong, and in which line and column."""
     mark = getattr(error, "problem_mark", None)
@@ -100,7 +114,7 @@ def _tell(error: Exception) -> str:
     return said if mark is None else f"{said}, in line {mark.line + 1}, column {mark.column + 1}"
 
 
-def _check_expansion(root: yaml.Node, path: Path) -> None:
+def _check_expansion(root: yaml.Node, path: Place) -> None:
     """Refuse aliases that expand to far more values than are written; counts them without expanding them."""
     sizes: dict[int, int] = {}
     open_nodes: set[int] = set()

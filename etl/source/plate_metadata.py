@@ -1,0 +1,73 @@
+"""Checks the metadata documents of OME-Zarr plates: against the models of their version, and VisCy's statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ome_zarr_models.v04.multiscales import Multiscale as MultiscaleV04
+from ome_zarr_models.v04.plate import Plate as PlateV04
+from ome_zarr_models.v04.well_types import WellMeta as WellV04
+from ome_zarr_models.v05.multiscales import Multiscale as MultiscaleV05
+from ome_zarr_models.v05.plate import Plate as PlateV05
+from ome_zarr_models.v05.well_types import WellMeta as WellV05
+from pydantic import ValidationError
+
+from dynaclr_wds.errors import PlateError
+
+Normalization = Mapping[str, Mapping[str, Any]]
+"""Channel → level (`fov_statistics`, `dataset_statistics`, `timepoint_statistics`) → statistics."""
+
+_MODELS = {
+    "plate": (PlateV04, PlateV05),
+    "well": (WellV04, WellV05),
+    "multiscales": (MultiscaleV04, MultiscaleV05),
+}
+_LEVELS = ("fov_statistics", "dataset_statistics", "timepoint_statistics")
+
+
+def as_mapping(value: object) -> Mapping[str, Any]:
+    """Return a mapping as it is, and an empty one in place of anything else."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def ome_of(attributes: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the OME metadata: OME-Zarr 0.5 has them under `ome`, 0.4 at the top."""
+    return as_mapping(attributes.get("ome", attributes))
+
+
+def parse_model(attributes: Mapping[str, Any], key: str, where: str) -> Any:
+    """Check the metadata under `key` against the model of its OME-Zarr version."""
+    raw = ome_of(attributes).get(key)
+    if key == "multiscales" and isinstance(raw, list) and raw:
+        raw = raw[0]
+    if not isinstance(raw, Mapping):
+        raise PlateError(
+            f"{where}: has no OME-Zarr `{key}` metadata. Give the folder of an HCS plate, OME-Zarr 0.4 or 0.5."
+        )
+    new = "ome" in attributes
+    if new and key == "plate":
+        raw = {"version": ome_of(attributes).get("version", "0.5"), **raw}
+    try:
+        return _MODELS[key][new].model_validate(raw)
+    except ValidationError as error:
+        faults = [(".".join(map(str, fault["loc"])), " ".join(fault["msg"].split())) for fault in error.errors()]
+        what = "; ".join(f"{place or key}: {message}" for place, message in faults)
+        version = "0.5" if new else "0.4"
+        raise PlateError(f"{where}: `{key}` is not OME-Zarr {version} ({what}). Correct the plate.") from error
+
+
+def parse_normalization(raw: object, where: str) -> Normalization | None:
+    """Check VisCy's `normalization` attribute down to its levels; statistics are checked where they are used."""
+    if raw is None:
+        return None
+    good = isinstance(raw, Mapping) and all(
+        isinstance(levels, Mapping) and all(isinstance(levels.get(level, {}), Mapping) for level in _LEVELS)
+        for levels in raw.values()
+    )
+    if not good:
+        raise PlateError(
+            f"{where}: `normalization`={raw!r} must be {{channel: {{level: {{statistic: value}}}}}} with levels "
+            f"{list(_LEVELS)}. Remove it or compute it again."
+        )
+    return raw  # type: ignore[return-value]
