@@ -95,8 +95,8 @@ class ObjectStore:
         try:
             self._locate(getattr(self._gathered, "tables", None) or (), first, end, address, held)
             if not address.all():  # to ask for them now would bring bytes that nobody checks
-                error = StorageError("Bytes were read that nobody had asked for, or that were let go meanwhile.")
-                raise RowFailure(int(np.argmin(address)), error)
+                row = int(np.argmin(address))
+                raise RowFailure(row, self._explain_absence(int(shard[row])))
             _copy(address - offset[0], offset, out)
         finally:
             for arrival in held:
@@ -280,6 +280,12 @@ class ObjectStore:
         for first, last in parts:
             requests.submit(self._bring, arrival, shard, (first, last), disk)
         return arrival
+
+    def _explain_absence(self, shard: int) -> StorageError:
+        return StorageError(
+            f"{self._storage.root / self._shards[shard].path}: bytes are read that nobody had asked for, or that were "
+            "let go meanwhile, because the loader was closed. Read batches of a loader that is open."
+        )
 
     def _cut(self, begin: int, end: int) -> tuple[int, list[tuple[int, int]]]:
         """Return the shard of a range, and the requests that it takes: first byte in the shard and end."""
