@@ -12,8 +12,8 @@ import yaml
 from lightning.pytorch.utilities import rank_zero_warn
 
 from dynaclr_wds.contract import MANIFEST, Manifest
+from dynaclr_wds.file_checks import read_manifest_file
 from dynaclr_wds.local_paths import refuse_url
-from dynaclr_wds.manifest_checks import parse_manifest
 
 BuildOptions = Mapping[str, Sequence[int | float] | None]
 
@@ -69,7 +69,7 @@ def build_from_yaml(experiments_yaml: str, shards: str, wanted: BuildOptions) ->
 
 def _read_found(root: Path) -> Manifest | None:
     path = root / MANIFEST
-    return parse_manifest(path.read_bytes(), str(path)) if path.is_file() else None
+    return read_manifest_file(path) if path.is_file() else None
 
 
 def _plan_options(

@@ -19,7 +19,8 @@ from dynaclr_wds import contract
 from dynaclr_wds.contract import Manifest
 from dynaclr_wds.errors import ConfigError, FormatError
 from dynaclr_wds.fov_names import Places, check_experiments, keep_fovs
-from dynaclr_wds.index_checks import check_arrays, map_array
+from dynaclr_wds.index_checks import check_arrays
+from dynaclr_wds.npy_files import map_array
 from dynaclr_wds.plan.channels import ChannelChoices, ChannelsPerSample, list_choices
 from dynaclr_wds.plan.columns import CodeBook, ExperimentClock, PlanColumns, keep_lineages
 from dynaclr_wds.plan.config import TEMPORAL, PositiveRule
