@@ -7,6 +7,7 @@ the folder. What a manifest holds is said in `dynaclr_wds.contract`. Opens nothi
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import types
 import typing
@@ -82,11 +83,16 @@ _Record = TypeVar("_Record")
 
 def _parse_record(kind: type[_Record], raw: Any, where: str) -> _Record:
     """Make a record from JSON; every value must have the type that the record's field says."""
-    hints = typing.get_type_hints(kind)
+    hints = _find_hints(kind)  # type: ignore[arg-type]
     if not isinstance(raw, dict) or set(raw) != set(hints):
         found = sorted(raw) if isinstance(raw, dict) else raw
         raise FormatError(f"{where}: {kind.__name__} must have the keys {sorted(hints)}, not {found!r}.")
     return kind(**{key: _parse_value(hints[key], raw[key], f"{where}: {key}") for key in hints})
+
+
+@functools.cache
+def _find_hints(kind: Any) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
 
 
 def _parse_value(hint: Any, raw: Any, where: str) -> Any:
@@ -239,6 +245,8 @@ def _check_distinct(values: Sequence[Any], what: str, where: str) -> None:
 
 def _check_times(manifest: Manifest, where: str) -> None:
     """Check that τ ranges are those of the intervals, and that there is one frame where there is no interval."""
+    if not 0 <= manifest.tau_range_hours[0] <= manifest.tau_range_hours[1]:
+        raise FormatError(f"{where}: tau_range_hours={manifest.tau_range_hours} must ascend from 0 or more.")
     interval = {experiment.name: experiment.interval_minutes for experiment in manifest.experiments}
     for experiment in manifest.experiments:
         try:

@@ -68,7 +68,7 @@ def parse_clip(sample: Mapping[str, Any]) -> ClipRecord:
     clip = _parse_json(sample, where)
     try:
         patches = clip["patches"]
-        least, most = (_frame(frames) for frames in clip["tau_frames"])
+        least, most = _range(clip["tau_frames"])
         return ClipRecord(
             where=where,
             key=_key_number(clip["key"]),
@@ -197,6 +197,13 @@ def _frame(raw: Any) -> int:
     if not 0 <= _whole(raw) < _MOST_FRAMES:
         raise ValueError(f"{raw!r:.100} is no number of a frame")
     return int(raw)
+
+
+def _range(raw: Any) -> TauFrames:
+    least, most = (_frame(frames) for frames in raw)
+    if least > most:
+        raise ValueError(f"tau_frames={raw!r:.100}")
+    return least, most
 
 
 def _not_negative(raw: Any) -> float:
