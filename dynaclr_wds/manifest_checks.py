@@ -251,8 +251,8 @@ def _check_times(manifest: Manifest, where: str) -> None:
     for experiment in manifest.experiments:
         try:
             expected = tau_range_frames(manifest.tau_range_hours, experiment.interval_minutes)
-        except OverflowError:
-            expected = None  # an interval next to nothing
+        except ValueError:
+            expected = None  # more frames than there can be
         if experiment.tau_frames != expected:
             raise FormatError(
                 f"{where}: tau_frames={experiment.tau_frames} of {experiment.name!r} are not the frames of "

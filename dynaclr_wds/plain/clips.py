@@ -92,7 +92,11 @@ def collate_triplets(triplets: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _choose_frames(clip: ClipRecord, hours: TauHours | None) -> TauFrames:
     """Return the τ range in frames that is asked for."""
-    asked = clip.tau_frames if hours is None else tau_range_frames(hours, clip.interval_minutes)
+    try:
+        asked = clip.tau_frames if hours is None else tau_range_frames(hours, clip.interval_minutes)
+    except ValueError as error:
+        error.add_note(f"in {clip.where}")
+        raise
     check_tau_range("tau_range_hours", clip.experiment, asked, clip.tau_frames, clip.interval_minutes, clip.where)
     return asked
 

@@ -113,8 +113,6 @@ def _tell(error: Exception) -> str:
     return said if mark is None else f"{said}, in line {mark.line + 1}, column {mark.column + 1}"
 
 
-    text, loader = _read(path, options), None
-    check_yaml(text, str(path))
 def expand_variables(text: str, where: str, variables: Mapping[str, str] | None = None) -> str:
     """Replace `${VAR}` by the value of a variable.
 

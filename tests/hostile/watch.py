@@ -38,7 +38,7 @@ def _hook(event: str, arguments: tuple[Any, ...]) -> None:
         path, mode, flags = arguments
         if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) or (isinstance(mode, str) and set(mode) & set("wax+")):
             _check_inside(event, path, folder, found)
-    elif event in _CHANGES:
+    elif event in _CHANGES and arguments[-1] in (-1, None):  # else below an open folder, as rmtree does
         _check_inside(event, arguments[0], folder, found)
 
 
