@@ -23,6 +23,7 @@ import zarr
 from dynaclr_wds.contract import OBSERVATIONS
 from dynaclr_wds.describe import make_module
 from dynaclr_wds.errors import CheckpointError, ConfigError, FormatError, PlateError
+from dynaclr_wds.files import write_whole
 from dynaclr_wds.npy_files import map_array, parse_npy_header
 from dynaclr_wds.plain.pipeline import triplet_pipeline
 from dynaclr_wds.shardset import ShardSet
@@ -233,6 +234,16 @@ def test_fifos_and_devices_in_place_of_files_are_refused(forged: Forgery, tmp_pa
     path.symlink_to("/dev/zero")
     with pytest.raises(FormatError, match=r"is missing, though the manifest lists it"):
         ShardSet.open(tmp_path / "set")
+
+
+def test_a_link_in_place_of_a_partial_file_is_not_written_through(tmp_path: Path):
+    (tmp_path / "precious").write_bytes(b"precious")
+    (tmp_path / "x.partial").symlink_to(tmp_path / "precious")
+    with write_whole(tmp_path / "x") as file:
+        file.write(b"content")
+    assert (tmp_path / "precious").read_bytes() == b"precious"
+    assert not (tmp_path / "x").is_symlink()
+    assert (tmp_path / "x").read_bytes() == b"content"
 
 
 # --- shards ----------------------------------------------------------------------------------------------------------

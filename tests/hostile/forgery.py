@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from dynaclr_wds.contract import array_path
+from dynaclr_wds.contract import array_path, channel_checksum
 from etl.build_shards import build_shards
 from etl.source.experiments import parse_build_config
 from tests.plates import make_collection
+
+PATCH_BYTES = 8 * 8 * 2
 
 
 def build_small_set(root: Path) -> Path:
@@ -76,10 +78,20 @@ class Forgery:
                 data = self.files[self.manifest["shards"][shard[block]]["path"]]
                 sums[block] = xxhash.xxh3_64_intdigest(data[begin[block] : end[block]])
             self.put_array("block_xxh3", sums)
+            self._seal_patches(changed, shard)
         for record in [*self.manifest["shards"], *self.manifest["files"]]:
             if record["path"] in self.touched:
                 data = self.files[record["path"]]
                 record |= {"bytes": len(data), "xxh3": xxhash.xxh3_64_hexdigest(data)}
+
+    def _seal_patches(self, changed: list[int], block_shard: np.ndarray) -> None:
+        """Give every patch of some shards a checksum that fits; patches of this set have one channel."""
+        of_patch = block_shard[self.array("clip_block")[self.array("patch_clip")]]
+        offset, sums = self.array("patch_offset"), self.array("patch_xxh3")
+        for row in np.flatnonzero(np.isin(of_patch, changed)).tolist():
+            data = self.files[self.manifest["shards"][of_patch[row]]["path"]]
+            sums[row, 0] = channel_checksum(data[offset[row] : offset[row] + PATCH_BYTES])
+        self.put_array("patch_xxh3", sums)
 
     def write(self, root: Path, written: Mapping[str, bytes]) -> dict[str, bytes]:
         """Write the set over another one that is there; return what is there then."""
