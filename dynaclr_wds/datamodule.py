@@ -15,6 +15,7 @@ from torch import Tensor
 from dynaclr_wds.build import build_from_yaml
 from dynaclr_wds.describe import ModuleOrDescription, keep_arguments, make_modules
 from dynaclr_wds.fov_names import check_experiments, keep_experiments, keep_fovs
+from dynaclr_wds.plan.audit.window_offers import window_as_typed
 from dynaclr_wds.plan.batch import BatchPlan
 from dynaclr_wds.plan.channels import ChannelChoices
 from dynaclr_wds.plan.config import (
@@ -27,7 +28,7 @@ from dynaclr_wds.plan.config import (
 )
 from dynaclr_wds.plan.index import PlanIndex
 from dynaclr_wds.plan.sampler import FlexibleBatchSampler
-from dynaclr_wds.plan.streaming.window import parse_window, window_as_typed
+from dynaclr_wds.plan.streaming.window import parse_window
 from dynaclr_wds.plan.validation import plan_validation
 from dynaclr_wds.read.crop import Crop, check_one_shape, plan_crop
 from dynaclr_wds.read.dataset import MultiExperimentTripletDataset, list_observations, open_store
