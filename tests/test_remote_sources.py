@@ -263,7 +263,9 @@ def test_a_bucket_that_is_gone_is_no_plate_without_chunks(tmp_path: Path, seawee
 
 def test_each_thing_is_asked_for_once(tmp_path: Path, bucket: Bucket, proxy_before: Any) -> None:
     shape, chunks, shards = (4, 2, 1, 40, 40), (1, 1, 1, 16, 16), (2, 2, 1, 48, 48)
-    (pixels,) = write_plate(tmp_path / "p.zarr", shape=shape, chunks=chunks, shards=shards).values()
+    long = {"A/1/0": {"GFP": {"fov_statistics": {"notes": "x" * 5000}}}}
+    written = write_plate(tmp_path / "p.zarr", shape=shape, chunks=chunks, shards=shards, normalization=long)
+    (pixels,) = written.values()
     upload(bucket, tmp_path / "p.zarr", "p.zarr")
     proxy: Proxy = proxy_before(bucket.endpoint)
     options = parse_options(patient(proxy.before(bucket)))
@@ -289,6 +291,7 @@ def test_each_thing_is_asked_for_once(tmp_path: Path, bucket: Bucket, proxy_befo
     large = parse_options(patient(proxy.before(bucket), request_bytes=4096))
     array = open_plate(f"{bucket.url}/p.zarr", options=large).fovs["A/1/0"].array
     assert np.array_equal(read_box(array, (slice(0, 2), slice(0, 2))), pixels[:2])
+    assert _asked(proxy)["A/1/0/zarr.json"] == 2
     size = (tmp_path / "p.zarr/A/1/0/0/c/0/0/0/0/0").stat().st_size
     assert _asked(proxy)["A/1/0/0/c/0/0/0/0/0"] == -(-size // 4096) > 1
 

@@ -15,12 +15,14 @@ from typing import Any
 from dynaclr_wds.errors import FormatError, PlateError, StorageError
 from dynaclr_wds.storage.client import DeniedError, ObjectInfo, Storage
 from dynaclr_wds.storage.location import Location
-from dynaclr_wds.storage.objects import Found, list_below, read_begin, read_end
+from dynaclr_wds.storage.objects import Found, list_below, read_begin, read_end, read_whole
 from dynaclr_wds.storage.options import StorageOptions
 
 _IN_FLIGHT = 32
 """Requests at a time, of each plate."""
 
+_LARGEST_DOCUMENT = 1 << 28
+"""Bytes."""
 _MOST_INDEXES = 1024
 """Shards whose index is kept."""
 
@@ -55,7 +57,7 @@ class PlateRequests:
 
     def document(self, key: str) -> Kept:
         """Read a small object whole, once."""
-        return self._once(self._documents, (key, 0), lambda: read_begin(self._storage, key))
+        return self._once(self._documents, (key, 0), lambda: read_whole(self._storage, key, _LARGEST_DOCUMENT))
 
     def index(self, key: str, size: int, *, first: bool) -> Kept:
         """Read the index of a shard, its first or its last bytes, once."""
