@@ -71,6 +71,7 @@ ARRAYS: dict[str, str] = {
     "patch_offset": "<i8",  # byte offset of the array's data in its shard, npy header excluded
     "patch_is_sample": "|b1",  # True in exactly one clip for every observation
     "patch_has_candidate": "|b1",  # a sample with a temporal candidate in the τ range of the build, in its clip
+    "patch_xxh3": "<u4",  # (patches, C): `channel_checksum` of each stored channel; 0 where an experiment has fewer
     # one row per clip, in stored order
     "clip_first": "<i8",  # CSR, n_clips + 1: first patch row
     "clip_lineage": "<i4",
@@ -251,6 +252,11 @@ def manifest_checksum(record: Mapping[str, Any]) -> str:
 def checksum(data: Any) -> int:
     """Return the XXH3 (64 bits) of bytes, or of anything with a buffer; releases the GIL."""
     return xxhash.xxh3_64_intdigest(data)
+
+
+def channel_checksum(data: Any) -> int:
+    """Return the low 32 bits of the XXH3 of a channel of a patch: its Z·Y·X numbers as they are stored."""
+    return xxhash.xxh3_64_intdigest(data) & 0xFFFF_FFFF
 
 
 def format_checksum(value: int) -> str:

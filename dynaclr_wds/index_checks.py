@@ -85,6 +85,7 @@ def _check_shapes(manifest: Manifest, arrays: Arrays) -> None:
     shapes: dict[str, tuple[int, ...]] = {
         "clip_first": (clips + 1,),
         "block_first": (blocks + 1,),
+        "patch_xxh3": (patches, last[0]),
         "fov_first_frame": (fovs + 1,),
         "stats_timepoint": (sum(fov.frames for fov in manifest.fovs), *last),
         "stats_fov": (fovs, *last),

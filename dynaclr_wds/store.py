@@ -7,11 +7,15 @@ speaks of shard numbers and byte ranges only, never of files, patches or the ind
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int64, UInt8
+
+Check: TypeAlias = Callable[[int, UInt8[np.ndarray, " b"]], Exception | None]
+"""Number of a range and its bytes → what is wrong with them; None where they are what was written."""
 
 
 class RowFailure(Exception):
@@ -83,18 +87,31 @@ class BlockStore(Protocol):
 class RemoteStore(BlockStore, Protocol):
     """A store whose bytes come over a network: asked for early and many at a time, and checked whenever they come.
 
-    `fetch` and `forget` count: a block that was fetched twice is let go when it was forgotten twice.
+    `fetch` and `forget` count: a block that was fetched twice is let go when it was forgotten twice. `read` gives only
+    what was fetched or gathered, so nothing gets into a batch unchecked.
     """
 
     ahead: int
     """Blocks worth having on their way at a time."""
 
     def gather(
-        self, shard: Int64[np.ndarray, " n"], begin: Int64[np.ndarray, " n"], end: Int64[np.ndarray, " n"]
+        self,
+        shard: Int64[np.ndarray, " n"],
+        begin: Int64[np.ndarray, " n"],
+        end: Int64[np.ndarray, " n"],
+        check: Check,
     ) -> AbstractContextManager[None]:
-        """Ask for ranges that this thread reads inside the context, all at once.
+        """Ask for ranges that this thread reads inside the context, or parts of them, all at once.
 
         Returns at once; `read` waits for what it needs. Blocks that were fetched are not asked for again.
+
+        Parameters
+        ----------
+        shard, begin, end
+            The ranges.
+        check
+            Checks each range once, when it comes, in any thread. One that is not what was written is asked for once
+            more; if it comes damaged again, `read` raises what `check` says.
         """
         ...
 

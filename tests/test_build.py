@@ -382,11 +382,12 @@ def test_finished_work_is_kept_by_the_next_run(
     written: list[Path] = []
     write = etl.pack.tars._write_members
 
-    def dying(job: Any, *rest: Any) -> None:
+    def dying(job: Any, *rest: Any) -> Any:
         if len(written) == 3:
             raise Killed
-        write(job, *rest)
+        found = write(job, *rest)
         written.append(job.staged)
+        return found
 
     monkeypatch.setattr(etl.pack.tars, "_write_members", dying)
     with pytest.raises(Killed):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import xxhash
@@ -137,6 +138,18 @@ def test_the_documented_reader_finds_the_bytes(shards: Path, manifest: Manifest,
                     assert stored.shape == manifest.experiments[0].shape
                     row += 1
     assert row == len(example["column"]["patch_offset"])
+
+
+def test_every_channel_of_a_patch_has_its_checksum(shards: Path, manifest: Manifest, arrays: dict[str, np.ndarray]):
+    """pandas and numpy find the channels; nothing of ours is asked where they are."""
+    found = []
+    for (path, offset), patch in pd.read_parquet(shards / contract.PATCHES).groupby(["shard", "offset"], observed=True):
+        raw = (shards / path).read_bytes()[offset : offset + int(patch["bytes"].iloc[0])]
+        pixels = np.frombuffer(raw, manifest.experiments[0].dtype).reshape(manifest.experiments[0].shape)
+        sums = [xxhash.xxh3_64_hexdigest(channel.tobytes())[8:] for channel in pixels]
+        found.append((int(patch.index[0]), sums))
+    assert [row for row, _ in sorted(found)] == list(range(len(arrays["patch_xxh3"])))
+    assert [[f"{value:08x}" for value in row] for row in arrays["patch_xxh3"].tolist()] == [s for _, s in sorted(found)]
 
 
 def test_blocks_are_whole_clips_and_valid_tar(shards: Path, manifest: Manifest, arrays: dict[str, np.ndarray]):

@@ -13,7 +13,7 @@ from dynaclr_wds.index_checks import check_arrays
 from dynaclr_wds.manifest_checks import parse_manifest
 
 FREE = {"obs_track_id", "obs_parent_track_id", "obs_id", "obs_parent_id", "obs_z", "obs_y", "obs_x", "block_xxh3"}
-FREE |= {"patch_has_candidate", "obs_z_start", "obs_z_focus"}
+FREE |= {"patch_has_candidate", "patch_xxh3", "obs_z_start", "obs_z_focus"}
 """Arrays whose values agree with nothing else in the index; checksums guard them, and verify reads the clips."""
 
 

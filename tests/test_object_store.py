@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,9 +21,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dynaclr_wds import contract
+from dynaclr_wds.contract import channel_checksum as sum_of
 from dynaclr_wds.errors import ChecksumError, ConfigError, FormatError, StorageError
+from dynaclr_wds.read import arrivals, channel_ranges
 from dynaclr_wds.read.coalesce import cut_range, join_ranges
+from dynaclr_wds.read.dataset import open_store
 from dynaclr_wds.shardset import ShardSet
+from dynaclr_wds.store import RowFailure
 from tests.remote import (
     EXACT,
     STREAMING,
@@ -175,17 +180,23 @@ def first_of(batches: list[dict[str, Any]], data: Any, most: int) -> list[dict[s
     return batches[:most] + batches[training : training + most]
 
 
-@pytest.mark.parametrize("mode", [STREAMING, {"verify_reads": True}], ids=["streaming", "exact, verified"])
-def test_a_flipped_byte_is_read_again(url, bucket, proxy_before, local_batches, tmp_path, mode):
+BAG = {"channels_per_sample": 1, "yx_patch_size": (10, 12)}
+"""A channel of each patch, cropped."""
+
+
+@pytest.mark.parametrize(
+    ("mode", "pool"), [(STREAMING, 0), (EXACT, 0), (BAG, 1 << 30)], ids=["streaming", "exact", "bag of channels, kept"]
+)
+def test_a_flipped_byte_is_read_again(url, bucket, proxy_before, local_batches, tmp_path, mode, pool):
     rules = [Rule(kinds=("flip",), share=0.5, methods=("GET",), target=t, repeats=(0,)) for t in (r"/index/", r"\.tar")]
     manifest = Rule(kinds=("flip",), methods=("GET",), target="manifest", repeats=(0,))
     proxy = proxy_before(bucket.endpoint, Schedule(5, (*rules, manifest)))
-    data = make_data(url, storage_options=quick(proxy.before(bucket)), cache_dir=str(tmp_path), **mode)
+    options = quick(proxy.before(bucket))
+    data = make_data(url, storage_options=options, cache_dir=str(tmp_path), cache_pool_bytes=pool, **mode)
     assert proxy.faults["flip"] > 3
-    training = local_batches(**{k: v for k, v in mode.items() if k != "verify_reads"})
     loader = data.train_dataloader()
-    assert_same([batch for _, batch in zip(range(8), loader, strict=False)], training[:8])
-    assert proxy.faults["flip"] > 0
+    assert_same([batch for _, batch in zip(range(8), loader, strict=False)], local_batches(**mode)[:8])
+    assert len([seen for seen in proxy.seen if seen.fault and ".tar" in seen.head.target]) > 3
 
 
 @MODES
@@ -235,6 +246,61 @@ def test_a_damaged_block_is_an_error_that_names_it(url, bucket, proxy_before, tm
     proxy.use(Schedule(0, (Rule(kinds=("flip",)),)))
     with pytest.raises(ChecksumError, match=rf"{re.escape(url)}/.*tar: block \d+, bytes .* is not what was written"):
         read_batches(data)
+
+
+CHANNEL = (
+    r"clip \d+, patch \d{3}, byte \d+, channel \d, of the cell e\d/[AB]/\d/\d/\d+ at t=\d+: is not what was written"
+)
+
+
+@pytest.mark.parametrize("mode", [EXACT, BAG, {"verify_reads": False}], ids=["exact", "bag of channels", "not asked"])
+def test_a_patch_that_comes_damaged_twice_is_an_error_that_names_it(url, bucket, proxy_before, tmp_path, mode):
+    proxy = proxy_before(bucket.endpoint)
+    data = make_data(url, storage_options=quick(proxy.before(bucket)), cache_dir=str(tmp_path), **mode)
+    proxy.use(Schedule(0, (Rule(kinds=("flip",)),)))
+    with pytest.raises(ChecksumError, match=rf"{re.escape(url)}/.*tar, {CHANNEL}, though it was asked for twice"):
+        read_batches(data)
+
+
+def test_of_patches_that_come_together_the_damaged_one_is_named(url, bucket, short_clips, tmp_path):
+    shards = ShardSet.open(short_clips)
+    a, number = shards.arrays, len(shards.manifest.shards) // 2
+    first, last = np.searchsorted(a["block_shard"], [number, number + 1])
+    rows = np.arange(*a["clip_first"][a["block_first"][[first, last]]])
+    row = int(rows[a["patch_is_sample"][rows]][1])  # samples are read by prediction, here many in each request
+    record, fov = shards.manifest.shards[number], shards.manifest.fovs[int(a["obs_fov"][a["patch_obs"][row]])]
+    experiment = next(e for e in shards.manifest.experiments if e.name == fov.experiment)
+    content = bytearray((short_clips / record.path).read_bytes())
+    content[int(a["patch_offset"][row]) + experiment.patch_bytes - 1] ^= 4  # in the last channel
+    obstore.put(bucket.store(), f"sets/first/{record.path}", bytes(content))
+    options = quick(bucket, coalesce_bytes=1 << 20)
+    data = make_data(url, storage_options=options, cache_dir=str(tmp_path), batch_size=64)
+    data.setup("predict")
+    cell = f"{fov.experiment}/{fov.fov_name}/{a['obs_track_id'][a['patch_obs'][row]]} at t={a['patch_t'][row]}"
+    what = f"byte {a['patch_offset'][row]}, channel 1, of the cell {cell}: is not what was written"
+    with pytest.raises(ChecksumError, match=rf"{record.path}, clip .*{what}") as caught:
+        list(data.predict_dataloader())
+    assert not any("clip" in note for note in caught.value.__notes__)  # none names a patch that came with it
+
+
+def test_patches_are_checked_when_they_come_and_not_when_the_pool_has_them(url, bucket, tmp_path, monkeypatch):
+    checked: list[int] = []
+    monkeypatch.setattr(channel_ranges, "channel_checksum", lambda data: checked.append(len(data)) or sum_of(data))
+    data = make_data(
+        url, storage_options=quick(bucket), cache_dir=str(tmp_path), cache_pool_bytes=1 << 30, num_workers=0
+    )
+    first = [list(data.val_dataloader()) for _ in range(2)]
+    assert_same(first[1], first[0])
+    plan = data.val_dataset.table
+    patches = len(np.unique(np.concatenate([plan.anchor, plan.positive])))
+    assert checked == [3 * 16 * 16 * 4] * (2 * patches)  # of e1: float32, two channels
+
+
+def test_nothing_is_read_that_was_not_asked_for(url, bucket, tmp_path):
+    shards = ShardSet.open(url, storage_options=quick(bucket), cache_dir=tmp_path)
+    with pytest.raises(RowFailure) as caught:
+        open_store(shards).read(np.array([0]), np.array([512]), np.array([0]), np.empty((1, 1, 128), np.uint8))
+    assert "nobody had asked for" in str(caught.value.error)
 
 
 # --- keys
@@ -342,20 +408,23 @@ def test_no_secret_is_shown_or_kept(url, bucket, tmp_path):
 
 @pytest.mark.slow
 def test_resident_bytes_never_exceed_the_window(url, bucket, tmp_path, monkeypatch):
-    from dynaclr_wds.read import arrivals
-
     now = {"bytes": 0, "peak": 0}
-    make, finish = arrivals.Arrival.__init__, []
+    make, free = arrivals.Arrival.__init__, arrivals.Arrival._free
 
     def count(self: arrivals.Arrival, begin: int, end: int, *rest: Any, **more: Any) -> None:
-        import weakref
-
-        make(self, begin, end, *rest, **more)
         now["bytes"] += end - begin
         now["peak"] = max(now["peak"], now["bytes"])
-        finish.append(weakref.finalize(self, lambda: now.update(bytes=now["bytes"] - (end - begin))))
+        make(self, begin, end, *rest, **more)
+
+    def discount(self: arrivals.Arrival) -> None:
+        assert len(self.bytes) == self.end - self.begin, "freed once"
+        pages = weakref.ref(self.bytes)
+        free(self)
+        assert pages() is None, "nothing else keeps the pages"
+        now["bytes"] -= self.end - self.begin
 
     monkeypatch.setattr(arrivals.Arrival, "__init__", count)
+    monkeypatch.setattr(arrivals.Arrival, "_free", discount)
     data = make_data(url, storage_options=quick(bucket), cache_dir=str(tmp_path), num_workers=2, **STREAMING)
     for _ in data.train_dataloader():
         pass
@@ -363,6 +432,21 @@ def test_resident_bytes_never_exceed_the_window(url, bucket, tmp_path, monkeypat
     assert 0 < data.train_dataset.held_peak_bytes <= window
     assert 0 < now["peak"] <= window
     assert now["bytes"] == 0
+
+
+def test_memory_is_free_when_the_last_holder_lets_go_and_not_before():
+    arrival = arrivals.Arrival(100, 104, parts=2)
+    arrival.put(100, memoryview(b"ab"))
+    assert arrival.hold()
+    arrival.give_up()
+    pages = weakref.ref(arrival.bytes)
+    arrival.put(102, memoryview(b"cd"))  # somebody holds it, so it may still be filled
+    assert arrival.bytes.tobytes() == b"abcd"
+    arrival.let_go()
+    assert pages() is None
+    assert not arrival.hold()
+    arrival.put(102, memoryview(b"ef"))  # an answer that came too late changes nothing
+    assert arrival.bytes.size == 0
 
 
 def test_the_index_is_downloaded_once_and_again_where_it_is_damaged(url, bucket, proxy_before, tmp_path):

@@ -104,16 +104,32 @@ def test_a_flipped_payload_byte_is_found_and_mended(collection: Path, whole: Pat
     mend(collection, shards, whole)
 
 
-def test_changed_pixels_name_the_cells(shards: Path, capsys: pytest.CaptureFixture[str]):
-    flip(shards / read_manifest(shards).shards[0].path, int(np.load(shards / array_path("patch_offset"))[0]) + 7)
+def test_changed_pixels_name_the_patch_and_its_cell(shards: Path, capsys: pytest.CaptureFixture[str]):
+    path, row, half = read_manifest(shards).shards[0].path, 5, 16 * 16 * 2  # bytes of a channel
+    offset = int(np.load(shards / array_path("patch_offset"))[row])
+    flip(shards / path, offset + half)  # the first byte of the second channel
+    table, arrays = pq.read_table(shards / "index/observations.parquet"), ShardSet.open(shards, verify=False).arrays
+    (seen,) = table.take([int(arrays["patch_obs"][row])]).to_pylist()
+    (finding,) = verify(shards)
+    assert (finding.path, finding.block, finding.row) == (path, 0, row)
+    named = [(c.experiment, c.fov_name, c.track_id, t) for c in finding.cells for t in c.t]
+    assert named == [(seen["experiment"], seen["fov_name"], seen["track_id"], seen["t"])]
+    damaged = (shards / path).read_bytes()[offset + half : offset + 2 * half]
+    said = f"channel 1 has checksum {xxhash.xxh3_64_hexdigest(damaged)[8:]}, the index says "
+    assert finding.what.startswith(f"the bytes are not those that were written ({said}")
+    assert main([str(shards), "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["cells"][0]["t"] == list(finding.cells[0].t)
+
+
+def test_changed_bytes_that_are_no_pixels_name_the_cells_of_the_block(shards: Path):
+    offset = int(np.load(shards / array_path("patch_offset"))[0])
+    flip(shards / read_manifest(shards).shards[0].path, offset + 2 * 2 * 16 * 16 + 3)  # zeros behind the first patch
     table, arrays = pq.read_table(shards / "index/observations.parquet"), ShardSet.open(shards, verify=False).arrays
     last = int(arrays["clip_first"][arrays["block_first"][1]])
     rows = table.take(sorted(set(arrays["patch_obs"][:last].tolist()))).to_pylist()
     (finding,) = verify(shards)
     named = [(c.experiment, c.fov_name, c.track_id, t) for c in finding.cells for t in c.t]
     assert named == [(row["experiment"], row["fov_name"], row["track_id"], row["t"]) for row in rows]
-    assert main([str(shards), "--json"]) == 1
-    assert json.loads(capsys.readouterr().out)["cells"][0]["t"] == list(finding.cells[0].t)
     assert str(finding) == (
         "experiment0/control-000000.tar: block 0: the bytes are not those that were written; any of its 7 cells may be "
         "damaged: experiment0, FOV A/1/1, track_id 4, t 0 to 1, 3 to 5; track_id 21, t 6; track_id 22, t 6"
@@ -202,6 +218,22 @@ def test_an_array_that_was_altered_with_its_checksum_is_found(shards: Path):
     tables = ["index/observations.parquet", "index/patches.parquet"]
     assert [f.path for f in found] == ["manifest.json", *tables, manifest.shards[0].path]
     assert "has_candidate" in found[3].what
+
+
+def test_a_wrong_checksum_of_a_channel_is_found_in_the_array(shards: Path):
+    """Also where its file has the checksum that the manifest says: as if the build had written it so."""
+    path = array_path("patch_xxh3")
+    values = np.load(shards / path)
+    assert (values.dtype, values.shape) == (np.uint32, (len(np.load(shards / array_path("patch_obs"))), 2))
+    values[[4, 9], [1, 0]] ^= 1 << 31
+    np.save(shards / path, values)
+    _write_manifest(shards, read_manifest(shards), {path: _sum(shards / path)})
+    assert verify(shards, quick=True) == []
+    found = verify(shards)
+    assert [(finding.path, finding.row, finding.cells) for finding in found] == [(path, 4, ()), (path, 9, ())]
+    assert str(found[0]) == (
+        f"{path}: row 4: channel 1 has checksum {values[4, 1] ^ 1 << 31:08x}, the index says {values[4, 1]:08x}"
+    )
 
 
 @pytest.mark.parametrize("name", ["obs_parent_id", "obs_z", "obs_z_start", "stats_timepoint", "obs_track"])
@@ -446,18 +478,18 @@ def test_a_repair_says_what_it_builds_again_and_why(collection: Path, whole: Pat
     flip(shards / second, 5000)
     sums = f"checksum {_sum(shards / second)}, the manifest says {_sum(whole / second)}"
     assert repair(collection, shards) == [
-        "2 of 77 files are not what was written:",
+        "2 of 78 files are not what was written:",
         f"  {first}: is missing",
         f"  {second}: the bytes are not those that were written ({sums})",
         "Built again from the plates: 2 of 39 shards. The others stay; the index is written again.",
-        "mended. Built again: 2 of 39 shards and 0 of 38 index files; the others are as they were.",
+        "mended. Built again: 2 of 39 shards and 0 of 39 index files; the others are as they were.",
     ]
     assert digests(shards) == digests(whole)
 
 
 def test_a_repair_of_a_whole_set_says_so(collection: Path, whole: Path):
     nothing, up_to_date, *_ = repair(collection, whole)
-    assert nothing == "all 77 files are what was written; nothing to mend."
+    assert nothing == "all 78 files are what was written; nothing to mend."
     assert up_to_date.startswith("up to date, nothing to do: ")
 
 
@@ -467,7 +499,14 @@ def refuse_to_cut(job: object) -> None:
 
 @pytest.mark.parametrize(
     "names",
-    [["obs_y"], ["obs_fov", "obs_track_id", "obs_t"], ["stats_timepoint", "stats_dataset"], ["block_xxh3"], [*ARRAYS]],
+    [
+        ["obs_y"],
+        ["obs_fov", "obs_track_id", "obs_t"],
+        ["stats_timepoint", "stats_dataset"],
+        ["block_xxh3"],
+        ["patch_xxh3"],
+        [*ARRAYS],
+    ],
     ids=lambda names: names[0] if len(names) < 9 else "all",
 )
 def test_a_damaged_index_is_written_again_without_the_plates(
@@ -479,7 +518,7 @@ def test_a_damaged_index_is_written_again_without_the_plates(
     said = repair(collection, shards)
     assert said[-2:] == [
         "All 39 shards are whole and stay; only the index is written again.",
-        f"mended. Built again: 0 of 39 shards and {len(names)} of 38 index files; the others are as they were.",
+        f"mended. Built again: 0 of 39 shards and {len(names)} of 39 index files; the others are as they were.",
     ]
     assert digests(shards) == digests(whole)
 
@@ -505,5 +544,5 @@ def test_a_repair_says_beforehand_why_all_is_cut_again(collection: Path, whole: 
         "nothing tells what was cut, so all cells are cut again. Of the 39 shards, those that are whole and come out "
         "the same are kept."
     )
-    assert said[-1] == "mended. Built again: 0 of 39 shards and 2 of 38 index files; the others are as they were."
+    assert said[-1] == "mended. Built again: 0 of 39 shards and 2 of 39 index files; the others are as they were."
     assert digests(shards) == digests(whole)

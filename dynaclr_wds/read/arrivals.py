@@ -13,6 +13,8 @@ from jaxtyping import Int64, UInt8
 
 from dynaclr_wds.errors import StorageError
 
+_NOTHING = np.empty(0, np.uint8)
+
 
 class Arrival:
     """A range of bytes that several requests fill.
@@ -24,23 +26,29 @@ class Arrival:
     parts
         Requests that will fill it.
     then
-        Called in the thread of the last request when all bytes are there, before those who wait go on.
+        Called in the thread of the last request when all bytes are there, before those who wait go on. What it raises,
+        `put` raises.
 
     Notes
     -----
-    Pages take memory as they are filled, and give it back when the last array over them is gone.
+    Pages take memory as they are filled. It is given back as soon as the range was given up and nobody holds it, not
+    when Python finds that the last reference is gone: what is resident is to be known at any moment.
     """
 
     def __init__(self, begin: int, end: int, parts: int, then: Callable[[Arrival], None] | None = None) -> None:
         self.begin, self.end = begin, end
         self.users = 1
         """How many have asked for it and not let go."""
-        self.bytes: UInt8[np.ndarray, " n"] = np.frombuffer(mmap.mmap(-1, end - begin), np.uint8)
-        self.address = int(self.bytes.ctypes.data)
+        self.bytes: UInt8[np.ndarray, " n"] = _NOTHING
+        self.address = 0
+        if parts > 1:
+            self.overwrite(begin, memoryview(mmap.mmap(-1, end - begin)))
         self._left = parts
         self._error: BaseException | None = None
         self._done = threading.Event()
         self._lock = threading.Lock()
+        self._holders = 0
+        self._given_up = False
         self.digest: int | None = None
         """XXH3 of the bytes, once somebody has asked for it."""
         self._then = then
@@ -57,17 +65,45 @@ class Arrival:
         """Whether nobody waits for more: it has failed, or was let go."""
         return self._error is not None
 
-    def put(self, begin: int, data: memoryview) -> None:
-        """Fill a part."""
-        at = begin - self.begin
-        self.bytes[at : at + len(data)] = np.frombuffer(data, np.uint8)
+    def hold(self) -> bool:
+        """Keep the memory until `let_go`; False if it was given back already."""
         with self._lock:
-            self._left -= 1
-            whole = self._left == 0
-        if whole:
-            if self._then is not None:
-                self._then(self)
-            self._done.set()
+            if self._given_up and not self._holders:
+                return False
+            self._holders += 1
+            return True
+
+    def let_go(self) -> None:
+        """End a `hold`."""
+        with self._lock:
+            self._holders -= 1
+            if self._given_up and not self._holders:
+                self._free()
+
+    def put(self, begin: int, data: memoryview) -> None:
+        """Fill a part, unless nobody wants it any more."""
+        if not self.hold():
+            return
+        try:
+            self.overwrite(begin, data)
+            with self._lock:
+                self._left -= 1
+                whole = self._left == 0
+            if whole:
+                if self._then is not None:
+                    self._then(self)
+                self._done.set()
+        finally:
+            self.let_go()
+
+    def overwrite(self, begin: int, data: memoryview) -> None:
+        """Replace bytes; only for one who holds it, or is called back by `put`."""
+        if len(data) == self.end - self.begin:
+            self.bytes = np.frombuffer(data, np.uint8)
+            self.address = int(self.bytes.ctypes.data)
+        else:
+            at = begin - self.begin
+            self.bytes[at : at + len(data)] = np.frombuffer(data, np.uint8)
 
     def fail(self, error: BaseException) -> None:
         """End it with an error, which all who wait for it get; the first one stays."""
@@ -77,8 +113,12 @@ class Arrival:
                 self._done.set()
 
     def give_up(self) -> None:
-        """End it, because nobody needs it any more."""
+        """End it, because nobody needs it any more; its memory is free once nobody holds it."""
         self.fail(StorageError("These bytes were let go while they were on their way."))
+        with self._lock:
+            self._given_up = True
+            if not self._holders:
+                self._free()
 
     def sleep(self, seconds: float) -> bool:
         """Sleep, unless it ends meanwhile; say whether its bytes are still wanted."""
@@ -103,6 +143,9 @@ class Arrival:
             self.digest = xxhash.xxh3_64_intdigest(self.bytes.data)
         return self.digest
 
+    def _free(self) -> None:
+        self.bytes = _NOTHING  # the last reference is gone, so that the pages are free now
+
 
 class Arrivals:
     """Ranges that don't overlap, ascending, for looking up many addresses at once; unchanging.
@@ -117,7 +160,6 @@ class Arrivals:
         self.members = sorted(members, key=lambda member: member.begin)
         self._begin = np.array([member.begin for member in self.members], np.int64)
         self._end = np.array([member.end for member in self.members], np.int64)
-        self._address = np.array([member.address for member in self.members], np.int64)
 
     def find(self, begin: Int64[np.ndarray, " n"], end: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
         """Return the place of the member that holds each range; −1 where none does."""
@@ -127,5 +169,7 @@ class Arrivals:
         return np.where((place >= 0) & (end <= self._end[place]), place, -1)
 
     def addresses(self, place: Int64[np.ndarray, " n"], begin: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
-        """Return where bytes are in memory, given the members that hold them."""
-        return self._address[place] + begin - self._begin[place]
+        """Return where bytes are in memory, given the members that hold them, once these are there."""
+        used, which = np.unique(place, return_inverse=True)
+        address = np.array([self.members[member].address for member in used.tolist()], np.int64)
+        return address[which] + begin - self._begin[place]

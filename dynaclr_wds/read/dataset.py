@@ -49,8 +49,8 @@ class MultiExperimentTripletDataset(Dataset[dict[str, Any]]):
     streaming
         Blocks are fetched before they are read; see `BlockWindow`.
     verify_reads
-        Check the checksum of each block before anything of it is read for the first time; of what is streamed over a
-        network always.
+        Check the checksum of each block before anything of it is read for the first time. What comes over a network is
+        always checked: blocks in streaming, else the channels of patches.
     meta_names
         More names for what `anchor_meta`, … hold: name → label or key.
     store
@@ -90,7 +90,7 @@ class MultiExperimentTripletDataset(Dataset[dict[str, Any]]):
         self.streaming = streaming
         store = open_store(shards, ask=not streaming) if store is None else store
         self.choices = choices
-        verify_reads = verify_reads or (streaming and isinstance(store, RemoteStore))
+        verify_reads = verify_reads or isinstance(store, RemoteStore)
         self._reader = PatchReader(shards, crop, store, verify=verify_reads, choices=choices)
         self.window: BlockWindow | None = None
         self.held_peak_bytes = 0

@@ -1,7 +1,7 @@
 """Shards in object storage to bytes: the store that reads by bounded range requests, several in flight.
 
 A block that is fetched comes in requests of at most `request_bytes` into memory of its own, and patches are copied
-from there as from a map. What is read without having been fetched is requested patch by patch, with neighbours joined,
+from there as from a map. What is gathered is requested patch by patch, with neighbours joined, checked when it comes,
 and kept in a pool of recently used patches. Every request is pinned to the version that the shard had when the set was
 opened, or when it was first read. How requests are repeated, and when they fail, is the business of
 `storage/client.py`.
@@ -27,7 +27,7 @@ from dynaclr_wds.read.files import check_inside
 from dynaclr_wds.read.mapped import copy_runs, load_copy
 from dynaclr_wds.read.patch_pool import PatchPool
 from dynaclr_wds.storage.client import ObjectInfo, Storage, check_process
-from dynaclr_wds.store import RowFailure
+from dynaclr_wds.store import Check, RowFailure
 
 
 class ObjectStore:
@@ -81,34 +81,31 @@ class ObjectStore:
         """Copy patches; see `BlockStore.read`."""
         first, end = begin + offset[0], begin + offset[-1] + out.shape[2]
         check_inside(first, end, self._bytes[shard])
-        base = self._base[shard]
-        tables = [*(getattr(self._gathered, "tables", None) or ()), self._held]
+        first, end = first + self._base[shard], end + self._base[shard]
         address = np.zeros(len(shard), np.int64)
-        owners = self._locate(tables, base + first, base + end, address)
-        del tables  # so that a block which is let go now is not kept from being freed
-        if not address.all():
-            missing = np.flatnonzero(address == 0)
-            part = np.zeros(len(missing), np.int64)
-            asked = self._ask(base[missing] + first[missing], base[missing] + end[missing])
-            try:
-                owners += self._locate(
-                    asked, base[missing] + first[missing], base[missing] + end[missing], part, missing
-                )
-            finally:
-                for piece in asked[0].members:
-                    piece.give_up()
-            address[missing] = part
-        _copy(address - offset[0], offset, out)
-        del owners
+        held: list[Arrival] = []
+        try:
+            self._locate(getattr(self._gathered, "tables", None) or (), first, end, address, held)
+            if not address.all():  # to ask for them now would bring bytes that nobody checks
+                error = StorageError("Bytes were read that nobody had asked for, or that were let go meanwhile.")
+                raise RowFailure(int(np.argmin(address)), error)
+            _copy(address - offset[0], offset, out)
+        finally:
+            for arrival in held:
+                arrival.let_go()
 
     @contextmanager
     def gather(
-        self, shard: Int64[np.ndarray, " n"], begin: Int64[np.ndarray, " n"], end: Int64[np.ndarray, " n"]
+        self,
+        shard: Int64[np.ndarray, " n"],
+        begin: Int64[np.ndarray, " n"],
+        end: Int64[np.ndarray, " n"],
+        check: Check,
     ) -> Iterator[None]:
         """Ask for ranges that this thread is about to read; see `RemoteStore.gather`."""
-        inside = (begin >= 0) & (end <= self._bytes[shard])  # the others fail when they are read
-        base = self._base[shard[inside]]
-        self._gathered.tables = self._ask(base + begin[inside], base + end[inside])
+        number = np.flatnonzero((begin >= 0) & (end <= self._bytes[shard]))  # the others fail when they are read
+        base = self._base[shard[number]]
+        self._gathered.tables = self._ask(number, base + begin[number], base + end[number], check)
         try:
             yield
         finally:
@@ -146,6 +143,7 @@ class ObjectStore:
         with self._lock:
             known = self._blocks.get(first)
             if known is not None and known.end == last and known.digest == found:
+                known.give_up()
                 self._blocks[first] = self._request(first, last)
                 self._blocks[first].users = known.users
                 self._held = Arrivals(list(self._blocks.values()))
@@ -156,14 +154,17 @@ class ObjectStore:
         try:
             with self._lock:
                 block = self._blocks.get(int(self._base[shard]) + begin)
-            if block is None:
-                raise StorageError("A block was let go while its checksum was asked for.")
-            return block.checksum()
+                if block is None or not block.hold():
+                    raise StorageError("A block was let go while its checksum was asked for.")
+            try:
+                return block.checksum()
+            finally:
+                block.let_go()
         finally:
             self.forget(shard, begin, end)
 
     def close(self) -> None:
-        """Give back memory and threads; requests on their way are not waited for. A later read asks anew."""
+        """Give back memory and threads; requests on their way are not waited for."""
         with self._starting:
             requests, self._requests = self._requests, None
         with self._lock:
@@ -180,44 +181,72 @@ class ObjectStore:
         begin: Int64[np.ndarray, " n"],
         end: Int64[np.ndarray, " n"],
         address: Int64[np.ndarray, " n"],
-        rows: Int64[np.ndarray, " n"] | None = None,
-    ) -> list[Arrival]:
-        """Write the address of each range that a table holds, once it is there; return whose memory that is."""
-        owners = []
-        for table in tables:
-            left = np.flatnonzero(address == 0)
-            place = table.find(begin[left], end[left])
-            left, place = left[place >= 0], place[place >= 0]
-            used, at = np.unique(place, return_index=True)
-            for member, row in zip(used.tolist(), left[at].tolist(), strict=True):
-                owners.append(table.members[member])
-                try:
-                    owners[-1].wait()
-                except Exception as error:
-                    raise RowFailure(int(row if rows is None else rows[row]), error) from None
-            address[left] = table.addresses(place, begin[left])
-        return owners
+        held: list[Arrival],
+    ) -> None:
+        """Write the address of each range that a table or a block holds, once it is there.
 
-    def _ask(self, begin: Int64[np.ndarray, " n"], end: Int64[np.ndarray, " n"]) -> tuple[Arrivals, Arrivals]:
-        """Ask for ranges, as far as no block or pool holds them; return what comes, and what the pool has."""
+        Ranges with an address are left out. Whose memory it is goes to `held`, for the caller to let go of.
+        """
+        for table in (*tables, None):
+            left = np.flatnonzero(address == 0)
+            with self._lock:  # a block that is found is held before anybody can give it up
+                source = self._held if table is None else table
+                place = source.find(begin[left], end[left])
+                left, place = left[place >= 0], place[place >= 0]
+                used, at = np.unique(place, return_index=True)
+                found = [source.members[member] for member in used.tolist() if source.members[member].hold()]
+                held.extend(found)
+            if len(found) < len(used):
+                raise StorageError("These bytes were given up while they were read.")
+            for member, row in zip(found, left[at].tolist(), strict=True):
+                try:
+                    member.wait()
+                except Exception as error:
+                    raise RowFailure(row, error) from None
+            address[left] = source.addresses(place, begin[left])
+
+    def _ask(
+        self,
+        number: Int64[np.ndarray, " n"],
+        begin: Int64[np.ndarray, " n"],
+        end: Int64[np.ndarray, " n"],
+        check: Check,
+    ) -> tuple[Arrivals, Arrivals]:
+        """Ask for ranges, as far as no block or pool holds them; return what comes, and what the pool has.
+
+        Each range has the number that `check` knows it by.
+        """
         new = self._held.find(begin, end) < 0
-        spans = np.unique(np.stack([begin[new], end[new]], axis=1), axis=0)
+        spans, some = np.unique(np.stack([begin[new], end[new]], axis=1), axis=0, return_index=True)
         pooled = self._pool.find(spans)
-        missing = spans[np.array([tuple(span) not in pooled for span in spans.tolist()], bool)]
+        absent = np.array([tuple(span) not in pooled for span in spans.tolist()], bool)
+        missing, number = spans[absent], number[new][some][absent]
         joined, owner = join_ranges(
             missing[:, 0], missing[:, 1], self._base, self._options.coalesce_bytes, self._options.request_bytes
         )
         pieces = []
-        for number, (first, last) in enumerate(joined.tolist()):
-            pieces.append(self._request(first, last, partial(self._pool.keep, spans=missing[owner == number])))
+        for place, (first, last) in enumerate(joined.tolist()):
+            own = owner == place
+            accept = partial(self._accept, number=number[own], spans=missing[own], check=check)
+            pieces.append(self._request(first, last, accept))
         return Arrivals(pieces), Arrivals(list(pooled.values()))
+
+    def _accept(
+        self, piece: Arrival, number: Int64[np.ndarray, " n"], spans: Int64[np.ndarray, "n 2"], check: Check
+    ) -> None:
+        """Check the ranges of a piece that came, ask for it once more if one is damaged, and keep them."""
+        if _find_damage(piece, number, spans, check) is not None:
+            shard, parts = self._cut(piece.begin, piece.end)
+            for first, last in parts:
+                piece.overwrite(int(self._base[shard]) + first, self._load(piece, shard, first, last))
+            if (error := _find_damage(piece, number, spans, check)) is not None:
+                raise error
+        self._pool.keep(piece, spans)
 
     def _request(self, begin: int, end: int, then: Callable[[Arrival], None] | None = None) -> Arrival:
         """Send the requests for a range of one shard."""
         check_process()
-        shard = int(np.searchsorted(self._base, begin, "right")) - 1
-        base = int(self._base[shard])
-        parts = cut_range(begin - base, end - base, self._options.request_bytes)
+        shard, parts = self._cut(begin, end)
         arrival = Arrival(begin, end, len(parts), then)
         with self._starting:
             requests = self._requests
@@ -227,17 +256,27 @@ class ObjectStore:
             requests.submit(self._bring, arrival, shard, first, last)
         return arrival
 
+    def _cut(self, begin: int, end: int) -> tuple[int, list[tuple[int, int]]]:
+        """Return the shard of a range, and the requests that it takes: first byte in the shard and end."""
+        shard = int(np.searchsorted(self._base, begin, "right")) - 1
+        base = int(self._base[shard])
+        return shard, cut_range(begin - base, end - base, self._options.request_bytes)
+
     def _bring(self, arrival: Arrival, shard: int, begin: int, end: int) -> None:
         """Make one request; what goes wrong is raised where the bytes are waited for."""
         if arrival.over:
             return
         try:
-            name = self._shards[shard].path
-            data, found = self._storage.read_range(name, begin, end, self._versions[shard], arrival.sleep)
-            self._pin(shard, found)
-            arrival.put(int(self._base[shard]) + begin, data)
+            arrival.put(int(self._base[shard]) + begin, self._load(arrival, shard, begin, end))
         except BaseException as error:
             arrival.fail(error)
+
+    def _load(self, arrival: Arrival, shard: int, begin: int, end: int) -> memoryview:
+        """Make one request for bytes of an arrival."""
+        name = self._shards[shard].path
+        data, found = self._storage.read_range(name, begin, end, self._versions[shard], arrival.sleep)
+        self._pin(shard, found)
+        return data
 
     def _pin(self, shard: int, found: ObjectInfo) -> None:
         """Keep the version of a shard's first answer; every later one must be of the same."""
@@ -256,6 +295,16 @@ class ObjectStore:
                     f"{self._storage.root / self._shards[shard].path}: was replaced while it was read. Put the old one "
                     "back, or open the new set and train from there."
                 )
+
+
+def _find_damage(
+    piece: Arrival, number: Int64[np.ndarray, " n"], spans: Int64[np.ndarray, "n 2"], check: Check
+) -> Exception | None:
+    """Say what is wrong with the first damaged range of a piece; None where all are well."""
+    for place, (begin, end) in zip(number.tolist(), spans.tolist(), strict=True):
+        if (error := check(place, piece.bytes[begin - piece.begin : end - piece.begin])) is not None:
+            return error
+    return None
 
 
 def _copy(

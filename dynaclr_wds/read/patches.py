@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +14,7 @@ from jaxtyping import Float32, Int64, Shaped, UInt8
 from dynaclr_wds import contract
 from dynaclr_wds.errors import ChecksumError, FormatError
 from dynaclr_wds.plan.channels import ChannelChoices
+from dynaclr_wds.read.channel_ranges import ChannelRanges
 from dynaclr_wds.read.crop import Crop, Shape
 from dynaclr_wds.shardset import ShardSet
 from dynaclr_wds.store import BlockStore, RemoteStore, RowFailure
@@ -45,7 +46,8 @@ class PatchReader:
     store
         Where the bytes are.
     verify
-        Check the checksum of each block before anything of it is read for the first time.
+        Check the checksum of each block before anything of it is read for the first time. What comes over a network is
+        always checked: blocks where they are fetched, else the channels of patches.
     choices
         Which channels a sample may hold; None = all are read.
     """
@@ -72,6 +74,7 @@ class PatchReader:
         read = [e.shape if choices is None else (1, *e.shape[1:]) for e in self._experiments]
         self._shapes = [crop.shape(shape) for shape in read]
         self._runs = [crop.runs(shape, e.dtype) for shape, e in zip(read, self._experiments, strict=True)]
+        self._channels = np.array([e.shape[0] for e in self._experiments], np.int64)
         self._channel_bytes = np.array([e.patch_bytes // e.shape[0] for e in self._experiments], np.int64)
         stored = [(e.shape, self._dtypes[n]) for n, e in enumerate(self._experiments)]
         self._alike = np.array([stored.index(s) for s in stored], np.int64)
@@ -129,7 +132,7 @@ class PatchReader:
         FormatError, StorageError
             A shard can't be read; a note says which member.
         ChecksumError
-            A block isn't what was written.
+            A block, or a patch that came over a network, isn't what was written.
         """
         with self._at_hand(reads) if self._remote is not None else nullcontext():
             for rows, out, choice in reads:
@@ -138,33 +141,35 @@ class PatchReader:
     def _at_hand(self, reads: Sequence[PatchRead]) -> AbstractContextManager[None]:
         """Have what is read asked for at once, where it has to come over a network."""
         assert self._remote is not None
-        if self.verify:
-            return self._whole_blocks(np.unique(np.concatenate([self._block(read.rows) for read in reads])))
-        return self._remote.gather(
-            *np.concatenate([self._spans(*self._choose(r.rows, r.choice)) for r in reads], axis=1)
+        ranges = ChannelRanges.join([self._ranges(*self._choose(r.rows, r.choice)) for r in reads])
+        return self._remote.gather(ranges.shard, ranges.begin, ranges.end, ranges.checker(self._explain))
+
+    def _ranges(self, rows: Int64[np.ndarray, " b"], skip: Int64[np.ndarray, " b"] | None) -> ChannelRanges:
+        """Say where each patch is, or the one channel behind so many bytes; whole, because a crop has no checksum."""
+        a, experiment = self._shards.arrays, self._experiment(rows)
+        size, before = self._channel_bytes[experiment], np.zeros(len(rows), np.int64) if skip is None else skip
+        begin = a["patch_offset"][rows].astype(np.int64) + before
+        count = self._channels[experiment] if skip is None else np.ones(len(rows), np.int64)
+        return ChannelRanges(
+            row=rows,
+            shard=a["block_shard"][self._block(rows)].astype(np.int64),
+            begin=begin,
+            end=begin + count * size,
+            channel=before // size,
+            count=count,
+            xxh3=a["patch_xxh3"][rows],
         )
 
-    @contextmanager
-    def _whole_blocks(self, blocks: Int64[np.ndarray, " k"]) -> Iterator[None]:
-        """Hold blocks that nobody else holds, checked."""
-        own = blocks[~self._verified[blocks]].tolist()
-        try:
-            for block in own:
-                self.fetch(block)
-            for block in own:
-                self.load(block)
-            yield
-        finally:
-            for block in own:
-                self.forget(block)
-
-    def _spans(self, rows: Int64[np.ndarray, " b"], skip: Int64[np.ndarray, " b"] | None) -> Int64[np.ndarray, "3 b"]:
-        """Say where each patch is: shard, first byte that is wanted, end."""
-        a, kind = self._shards.arrays, self._alike[self._experiment(rows)]
-        low = np.array([offset[0] for offset, _ in self._runs])[kind]
-        high = np.array([offset[-1] + size for offset, size in self._runs])[kind]
-        begin = a["patch_offset"][rows].astype(np.int64) + (0 if skip is None else skip)
-        return np.stack([a["block_shard"][self._block(rows)].astype(np.int64), begin + low, begin + high])
+    def _explain(self, row: int, channel: int, what: str) -> ChecksumError:
+        """Make the error for a channel of a patch that came damaged twice."""
+        a, manifest = self._shards.arrays, self._shards.manifest
+        fov = manifest.fovs[int(a["obs_fov"][a["patch_obs"][row]])]
+        cell = f"{fov.experiment}/{fov.fov_name}/{int(a['obs_track_id'][a['patch_obs'][row]])}"
+        return ChecksumError(
+            f"{self.name_member(row)}, channel {channel}, of the cell {cell} at t={int(a['patch_t'][row])}: is not "
+            f"what was written, though it was asked for twice: {what}. Run `dynaclr-wds verify {self._shards.root}` to "
+            "see all that is damaged, and restore the shard or build it again."
+        )
 
     def _choose(
         self, rows: Int64[np.ndarray, " b"], choice: Int64[np.ndarray, " b"] | None
@@ -182,7 +187,7 @@ class PatchReader:
         out: Shaped[np.ndarray, "b c z y x"],
         choice: Int64[np.ndarray, " b"] | None,
     ) -> None:
-        if self.verify:
+        if self.verify and self._remote is None:
             self.verify_blocks(self._block(rows))
         rows, skip = self._choose(rows, choice)
         if skip is not None:
@@ -269,7 +274,8 @@ class PatchReader:
             begin = a["patch_offset"][rows].astype(np.int64)
             self._store.read(shard, begin if skip is None else begin + skip, offset, target)
         except RowFailure as failure:
-            failure.error.add_note(f"while reading {self.name_member(int(rows[failure.row]))}")
+            if not isinstance(failure.error, ChecksumError):  # that one names the patch, of those that came together
+                failure.error.add_note(f"while reading {self.name_member(int(rows[failure.row]))}")
             raise failure.error from failure.error.__cause__
 
     def _cast(

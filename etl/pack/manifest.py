@@ -83,6 +83,7 @@ def make_arrays(contents: SetContents, packed: Sequence[PackedShard]) -> dict[st
         "patch_offset": np.concatenate([shard.patch_offset for shard in packed]),
         "patch_is_sample": clips.patch_is_sample,
         "patch_has_candidate": clips.patch_has_candidate,
+        "patch_xxh3": _join_channels(contents, packed),
         "clip_first": clips.clip_first,
         "clip_lineage": clips.clip_lineage,
         "clip_block": _clip_block(contents),
@@ -133,6 +134,13 @@ def make_manifest(
         facts=report.facts,
         suspicious=report.suspicious,
     )
+
+
+def _join_channels(contents: SetContents, packed: Sequence[PackedShard]) -> Shaped[np.ndarray, "patches channels"]:
+    """Join the checksums of channels; each shard says as many as an experiment of it, or of an earlier set, stores."""
+    most = max(experiment.shape[0] for experiment in contents.experiments)
+    parts = [shard.patch_xxh3[:, :most] for shard in packed]
+    return np.concatenate([np.pad(part, ((0, 0), (0, most - part.shape[1]))) for part in parts])
 
 
 def _clip_block(contents: SetContents) -> Int[np.ndarray, " clips"]:

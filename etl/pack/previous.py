@@ -49,7 +49,16 @@ CUT_ARRAYS = (
 )
 """Arrays that keep an experiment from being cut again."""
 
-PLACE_ARRAYS = ("clip_first", "block_first", "block_shard", "patch_offset", "block_begin", "block_end", "block_xxh3")
+PLACE_ARRAYS = (
+    "clip_first",
+    "block_first",
+    "block_shard",
+    "patch_offset",
+    "patch_xxh3",
+    "block_begin",
+    "block_end",
+    "block_xxh3",
+)
 """Arrays that keep a shard from being read again."""
 
 PIXEL_REASONS = ("blank_channel", "blank_channel_kept", "nan_pixels")
@@ -160,6 +169,7 @@ class PreviousSet:
         return PackedShard(
             record=ShardRecord(partition=partition, clips=record.clips, blocks=record.blocks, **fields),
             patch_offset=arrays["patch_offset"][patch],
+            patch_xxh3=arrays["patch_xxh3"][patch],
             block_begin=arrays["block_begin"][block],
             block_end=arrays["block_end"][block],
             block_xxh3=arrays["block_xxh3"][block],

@@ -1,4 +1,8 @@
-"""Reads shards back: compares every byte with its checksum and every member with the index."""
+"""Reads shards back: compares every byte with its checksum and every member with the index.
+
+A block whose bytes are not what was written is searched for patches that are damaged; where there are some, they are
+named, and only else all that the block holds.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import math
 import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,6 +25,7 @@ from dynaclr_wds.contract import (
     ExperimentRecord,
     FovRecord,
     Manifest,
+    array_path,
     checksum,
     format_checksum,
     label_array,
@@ -30,6 +36,7 @@ from dynaclr_wds.words import count_of
 from etl.layout.clips import MEMBER_HEADER, member_bytes
 from etl.pack.cells import TrackCells, count_cells, describe_cells, list_cells
 from etl.pack.clip_json import name_digits
+from etl.pack.tars import sum_channels
 from etl.run.executors import report
 
 CHANGED = "the bytes are not those that were written"
@@ -132,11 +139,12 @@ def _check_block(
 ) -> Iterator[Finding]:
     path = job.manifest.shards[job.number].path
     first, last = arrays["block_first"][block : block + 2].tolist()
-    if not is_good:
+    readers = [_ClipReader(job, arrays, block, clip, data) for clip in range(first, last)]
+    found = [finding for reader in readers for finding in reader.check(block_is_good=is_good)]
+    if not is_good and not any(finding.what.startswith(CHANGED) for finding in found):
         cells = list_cells(job.manifest, arrays, *arrays["clip_first"][[first, last]].tolist())
         yield Finding(path=path, block=block, what=CHANGED, cells=cells)
-    for clip in range(first, last):
-        yield from _ClipReader(job, arrays, block, clip, data).check()
+    yield from found
 
 
 class _Wrong(Exception):
@@ -155,8 +163,14 @@ class _ClipReader:
         self._first, self._last = arrays["clip_first"][clip : clip + 2].tolist()
         self._key: str | None = None
 
-    def check(self) -> Iterator[Finding]:
-        """Compare the members of the clip with the index."""
+    def check(self, *, block_is_good: bool) -> Iterator[Finding]:
+        """Compare the members of the clip with the index.
+
+        Parameters
+        ----------
+        block_is_good
+            The block's checksum is right, so pixels of another checksum than the index says are a fault of the index.
+        """
         fov, experiment = self._owner()
         header = npy_header(experiment.dtype, experiment.shape)
         width, size = name_digits(self._last - self._first), len(header) + experiment.patch_bytes
@@ -168,6 +182,12 @@ class _ClipReader:
                 self._check_patch(at, header, size, f"{number:0{width}d}.npy")
             except _Wrong as error:
                 yield self._finding(str(error), number, row)
+            if (what := self._compare_pixels(at + len(header), row, experiment)) is None:
+                continue
+            if block_is_good:
+                yield Finding(path=array_path("patch_xxh3"), row=row, what=what)
+            else:
+                yield self._finding(f"{CHANGED} ({what})", number, row)
         try:
             yield from self._check_json(self._read_json(end), fov, experiment)
         except _Wrong as error:
@@ -203,6 +223,15 @@ class _ClipReader:
             raise _Wrong(
                 f"the npy header is not what the experiment's dtype and shape ask for, {header[10:].strip()!r}"
             )
+
+    def _compare_pixels(self, at: int, row: int, experiment: ExperimentRecord) -> str | None:
+        """Say which channel of a patch has not the checksum that the index says; None where all have."""
+        data = memoryview(self._data)[at : at + experiment.patch_bytes]
+        found, said = sum_channels(data, experiment.shape[0]), self._arrays["patch_xxh3"][row].tolist()
+        for channel, (one, other) in enumerate(zip_longest(found, said, fillvalue=0)):
+            if one != other:
+                return f"channel {channel} has checksum {one:08x}, the index says {other:08x}"
+        return None
 
     def _read_json(self, end: int) -> dict[str, Any]:
         info = self._member(end + MEMBER_HEADER)

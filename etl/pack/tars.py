@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int, UInt64
+from jaxtyping import Int, UInt32, UInt64
 
-from dynaclr_wds.contract import ShardRecord, checksum, npy_header
+from dynaclr_wds.contract import ARRAYS, ExperimentRecord, ShardRecord, channel_checksum, checksum, npy_header
 from dynaclr_wds.errors import BuildError
 from dynaclr_wds.files import write_whole
 from etl.layout.clips import MEMBER_HEADER, TAR_TAIL, member_bytes
@@ -36,6 +36,8 @@ class PackedShard:
 
     record: ShardRecord
     patch_offset: Int[np.ndarray, " patches"]
+    patch_xxh3: UInt32[np.ndarray, "patches channels"]
+    """Of each stored channel; 0 where an experiment has fewer."""
     block_begin: Int[np.ndarray, " blocks"]
     block_end: Int[np.ndarray, " blocks"]
     block_xxh3: UInt64[np.ndarray, " blocks"]
@@ -60,6 +62,8 @@ class _Written:
     xxh3: str
     pieces: Sequence[int]
     """Checksums of its blocks."""
+    channels: Sequence[Sequence[int]]
+    """Checksums of the channels of its patches."""
 
 
 def pack_shard(job: ShardJob) -> PackedShard:
@@ -76,10 +80,10 @@ def pack_shard(job: ShardJob) -> PackedShard:
         report(job.slot.size)
         return _describe(job, content, members, written)
     with writing(job.staged, members.clip_begin[job.block_first[1:]].tolist()) as file:
-        _write_members(job, members, file)
-    written = _Written(bytes=file.bytes, xxh3=file.xxh3, pieces=file.pieces)
+        channels = _write_members(job, members, file)
+    written = _Written(bytes=file.bytes, xxh3=file.xxh3, pieces=file.pieces, channels=channels)
     with naming_file(_record_path(job)), write_whole(_record_path(job)) as raw:
-        raw.write(json.dumps([content, written.bytes, written.xxh3, list(written.pieces)]).encode())
+        raw.write(json.dumps([content, written.bytes, written.xxh3, written.pieces, written.channels]).encode())
     return _describe(job, content, members, written)
 
 
@@ -90,29 +94,48 @@ def _record_path(job: ShardJob) -> Path:
 def _find_staged(job: ShardJob, content: str) -> _Written | None:
     """Return the shard that a stopped build finished, if it is whole and holds what is asked for."""
     try:
-        found, size, xxh3, pieces = json.loads(_record_path(job).read_bytes())
+        found, size, xxh3, pieces, channels = json.loads(_record_path(job).read_bytes())
         if found != content or file_size(job.staged) != size or len(pieces) != job.block_first.size - 1:
+            return None
+        if list(map(len, channels)) != [e.shape[0] for e in _patch_experiments(job)]:
             return None
         if checksum_file(job.staged) != xxh3:
             return None
     except (OSError, ValueError, TypeError):  # none, or cut off by a kill, or not ours: the shard is written anew
         return None
-    return _Written(bytes=size, xxh3=xxh3, pieces=[int(piece) for piece in pieces])
+    return _Written(bytes=size, xxh3=xxh3, pieces=[int(piece) for piece in pieces], channels=channels)
 
 
 def _find_earlier(job: ShardJob, members: _Members) -> _Written | None:
-    """Take the checksums of the blocks of a shard that an earlier build wrote."""
+    """Take the checksums of the blocks and channels of a shard that an earlier build wrote."""
     if job.found is None:
         return None
-    pieces = []
+    pieces, channels, experiments = [], [], _patch_experiments(job)
     with naming_file(job.found), job.found.open("rb") as file:
-        for clip in range(job.block_first.size - 1):
-            begin, end = members.clip_begin[job.block_first[clip : clip + 2]].tolist()
-            pieces.append(checksum(file.read(end - begin)))
+        for block in range(job.block_first.size - 1):
+            first, last = job.block_first[block : block + 2].tolist()
+            begin, end = members.clip_begin[[first, last]].tolist()
+            data = memoryview(file.read(end - begin))
+            pieces.append(checksum(data))
+            for row in range(*job.clip_first[[first, last]].tolist()):
+                at = int(members.patch_offset[row]) - begin
+                channels.append(sum_channels(data[at : at + experiments[row].patch_bytes], experiments[row].shape[0]))
             report(0, end - begin)
     if checksum_file(job.found) != job.found_xxh3:
         raise BuildError(f"{job.found}: changed while it was looked at. Let nothing else write there, and run again.")
-    return _Written(bytes=file_size(job.found), xxh3=job.found_xxh3, pieces=pieces)
+    return _Written(bytes=file_size(job.found), xxh3=job.found_xxh3, pieces=pieces, channels=channels)
+
+
+def _patch_experiments(job: ShardJob) -> list[ExperimentRecord]:
+    """Return the experiment of each patch."""
+    counts = np.diff(job.clip_first).tolist()
+    return [experiment for clip, count in enumerate(counts) for experiment in [job.experiment_of(clip)] * count]
+
+
+def sum_channels(data: bytes | memoryview, count: int) -> list[int]:
+    """Return the checksum of each channel of a patch, given its data."""
+    view, size = memoryview(data), len(data) // count
+    return [channel_checksum(view[channel * size : (channel + 1) * size]) for channel in range(count)]
 
 
 def _plan_members(job: ShardJob) -> _Members:
@@ -157,15 +180,18 @@ class _Spills:
             os.close(descriptor)
 
 
-def _write_members(job: ShardJob, members: _Members, file: HashingFile) -> None:
-    spills = _Spills(job)
+def _write_members(job: ShardJob, members: _Members, file: HashingFile) -> list[list[int]]:
+    """Write all members; return the checksums of the channels of each patch."""
+    spills, channels = _Spills(job), []
     try:
         for clip, text in enumerate(members.texts):
             first, last = job.clip_first[clip : clip + 2].tolist()
             width, fov, experiment = name_digits(last - first), int(job.clip_fov[clip]), job.experiment_of(clip)
             header, size = npy_header(experiment.dtype, experiment.shape), experiment.patch_bytes
             for number, slot in enumerate(job.slot[first:last].tolist()):
-                _write_member(file, f"{job.keys[clip]}.{number:0{width}d}.npy", header, spills.read(fov, slot, size))
+                data = spills.read(fov, slot, size)
+                channels.append(sum_channels(data, experiment.shape[0]))
+                _write_member(file, f"{job.keys[clip]}.{number:0{width}d}.npy", header, data)
             _write_member(file, f"{job.keys[clip]}.json", text)
             assert file.bytes == members.clip_begin[clip + 1], "offsets are known before writing"
             report(last - first, int(members.clip_begin[clip + 1] - members.clip_begin[clip]))
@@ -175,6 +201,7 @@ def _write_members(job: ShardJob, members: _Members, file: HashingFile) -> None:
     file.write(bytes(-file.bytes % tarfile.RECORDSIZE))
     end = int(members.clip_begin[-1])
     assert end + 1024 <= file.bytes <= end + TAR_TAIL, "a tar ends with two blocks of zeros, filled up"
+    return channels
 
 
 def _write_member(file: HashingFile, name: str, *parts: bytes) -> None:
@@ -198,9 +225,13 @@ def _describe(job: ShardJob, content: str, members: _Members, written: _Written)
         clips=len(job.keys),
         blocks=job.block_first.size - 1,
     )
+    counts = np.array([len(row) for row in written.channels], np.int64)
+    patch_xxh3 = np.zeros((len(counts), int(counts.max())), ARRAYS["patch_xxh3"])
+    patch_xxh3[np.arange(counts.max()) < counts[:, None]] = [value for row in written.channels for value in row]
     return PackedShard(
         record=record,
         patch_offset=members.patch_offset,
+        patch_xxh3=patch_xxh3,
         block_begin=edges[:-1],
         block_end=edges[1:],
         block_xxh3=np.array(written.pieces, np.uint64),
