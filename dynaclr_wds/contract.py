@@ -171,7 +171,7 @@ class ShardRecord:
     """One tar."""
 
     path: str
-    """Relative to the manifest, `/` as separator."""
+    """Relative to the manifest's `folder`, `/` as separator."""
     partition: int
     """Row of `Manifest.partitions`."""
     bytes: int
@@ -226,6 +226,8 @@ class Manifest:
     shards: tuple[ShardRecord, ...]
     files: tuple[FileRecord, ...]
     sources: tuple[SourceRecord, ...]
+    folder: str = ""
+    """Folder beside the manifest that holds the shards and files; empty = the manifest's own folder."""
     dropped: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """Experiment → reason → observations (or candidates, for `candidates_dropped`) left out."""
     facts: tuple[FactsRecord, ...] = ()

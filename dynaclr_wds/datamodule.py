@@ -145,10 +145,10 @@ class MultiExperimentDataModule(LightningDataModule):
     relax_lineages
         Streaming only: accept a window that is too small for a batch of distinct lineages; repeats are counted.
     verify_reads
-        Check every block of the shards against its checksum before anything of it is read for the first time in this
-        process, and every index file when the set is opened. None = index files always, blocks in streaming only. It
-        costs one more pass over the bytes in the first epoch (docs/BENCHMARKS.md) and nothing later: 1 to 3 % of a
-        training of 50 epochs.
+        Check what is read of the shards for the first time in this process against its checksum, blocks in streaming
+        and else patches, and every index file when the set is opened. None = index files always, blocks in streaming.
+        It costs one more pass over the bytes in the first epoch (docs/BENCHMARKS.md) and nothing later: 1 to 3 % of a
+        training of 50 epochs. What comes from object storage is always checked.
     batch_group_by
         Labels that make a group, of which one makes the main part of a batch; where other parameters say "experiment",
         they mean the group; none or None = draw a batch from everything. In streaming, every block of the shards must

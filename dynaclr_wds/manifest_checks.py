@@ -112,6 +112,8 @@ _ABOVE_ALL = 1 << 63
 
 def _check_manifest(manifest: Manifest, where: str) -> None:
     """Check what no single value shows: paths, and that records refer to records that are there."""
+    if manifest.folder:
+        check_relative_path(manifest.folder, where)
     sizes = [(s.path, s.bytes) for s in manifest.shards] + [(f.path, f.bytes) for f in manifest.files]
     for path, size in sizes:
         check_relative_path(path, where)

@@ -29,6 +29,7 @@ class RemoteFiles:
     """A set in object storage."""
 
     storage: Storage
+    """Names in it are the paths of the manifest."""
     manifest: Manifest
     index: IndexCache
     listed: Mapping[str, ObjectInfo] | None
@@ -54,11 +55,12 @@ def find_local(root: Path, *, verify: bool) -> Manifest:
     if not path.is_file():
         raise _absent(root)
     manifest = parse_manifest(path.read_bytes(), str(path))
+    folder = root / manifest.folder
     for path_and_size in [(f.path, f.bytes) for f in manifest.files] + [(s.path, s.bytes) for s in manifest.shards]:
-        check_size(root / path_and_size[0], path_and_size[1])
+        check_size(folder / path_and_size[0], path_and_size[1])
     if verify:
         for file in manifest.files:
-            check_content(root / file.path, file.xxh3)
+            check_content(folder / file.path, file.xxh3)
     return manifest
 
 
@@ -74,10 +76,11 @@ def find_remote(root: Location, options: StorageOptions, cache_dir: str | Path |
     """
     storage = Storage(root, options)
     content, manifest = read_manifest(storage)
+    storage = enter_folder(storage, manifest)
     listed = storage.list()
     if listed is not None:
         for shard in manifest.shards:
-            _check_listed(root / shard.path, listed.get(shard.path), shard.bytes)
+            _check_listed(storage.root / shard.path, listed.get(shard.path), shard.bytes)
     index = IndexCache(storage, content, cache_dir)
     arrays = {contract.array_path(name) for name in contract.array_dtypes(manifest)}
     index.fetch([file for file in manifest.files if file.path in arrays], listed, verify=verify)
@@ -85,7 +88,15 @@ def find_remote(root: Location, options: StorageOptions, cache_dir: str | Path |
 
 
 def read_manifest(storage: Storage) -> tuple[bytes, Manifest]:
-    """Read a manifest, its bytes and what they say; once more where they came damaged."""
+    """Read the manifest; once more where it came damaged, as a byte may have been changed on its way.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is none.
+    FormatError, ChecksumError, StorageError
+        It can't be read, or used.
+    """
     where = str(storage.root / contract.MANIFEST)
     for last in (False, True):
         try:
@@ -98,6 +109,11 @@ def read_manifest(storage: Storage) -> tuple[bytes, Manifest]:
             if last:
                 raise
     raise AssertionError("never reached")
+
+
+def enter_folder(storage: Storage, manifest: Manifest) -> Storage:
+    """Return the storage in which the paths of a manifest are names; `storage` is that of the manifest itself."""
+    return Storage(storage.root / manifest.folder, storage.options) if manifest.folder else storage
 
 
 def _check_listed(where: Location, found: ObjectInfo | None, size: int) -> None:

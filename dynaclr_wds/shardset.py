@@ -92,7 +92,8 @@ class ShardSet:
         """
         place, remote = parse_place(root), None
         if isinstance(place, Path):
-            manifest, folder = find_local(place, verify=verify), place
+            manifest = find_local(place, verify=verify)
+            folder = place / manifest.folder
         else:
             remote = find_remote(place, parse_options(storage_options), cache_dir, verify=verify)
             manifest, folder = remote.manifest, remote.index.folder
@@ -108,7 +109,12 @@ class ShardSet:
         """Return where a table of the index is on this node, such as `contract.OBSERVATIONS`."""
         if self.remote is not None:
             return self.remote.find_table(path)
-        return Path(str(self.root), path)
+        return Path(str(self.files_root), path)
+
+    @property
+    def files_root(self) -> Place:
+        """Place that the paths of the manifest are relative to."""
+        return self.root / self.manifest.folder if self.manifest.folder else self.root
 
     @cached_property
     def z_range(self) -> tuple[int, int]:

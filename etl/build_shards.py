@@ -12,19 +12,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dynaclr_wds.local_paths import parse_local_path, parse_yaml_place, refuse_url
+from dynaclr_wds.errors import ConfigError
+from dynaclr_wds.local_paths import parse_local_path, parse_yaml_place
 from dynaclr_wds.program import CommandParser, called_as, run_command
+from dynaclr_wds.storage.location import Location, Place, parse_place
 
 if TYPE_CHECKING:
     from dynaclr_wds.contract import Manifest
     from etl.run.executors import MakeExecutor
     from etl.run.progress import Progress
     from etl.source.experiments import BuildConfig
+    from etl.upload.build import UploadOptions
 
 
 def build_shards(
     config: BuildConfig,
-    out: str | Path,
+    out: str | Path | Location,
     *,
     replace: bool = False,
     overwrite: bool = False,
@@ -32,6 +35,7 @@ def build_shards(
     trust_sources: bool = False,
     progress: Progress | None = None,
     make_executor: MakeExecutor | None = None,
+    upload: UploadOptions | None = None,
 ) -> Manifest:
     """Build a shard set, bring it up to date, or find that it is.
 
@@ -40,7 +44,7 @@ def build_shards(
     config
         What to build.
     out
-        Folder for it, made if absent.
+        Folder for it, made if absent; or a place in object storage, such as `s3://bucket/prefix`.
     replace
         Replace a set of another config. Experiments that both have, with the same options, keep their shards.
     overwrite
@@ -53,21 +57,35 @@ def build_shards(
         Shows what happens; None shows nothing.
     make_executor
         (workers, advance) → executor that runs the units; None runs threads.
+    upload
+        Where a set that goes to object storage is built first, and how requests are made.
 
     Raises
     ------
     ConfigError, PlateError
         Bad input. What is in `out` stays as it was.
     BuildError
-        A set of another config is there, the disk is full or failed, or sources changed while they were read.
+        A set of another config is there, the disk is full or failed, sources changed while they were read, or another
+        build writes to the same place in object storage.
+    StorageError
+        A request failed, or the key may not write.
     """
     from etl.run.executors import ThreadUnits
     from etl.run.progress import Progress
     from etl.run.update import BuildMode, build_set
 
-    refuse_url(out, "out")
+    place = parse_place(out, "out")
     mode = BuildMode(replace=replace or overwrite, overwrite=overwrite, repair=repair, trust_sources=trust_sources)
-    return build_set(config, Path(out), mode, progress or Progress(), make_executor or ThreadUnits)
+    if isinstance(place, Path):
+        if upload is not None:
+            raise ConfigError(
+                f"out={str(out)!r} is a folder: {', '.join(_UPLOAD)} are for object storage. Leave them out."
+            )
+        return build_set(config, place, mode, progress or Progress(), make_executor or ThreadUnits)
+    from etl.upload.build import UploadOptions, build_to_storage
+
+    told, units = progress or Progress(), make_executor or ThreadUnits
+    return build_to_storage(config, place, upload or UploadOptions(), mode, told, units)
 
 
 _EXAMPLES = """
@@ -78,6 +96,8 @@ examples:
       smaller patches, ten slices of the stack
   %(prog)s experiments.yaml --include_wells A/1 B/1 --exclude_fovs A/1/3
       two wells, one bad field of view left out
+  %(prog)s experiments.yaml --out s3://bucket/sets/first
+      build in a local folder, then send it to a bucket; nothing there is visible before it is whole
   %(prog)s experiments.yaml --repair
       compare every file with its checksum, build again what is bad
 
@@ -110,13 +130,17 @@ def make_parser() -> CommandParser:
         "experiments_yaml", type=parse_yaml_place, help="which plates, tracks and wells, a path or URL; see below"
     )
     parser.add_argument(
-        "--out", type=parse_local_path, default=Path("shards"), help="folder to write (default: %(default)s)"
+        "--out",
+        type=_parse_out,
+        default=Path("shards"),
+        help="folder to write, or s3://bucket/prefix, gs://… or az://… (default: %(default)s)",
     )
     for name, help_text in _SWITCHES.items():
         flags = dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}"])
         parser.add_argument(*flags, dest=name, action="store_true", help=help_text)
     parser.add_argument("--quiet", action="store_true", help="print errors only")
     parser.add_argument("--json", action="store_true", help="print summary and suspicions as one JSON object on stdout")
+    _add_upload_options(parser)
     options = parser.add_argument_group("build options", "each may also stand under `shards:` in the YAML")
 
     def option(name: str, help_text: str, **settings: Any) -> None:
@@ -144,6 +168,37 @@ def make_parser() -> CommandParser:
     option("workers", "threads (default: all CPUs); changes no byte", type=int)
     option("seed", "order of the clips (default: 0)", type=int)
     return parser
+
+
+def _parse_out(text: str) -> Place:
+    try:
+        return parse_place(text, "out")
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error).rstrip(".")) from error
+
+
+def _add_upload_options(parser: CommandParser) -> None:
+    group = parser.add_argument_group("object storage", "for --out s3://…, gs://… or az://… (docs/OBJECT_STORAGE.md)")
+    group.add_argument(
+        "--staging", type=parse_local_path, help="local folder to build in before sending (default: the user's cache)"
+    )
+    for name, help_text in _UPLOAD_SWITCHES.items():
+        group.add_argument(f"--{name}", f"--{name.replace('_', '-')}", dest=name, action="store_true", help=help_text)
+    group.add_argument(
+        "--storage_options", "--storage-options", dest="storage_options", nargs="+", metavar="KEY=VALUE",
+        help="how requests are made, such as endpoint=https://… region=… profile=…; keys come from the environment",
+    )  # fmt: skip
+
+
+def _read_upload(arguments: argparse.Namespace) -> UploadOptions | None:
+    """Gather the options for object storage; None where none is given."""
+    given = {name: getattr(arguments, name) for name in _UPLOAD}
+    if not any(given.values()):
+        return None
+    from dynaclr_wds.storage.options import parse_words
+    from etl.upload.build import UploadOptions
+
+    return UploadOptions(**given | {"storage_options": parse_words(given["storage_options"] or ())})
 
 
 def _parse_pair(text: str) -> tuple[str, Any]:
@@ -183,7 +238,12 @@ _SWITCHES = {
     "repair": "compare every file of the set with its checksum, build again what is bad",
     "trust_sources": "don't look whether plates and tracks changed since the set was built",
 }
-_NOT_OPTIONS = ("experiments_yaml", "out", "quiet", "json", *_SWITCHES)
+_UPLOAD_SWITCHES = {
+    "keep_staging": "leave the local copy where it was built",
+    "keep_replaced": "leave the objects of a set that is replaced, for trainings that still read it",
+}
+_UPLOAD = ("staging", *_UPLOAD_SWITCHES, "storage_options")
+_NOT_OPTIONS = ("experiments_yaml", "out", "quiet", "json", *_SWITCHES, *_UPLOAD)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -201,7 +261,7 @@ def _run(argv: Sequence[str]) -> int:
     switches = {name: getattr(arguments, name) for name in _SWITCHES}
     config = parse_build_config(arguments.experiments_yaml, overrides)
     progress = make_progress(arguments.quiet)
-    manifest = build_shards(config, arguments.out, progress=progress, **switches)
+    manifest = build_shards(config, arguments.out, progress=progress, upload=_read_upload(arguments), **switches)
     if arguments.json:
         print_json(manifest, arguments.out)
     elif not arguments.quiet and not progress.found_up_to_date:

@@ -9,13 +9,16 @@ the index. Reads only. Exit status: 0 all is well, 1 something is not, 2 there i
 
 from __future__ import annotations
 
+import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from dynaclr_wds.local_paths import parse_local_path, refuse_url
+from dynaclr_wds.errors import ConfigError
 from dynaclr_wds.program import CommandParser, called_as, run_command
+from dynaclr_wds.storage.location import Location, Place, parse_place
+from dynaclr_wds.storage.options import StorageOptions, parse_options, parse_words
 from dynaclr_wds.words import count_of
 
 if TYPE_CHECKING:
@@ -25,20 +28,27 @@ if TYPE_CHECKING:
 
 
 def verify(
-    root: str | Path, *, quick: bool = False, workers: int | None = None, progress: Progress | None = None
+    root: str | Path | Location,
+    *,
+    quick: bool = False,
+    workers: int | None = None,
+    progress: Progress | None = None,
+    storage_options: Mapping[str, Any] | StorageOptions | None = None,
 ) -> list[Finding]:
     """Check a shard set.
 
     Parameters
     ----------
     root
-        Folder with the manifest.
+        Folder with the manifest, or a place in object storage such as `s3://bucket/prefix`.
     quick
         Leave the content of the shards out: sizes, manifest and index only.
     workers
-        Threads; None is all CPUs.
+        Threads; None is all CPUs, and 8 at least for object storage.
     progress
         Shows how far the check is; None shows nothing.
+    storage_options
+        How requests to object storage are made; see `dynaclr_wds.storage.options`.
 
     Returns
     -------
@@ -49,17 +59,30 @@ def verify(
     ------
     FileNotFoundError
         There is no manifest.
+    StorageError
+        The manifest in object storage can't be read. A shard that can't be is a finding.
     """
-    return _verify(root, quick, workers, progress).found
-
-
-def _verify(root: str | Path, quick: bool, workers: int | None, progress: Progress | None) -> Verification:
-    from etl.run.executors import usable_cpus
     from etl.run.progress import Progress
+
+    return _verify(parse_place(root), quick, workers, progress or Progress(), parse_options(storage_options)).found
+
+
+def _verify(
+    place: Place, quick: bool, workers: int | None, progress: Progress, options: StorageOptions
+) -> Verification:
+    from etl.run.executors import usable_cpus
     from etl.run.verification import verify_set
 
-    refuse_url(root, "shards")
-    return verify_set(Path(root), quick=quick, workers=workers or usable_cpus(), progress=progress or Progress())
+    if isinstance(place, Path):
+        return verify_set(place, quick=quick, workers=workers or usable_cpus(), progress=progress)
+    from etl.upload.verification import verify_remote
+
+    threads = workers or max(usable_cpus(), _REQUESTS)
+    return verify_remote(place, options, quick=quick, workers=threads, progress=progress)
+
+
+_REQUESTS = 8
+"""Shards that are read at a time, from object storage."""
 
 
 def make_parser() -> CommandParser:
@@ -69,14 +92,25 @@ def make_parser() -> CommandParser:
         description="Check every file of a shard set. Exit status: 0 all is well, 1 something is not, 2 no shard set.",
         epilog=f"`{called_as('build')} experiments.yaml --repair` builds again what is bad.",
     )
-    parser.add_argument("shards", type=parse_local_path, help="folder with manifest.json")
+    parser.add_argument("shards", type=_parse_shards, help="folder with manifest.json, or its URL (s3://…)")
     parser.add_argument(
         "--quick", action="store_true", help="leave the content of the shards out: pixels are not checked"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object per finding")
     parser.add_argument("--workers", type=int, default=None, help="threads (default: all CPUs)")
     parser.add_argument("--quiet", action="store_true", help="print findings only")
+    parser.add_argument(
+        "--storage_options", "--storage-options", dest="storage_options", nargs="+", metavar="KEY=VALUE", default=(),
+        help="for shards in object storage, such as endpoint=https://…; keys come from the environment",
+    )  # fmt: skip
     return parser
+
+
+def _parse_shards(text: str) -> Place:
+    try:
+        return parse_place(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error).rstrip(".")) from error
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -91,8 +125,8 @@ def _run(argv: Sequence[str]) -> int:
 
     from etl.run.progress import make_progress
 
-    progress = make_progress(arguments.quiet)
-    checked = _verify(arguments.shards, arguments.quick, arguments.workers, progress)
+    options, progress = parse_options(parse_words(arguments.storage_options)), make_progress(arguments.quiet)
+    checked = _verify(arguments.shards, arguments.quick, arguments.workers, progress, options)
     for finding in checked.found:
         print(json.dumps(dataclasses.asdict(finding)) if arguments.json else finding)
     if not arguments.quiet and not arguments.json:
@@ -100,7 +134,7 @@ def _run(argv: Sequence[str]) -> int:
     return 1 if checked.found else 0
 
 
-def describe_result(checked: Verification, root: Path, quick: bool) -> str:
+def describe_result(checked: Verification, root: Place, quick: bool) -> str:
     """Say what was checked and what was not, what came of it, and what to do."""
     if checked.manifest is None:
         said = "the manifest is damaged. Nothing else was checked, because it says what the other files must be."
@@ -136,7 +170,7 @@ def _count(checked: Verification) -> str:
     return f"{said}; up to {number:,} of {count_of(total, 'cell')} {damaged} damaged."
 
 
-def _advise(root: Path) -> str:
+def _advise(root: Place) -> str:
     command = f"{called_as('build')} experiments.yaml --out {root} --repair"
     return f"Copy what is damaged again, or mend it: `{command}`."
 

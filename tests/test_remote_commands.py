@@ -6,19 +6,23 @@ import json
 import logging
 import re
 import sys
+import tempfile
 from pathlib import Path
 
 import obstore
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
 
+import dynaclr_wds.train.prediction
 from dynaclr_wds import __main__ as command
 from dynaclr_wds import triplet_pipeline
-from dynaclr_wds.errors import FormatError
+from dynaclr_wds.errors import ConfigError, FormatError
 from dynaclr_wds.shardset import ShardSet
 from dynaclr_wds.storage.speed import Rate, choose
+from dynaclr_wds.train.settle import Request
 from tests.remote import forget_credentials, quick, upload
 from tests.servers.bucket import Bucket
 from tests.servers.faults import Schedule
@@ -81,10 +85,45 @@ def test_train_and_embed_from_a_url_and_keep_no_secret(url, bucket, shards, tmp_
     assert far.column("features").to_pylist() == near.column("features").to_pylist()
     origin = json.loads(far.schema.metadata[b"dynaclr_wds"])
     assert origin["shards"] == url
+    check_tables_in_a_bucket(predict, bucket, near, monkeypatch, capsys)
     forget_credentials(monkeypatch, tmp_path)
     capsys.readouterr()
     assert command.main([*predict, "--out", "none.parquet"]) == 2
     assert "there are no credentials for s3://" in capsys.readouterr().err
+
+
+def check_tables_in_a_bucket(predict, bucket, near, monkeypatch, capsys):
+    """Embed into a bucket: whole or not there, never over a table unless told, and never lost."""
+    monkeypatch.setattr(tempfile, "tempdir", str(Path.cwd()))
+    out, store = f"{bucket.url}/tables/far.parquet", bucket.store()
+    capsys.readouterr()
+    assert command.main([*predict, "--out", out]) == 0
+    assert f"Wrote 40 rows to {out}." in capsys.readouterr().out
+    (entry,) = obstore.list(store, "tables").collect()
+    table = pq.read_table(pa.BufferReader(bytes(obstore.get(store, entry["path"]).bytes())))
+    assert entry["path"] == "tables/far.parquet"
+    for name in ("name", "t", "features", "projections"):
+        assert table.column(name).to_pylist() == near.column(name).to_pylist()
+    assert command.main([*predict, "--out", out]) == 2
+    assert f"error: {out}: is there already. Give another name, or --overwrite" in capsys.readouterr().err
+    assert not list(Path.cwd().glob("dynaclr-embeddings-*"))
+
+    def come_there_meanwhile(*_):
+        obstore.put(store, "tables/second.parquet", b"theirs")
+        return trainer_run(*_)
+
+    trainer_run = dynaclr_wds.train.prediction.run
+    monkeypatch.setattr(dynaclr_wds.train.prediction, "run", come_there_meanwhile)
+    assert command.main([*predict, "--out", f"{bucket.url}/tables/second.parquet"]) == 2
+    said = capsys.readouterr().err
+    assert "tables/second.parquet: is there already" in said
+    (kept,) = re.findall(r"The table is whole on this machine: (.*)\. Copy it from there", said)
+    assert pq.read_table(kept).num_rows == 40
+    assert bytes(obstore.get(store, "tables/second.parquet").bytes()) == b"theirs"
+    assert command.main([*predict, "--out", f"{bucket.url}/tables/second.parquet", "--overwrite"]) == 0
+    assert obstore.head(store, "tables/second.parquet")["size"] == entry["size"]
+    with pytest.raises(ConfigError, match=r"out='https://example\.org/a\.parquet': https:// can be read"):
+        dynaclr_wds.train.prediction.predict(Request(ckpt="saved/a.ckpt", out="https://example.org/a.parquet"))
 
 
 def test_shuffle_plans_a_url_as_a_folder(url, bucket, shards, tmp_path, capsys):

@@ -309,7 +309,7 @@ def test_same_seed_same_order_other_seed_or_epoch_another():
 
 def test_the_pinned_golden_order():
     # Published runs depend on this order. If a change must alter it, say so in CHANGELOG.md.
-    assert fingerprint(sampler()) == "6a75f0b3726042cf"
+    assert fingerprint(sampler()) == "047d3eace75d2361"
     assert fingerprint(sampler(SMALL, **FEATURES)) == "42f9c8c0547d3921"
 
 

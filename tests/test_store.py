@@ -13,12 +13,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from dynaclr_wds import contract
 from dynaclr_wds.contract import ShardRecord
+from dynaclr_wds.contract import channel_checksum as sum_of
 from dynaclr_wds.datamodule import MultiExperimentDataModule
 from dynaclr_wds.errors import ChecksumError, FormatError, StorageError
 from dynaclr_wds.plan.batch import BatchPlan
+from dynaclr_wds.read import channel_ranges
 from dynaclr_wds.read.crop import plan_crop
 from dynaclr_wds.read.dataset import MultiExperimentTripletDataset
 from dynaclr_wds.read.files import FileStore, check_inside
@@ -227,7 +230,7 @@ def read_all(root: Path, **options) -> None:
 
 def payload_offset(root: Path) -> tuple[Path, int]:
     shards = ShardSet.open(root)
-    row = int(np.flatnonzero(shards.arrays["patch_is_sample"])[30])
+    row = int(np.flatnonzero(shards.arrays["patch_is_sample"])[3])
     block = shards.arrays["clip_block"][shards.arrays["patch_clip"][row]]
     path = root / shards.manifest.shards[shards.arrays["block_shard"][block]].path
     return path, int(shards.arrays["patch_offset"][row])
@@ -284,13 +287,48 @@ DAMAGES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("options", [{}, {"window_bytes": 1 << 27, "num_streams": 1}], ids=["exact", "streaming"])
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_no_damage_trains_silently(copied, damage, options):
+def test_no_damage_trains_silently_in_streaming(copied, damage):
     do, error, message = DAMAGES[damage]
     do(copied)
     with pytest.raises(error, match=message):
+        read_all(copied, verify_reads=True, window_bytes=1 << 27, num_streams=1)
+
+
+CROPPED = {"yx_patch_size": (12, 10), "z_range": (1, 3)}
+
+
+@pytest.mark.parametrize("options", [{}, {"channels_per_sample": 1} | CROPPED], ids=["whole", "a channel, cropped"])
+@pytest.mark.parametrize("damage", [name for name in DAMAGES if name != "header"])
+def test_no_damage_trains_silently_in_exact_mode(copied, damage, options):
+    """Also where the byte is in a part of the channel that no batch holds: the channel is what is checked."""
+    do, error, message = DAMAGES[damage]
+    do(copied)
+    message = message.replace(r"block \d+, bytes [\d,]+ to [\d,]+, is", r"at t=\d+: is").replace(
+        r"\.tar: block \d+, bytes .* is", r"\.tar, clip .* is"
+    )
+    with pytest.raises(error, match=message):
         read_all(copied, verify_reads=True, **options)
+
+
+def test_exact_mode_reads_no_header_and_so_is_not_kept_from_reading_by_one(copied):
+    damage_header(copied)
+    read_all(copied, verify_reads=True)
+
+
+def test_batches_are_the_same_whether_they_are_checked_or_not(copied):
+    """Of experiments that differ in dtype, cropped: then patches are cast on their way."""
+    shards = ShardSet.open(copied)
+    for crop in (plan_crop(shards, None, None), plan_crop(shards, (1, 3), (12, 10))):
+        rows = np.flatnonzero(shards.arrays["patch_is_sample"])[::9]
+        plan = BatchPlan(number=0, anchor=rows, positive=rows[::-1].copy())
+        plain, checked = (
+            MultiExperimentTripletDataset(shards, crop, verify_reads=verify).__getitems__(plan)
+            for verify in (False, True)
+        )
+        assert plain["anchor"].dtype == checked["anchor"].dtype == torch.float32
+        assert checked["anchor"].equal(plain["anchor"])
+        assert checked["positive"].equal(plain["positive"])
 
 
 @pytest.mark.parametrize("name", [*contract.ARRAYS, "label_condition"])
@@ -301,16 +339,34 @@ def test_no_altered_index_array_trains_silently(copied, name):
         MultiExperimentDataModule(str(copied), verify_reads=True).setup()
 
 
-def test_a_damaged_block_is_named(copied):
+def test_a_damaged_patch_is_named_and_its_neighbours_are_read(copied):
     damage_payload(copied)
     shards = ShardSet.open(copied)
     dataset = MultiExperimentTripletDataset(shards, plan_crop(shards, None, None), verify_reads=True)
-    rows = np.flatnonzero(shards.arrays["patch_is_sample"])[30:31]
-    block = int(shards.arrays["clip_block"][shards.arrays["patch_clip"][rows[0]]])
+    a, samples = shards.arrays, np.flatnonzero(shards.arrays["patch_is_sample"])[:40]
+    rows, good = samples[3:4], np.delete(samples, 3)
+    block = int(a["clip_block"][a["patch_clip"][rows[0]]])
+    shard = shards.manifest.shards[int(a["block_shard"][block])].path
+    dataset.__getitems__(BatchPlan(number=0, anchor=good, positive=good))
+    fov, track = (
+        shards.manifest.fovs[int(a["obs_fov"][a["patch_obs"][rows[0]]])],
+        a["obs_track_id"][a["patch_obs"][rows[0]]],
+    )
+    cell = f"{fov.experiment}/{fov.fov_name}/{track} at t={a['patch_t'][rows[0]]}"
+    what = f"byte {a['patch_offset'][rows[0]]}, channel 0, of the cell {cell}: is not what was written: its checksum is"
+    with pytest.raises(ChecksumError, match=rf"{shard}, clip \d+, patch \d+, {what}"):
+        dataset.__getitems__(BatchPlan(number=0, anchor=rows, positive=rows))
+
+
+def test_a_damaged_block_is_named(copied):
+    damage_header(copied)
+    shards = ShardSet.open(copied)
+    row = int(np.flatnonzero(shards.arrays["patch_is_sample"])[3])
+    block = int(shards.arrays["clip_block"][shards.arrays["patch_clip"][row]])
     begin, end = int(shards.arrays["block_begin"][block]), int(shards.arrays["block_end"][block])
     shard = shards.manifest.shards[int(shards.arrays["block_shard"][block])].path
     with pytest.raises(ChecksumError, match=rf"{shard}: block {block}, bytes {begin:,} to {end:,}, is not what was"):
-        dataset.__getitems__(BatchPlan(number=0, anchor=rows, positive=rows))
+        read_all(copied, window_bytes=1 << 27, num_streams=1)
 
 
 @pytest.mark.parametrize("yx", [None, (12, 10)])
@@ -329,6 +385,28 @@ def test_a_store_without_files_gives_the_same_batches(copied, yx):
         assert found[name].equal(expected[name])
 
 
+@pytest.mark.parametrize("bag", [{}, {"channels_per_sample": 1}], ids=["whole", "bag of channels"])
+def test_a_patch_is_checked_once_and_no_block_is_read_for_it(shards, monkeypatch, bag):
+    checked: list[int] = []
+    monkeypatch.setattr(channel_ranges, "channel_checksum", lambda data: checked.append(1) or sum_of(data))
+    monkeypatch.delattr(MappedStore, "checksum")
+    data = MultiExperimentDataModule(
+        str(shards), batch_size=8, tau_range=(0.5, 1.5), val_experiments=["e3"], num_workers=0, verify_reads=True, **bag
+    )
+    data.setup("fit")
+    seen: set[tuple[int, int]] = set()
+    for epoch in range(2):
+        data.train_sampler.set_epoch(epoch)
+        for plan in data.train_sampler:
+            data.train_dataset.__getitems__(plan)
+            for rows, choice in ((plan.anchor, plan.anchor_choice), (plan.positive, plan.positive_choice)):
+                for channel in (0, 1) if choice is None else (None,):
+                    seen |= set(
+                        zip(rows.tolist(), [channel] * len(rows) if choice is None else choice.tolist(), strict=True)
+                    )
+    assert len(checked) == len(seen) > 500
+
+
 def test_a_block_is_checked_once(shards, monkeypatch):
     asked: list[tuple[int, int]] = []
     checksum = MappedStore.checksum
@@ -338,14 +416,14 @@ def test_a_block_is_checked_once(shards, monkeypatch):
         return checksum(self, shard, begin, end)
 
     monkeypatch.setattr(MappedStore, "checksum", count)
-    for options in ({"verify_reads": True}, {"window_bytes": 1 << 27, "num_streams": 1}):
-        asked.clear()
-        data = MultiExperimentDataModule(
-            str(shards), batch_size=8, tau_range=(0.5, 1.5), val_experiments=["e3"], num_workers=0, **options
-        )
-        data.setup("fit")
-        for epoch in range(2):
-            data.train_sampler.set_epoch(epoch)
-            for _ in data.train_dataloader():
-                pass
-        assert len(asked) == len(set(asked)) > 10
+    monkeypatch.setattr(channel_ranges, "channel_checksum", lambda _: pytest.fail("its patches are checked too"))
+    options = {"window_bytes": 1 << 27, "num_streams": 1}
+    data = MultiExperimentDataModule(
+        str(shards), batch_size=8, tau_range=(0.5, 1.5), val_experiments=["e3"], num_workers=0, **options
+    )
+    data.setup("fit")
+    for epoch in range(2):
+        data.train_sampler.set_epoch(epoch)
+        for _ in data.train_dataloader():
+            pass
+    assert len(asked) == len(set(asked)) > 10

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import xxhash
+import yaml
 
 import etl.run.stages
 from dynaclr_wds.contract import ARRAYS, Manifest, array_path
@@ -453,6 +456,50 @@ def test_a_set_of_several_channel_counts_dtypes_and_labels_is_well(channels: Pat
     ]
     assert {shard.path for shard in manifest.shards} >= {"TOMM20/mock-000000.tar", "~/infected-000000.tar"}
     assert verify(channels) == []
+
+
+def test_channels_of_experiments_that_store_fewer_have_checksums_too(channels: Path):
+    """Each patch as `tarfile` and numpy read it; what an experiment doesn't store is 0."""
+    found, expected = np.load(channels / array_path("patch_xxh3")), []
+    for shard in read_manifest(channels).shards:
+        with tarfile.open(channels / shard.path) as tar:
+            for member in tar.getmembers():
+                if member.name.endswith(".npy"):
+                    pixels = np.load(io.BytesIO(tar.extractfile(member).read()))  # type: ignore[union-attr]
+                    sums = [xxhash.xxh3_64_intdigest(channel.tobytes()) % 2**32 for channel in pixels]
+                    expected.append(sums + [0] * (3 - len(sums)))
+    assert found.tolist() == expected
+    assert {np.count_nonzero(row) for row in expected} == {1, 2, 3}
+
+
+def test_checksums_of_channels_are_taken_anew_from_whole_shards(
+    channels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    shards = Path(shutil.copytree(channels, tmp_path / "shards"))
+    monkeypatch.setattr(etl.run.stages, "cut_fov", refuse_to_cut)
+    flip(shards / array_path("patch_xxh3"), 200)
+    said = repair(channels.parent / "experiments.yaml", shards)
+    assert said[-1].startswith(f"mended. Built again: 0 of {len(read_manifest(channels).shards)} shards and 1 of ")
+    assert digests(shards) == digests(channels)
+
+
+@pytest.mark.slow
+def test_checksums_of_kept_shards_fit_a_set_with_more_or_fewer_channels(channels: Path, tmp_path: Path):
+    document = yaml.safe_load((channels.parent / "experiments.yaml").read_text())
+    for entry in document["experiments"]:
+        entry["data_path"], entry["tracks_path"] = (
+            str(channels.parent / entry[key]) for key in ("data_path", "tracks_path")
+        )
+    for name, last in (("fewer", 2), ("more", 3)):
+        config = document | {"experiments": document["experiments"][:last]}
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(config))
+    for first, second, width in (("fewer", "more", 3), ("more", "fewer", 2)):
+        fresh, updated = tmp_path / f"fresh-{second}", tmp_path / f"{second}-after-{first}"
+        build_shards(parse_build_config(tmp_path / f"{second}.yaml", {}), fresh)
+        build_shards(parse_build_config(tmp_path / f"{first}.yaml", {}), updated)
+        build_shards(parse_build_config(tmp_path / f"{second}.yaml", {}), updated, replace=True)
+        assert np.load(updated / array_path("patch_xxh3")).shape[1] == width
+        assert digests(updated) == digests(fresh)
 
 
 class Told(Progress):

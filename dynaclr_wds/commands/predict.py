@@ -9,11 +9,12 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from dynaclr_wds.files import check_new_file
 from dynaclr_wds.program import CommandParser, Terminated, called_as, run_command
+from dynaclr_wds.storage.location import parse_place
 from dynaclr_wds.words import count_of
 
 if TYPE_CHECKING:
@@ -60,7 +61,12 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--ckpt", required=True, help="checkpoint of a training")
-    add("--out", required=True, metavar="FILE.parquet", help="table to write; with several ranks FILE-rank0.parquet, …")
+    add(
+        "--out",
+        required=True,
+        metavar="FILE.parquet",
+        help="table to write, or its URL; with several ranks FILE-rank0.parquet, …",
+    )
     add("--shards", metavar="FOLDER", help="shards to embed, or their URL (default: those of the training)")
     add("--overwrite", action="store_true", help="replace the table if it is there")
     add(
@@ -76,7 +82,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--num_workers", type=_count, metavar="N", help="threads that read (default: as in training)")
     add("--accelerator", metavar="NAME", help="cpu, gpu, mps, … (default: what there is)")
     add("--devices", metavar="N", help="how many of them (default: 1)")
-    add("--storage_options", nargs="+", metavar="KEY=VALUE", help="for shards in object storage, as endpoint=https://…")
+    add("--storage_options", nargs="+", metavar="KEY=VALUE", help="for object storage, as endpoint=https://…")
     add("--cache_dir", metavar="FOLDER", help="for shards in object storage: where to keep their index on this machine")
     add("--precision", metavar="NAME", help="such as bf16-mixed (default: 32-true)")
     add = parser.add_argument_group("as in training; another value needs --override").add_argument
@@ -97,10 +103,11 @@ def format_written(written: Written) -> str:
 
 def _predict(given: dict[str, object]) -> Written | None:
     """Check what can be known at once, then import what is heavy, and embed."""
-    out = Path(str(given["out"]))
-    if out.suffix != ".parquet":
+    out = parse_place(str(given["out"]), "--out")
+    if PurePosixPath(out.name).suffix != ".parquet":
         raise ValueError(f"--out {out}: must end in .parquet, which is what is written. Give such a name.")
-    check_new_file(out, overwrite="overwrite" in given, option="--overwrite")
+    if isinstance(out, Path):
+        check_new_file(out, overwrite="overwrite" in given, option="--overwrite")
     from dynaclr_wds.commands.lightning import leave_processes
     from dynaclr_wds.commands.quiet import quiet_libraries
     from dynaclr_wds.storage.options import parse_words

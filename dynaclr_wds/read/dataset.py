@@ -49,8 +49,8 @@ class MultiExperimentTripletDataset(Dataset[dict[str, Any]]):
     streaming
         Blocks are fetched before they are read; see `BlockWindow`.
     verify_reads
-        Check the checksum of each block before anything of it is read for the first time. What comes over a network is
-        always checked: blocks in streaming, else the channels of patches.
+        Check what is read for the first time against its checksum: blocks in streaming, else the channels of patches.
+        What comes over a network is always checked.
     meta_names
         More names for what `anchor_meta`, … hold: name → label or key.
     store
@@ -236,7 +236,7 @@ def open_store(shards: ShardSet, *, ask: bool = True, num_workers: int = 1, pool
     num_workers, pool_bytes
         Of a set in object storage: threads that read batches, and bytes of patches to keep in memory.
     """
-    records, root = shards.manifest.shards, shards.root
+    records, root = shards.manifest.shards, shards.files_root
     if isinstance(root, Path):
         return FileStore(root, records) if load_copy() is None else MappedStore(root, records, ask=ask)
     from dynaclr_wds.read.object_store import ObjectStore  # only those who read from object storage need it

@@ -14,7 +14,7 @@ from jaxtyping import Float32, Int64, Shaped, UInt8
 from dynaclr_wds import contract
 from dynaclr_wds.errors import ChecksumError, FormatError
 from dynaclr_wds.plan.channels import ChannelChoices
-from dynaclr_wds.read.channel_ranges import ChannelRanges
+from dynaclr_wds.read.channel_ranges import locate_channels, name_member
 from dynaclr_wds.read.crop import Crop, Shape
 from dynaclr_wds.shardset import ShardSet
 from dynaclr_wds.store import BlockStore, RemoteStore, RowFailure
@@ -46,8 +46,8 @@ class PatchReader:
     store
         Where the bytes are.
     verify
-        Check the checksum of each block before anything of it is read for the first time. What comes over a network is
-        always checked: blocks where they are fetched, else the channels of patches.
+        Check what is read for the first time: the blocks that a window fetches, as it does; of patches that lie in
+        none of these, the channels. What comes over a network is always checked, whenever it comes.
     choices
         Which channels a sample may hold; None = all are read.
     """
@@ -74,12 +74,16 @@ class PatchReader:
         read = [e.shape if choices is None else (1, *e.shape[1:]) for e in self._experiments]
         self._shapes = [crop.shape(shape) for shape in read]
         self._runs = [crop.runs(shape, e.dtype) for shape, e in zip(read, self._experiments, strict=True)]
-        self._channels = np.array([e.shape[0] for e in self._experiments], np.int64)
         self._channel_bytes = np.array([e.patch_bytes // e.shape[0] for e in self._experiments], np.int64)
+        self._whole_bytes = [
+            math.prod(shape) * np.dtype(e.dtype).itemsize for shape, e in zip(read, self._experiments, strict=True)
+        ]
         stored = [(e.shape, self._dtypes[n]) for n, e in enumerate(self._experiments)]
         self._alike = np.array([stored.index(s) for s in stored], np.int64)
         """Of each experiment, the first one whose patches are stored alike: they are copied together."""
         self._verified = np.zeros(len(shards.arrays["block_shard"]), bool)
+        self._checked = np.zeros(shards.arrays["patch_xxh3"].shape if verify and self._remote is None else 0, bool)
+        """Of each patch, the channel that reads of it begin with: whether what follows was checked."""
         self._scratch = threading.local()
 
     @property
@@ -141,35 +145,8 @@ class PatchReader:
     def _at_hand(self, reads: Sequence[PatchRead]) -> AbstractContextManager[None]:
         """Have what is read asked for at once, where it has to come over a network."""
         assert self._remote is not None
-        ranges = ChannelRanges.join([self._ranges(*self._choose(r.rows, r.choice)) for r in reads])
-        return self._remote.gather(ranges.shard, ranges.begin, ranges.end, ranges.checker(self._explain))
-
-    def _ranges(self, rows: Int64[np.ndarray, " b"], skip: Int64[np.ndarray, " b"] | None) -> ChannelRanges:
-        """Say where each patch is, or the one channel behind so many bytes; whole, because a crop has no checksum."""
-        a, experiment = self._shards.arrays, self._experiment(rows)
-        size, before = self._channel_bytes[experiment], np.zeros(len(rows), np.int64) if skip is None else skip
-        begin = a["patch_offset"][rows].astype(np.int64) + before
-        count = self._channels[experiment] if skip is None else np.ones(len(rows), np.int64)
-        return ChannelRanges(
-            row=rows,
-            shard=a["block_shard"][self._block(rows)].astype(np.int64),
-            begin=begin,
-            end=begin + count * size,
-            channel=before // size,
-            count=count,
-            xxh3=a["patch_xxh3"][rows],
-        )
-
-    def _explain(self, row: int, channel: int, what: str) -> ChecksumError:
-        """Make the error for a channel of a patch that came damaged twice."""
-        a, manifest = self._shards.arrays, self._shards.manifest
-        fov = manifest.fovs[int(a["obs_fov"][a["patch_obs"][row]])]
-        cell = f"{fov.experiment}/{fov.fov_name}/{int(a['obs_track_id'][a['patch_obs'][row]])}"
-        return ChecksumError(
-            f"{self.name_member(row)}, channel {channel}, of the cell {cell} at t={int(a['patch_t'][row])}: is not "
-            f"what was written, though it was asked for twice: {what}. Run `dynaclr-wds verify {self._shards.root}` to "
-            "see all that is damaged, and restore the shard or build it again."
-        )
+        ranges = locate_channels(self._shards, [self._choose(read.rows, read.choice) for read in reads])
+        return self._remote.gather(ranges.shard, ranges.begin, ranges.end, ranges.checker(self._shards))
 
     def _choose(
         self, rows: Int64[np.ndarray, " b"], choice: Int64[np.ndarray, " b"] | None
@@ -187,8 +164,6 @@ class PatchReader:
         out: Shaped[np.ndarray, "b c z y x"],
         choice: Int64[np.ndarray, " b"] | None,
     ) -> None:
-        if self.verify and self._remote is None:
-            self.verify_blocks(self._block(rows))
         rows, skip = self._choose(rows, choice)
         if skip is not None:
             out = out.reshape(len(rows), 1, *out.shape[2:])
@@ -218,9 +193,10 @@ class PatchReader:
             self._remote.fetch_again(shard, begin, end, found)
             found = self._store.checksum(shard, begin, end)
         if found != expected:
+            path = self._shards.manifest.shards[shard].path
             raise ChecksumError(
-                f"{self._shards.root / self._shards.manifest.shards[shard].path}: block {block}, bytes {begin:,} to "
-                f"{end:,}, is not what was written: its checksum is {contract.format_checksum(found)}, the index says "
+                f"{self._shards.files_root / path}: block {block}, bytes {begin:,} to {end:,}, is not what was "
+                f"written: its checksum is {contract.format_checksum(found)}, the index says "
                 f"{contract.format_checksum(expected)}. Run `dynaclr-wds verify {self._shards.root}` to see all that "
                 "is damaged, and restore the shard or build it again."
             )
@@ -243,14 +219,6 @@ class PatchReader:
             if not self._verified[block]:  # another thread may have done so meanwhile
                 self.load(block)
 
-    def name_member(self, row: int) -> str:
-        """Say where a patch is stored: shard, clip, place in the clip and byte."""
-        a = self._shards.arrays
-        clip = int(a["patch_clip"][row])
-        shard = self._shards.manifest.shards[int(a["block_shard"][a["clip_block"][clip]])]
-        place = row - int(a["clip_first"][clip])
-        return f"{self._shards.root / shard.path}, clip {clip}, patch {place:03d}, byte {int(a['patch_offset'][row])}"
-
     def _block(self, rows: Int64[np.ndarray, " b"]) -> Int64[np.ndarray, " b"]:
         return self._shards.arrays["clip_block"][self._shards.arrays["patch_clip"][rows]].astype(np.int64)
 
@@ -270,13 +238,55 @@ class PatchReader:
         shard = a["block_shard"][a["clip_block"][a["patch_clip"][rows]]].astype(np.int64)
         offset, run_bytes = self._runs[experiment]
         target = out.reshape(-1).view(np.uint8).reshape(len(rows), len(offset), run_bytes)
+        begin = a["patch_offset"][rows].astype(np.int64)
+        self._read_bytes(rows, shard, begin if skip is None else begin + skip, offset, target)
+        if self._checked.size:
+            is_whole = len(offset) == 1 and run_bytes == self._whole_bytes[experiment]
+            self._check(rows, skip, target[:, 0] if is_whole else None)
+
+    def _read_bytes(
+        self,
+        rows: Int64[np.ndarray, " b"],
+        shard: Int64[np.ndarray, " b"],
+        begin: Int64[np.ndarray, " b"],
+        offset: Int64[np.ndarray, " k"],
+        out: UInt8[np.ndarray, "b k bytes"],
+    ) -> None:
+        """Have the store copy; an error says which patch it is about."""
         try:
-            begin = a["patch_offset"][rows].astype(np.int64)
-            self._store.read(shard, begin if skip is None else begin + skip, offset, target)
+            self._store.read(shard, begin, offset, out)
         except RowFailure as failure:
             if not isinstance(failure.error, ChecksumError):  # that one names the patch, of those that came together
-                failure.error.add_note(f"while reading {self.name_member(int(rows[failure.row]))}")
+                failure.error.add_note(f"while reading {name_member(self._shards, int(rows[failure.row]))}")
             raise failure.error from failure.error.__cause__
+
+    def _check(
+        self,
+        rows: Int64[np.ndarray, " b"],
+        skip: Int64[np.ndarray, " b"] | None,
+        copied: UInt8[np.ndarray, "b bytes"] | None,
+    ) -> None:
+        """Check the copies of patches that were not checked yet; None = they are cropped, so whole ones are read.
+
+        Raises
+        ------
+        ChecksumError
+            A patch isn't what was written.
+        """
+        channel = 0 if skip is None else skip // self._channel_bytes[self._experiment(rows)]
+        new = np.flatnonzero(~(self._checked[rows, channel] | self._verified[self._block(rows)]))
+        if not len(new):
+            return
+        ranges = locate_channels(self._shards, [(rows[new], None if skip is None else skip[new])])
+        check, size = ranges.checker(self._shards), int(ranges.end[0] - ranges.begin[0])
+        whole = np.empty((1, 1, 0 if copied is not None else size), np.uint8)
+        for place, number in enumerate(new.tolist()):
+            if copied is None:
+                one, start = slice(place, place + 1), np.zeros(1, np.int64)
+                self._read_bytes(ranges.row[one], ranges.shard[one], ranges.begin[one], start, whole)
+            if (error := check(place, whole[0, 0] if copied is None else copied[number])) is not None:
+                raise error
+        self._checked[ranges.row, ranges.channel] = True
 
     def _cast(
         self,

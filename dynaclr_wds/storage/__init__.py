@@ -7,6 +7,8 @@
 | `credentials.py` | Which keys to sign requests with, from options and the usual environment. |
 | `failures.py` | What a failed request says → a short cause without secrets, and whether to try again. |
 | `client.py` | `Storage`: requests below one location, each bounded in time, tried again, and pinned to an ETag. |
+| `writing.py` | Small objects on a condition; copies and removals. |
+| `sending.py` | Files to objects: large ones in parts, each with its checksum, visible when it is whole. |
 | `index_cache.py` | Index files of a set, downloaded once per node. |
 
 Requests are made by obstore, through its blocking calls, which release the GIL.

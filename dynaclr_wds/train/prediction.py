@@ -22,13 +22,14 @@ from dynaclr_wds.config_errors import explain_absent_device
 from dynaclr_wds.datamodule import MultiExperimentDataModule
 from dynaclr_wds.describe import list_undescribed, make_modules
 from dynaclr_wds.errors import CheckpointError, ConfigError
-from dynaclr_wds.files import check_new_file
-from dynaclr_wds.storage.location import name_place
+from dynaclr_wds.storage.location import name_place, parse_place
+from dynaclr_wds.storage.options import parse_options
 from dynaclr_wds.train.checkpoint_content import PACKAGE, Checkpoint, check_weights
 from dynaclr_wds.train.device_names import describe_device
 from dynaclr_wds.train.embeddings import EmbeddingWriter
 from dynaclr_wds.train.engine import ContrastiveModule
 from dynaclr_wds.train.progress import choose_progress
+from dynaclr_wds.train.remote_table import RemoteTable, check_new_table
 from dynaclr_wds.train.settle import Job, Request, choose_storage, settle
 from dynaclr_wds.words import count_of
 
@@ -61,9 +62,23 @@ def predict(asked: Request) -> Written | None:
     StorageError
         The output is there already, or can't be written.
     """
-    out = Path(asked.out)
-    check_new_file(out, overwrite=asked.overwrite)
+    place = parse_place(asked.out, "out")
+    check_new_table(place, overwrite=asked.overwrite)
     job = settle(asked)
+    if isinstance(place, Path):
+        return _embed(job, place, None)
+    options = parse_options(choose_storage(asked, job.checkpoint)[0])
+    table = RemoteTable(place, options, overwrite=asked.overwrite)
+    try:
+        return _embed(job, table.file, table)
+    except BaseException:
+        table.discard_unfinished()
+        raise
+
+
+def _embed(job: Job, out: Path, table: RemoteTable | None) -> Written | None:
+    """Embed into a file; and send it, where `table` says."""
+    asked = job.asked
     data = make_data(job)
     cells = len(data.list_predicted(job.shards))
     module = make_network(job.checkpoint)
@@ -72,11 +87,16 @@ def predict(asked: Request) -> Written | None:
     if trainer.is_global_zero:
         print(describe_job(job, cells, trainer), file=sys.stderr, flush=True)
     run(trainer, module, data)
+    files: list[Any] = list(writer.targets(trainer.world_size))
+    if table is not None:
+        own = files[trainer.global_rank]
+        files = [table.place(file) for file in files]
+        table.send(own)
     if not trainer.is_global_zero:
         return None
     schema = writer.schema
     columns = {} if schema is None else {name: str(schema.field(name).type) for name in schema.names}
-    return Written(files=tuple(map(str, writer.targets(trainer.world_size))), rows=cells, columns=columns)
+    return Written(files=tuple(map(str, files)), rows=cells, columns=columns)
 
 
 def make_data(job: Job) -> MultiExperimentDataModule:

@@ -9,9 +9,9 @@ the table that says the same takes its place.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,8 +30,8 @@ from dynaclr_wds.index_checks import check_arrays, map_array
 from etl.cut.intensities import ExperimentStatistics
 from etl.pack.restore import restore_arrays
 from etl.pack.tars import PackedShard
-from etl.run.commit import list_files
-from etl.run.output import describe_fault
+from etl.run.commit import list_checksums, list_files
+from etl.run.set_files import SetFiles
 from etl.source.experiments import BuildConfig
 
 Arrays = Mapping[str, Shaped[np.ndarray, "*shape"]]
@@ -69,7 +69,9 @@ PIXEL_REASONS = ("blank_channel", "blank_channel_kept", "nan_pixels")
 class PreviousSet:
     """A shard set that an earlier build finished."""
 
-    out: Path
+    where: str
+    """Its folder or URL, as people know it."""
+    files: SetFiles
     manifest: Manifest
     faults: Mapping[str, str]
     """Path → what is wrong with it, of the listed files that are not whole."""
@@ -157,7 +159,13 @@ class PreviousSet:
         record = self._shards.get(path)
         if record is None or record.content != content or path in self.faults:
             return None
-        return record if self.places is None else self._locate(record, partition, self.places)
+        if self.places is not None:
+            return self._locate(record, partition, self.places)
+        return record if self.is_here(path) else None
+
+    def is_here(self, path: str) -> bool:
+        """Whether a file is on this machine, and not in object storage only."""
+        return (self.files.folder / path).is_file()
 
     def _locate(self, record: ShardRecord, partition: int, arrays: Arrays) -> PackedShard:
         """Take the places in a shard from the index arrays."""
@@ -188,37 +196,39 @@ class PreviousSet:
         return {shard.path: row for row, shard in enumerate(self.manifest.shards)}
 
 
-def read_previous(out: Path, manifest: Manifest, *, checked: bool) -> PreviousSet:
+def read_previous(where: str, files: SetFiles, manifest: Manifest, *, checked: bool) -> PreviousSet:
     """Look which files of a set are whole.
 
     Parameters
     ----------
+    where
+        Its folder or URL, as people know it.
     checked
         Compare every file with its checksum, and not only sizes.
     """
-    return PreviousSet(
-        out=out, manifest=manifest, faults=_find_faults(out, manifest, {}, list_files(manifest), checked)
-    )
+    faults = _find_faults(files, manifest, {}, list_files(manifest), checked)
+    return PreviousSet(where=where, files=files, manifest=manifest, faults=faults)
 
 
 def load_arrays(previous: PreviousSet) -> PreviousSet:
     """Open the index arrays of a set, as far as they are what was written."""
-    out, manifest = previous.out, previous.manifest
+    files, manifest = previous.files, previous.manifest
     paths = {name: array_path(name) for name in array_dtypes(manifest)}
     tables = [path for path in (OBSERVATIONS, STATS) if path in list_files(manifest)]
-    faults = _find_faults(out, manifest, previous.faults, [*paths.values(), *tables], checked=True)
+    looked_at = [*paths.values(), *filter(previous.is_here, tables)]
+    faults = _find_faults(files, manifest, previous.faults, looked_at, checked=True)
     arrays: dict[str, Shaped[np.ndarray, "*shape"]] = {}
     try:
-        arrays = {name: map_array(out / path) for name, path in paths.items() if path not in faults}
+        arrays = {name: map_array(files.folder / path) for name, path in paths.items() if path not in faults}
         if len(arrays) == len(paths):
             check_arrays(manifest, arrays)
     except (OSError, ValueError):  # somebody wrote them anew, and their checksums
         arrays, tables = {}, []
     if len(arrays) < len(paths):  # nothing else tells a shard from another of its size
-        faults = _find_faults(out, manifest, faults, [shard.path for shard in manifest.shards], checked=True)
-        arrays |= restore_arrays(
-            out, manifest, {path for path in tables if path not in faults}, set(paths) - set(arrays)
-        )
+        shards = filter(previous.is_here, (shard.path for shard in manifest.shards))
+        faults = _find_faults(files, manifest, faults, [*tables, *shards], checked=True)
+        whole = {path for path in tables if path not in faults}
+        arrays |= restore_arrays(files.folder, manifest, whole, set(paths) - set(arrays))
     return replace(
         previous,
         faults=faults,
@@ -228,16 +238,18 @@ def load_arrays(previous: PreviousSet) -> PreviousSet:
 
 
 def _find_faults(
-    out: Path, manifest: Manifest, known: Mapping[str, str], paths: Iterable[str], checked: bool
+    files: SetFiles, manifest: Manifest, known: Mapping[str, str], paths: Iterable[str], checked: bool
 ) -> dict[str, str]:
     """Add to known faults those of some files."""
-    sizes = list_files(manifest)
-    sums = {s.path: s.xxh3 for s in manifest.shards} | {f.path: f.xxh3 for f in manifest.files}
-    found = dict(known)
-    for path in paths:
-        if path not in found and (fault := describe_fault(out / path, sizes[path], sums[path] if checked else None)):
-            found[path] = fault
-    return found
+    sizes, sums = list_files(manifest), list_checksums(manifest)
+    asked = [path for path in paths if path not in known]
+
+    def look(path: str) -> str | None:
+        return files.describe_fault(path, sizes[path], sums[path] if checked else None)
+
+    with ThreadPoolExecutor(files.checks_at_a_time, thread_name_prefix="dynaclr-check") as pool:
+        found = dict(zip(asked, pool.map(look, asked), strict=True))
+    return dict(known) | {path: fault for path, fault in found.items() if fault is not None}
 
 
 def _sources_of(experiment: str, sources: Mapping[tuple[str, str], SourceRecord]) -> list[SourceRecord]:

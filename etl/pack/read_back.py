@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import math
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import zip_longest
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import xxhash
@@ -77,11 +77,21 @@ class Finding:
         )
 
 
+@runtime_checkable
+class Readable(Protocol):
+    """A file that is read from front to back."""
+
+    def read(self, size: int, /) -> bytes:
+        """Read the next bytes, fewer at the end."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckJob:
     """One shard to read back."""
 
-    root: Path
+    open: Callable[[str], AbstractContextManager[Readable]]
+    """Opens a file of the set by its path."""
     manifest: Manifest
     number: int
     """Row of the shards."""
@@ -94,7 +104,7 @@ def check_shard(job: CheckJob) -> tuple[Finding, ...]:
     record = job.manifest.shards[job.number]
     found: list[Finding] = []
     try:
-        with (job.root / record.path).open("rb") as file:
+        with job.open(record.path) as file:
             for finding in _check_file(job, file):
                 found.append(finding)
                 if len(found) > _MOST:
@@ -105,7 +115,7 @@ def check_shard(job: CheckJob) -> tuple[Finding, ...]:
     return tuple(found)
 
 
-def _check_file(job: CheckJob, file: BinaryIO) -> Iterator[Finding]:
+def _check_file(job: CheckJob, file: Readable) -> Iterator[Finding]:
     record = job.manifest.shards[job.number]
     whole, blocks_are_good = xxhash.xxh3_64(), True
     if job.arrays is not None:

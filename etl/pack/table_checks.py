@@ -26,15 +26,15 @@ Arrays = Mapping[str, Shaped[np.ndarray, "*shape"]]
 Columns = Mapping[str, Shaped[np.ndarray, " rows"]]
 
 
-def check_tables(root: Path, manifest: Manifest, arrays: Arrays) -> Iterator[Finding]:
-    """Compare the tables that the manifest lists with the arrays, which fit each other."""
+def check_tables(folder: Path, manifest: Manifest, arrays: Arrays) -> Iterator[Finding]:
+    """Compare the tables that the manifest lists with the arrays, which fit each other; `folder` holds the index."""
     listed = {file.path for file in manifest.files}
     for path, expect in ((OBSERVATIONS, _expect_observations), (PATCHES, _expect_patches), (STATS, _expect_stats)):
         if path not in listed:
             yield Finding(path="manifest.json", what=f"does not list {path}")
-        elif (root / path).is_file():
+        elif (folder / path).is_file():
             try:
-                table = pq.read_table(root / path)
+                table = pq.read_table(folder / path)
             except (OSError, ValueError) as error:  # of pyarrow; each is also a builtin
                 yield Finding(path=path, what=f"can't be read ({error})")
                 continue

@@ -47,6 +47,11 @@ def list_files(manifest: Manifest) -> dict[str, int]:
     return {shard.path: shard.bytes for shard in manifest.shards} | {file.path: file.bytes for file in manifest.files}
 
 
+def list_checksums(manifest: Manifest) -> dict[str, str]:
+    """Return the path and checksum of every file of a set but its manifest."""
+    return {s.path: s.xxh3 for s in manifest.shards} | {f.path: f.xxh3 for f in manifest.files}
+
+
 def _find_size(out: Path, work: Path, path: str) -> int:
     """Size of a file where it will be taken from: where it is staged, else in its place."""
     staged = file_size(work / "staged" / path)
@@ -66,7 +71,7 @@ def _carry_out(out: Path, work: Path, manifest: Manifest) -> None:
             with naming_file(out / path):
                 rename_whole(staged, out / path)
     for path in set(_list_old(work / _OLD)) - set(listed):
-        _remove(out, path)
+        remove_file(out, path)
     with naming_file(current):
         rename_whole(work / _NEXT, current)
     discard_work(work)
@@ -76,13 +81,20 @@ def _list_old(path: Path) -> list[str]:
     if not path.is_file():
         return []
     try:
-        return list(list_files(parse_manifest(path.read_bytes(), str(path))))
+        old = parse_manifest(path.read_bytes(), str(path))
+        return [f"{old.folder}/{name}" if old.folder else name for name in list_files(old)]
     except FormatError:
         return []  # damaged or foreign: files of the new set have replaced those of the same name
 
 
-def _remove(out: Path, path: str) -> None:
-    """Remove a file of the old set, and the folders that it leaves empty."""
+def remove_file(out: Path, path: str) -> None:
+    """Remove a file of a set, and the folders that it leaves empty.
+
+    Raises
+    ------
+    BuildError
+        Its path leaves the folder.
+    """
     target = (out / path).resolve()
     if out.resolve() not in target.parents:
         raise BuildError(f"{out}: lists the file {path!r}, which is outside. Remove the folder by hand.")

@@ -55,6 +55,12 @@ def report(done: int, size: int = 0) -> None:
         listener(done, size)
 
 
+def reporter() -> Advance:
+    """Return what `report` does in this thread, for threads that a library starts on behalf of a unit."""
+    listener: Advance | None = getattr(_ambient, "listener", None)
+    return listener if listener is not None else lambda _done, _size: None
+
+
 class ThreadUnits(ThreadPoolExecutor):
     """Threads whose units report to `advance`, and stop at their next report when the pool is called off."""
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from dynaclr_wds.contract import OBSERVATIONS, STATS, Manifest, array_path
+from dynaclr_wds.contract import MANIFEST, OBSERVATIONS, STATS, Manifest, array_path
 from dynaclr_wds.words import count_of
 from etl.pack.previous import CUT_ARRAYS, PreviousSet
-from etl.run.commit import list_files
+from etl.run.commit import list_checksums, list_files
 
 _MOST = 20
 """Files that are listed; the rest are counted."""
@@ -23,9 +21,9 @@ def describe_faults(found: PreviousSet) -> list[str]:
     """
     files = len(list_files(found.manifest))
     if not found.faults:
-        return [f"{found.out}: all {files:,} files are what was written; nothing to mend."]
+        return [f"{found.where}: all {files:,} files are what was written; nothing to mend."]
     is_are = "is" if len(found.faults) == 1 else "are"
-    lines = [f"{found.out}: {len(found.faults):,} of {files:,} files {is_are} not what was written:"]
+    lines = [f"{found.where}: {len(found.faults):,} of {files:,} files {is_are} not what was written:"]
     lines += [f"  {path}: {why}" for path, why in list(found.faults.items())[:_MOST]]
     if len(found.faults) > _MOST:
         lines.append(f"  and {len(found.faults) - _MOST:,} more")
@@ -41,6 +39,11 @@ def _describe_work(found: PreviousSet) -> str:
             f"{_name_lost(found)} Without it, nothing tells what was cut, so all cells are cut again. Of the {shards}, "
             "those that are whole and come out the same are kept."
         )
+    if found.places is None and not any(found.is_here(shard.path) for shard in found.manifest.shards):
+        return (
+            f"The index says where cells lie in the shards, so all {shards} are built again here. Those that "
+            "are whole and come out the same are not sent again."
+        )
     if not bad:
         return f"All {shards} are whole and stay; only the index is written again."
     return f"Built again from the plates: {bad:,} of {shards}. The others stay; the index is written again."
@@ -55,20 +58,16 @@ def _name_lost(found: PreviousSet) -> str:
     return f"{array_path(damaged[0])} is damaged, and so is {tables[-1]}, which would say the same."
 
 
-def describe_damaged_manifest(path: Path, why: str) -> str:
+def describe_damaged_manifest(why: str) -> str:
     """Say that nothing of a set can be believed without its manifest."""
-    return f"{why.rstrip('.')}. {path.name} says what all other files must be, so the whole set is built again."
+    return f"{why.rstrip('.')}. {MANIFEST} says what all other files must be, so the whole set is built again."
 
 
 def describe_mended(found: PreviousSet, now: Manifest) -> str:
     """Say how many files were made again, and how many are as they were."""
-    old = _checksums(found.manifest)
-    same = {path for path, xxh3 in _checksums(now).items() if old.get(path) == xxh3 and path not in found.faults}
+    old = list_checksums(found.manifest)
+    same = {path for path, xxh3 in list_checksums(now).items() if old.get(path) == xxh3 and path not in found.faults}
     parts = []
     for noun, paths in (("shard", [s.path for s in now.shards]), ("index file", [f.path for f in now.files])):
         parts.append(f"{len(paths) - len(same.intersection(paths)):,} of {count_of(len(paths), noun)}")
-    return f"{found.out}: mended. Built again: {' and '.join(parts)}; the others are as they were."
-
-
-def _checksums(manifest: Manifest) -> dict[str, str]:
-    return {s.path: s.xxh3 for s in manifest.shards} | {f.path: f.xxh3 for f in manifest.files}
+    return f"{found.where}: mended. Built again: {' and '.join(parts)}; the others are as they were."

@@ -112,11 +112,26 @@ def describe_fault(path: Path, size: int, xxh3: str | None = None) -> str | None
         What the manifest says of it; without a checksum, only the size is compared.
     """
     there = file_size(path)
+    if there != size or xxh3 is None:
+        return describe_damage(there, size)
+    return describe_damage(there, size, checksum_file(path), xxh3)
+
+
+def describe_damage(there: int, size: int, found: str | None = None, xxh3: str | None = None) -> str | None:
+    """Say how a file differs from what the manifest says of it; None where it does not.
+
+    Parameters
+    ----------
+    there, size
+        Its size, -1 where there is none, and the manifest's.
+    found, xxh3
+        Its checksum and the manifest's; None was not looked at.
+    """
     if there < 0:
         return "is missing"
     if there != size:
         return f"has {there:,} bytes, the manifest says {size:,}"
-    if xxh3 is not None and (found := checksum_file(path)) != xxh3:
+    if found != xxh3:
         return f"the bytes are not those that were written (checksum {found}, the manifest says {xxh3})"
     return None
 

@@ -13,14 +13,14 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
+from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
 
 from dynaclr_wds.contract import ExperimentRecord, Manifest
+from dynaclr_wds.storage.location import Place
 from dynaclr_wds.suspicions import FactsRecord
 from dynaclr_wds.tau import least_tau
 from dynaclr_wds.time_left import TimeLeft, write_duration
@@ -30,6 +30,9 @@ from etl.suspicious.words import write_bytes, write_size
 
 EVERY_SECONDS = 15.0
 """Between two lines where there is no terminal."""
+
+BYTES = "bytes"
+"""Unit of a stage that moves bytes: shown as MB, with the time that is left."""
 
 
 class Progress:
@@ -93,7 +96,7 @@ class BarProgress(Progress):
         columns = (
             TextColumn("{task.description:<6}"),
             BarColumn(),
-            MofNCompleteColumn(),
+            DownloadColumn() if unit == BYTES else MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
         )
         with Bars(*columns, console=self._console) as bars:
@@ -134,11 +137,15 @@ class _Rate:
         kept = self._done - self._new
         said = [f"{kept:,} kept"] if kept else []
         if self._bytes:
-            said += [f"{self._new / seconds:,.0f} {self._unit}/s", f"{self._bytes / seconds / 1e6:,.0f} MB/s"]
+            said += [] if self._unit == BYTES else [f"{self._new / seconds:,.0f} {self._unit}/s"]
+            said.append(f"{self._bytes / seconds / 1e6:,.0f} MB/s")
         return said + ([f"about {write_duration(left)} left"] if left else [])
 
     def __str__(self) -> str:
-        return f"{self._done:,}/{self._total:,} {self._unit} ({', '.join(self.describe())})"
+        of = f"{self._done:,}/{self._total:,} {self._unit}"
+        if self._unit == BYTES:
+            of = f"{self._done / 1e6:,.1f}/{self._total / 1e6:,.1f} MB"
+        return f"{of} ({', '.join(self.describe())})"
 
 
 def make_progress(quiet: bool) -> Progress:
@@ -179,7 +186,7 @@ def _make_encodable(line: str, encoding: str) -> str:
     return line
 
 
-def print_json(manifest: Manifest, out: Path) -> None:
+def print_json(manifest: Manifest, out: Place) -> None:
     """Print what `print_summary` says as one JSON object."""
     kept = ("tau_range_hours", "experiments", "shard_by", "partitions", "dropped", "facts", "suspicious")
     record = {name: value for name, value in dataclasses.asdict(manifest).items() if name in kept}

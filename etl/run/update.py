@@ -6,24 +6,27 @@ again, and ends with the same bytes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dynaclr_wds.contract import MANIFEST, Manifest
 from dynaclr_wds.errors import BuildError, FormatError
 from dynaclr_wds.manifest_checks import parse_manifest
-from etl.index import build_index
+from etl.index import Index, build_index
 from etl.pack.previous import PreviousSet, load_arrays, read_previous
 from etl.run.commit import commit, finish_commits
 from etl.run.executors import MakeExecutor, ThreadUnits
 from etl.run.mending import describe_damaged_manifest, describe_faults, describe_mended
 from etl.run.output import OutFolder, discard_work
 from etl.run.progress import Progress, describe_up_to_date
+from etl.run.set_files import LocalFiles
 from etl.run.stages import Build, Sources
 from etl.source.experiments import BuildConfig
 from etl.source.fingerprints import describe_changes, fingerprint_sources
+from etl.source.plates import Plate
 from etl.source.preflight import open_plates
 from etl.source.scales import describe_intervals, fill_in_from_plates
 
@@ -48,39 +51,85 @@ def build_set(
     """Build a shard set, bring it up to date, or find that it is; see `etl.build_shards.build_shards`."""
     folder = OutFolder(out, config.token)
     with folder.locked(lambda: progress.say(f"{out}: another build is running there; waiting for it to end.")):
-        finish_commits(folder)
-        previous = _find_previous(folder, config, mode, progress)
-        trusted = previous.sources if previous is not None and mode.trust_sources else {}
-        if previous is not None and trusted and _is_up_to_date(previous, config, mode, previous.sources):
-            return _say_up_to_date(folder, previous, progress)
-        plates = open_plates(config)
-        config = fill_in_from_plates(config, plates)
-        for line in describe_intervals(config):
-            progress.say(line)
-        sources = fingerprint_sources(config, plates, trusted)
-        if previous is not None:
-            for line in describe_changes(previous.sources, sources):
-                progress.say(f"changed since the set was built: {line}")
-            if _is_up_to_date(previous, config, mode, sources):
-                if mode.repair:
-                    progress.say(describe_faults(previous)[0])
-                return _say_up_to_date(folder, previous, progress)
-        progress.say("index: reading tracks")
-        index = build_index(config, plates)
-        for note in index.notes:
-            progress.say(note)
-        if mode.overwrite:
+        find = partial(_find_previous, folder, config, mode, progress)
+        built = build_in(folder, config, mode, progress, find, make_executor)
+        if not built.anew:
+            say_up_to_date(str(out), built.manifest, progress)
+        elif built.kept is not None and built.kept.faults:
+            progress.say(describe_mended(built.kept, built.manifest))
+        return built.manifest
+
+
+def say_up_to_date(where: str, manifest: Manifest, progress: Progress) -> None:
+    """Say that nothing is to be done, and what there is."""
+    for line in describe_up_to_date(manifest):
+        progress.say(f"{where}: {line}")
+    progress.found_up_to_date = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Built:
+    """What came of a build in a local folder."""
+
+    manifest: Manifest
+    anew: bool
+    """Whether anything had to be done."""
+    kept: PreviousSet | None = None
+    """The set that it started from, with what was found to be damaged."""
+
+
+def build_in(
+    folder: OutFolder,
+    config: BuildConfig,
+    mode: BuildMode,
+    progress: Progress,
+    find: Callable[[], PreviousSet | None],
+    make_executor: MakeExecutor,
+) -> Built:
+    """Bring the set of a folder up to date; the folder is locked.
+
+    Parameters
+    ----------
+    find
+        Returns the set to start from, if there is one.
+    """
+    finish_commits(folder)
+    previous = find()
+    trusted = previous.sources if previous is not None and mode.trust_sources else {}
+    if previous is not None and trusted and _is_up_to_date(previous, config, mode, previous.sources):
+        discard_work(folder.work)
+        return Built(manifest=previous.manifest, anew=False, kept=previous)
+    plates = open_plates(config)
+    config = fill_in_from_plates(config, plates)
+    for line in describe_intervals(config):
+        progress.say(line)
+    sources = fingerprint_sources(config, plates, trusted)
+    if previous is not None:
+        for line in describe_changes(previous.sources, sources):
+            progress.say(f"changed since the set was built: {line}")
+        if _is_up_to_date(previous, config, mode, sources):
+            if mode.repair:
+                progress.say(describe_faults(previous)[0])
             discard_work(folder.work)
-        folder.begin()
-        folder.discard_others()
-        kept = _open_arrays(previous, mode, progress) if previous is not None and not mode.overwrite else None
-        build = Build(config, folder, plates, sources, kept, progress, make_executor)
-        manifest = build.run(index)
-        _refuse_moving_sources(config, sources, trusted)
-        commit(folder, manifest)
-        if kept is not None and kept.faults:
-            progress.say(describe_mended(kept, manifest))
-        return manifest
+            return Built(manifest=previous.manifest, anew=False, kept=previous)
+    index = _read_index(config, plates, progress)
+    if mode.overwrite:
+        discard_work(folder.work)
+    folder.begin()
+    folder.discard_others()
+    kept = _open_arrays(previous, mode, progress) if previous is not None and not mode.overwrite else None
+    manifest = Build(config, folder, plates, sources, kept, progress, make_executor).run(index)
+    _refuse_moving_sources(config, sources, trusted)
+    commit(folder, manifest)
+    return Built(manifest=manifest, anew=True, kept=kept)
+
+
+def _read_index(config: BuildConfig, plates: Mapping[str, Plate], progress: Progress) -> Index:
+    progress.say("index: reading tracks")
+    index = build_index(config, plates)
+    for note in index.notes:
+        progress.say(note)
+    return index
 
 
 def _find_previous(folder: OutFolder, config: BuildConfig, mode: BuildMode, progress: Progress) -> PreviousSet | None:
@@ -93,15 +142,28 @@ def _find_previous(folder: OutFolder, config: BuildConfig, mode: BuildMode, prog
         manifest = parse_manifest(path.read_bytes(), str(path))
     except FormatError as error:
         if mode.replace or mode.overwrite or mode.repair:
-            progress.say(describe_damaged_manifest(path, str(error)))
+            progress.say(describe_damaged_manifest(str(error)))
             return None
         raise BuildError(f"{error} Give --replace to build it anew, or another --out.") from error
-    if manifest.config_hash != folder.token and not mode.replace:
+    refuse_other_config(manifest, config, mode, str(path))
+    if manifest.folder:
+        return None  # a copy of a set in object storage: its files are not where a local build puts them
+    return read_previous(str(folder.out), LocalFiles(folder.out), manifest, checked=mode.repair)
+
+
+def refuse_other_config(manifest: Manifest, config: BuildConfig, mode: BuildMode, where: str) -> None:
+    """Refuse to touch a set of another config, unless it may be replaced.
+
+    Raises
+    ------
+    BuildError
+        Says in what the configs differ.
+    """
+    if manifest.config_hash != config.token and not mode.replace:
         raise BuildError(
-            f"{path}: holds shards of another config: {describe_difference(manifest.config, config.as_record())}. "
+            f"{where}: holds shards of another config: {describe_difference(manifest.config, config.as_record())}. "
             "Give --replace to replace them, or another --out."
         )
-    return read_previous(folder.out, manifest, checked=mode.repair)
 
 
 def _open_arrays(previous: PreviousSet, mode: BuildMode, progress: Progress) -> PreviousSet:
@@ -147,14 +209,6 @@ def describe_difference(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> 
 def _is_up_to_date(previous: PreviousSet, config: BuildConfig, mode: BuildMode, sources: Sources) -> bool:
     same = previous.manifest.config_hash == config.token and list(previous.sources.items()) == list(sources.items())
     return same and previous.is_whole and not mode.overwrite
-
-
-def _say_up_to_date(folder: OutFolder, previous: PreviousSet, progress: Progress) -> Manifest:
-    discard_work(folder.work)
-    for line in describe_up_to_date(previous.manifest):
-        progress.say(f"{folder.out}: {line}")
-    progress.found_up_to_date = True
-    return previous.manifest
 
 
 def _refuse_moving_sources(config: BuildConfig, sources: Sources, trusted: Sources) -> None:

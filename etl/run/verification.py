@@ -10,15 +10,15 @@ import numpy as np
 from jaxtyping import Shaped
 
 from dynaclr_wds.contract import MANIFEST, Manifest, array_dtypes, array_path
-from dynaclr_wds.errors import FormatError
+from dynaclr_wds.errors import FormatError, StorageError
 from dynaclr_wds.index_checks import check_arrays, map_array
 from dynaclr_wds.manifest_checks import parse_manifest
 from etl.pack.cells import list_cells
 from etl.pack.read_back import CheckJob, Finding, check_shard
 from etl.pack.table_checks import check_tables
 from etl.run.executors import ThreadUnits, run_units
-from etl.run.output import describe_fault
 from etl.run.progress import Progress
+from etl.run.set_files import LocalFiles, SetFiles
 
 Arrays = Mapping[str, Shaped[np.ndarray, "*shape"]]
 
@@ -37,23 +37,35 @@ class Verification:
 
 
 def verify_set(root: Path, *, quick: bool, workers: int, progress: Progress) -> Verification:
-    """Check a shard set; see `etl.verify.verify`."""
+    """Check a shard set on a disk; see `etl.verify.verify`."""
     path = root / MANIFEST
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no manifest, so no shard set. Build it, or name its folder.")
     try:
         manifest = parse_manifest(path.read_bytes(), MANIFEST)
     except FormatError as error:
-        what = Finding(path=MANIFEST, what=str(error).removeprefix(f"{MANIFEST}: "))
-        return Verification(found=[what], manifest=None, index_is_whole=False, shards_read=0)
-    found = list(_check_files(root, manifest))
-    arrays, in_index = _check_index(root, manifest, found)
-    jobs = [] if quick else _plan_jobs(root, manifest, arrays, {finding.path for finding in found})
+        return say_damaged(error, MANIFEST)
+    return verify_files(LocalFiles(root / manifest.folder), manifest, quick=quick, workers=workers, progress=progress)
+
+
+def say_damaged(error: FormatError, where: str) -> Verification:
+    """Say what is wrong with a manifest; `where` stands at the beginning of the error."""
+    what = Finding(path=MANIFEST, what=str(error).removeprefix(f"{where}: "))
+    return Verification(found=[what], manifest=None, index_is_whole=False, shards_read=0)
+
+
+def verify_files(files: SetFiles, manifest: Manifest, *, quick: bool, workers: int, progress: Progress) -> Verification:
+    """Check the files of a set whose manifest is valid; paths in what is found are relative to the manifest."""
+    found = list(_check_files(files, manifest))
+    arrays, in_index = _check_index(files.folder, manifest, found)
+    jobs = [] if quick else _plan_jobs(files, manifest, arrays, {finding.path for finding in found})
     if arrays is not None:
         found = [_name_cells(finding, manifest, arrays) for finding in found]
     found += in_index
     if jobs:
         found += _check_shards(manifest, jobs, workers, progress)
+    if manifest.folder:
+        found = [f if f.path == MANIFEST else replace(f, path=f"{manifest.folder}/{f.path}") for f in found]
     return Verification(found=found, manifest=manifest, index_is_whole=arrays is not None, shards_read=len(jobs))
 
 
@@ -80,14 +92,21 @@ def _name_cells(finding: Finding, manifest: Manifest, arrays: Arrays) -> Finding
     return replace(finding, cells=list_cells(manifest, arrays, *rows))
 
 
-def _check_files(root: Path, manifest: Manifest) -> Iterator[Finding]:
+def _check_files(files: SetFiles, manifest: Manifest) -> Iterator[Finding]:
     """Check that every file is there and of its size, and index files against their checksums."""
     for shard in manifest.shards:
-        if fault := describe_fault(root / shard.path, shard.bytes):
-            yield Finding(path=shard.path, what=fault)
+        yield from _check_file(files, shard.path, shard.bytes)
     for file in manifest.files:
-        if fault := describe_fault(root / file.path, file.bytes, file.xxh3):
-            yield Finding(path=file.path, what=fault)
+        yield from _check_file(files, file.path, file.bytes, file.xxh3)
+
+
+def _check_file(files: SetFiles, path: str, size: int, xxh3: str | None = None) -> Iterator[Finding]:
+    try:
+        fault = files.describe_fault(path, size, xxh3)
+    except StorageError as error:
+        fault = f"can't be read ({error})"
+    if fault:
+        yield Finding(path=path, what=fault)
 
 
 def _check_counts(manifest: Manifest, arrays: Arrays) -> Iterator[Finding]:
@@ -117,10 +136,10 @@ def _check_counts(manifest: Manifest, arrays: Arrays) -> Iterator[Finding]:
         yield Finding(path=MANIFEST, what=f"says nothing about the source of {fov}")
 
 
-def _plan_jobs(root: Path, manifest: Manifest, arrays: Arrays | None, skipped: set[str]) -> list[CheckJob]:
+def _plan_jobs(files: SetFiles, manifest: Manifest, arrays: Arrays | None, skipped: set[str]) -> list[CheckJob]:
     """Plan to read every shard of the right size."""
     return [
-        CheckJob(root=root, manifest=manifest, number=number, arrays=arrays)
+        CheckJob(open=files.open, manifest=manifest, number=number, arrays=arrays)
         for number, shard in enumerate(manifest.shards)
         if shard.path not in skipped
     ]

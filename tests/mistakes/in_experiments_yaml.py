@@ -99,5 +99,16 @@ IN_EXPERIMENTS_YAML = [
     Mistake(what="Misspells an option of the command", make=_command(*BUILD, "--patch_size", "64", "64")),
     Mistake(what="Shortens an option", make=_command("simulate", "plates", "--experiment", "3")),
     Mistake(what="Misspells the command", make=_command("biuld", "experiments.yaml")),
-    Mistake(what="Builds into a bucket", make=_command("build", "experiments.yaml", "--out", "s3://b/shards")),
+    Mistake(
+        what="Builds into a bucket, without keys",
+        make=_command("build", "experiments.yaml", "--out", "s3://b/shards"),
+    ),
+    Mistake(
+        what="Builds to a web server",
+        make=_command("build", "experiments.yaml", "--out", "https://example.org/shards"),
+    ),
+    Mistake(
+        what="Builds into a folder with an option for buckets",
+        make=_command("build", "experiments.yaml", "--out", "new", "--keep_staging"),
+    ),
 ]

@@ -87,7 +87,7 @@ WITH_SHARDS = [
     Mistake(what="Has shards of another format", make=_format_9),
     Mistake(what="Has an index that is damaged", make=_other_index),
     Mistake(what="Verifies a folder without shards", make=_command("verify", "e0")),
-    Mistake(what="Verifies a bucket", make=_command("verify", "gs://bucket/shards")),
+    Mistake(what="Verifies a bucket, without keys", make=_command("verify", "gs://bucket/shards")),
     Mistake(what="Shuffles a folder that is not there", make=_command("shuffle", "shard")),
     Mistake(
         what="Shuffles with a window that is too small",

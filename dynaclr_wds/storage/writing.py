@@ -1,0 +1,160 @@
+"""Writes small objects on a condition, removes and copies objects. Each is visible only when it is whole.
+
+Only small objects are written on a condition, because it can't be had with the parts of a large one. A reply that was
+lost is no failure: what is there is compared with what was to be written. Some servers ignore conditions, so whether
+one honours them is tried before they are trusted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+import obstore
+from obstore.exceptions import AlreadyExistsError, PreconditionError
+
+from dynaclr_wds.errors import StorageError
+from dynaclr_wds.storage.client import ObjectInfo, Storage
+from dynaclr_wds.storage.failures import Kind, classify
+
+_DELETIONS = 1000
+"""Objects that S3 removes with one request."""
+_MOST_SMALL = 1 << 20
+
+
+class ConflictError(StorageError):
+    """An object that another writer made or changed first."""
+
+
+class UnsupportedError(StorageError):
+    """A condition that the server refuses to know."""
+
+
+def create(storage: Storage, name: str, data: bytes) -> ObjectInfo:
+    """Write a small object that must not be there yet.
+
+    Raises
+    ------
+    ConflictError
+        It is there, with other bytes.
+    UnsupportedError
+        The server doesn't know the condition.
+    StorageError
+        The request failed.
+    """
+    return _put_if(storage, name, data, "create")
+
+
+def replace(storage: Storage, name: str, data: bytes, version: ObjectInfo) -> ObjectInfo:
+    """Write a small object over a version of it.
+
+    Raises
+    ------
+    ConflictError
+        Another version is there, or none.
+    UnsupportedError
+        The server doesn't know the condition.
+    StorageError
+        The request failed.
+    """
+    known = {"e_tag": version.etag, "version": version.version}
+    return _put_if(storage, name, data, {key: value for key, value in known.items() if value is not None})
+
+
+def _put_if(storage: Storage, name: str, data: bytes, mode: Any) -> ObjectInfo:
+    key = (storage.root / name).key
+
+    def put(store: Any) -> ObjectInfo:
+        try:
+            done = obstore.put(store, key, data, mode=mode, use_multipart=False)
+        except (AlreadyExistsError, PreconditionError):
+            raise ConflictError(f"{storage.root / name}: was written by somebody else.") from None
+        except FileNotFoundError:  # what was to be replaced is gone, says Azure
+            if mode != "create":
+                raise ConflictError(f"{storage.root / name}: was removed by somebody else.") from None
+            raise
+        except Exception as error:
+            if classify(error).kind is not Kind.FINAL:
+                raise
+            raise UnsupportedError(f"{storage.root / name}: the server takes no condition.") from None
+        return ObjectInfo(len(data), done["e_tag"], None, done["version"])
+
+    try:
+        return storage.request(name, "", put)
+    except ConflictError:
+        with suppress(FileNotFoundError):
+            found = storage.info(name)
+            if found.size == len(data) and storage.read(name, _MOST_SMALL + len(data)) == data:
+                return found  # ours: the reply was lost
+        raise
+
+
+def honours_conditions(storage: Storage, name: str) -> tuple[bool, ObjectInfo]:
+    """Try whether the server refuses what a condition forbids; writes and removes a small object.
+
+    Returns
+    -------
+    Whether it does; and what the server says of the object, among it the time by its own clock.
+
+    Raises
+    ------
+    StorageError
+        A request failed; as `DeniedError` where the key may not write.
+    """
+    storage.write(name, b"first")
+    first = storage.info(name)
+    storage.write(name, b"second, which is longer")
+    second = storage.info(name)
+    try:
+        kept = _is_refused(lambda: create(storage, name, b"third")) and _is_refused(
+            lambda: replace(storage, name, b"fourth", first)
+        )
+        if kept:
+            replace(storage, name, b"fifth", second)
+    except (UnsupportedError, ConflictError):
+        kept = False
+    remove(storage, [name])
+    return kept, second
+
+
+def _is_refused(write: Callable[[], object]) -> bool:
+    try:
+        write()
+    except ConflictError:
+        return True
+    return False
+
+
+def copy_object(storage: Storage, name: str, to: str) -> None:
+    """Have the server copy an object, with its metadata; the copy is visible when it is whole.
+
+    Raises
+    ------
+    FileNotFoundError
+        It is not there.
+    StorageError
+        The request failed.
+    """
+    source, target = (storage.root / name).key, (storage.root / to).key
+    storage.request(to, "", lambda store: obstore.copy(store, source, target))
+
+
+def remove(storage: Storage, names: list[str]) -> None:
+    """Remove objects; those that are gone already are no error.
+
+    Raises
+    ------
+    StorageError
+        A request failed.
+    """
+    keys = [(storage.root / name).key for name in names]
+    for begin in range(0, len(keys), _DELETIONS):
+        some = keys[begin : begin + _DELETIONS]
+        try:
+            storage.request(names[begin], "", partial(obstore.delete, paths=some))
+        except FileNotFoundError:  # of some servers, when one of them is gone; the others may not be
+            for key in some:
+                with suppress(FileNotFoundError):
+                    storage.request("", "", partial(obstore.delete, paths=key))

@@ -1,0 +1,145 @@
+"""Files of a staged set to objects: what is there already, what the server can copy, and what has to be sent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from dynaclr_wds.contract import Manifest
+from dynaclr_wds.errors import BuildError
+from dynaclr_wds.storage.client import ObjectInfo, Storage
+from dynaclr_wds.storage.sending import PARTS_IN_FLIGHT, read_checksum, send_file
+from dynaclr_wds.storage.writing import copy_object
+from dynaclr_wds.words import count_of
+from etl.run.commit import list_checksums, list_files
+from etl.run.executors import ThreadUnits, reporter, run_units
+from etl.run.output import file_size
+from etl.run.progress import BYTES, Progress
+from etl.suspicious.words import write_bytes
+from etl.upload.held import Held, find_shared, place
+from etl.upload.lease import Lease
+
+_REQUESTS = 16
+"""At a time, unless `requests_in_flight` says otherwise."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Errand:
+    """One object to make."""
+
+    storage: Storage
+    name: str
+    xxh3: str
+    bytes: int
+    file: Path | None
+    """What to send; None = the server copies `held`."""
+    held: str
+    """Object of the same content."""
+    lease: Lease
+
+
+def plan_transfer(
+    storage: Storage, staged: Path, goal: Manifest, held: Held, lease: Lease, *, anew: bool
+) -> list[Errand]:
+    """Say which objects have to be made, large ones first.
+
+    An object that is there with the right size is believed when it belongs to the set that is held and whole, or says
+    of itself that it has the right checksum.
+
+    Parameters
+    ----------
+    storage
+        Of `dynaclr_wds.storage.sending.open_for_sending`, for the destination.
+    staged
+        Folder with the files.
+    goal
+        The manifest that will be at the destination.
+    anew
+        Send everything.
+
+    Raises
+    ------
+    BuildError
+        A file is neither staged nor held.
+    """
+    sums, shared = list_checksums(goal), find_shared(goal, held)
+    doubtful: list[Errand] = []
+    for path, size in sorted(list_files(goal).items(), key=lambda item: (-item[1], item[0])):
+        name, copied = place(goal, path), path in shared and not anew
+        if copied and name in held.files:
+            continue
+        file = staged / path if file_size(staged / path) == size else None
+        if file is None and not copied:
+            raise BuildError(
+                f"{staged / path}: is missing, though it was built. Give the same command again; it is built anew."
+            )
+        source = place(held.set.manifest, path) if copied and held.set is not None else ""
+        file = None if copied else file
+        doubtful.append(
+            Errand(storage=storage, name=name, xxh3=sums[path], bytes=size, file=file, held=source, lease=lease)
+        )
+    return doubtful if anew else _leave_out_made(doubtful, held)
+
+
+def _leave_out_made(errands: Sequence[Errand], held: Held) -> list[Errand]:
+    """Leave out the objects that an earlier run made."""
+    bad = frozenset() if held.set is None else _names(held.set.manifest) - held.files
+
+    def is_made(errand: Errand) -> bool:
+        if errand.name in bad or (held.listed is not None and not _has_size(held.listed, errand)):
+            return False
+        return read_checksum(errand.storage, errand.name) == errand.xxh3
+
+    with ThreadPoolExecutor(_REQUESTS, thread_name_prefix="dynaclr-look") as pool:
+        return [errand for errand, made in zip(errands, pool.map(is_made, errands), strict=True) if not made]
+
+
+def _names(manifest: Manifest) -> frozenset[str]:
+    return frozenset(place(manifest, path) for path in list_files(manifest))
+
+
+def _has_size(listed: Mapping[str, ObjectInfo], errand: Errand) -> bool:
+    found = listed.get(errand.name)
+    return found is not None and found.size == errand.bytes
+
+
+def carry_out(errands: Sequence[Errand], total: int, in_flight: int | None, progress: Progress) -> None:
+    """Make the objects, several at a time; at the first failure, and at Ctrl-C, unfinished uploads are given up.
+
+    Parameters
+    ----------
+    total
+        Number of objects of the set.
+    in_flight
+        Requests at a time.
+    """
+    if len(errands) < total:
+        progress.say(f"upload: {count_of(total - len(errands), 'file')} of {total:,} are there already")
+    if not errands:
+        return
+    size = sum(errand.bytes for errand in errands if errand.file is not None)
+    workers = max(1, (in_flight or _REQUESTS) // PARTS_IN_FLIGHT)
+    with progress.stage("upload", size, BYTES) as advance, ThreadUnits(workers, advance) as pool:
+        run_units(pool, carry_out_one, errands, workers)
+    copied = [errand for errand in errands if errand.file is None]
+    if copied:
+        total_bytes = write_bytes(sum(errand.bytes for errand in copied))
+        progress.say(f"upload: {count_of(len(copied), 'file')} ({total_bytes}) copied from the set that was there")
+
+
+def carry_out_one(errand: Errand) -> None:
+    """Make one object."""
+    tell = reporter()
+
+    def advance(done: int) -> None:
+        errand.lease.check()
+        tell(done, done)
+
+    if errand.file is None:
+        errand.lease.check()
+        copy_object(errand.storage, errand.held, errand.name)
+        tell(0, 0)
+    else:
+        send_file(errand.storage, errand.name, errand.file, errand.xxh3, advance)

@@ -1,0 +1,31 @@
+"""Checks a set in object storage as one on a disk is checked: nothing is kept, shards are read in bounded requests."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from dynaclr_wds.contract import MANIFEST
+from dynaclr_wds.errors import FormatError
+from dynaclr_wds.shard_files import enter_folder, read_manifest
+from dynaclr_wds.storage.client import Storage
+from dynaclr_wds.storage.location import Location
+from dynaclr_wds.storage.options import StorageOptions
+from etl.run.progress import Progress
+from etl.run.verification import Verification, say_damaged, verify_files
+from etl.upload.bucket_files import BucketFiles
+
+
+def verify_remote(
+    where: Location, options: StorageOptions, *, quick: bool, workers: int, progress: Progress
+) -> Verification:
+    """Check a shard set; see `etl.verify.verify`."""
+    storage = Storage(where, options)
+    try:
+        _, manifest = read_manifest(storage)
+    except FormatError as error:
+        return say_damaged(error, str(where / MANIFEST))
+    inner = enter_folder(storage, manifest)
+    with tempfile.TemporaryDirectory(prefix="dynaclr-verify-") as folder:
+        files = BucketFiles(inner, manifest, Path(folder), inner.list())
+        return verify_files(files, manifest, quick=quick, workers=workers, progress=progress)
