@@ -26,6 +26,7 @@ from dynaclr_wds.errors import BuildError, ConfigError, DynaCLRError, PlateError
 from dynaclr_wds.storage.client import Storage
 from dynaclr_wds.storage.options import parse_options
 from etl.build_shards import build_shards
+from etl.build_shards import main as command
 from etl.cut.reading import read_box
 from etl.init import main as init
 from etl.run.executors import ThreadUnits
@@ -134,11 +135,13 @@ def test_a_set_built_from_a_bucket_is_the_one_built_from_a_disk(
 
 
 def test_the_yaml_itself_may_lie_beside_its_plates_and_be_read_with_a_read_only_key(
-    local: Path, shared: Bucket, tmp_path: Path
+    local: Path, shared: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     key, secret, _ = ROLES["reader"]
-    reader = shared.with_options(access_key_id=key, secret_access_key=secret)
-    build(f"{reader.url}/data/experiments.yaml", tmp_path / "out", storage_options=patient(reader))
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", key)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
+    argv = [f"{shared.url}/data/experiments.yaml", "--out", str(tmp_path / "out"), "--quiet"]
+    assert command([*argv, "--storage_options", f"endpoint={shared.endpoint}", "stall_timeout=20"]) == 0
     assert_same_set(tmp_path / "out", local / "shards")
     stored, expected = (json.loads((out / "manifest.json").read_text()) for out in (tmp_path / "out", local / "shards"))
     assert stored["config"] == expected["config"]
