@@ -54,7 +54,7 @@ def test_object_storage_needs_no_torch_and_is_loaded_when_a_url_is_used():
     loaded = loaded_by(*(f"import {name}" for name in modules_of("dynaclr_wds/storage")))
     assert "obstore" in loaded
     assert loaded.isdisjoint({"torch", "lightning", "duckdb", "zarr", "pyarrow", "etl"})
-    assert "obstore" not in loaded_by("import etl.build_shards, etl.verify, etl.run.update, etl.run.verification")
+    assert "obstore" not in loaded_by("import etl.build_shards, etl.verify")
 
 
 def test_plan_needs_no_torch():
