@@ -171,7 +171,7 @@ def test_https_is_refused_because_it_cannot_be_written(small: Path, tmp_path: Pa
 
 def test_options_for_object_storage_need_it(small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main([str(small), "--out", str(tmp_path / "out"), "--keep_staging"]) == 2
-    assert "keep_staging, keep_replaced, storage_options are for object storage" in capsys.readouterr().err
+    assert "staging, keep_staging, keep_replaced are for object storage" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

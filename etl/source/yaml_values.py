@@ -14,7 +14,7 @@ import yaml
 
 from dynaclr_wds.errors import ConfigError
 from dynaclr_wds.storage.location import Location, Place
-from dynaclr_wds.storage.objects import read_text
+from dynaclr_wds.storage.objects import open_object, read_whole
 from dynaclr_wds.storage.options import StorageOptions
 from dynaclr_wds.yaml_limits import check_yaml
 from etl.source.reading import naming_file
@@ -99,7 +99,8 @@ def _read(path: Place, options: StorageOptions | None) -> str:
     with naming_file(path, "YAML"):
         try:
             if isinstance(path, Location):
-                return read_text(path, options or StorageOptions(), _MOST_BYTES).decode()
+                storage, name = open_object(path, options or StorageOptions())
+                return bytes(read_whole(storage, name, _MOST_BYTES)[0]).decode()
             return path.read_text(encoding="utf-8")
         except FileNotFoundError:
             pass
