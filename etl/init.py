@@ -115,13 +115,26 @@ def _write_configs(path: Place, out: Path, shards: str, *, overwrite: bool) -> i
     memory = usable_memory()
     for name, text in texts.items():
         values = choose_values(facts, shards, config.tau_range_hours, memory, yaml.safe_load(text))
-        _write(out / name, fill_template(text, values, said))
+        _write(out / name, _name_paths(fill_template(text, values, said), path, out, shards))
     for name, text in describe(facts).items():
         print(f"{name}: {text}")
     print(f"Wrote {', '.join(str(out / file.name) for file in templates)}. Next:")
     print(f"  {called_as('build')} {shlex.quote(str(path))} --out {shlex.quote(shards)}")
     print(f"  {called_as('fit')} -c {shlex.quote(str(out / 'fit.yaml'))}")
     return 0
+
+
+def _name_paths(text: str, path: Place, out: Path, shards: str) -> str:
+    """Put the user's paths into the commands that stand in the comments of a config."""
+    names = {
+        "build experiments.yaml --out shards": f"build {shlex.quote(str(path))} --out {shlex.quote(shards)}",
+        "-c configs/": f"-c {shlex.quote(str(out))}/",
+        "experiments_yaml: experiments.yaml": f"experiments_yaml: {path}",
+    }
+    lines = text.splitlines(keepends=True)
+    for shipped, own in names.items():
+        lines = [line.replace(shipped, own) if line.lstrip().startswith("#") else line for line in lines]
+    return "".join(lines)
 
 
 def _write_recipe(name: str, what: Sequence[Place], out: Path, overwrite: bool) -> int:

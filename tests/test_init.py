@@ -310,6 +310,8 @@ def test_every_mark_is_filled_and_every_config_loads(collection: Path, capsys: p
         text = path.read_text()
         assert "CHANGE" not in text, path
         assert f"# Filled in for {collection} by `dynaclr-wds init`." in text
+        assert "build experiments.yaml" not in text
+        assert "-c configs/" not in text
         made, template = yaml.safe_load(text), yaml.safe_load((ROOT / "configs" / path.name).read_text())
         assert made.keys() == template.keys()
         assert made["data"]["shards"] == "my shards"
