@@ -255,6 +255,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str]) -> int:
     arguments = make_parser().parse_args(argv)
     from dynaclr_wds.storage.options import parse_words
+    from etl.run.next_steps import list_next
     from etl.run.progress import make_progress, print_json, print_summary
     from etl.source.experiments import parse_build_config
 
@@ -269,6 +270,9 @@ def _run(argv: Sequence[str]) -> int:
         print_json(manifest, arguments.out)
     elif not arguments.quiet and not progress.found_up_to_date:
         print_summary(manifest)
+        print(f"{arguments.out}: built. Next:")
+        for command in list_next(arguments.experiments_yaml, arguments.out):
+            print(f"  {command}")
     return 0
 
 

@@ -22,6 +22,7 @@ from dynaclr_wds.storage.options import StorageOptions, parse_options, parse_wor
 from dynaclr_wds.words import count_of
 
 if TYPE_CHECKING:
+    from dynaclr_wds.contract import Manifest
     from etl.pack.read_back import Finding
     from etl.run.progress import Progress
     from etl.run.verification import Verification
@@ -138,7 +139,7 @@ def describe_result(checked: Verification, root: Place, quick: bool) -> str:
     """Say what was checked and what was not, what came of it, and what to do."""
     if checked.manifest is None:
         said = "the manifest is damaged. Nothing else was checked, because it says what the other files must be."
-        return f"{said} {_advise(root)}"
+        return f"{said} {_advise(root, None)}"
     shards = count_of(len(checked.manifest.shards), "shard")
     size, verb = ("sizes", "have") if len(checked.manifest.shards) != 1 else ("size", "has")
     if not checked.found and not quick:
@@ -155,7 +156,7 @@ def describe_result(checked: Verification, root: Place, quick: bool) -> str:
             f"The index is damaged, which says where blocks and cells lie; so {count_of(checked.shards_read, 'shard')} "
             f"of {len(checked.manifest.shards):,} could be compared as whole files only."
         )
-    return " ".join([*lines, _advise(root)])
+    return " ".join([*lines, _advise(root, checked.manifest)])
 
 
 def _count(checked: Verification) -> str:
@@ -170,9 +171,10 @@ def _count(checked: Verification) -> str:
     return f"{said}; up to {number:,} of {count_of(total, 'cell')} {damaged} damaged."
 
 
-def _advise(root: Place) -> str:
-    command = f"{called_as('build')} experiments.yaml --out {root} --repair"
-    return f"Copy what is damaged again, or mend it: `{command}`."
+def _advise(root: Place, manifest: Manifest | None) -> str:
+    from etl.run.next_steps import describe_repair
+
+    return f"Copy what is damaged again, or mend it: {describe_repair(root, manifest)}."
 
 
 if __name__ == "__main__":

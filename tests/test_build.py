@@ -478,7 +478,7 @@ def test_a_whole_set_is_up_to_date(collection: Path, tmp_path: Path, capsys: pyt
     assert said.out == ""  # the table was printed when it was built
     assert re.fullmatch(
         rf"{re.escape(str(out))}: up to date, nothing to do: 2 experiments, [\d,]+ cells, \d+ shards, [\d.]+ kB\. "
-        r"\(`dynaclr-wds verify` reads the files, too\.\)\n",
+        rf"\(`dynaclr-wds verify {re.escape(str(out))}` reads the files, too\.\)\n",
         said.err,
     )
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
@@ -700,3 +700,48 @@ def test_reading_the_command_line_loads_no_torch():
     code = "import sys, etl.build_shards; print(sorted({'torch', 'webdataset'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout.replace("'", '"')) == []
+
+
+def test_a_config_that_is_wrong_is_not_told_as_another_config(collection: Path, tmp_path: Path):
+    """What the YAML names is looked for before a finished set is said to be of another config."""
+    home = shutil.copytree(collection.parent, tmp_path / "home")
+    yaml_path, out = home / collection.name, tmp_path / "out"
+    build_shards(parse_build_config(yaml_path), out)
+    before, good = digests(out), yaml_path.read_text()
+    wrong = {
+        "tracks_path": ("trakcs", r"experiments\[0\]\.tracks_path='.*trakcs' is no folder"),
+        "data_path": ("plaet.zarr", r"experiments\[0\]\.data_path='.*plaet\.zarr' has no plate"),
+        "condition_wells": ({"control": ["A/9"]}, r"experiments\[0\]\.condition_wells\.control='A/9' is not a well of"),
+    }
+    for key, (value, said) in wrong.items():
+        document = yaml.safe_load(good)
+        document["experiments"][0][key] = value
+        yaml_path.write_text(yaml.safe_dump(document))
+        with pytest.raises(ConfigError, match=said):
+            build_shards(parse_build_config(yaml_path), out)
+    yaml_path.write_text(good)
+    with pytest.raises(BuildError, match=r"seed=0, asked for 5\. Give --replace"):
+        build_shards(parse_build_config(yaml_path, {"seed": 5}), out)
+    assert digests(out) == before
+
+
+def test_a_build_says_what_to_run_next_with_the_paths_of_the_user(
+    collection: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr("sys.argv", ["dynaclr-wds"])
+    monkeypatch.chdir(tmp_path)
+
+    def build(out: str) -> list[str]:
+        assert main([str(collection), "--out", out, "--overwrite"]) == 0
+        return capsys.readouterr().out.splitlines()[-3:]
+
+    assert build("shards") == [
+        "shards: built. Next:",
+        f"  dynaclr-wds init {collection}",
+        "  dynaclr-wds verify shards",
+    ]
+    assert build("my shards")[1] == f"  dynaclr-wds init {collection} --shards 'my shards'"
+    Path("configs").mkdir()
+    Path("configs/fit.yaml").write_text("data: {shards: shards}\n")
+    assert build("shards")[1] == "  dynaclr-wds fit -c configs/fit.yaml"
+    assert build("my shards")[1] == "  dynaclr-wds fit -c configs/fit.yaml --data.shards 'my shards'"

@@ -566,14 +566,28 @@ def test_verify_says_what_cannot_be_read_and_what_is_no_set(
 
 
 def test_the_command_sends_a_set_and_shows_how_much(
-    bucket: Bucket, small: Path, staged: Path, capsys: pytest.CaptureFixture[str]
+    bucket: Bucket,
+    small: Path,
+    staged: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ):
+    monkeypatch.chdir(tmp_path)
     words = [f"{key}={value}" for key, value in quick(bucket).items()]
     command = [str(small), "--out", f"{bucket.url}/{PREFIX}", "--staging", str(staged), "--storage_options", *words]
     assert main([*command, "--json"]) == 0
     told = capsys.readouterr()
     assert json.loads(told.out)["out"] == f"{bucket.url}/{PREFIX}"
     assert re.search(r"^upload: 0\.\d/0\.\d MB \(\d+ MB/s\)$", told.err, re.MULTILINE)
+    monkeypatch.setattr("sys.argv", ["dynaclr-wds"])
+    assert main([*command, "--overwrite"]) == 0
+    where = f"{bucket.url}/{PREFIX}"
+    assert capsys.readouterr().out.splitlines()[-3:] == [
+        f"{where}: built. Next:",
+        f"  dynaclr-wds init {small} --shards {where}",
+        f"  dynaclr-wds verify {where}",
+    ]
     assert main([*command, "--keep-staging"]) == 0
     assert "up to date, nothing to do" in capsys.readouterr().err
     assert bucket.options["secret_access_key"] not in told.out + told.err

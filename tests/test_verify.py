@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import tarfile
 from dataclasses import replace
@@ -94,7 +95,7 @@ def test_quick_says_that_the_pixels_were_not_looked_at(whole: Path, shards: Path
     assert closing.startswith(
         f"{shards}: 1 finding; up to 12 of 323 cells are damaged. The content of the {count} shards was not read,"
     )
-    assert f"build experiments.yaml --out {shards} --repair`" in closing
+    assert f"build EXPERIMENTS.yaml --out {shards} --repair`" in closing
 
 
 def test_a_flipped_payload_byte_is_found_and_mended(collection: Path, whole: Path, shards: Path):
@@ -516,7 +517,7 @@ def repair(collection: Path, shards: Path) -> list[str]:
     """Repair a set; return what was said of it, its folder left out."""
     told = Told()
     build_shards(parse_build_config(collection, {}), shards, repair=True, progress=told)
-    return [line.replace(f"{shards}: ", "") for line in told.lines if not line.startswith(("index:", "pack:"))]
+    return [line.replace(f"{shards}: ", "") for line in told.lines if not line.startswith(("index:", "cut:", "pack:"))]
 
 
 def test_a_repair_says_what_it_builds_again_and_why(collection: Path, whole: Path, shards: Path):
@@ -593,3 +594,55 @@ def test_a_repair_says_beforehand_why_all_is_cut_again(collection: Path, whole: 
     )
     assert said[-1] == "mended. Built again: 0 of 39 shards and 2 of 39 index files; the others are as they were."
     assert digests(shards) == digests(whole)
+
+
+@pytest.mark.parametrize("place", ["pixels", "tar header", "npy header", "json", "end", "table", "array"])
+def test_one_flipped_byte_is_one_finding(shards: Path, place: str, capsys: pytest.CaptureFixture[str]):
+    shard = shards / read_manifest(shards).shards[0].path
+    offset = int(np.load(shards / array_path("patch_offset"))[0])
+    data = shard.read_bytes()
+    where = {
+        "pixels": (shard, offset + 9),
+        "tar header": (shard, offset - 600),
+        "npy header": (shard, offset - 100),
+        "json": (shard, data.index(b'"is_sample"') + 2),
+        "end": (shard, len(data) - 100),
+        "table": (shards / "index/observations.parquet", 2000),
+        "array": (shards / array_path("obs_t"), 200),
+    }
+    flip(*where[place])
+    (finding,) = verify(shards)
+    assert finding.path == str(where[place][0].relative_to(shards))
+    assert main([str(shards), "--quiet"]) == 1
+    assert len(capsys.readouterr().out.splitlines()) == 1
+
+
+def test_a_hint_to_repair_names_the_yaml_and_the_set_as_the_user_would(
+    collection: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr("sys.argv", ["dynaclr-wds"])
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.chdir(home)
+    out = Path(os.path.relpath(shards, home))
+    (shards / "index/stats.parquet").unlink()
+
+    def advice() -> str:
+        assert main([str(out)]) == 1
+        return capsys.readouterr().out.splitlines()[-1].partition("or mend it: ")[2]
+
+    repair = f"--out {out} --repair`"
+    assert advice() == (
+        f"`dynaclr-wds build EXPERIMENTS.yaml {repair}, with the YAML and the options that it was built with."
+    )
+    own = home / "my data/experiments.yaml"
+    own.parent.mkdir()
+    text = collection.read_text()
+    own.write_text(text)
+    assert advice() == f"`dynaclr-wds build 'my data/experiments.yaml' {repair}."
+    document = yaml.safe_load(text)
+    document["shards"]["seed"] = 7
+    own.write_text(yaml.safe_dump(document))
+    assert advice() == (
+        f"`dynaclr-wds build 'my data/experiments.yaml' {repair}, with the options that it was built with."
+    )

@@ -1,7 +1,8 @@
 """Reads shards back: compares every byte with its checksum and every member with the index.
 
-A block whose bytes are not what was written is searched for patches that are damaged; where there are some, they are
-named, and only else all that the block holds.
+One fault is said once, as precisely as it can be: a block whose bytes are not what was written is searched for members
+that are damaged. Where there are some, they are named, and only else all that the block holds; and a file is only named
+where none of its parts was.
 """
 
 from __future__ import annotations
@@ -128,18 +129,20 @@ def _check_file(job: CheckJob, file: Readable) -> Iterator[Finding]:
             blocks_are_good &= is_good
             yield from _check_block(job, job.arrays, block, data, is_good)
             report(1, len(data))
-    tail = 0
+    tail, is_zero = 0, True
     while data := file.read(1 << 23):
         tail += len(data)
         whole.update(data)
         report(0)
-        if job.arrays is not None and data.count(0) != len(data):
-            yield Finding(path=record.path, what="has something other than zeros behind its last clip")
+        is_zero &= data.count(0) == len(data)
+    if job.arrays is not None and not is_zero:
+        yield Finding(path=record.path, what="has something other than zeros behind its last clip")
     if job.arrays is not None and tail < 2 * MEMBER_HEADER:
         yield Finding(path=record.path, what="does not end with zeros, as a tar does")
     if job.arrays is None:
         report(record.blocks, tail)
-    if format_checksum(whole.intdigest()) != record.xxh3 and blocks_are_good:  # else the blocks have said it
+    parts_are_good = blocks_are_good and (is_zero or job.arrays is None)
+    if format_checksum(whole.intdigest()) != record.xxh3 and parts_are_good:  # else they have said it
         sums = f"checksum {format_checksum(whole.intdigest())}, the manifest says {record.xxh3}"
         yield Finding(path=record.path, what=f"{CHANGED} ({sums})")
 
@@ -151,7 +154,7 @@ def _check_block(
     first, last = arrays["block_first"][block : block + 2].tolist()
     readers = [_ClipReader(job, arrays, block, clip, data) for clip in range(first, last)]
     found = [finding for reader in readers for finding in reader.check(block_is_good=is_good)]
-    if not is_good and not any(finding.what.startswith(CHANGED) for finding in found):
+    if not is_good and not found:
         cells = list_cells(job.manifest, arrays, *arrays["clip_first"][[first, last]].tolist())
         yield Finding(path=path, block=block, what=CHANGED, cells=cells)
     yield from found

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import sys
 import threading
 import time
@@ -20,6 +21,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 from dynaclr_wds.contract import ExperimentRecord, Manifest
+from dynaclr_wds.program import called_as
 from dynaclr_wds.storage.location import Place
 from dynaclr_wds.suspicions import FactsRecord
 from dynaclr_wds.tau import least_tau
@@ -96,7 +98,7 @@ class BarProgress(Progress):
         columns = (
             TextColumn("{task.description:<6}"),
             BarColumn(),
-            DownloadColumn() if unit == BYTES else MofNCompleteColumn(),
+            *((DownloadColumn(),) if unit == BYTES else (MofNCompleteColumn(), TextColumn(unit))),
             TextColumn("{task.fields[rate]}"),
         )
         with Bars(*columns, console=self._console) as bars:
@@ -241,15 +243,22 @@ def list_suspicious(manifest: Manifest) -> list[str]:
     return ["suspicious:", *(f"- {record.text}" for record in manifest.suspicious)] if manifest.suspicious else []
 
 
-def describe_up_to_date(manifest: Manifest) -> list[str]:
-    """Say in one line what a set holds that needs no work, and in another how much of it is suspicious."""
+def describe_up_to_date(where: str, manifest: Manifest) -> list[str]:
+    """Say in one line what a set holds that needs no work, and in another how much of it is suspicious.
+
+    Parameters
+    ----------
+    where
+        Its folder or URL.
+    """
     counts = [
         count_of(len(manifest.experiments), "experiment"),
         count_of(sum(p.observations for p in manifest.partitions), "cell"),
         count_of(sum(p.shards for p in manifest.partitions), "shard"),
         write_bytes(sum(p.bytes for p in manifest.partitions)),
     ]
-    lines = [f"up to date, nothing to do: {', '.join(counts)}. (`dynaclr-wds verify` reads the files, too.)"]
+    verify = f"{called_as('verify')} {shlex.quote(where)}"
+    lines = [f"up to date, nothing to do: {', '.join(counts)}. (`{verify}` reads the files, too.)"]
     if manifest.suspicious:
         found = count_of(len(manifest.suspicious), "suspicious finding")
         lines.append(f"{found} about its data, as said when it was built; --json shows them again, and all counts.")

@@ -89,6 +89,7 @@ class Build:
     def _cut(self, jobs: Mapping[tuple[str, str], CutJob]) -> dict[tuple[str, str], FovCut]:
         if not jobs:
             return {}
+        self._progress.say("cut: reading the plates, and cutting out a patch for each cell in each frame")
         frames = sum(job.fov.shape[0] for job in jobs.values())
         workers = self._config.workers
         with self._progress.stage("cut", frames, "frames") as advance, self._make_executor(workers, advance) as pool:
@@ -208,6 +209,7 @@ class Build:
     ) -> dict[int, PackedShard]:
         if not todo:
             return {}
+        self._progress.say("pack: writing the patches to shards")
         workers = self._config.workers
         edges = contents.clips.clip_first[contents.shards.shard_first]
         patches = int(np.diff(edges)[list(todo)].sum())

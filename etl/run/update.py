@@ -27,8 +27,9 @@ from etl.run.stages import Build, Sources
 from etl.source.experiments import BuildConfig
 from etl.source.fingerprints import describe_changes, fingerprint_sources
 from etl.source.plates import Plate
-from etl.source.preflight import open_plates
+from etl.source.preflight import check_plates, open_plates, plan_fovs
 from etl.source.scales import describe_intervals, fill_in_from_plates
+from etl.source.table_places import open_tables
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +63,7 @@ def build_set(
 
 def say_up_to_date(where: str, manifest: Manifest, progress: Progress) -> None:
     """Say that nothing is to be done, and what there is."""
-    for line in describe_up_to_date(manifest):
+    for line in describe_up_to_date(where, manifest):
         progress.say(f"{where}: {line}")
     progress.found_up_to_date = True
 
@@ -158,12 +159,27 @@ def refuse_other_config(manifest: Manifest, config: BuildConfig, mode: BuildMode
     ------
     BuildError
         Says in what the configs differ.
+    ConfigError, PlateError, StorageError
+        The config is not only another one, but wrong: something that it names is not there.
     """
     if manifest.config_hash != config.token and not mode.replace:
+        _check_sources(config)
         raise BuildError(
             f"{where}: holds shards of another config: {describe_difference(manifest.config, config.as_record())}. "
             "Give --replace to replace them, or another --out."
         )
+
+
+def _check_sources(config: BuildConfig) -> None:
+    """Look whether plates have the wells and channels, and FOVs the tables, that a config says."""
+    plates = open_plates(config)
+    config = fill_in_from_plates(config, plates)
+    check_plates(config, plates)
+    with open_tables(config) as tables:
+        for number, experiment in enumerate(config.experiments):
+            tables.find_tracks(number, plan_fovs(config, experiment, plates[experiment.name].fovs))
+            if experiment.annotations is not None:
+                tables.find_annotations(number)
 
 
 def _open_arrays(previous: PreviousSet, mode: BuildMode, progress: Progress) -> PreviousSet:

@@ -62,7 +62,8 @@ def verify_files(files: SetFiles, manifest: Manifest, *, quick: bool, workers: i
     jobs = [] if quick else _plan_jobs(files, manifest, arrays, {finding.path for finding in found})
     if arrays is not None:
         found = [_name_cells(finding, manifest, arrays) for finding in found]
-    found += in_index
+    damaged = {finding.path for finding in found}  # what else is wrong with these follows from it
+    found += [finding for finding in in_index if finding.path == MANIFEST or finding.path not in damaged]
     if jobs:
         found += _check_shards(manifest, jobs, workers, progress)
     if manifest.folder:

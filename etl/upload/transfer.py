@@ -119,6 +119,8 @@ def carry_out(errands: Sequence[Errand], total: int, in_flight: int | None, prog
         progress.say(f"upload: {count_of(total - len(errands), 'file')} of {total:,} are there already")
     if not errands:
         return
+    where = errands[0].storage.root
+    progress.say(f"upload: sending shards and index to {where}; the manifest, which makes them visible, comes last")
     size = sum(errand.bytes for errand in errands if errand.file is not None)
     workers = max(1, (in_flight or _REQUESTS) // PARTS_IN_FLIGHT)
     with progress.stage("upload", size, BYTES) as advance, ThreadUnits(workers, advance) as pool:

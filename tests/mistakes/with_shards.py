@@ -15,6 +15,16 @@ def _other_options(world: World) -> list[str]:
     return AGAIN
 
 
+def _lost_tracks(world: World) -> list[str]:
+    world.set_experiment(tracks_path="trakcs")
+    return AGAIN
+
+
+def _other_well(world: World) -> list[str]:
+    world.set_experiment(condition_wells={"control": ["A/9"]})
+    return AGAIN
+
+
 def _not_empty(world: World) -> list[str]:
     folder = world.root / "results"
     folder.mkdir()
@@ -77,6 +87,8 @@ def _command(*argv: str):
 
 WITH_SHARDS = [
     Mistake(what="Builds with other options into a set that is there", make=_other_options),
+    Mistake(what="Misspells the folder of tracks beside a finished set", make=_lost_tracks),
+    Mistake(what="Names a well that there is not beside a finished set", make=_other_well),
     Mistake(what="Builds into a folder that holds something else", make=_not_empty),
     Mistake(what="Builds into a file", make=_a_file),
     Mistake(what="Builds where nothing can be written", make=_read_only),
