@@ -12,8 +12,9 @@ import yaml
 from lightning.pytorch.utilities import rank_zero_warn
 
 from dynaclr_wds.contract import MANIFEST, Manifest
+from dynaclr_wds.file_checks import read_manifest_file
 from dynaclr_wds.local_paths import refuse_url
-from dynaclr_wds.manifest_checks import parse_manifest
+from dynaclr_wds.yaml_limits import check_yaml
 
 BuildOptions = Mapping[str, Sequence[int | float] | None]
 
@@ -51,7 +52,9 @@ def build_from_yaml(experiments_yaml: str, shards: str, wanted: BuildOptions) ->
     path = Path(experiments_yaml)
     if not path.is_file():
         raise FileNotFoundError(f"experiments_yaml={experiments_yaml!r}: there is no such file.")
-    parsed = yaml.safe_load(path.read_text())
+    text = path.read_text(encoding="utf-8")
+    check_yaml(text, str(path))
+    parsed = yaml.safe_load(text)
     document: dict[str, Any] = parsed if isinstance(parsed, dict) else {}
     found = _read_found(Path(shards))
     if found is not None:
@@ -69,7 +72,7 @@ def build_from_yaml(experiments_yaml: str, shards: str, wanted: BuildOptions) ->
 
 def _read_found(root: Path) -> Manifest | None:
     path = root / MANIFEST
-    return parse_manifest(path.read_bytes(), str(path)) if path.is_file() else None
+    return read_manifest_file(path) if path.is_file() else None
 
 
 def _plan_options(

@@ -15,6 +15,7 @@ from torch import Tensor
 from dynaclr_wds.build import build_from_yaml
 from dynaclr_wds.describe import ModuleOrDescription, keep_arguments, make_modules
 from dynaclr_wds.fov_names import check_experiments, keep_experiments, keep_fovs
+from dynaclr_wds.plan.audit.window_offers import window_as_typed
 from dynaclr_wds.plan.batch import BatchPlan
 from dynaclr_wds.plan.channels import ChannelChoices
 from dynaclr_wds.plan.config import (
@@ -27,7 +28,7 @@ from dynaclr_wds.plan.config import (
 )
 from dynaclr_wds.plan.index import PlanIndex
 from dynaclr_wds.plan.sampler import FlexibleBatchSampler
-from dynaclr_wds.plan.streaming.window import parse_window, window_as_typed
+from dynaclr_wds.plan.streaming.window import parse_window
 from dynaclr_wds.plan.validation import plan_validation
 from dynaclr_wds.read.crop import Crop, check_one_shape, plan_crop
 from dynaclr_wds.read.dataset import MultiExperimentTripletDataset, list_observations, open_store
@@ -37,6 +38,7 @@ from dynaclr_wds.read.side_stream import SideStreams
 from dynaclr_wds.shardset import ShardSet
 from dynaclr_wds.split import Side, Split
 from dynaclr_wds.split_config import EXPERIMENTS, SplitConfig
+from dynaclr_wds.storage.byte_cache import parse_limit
 from dynaclr_wds.storage.options import kept_options, parse_options
 from dynaclr_wds.transforms.batch import BatchTransform
 from dynaclr_wds.transforms.channel_dropout import ChannelDropout, describe_channel_dropout
@@ -188,6 +190,9 @@ class MultiExperimentDataModule(LightningDataModule):
         (docs/OBJECT_STORAGE.md). Keys are better left in the environment; no checkpoint, config or log keeps them.
     cache_dir
         Where the index of shards in object storage is kept on this node; None = the cache folder of the user.
+    cache_dir_bytes
+        Of shards in object storage: most bytes of shards to keep in `cache_dir` as well, for later epochs and for
+        other ranks and jobs of this node, such as `"200G"`; what was used longest ago goes first. 0 = none.
 
     Raises
     ------
@@ -252,6 +257,7 @@ class MultiExperimentDataModule(LightningDataModule):
         predict_limit: int | None = None,
         storage_options: dict[str, Any] | None = None,
         cache_dir: str | None = None,
+        cache_dir_bytes: int | str = 0,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["normalizations", "augmentations", "storage_options"], logger=False)
@@ -321,6 +327,7 @@ class MultiExperimentDataModule(LightningDataModule):
         self.predict_limit = predict_limit
         self.storage_options = parse_options(storage_options)
         self.cache_dir = cache_dir
+        self.cache_dir_bytes = parse_limit(cache_dir_bytes)
         self.shard_set: ShardSet | None = None
         self.sides: Split | None = None
         """What is for training and what for validation."""
@@ -620,6 +627,7 @@ class MultiExperimentDataModule(LightningDataModule):
                 ask=not streaming,
                 num_workers=self.num_workers,
                 pool_bytes=0 if streaming else self.cache_pool_bytes,
+                disk_bytes=self.cache_dir_bytes,
             ),
             channel_flags=self._channel_flags(self.shard_set),
             choices=choices,

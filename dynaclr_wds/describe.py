@@ -3,12 +3,14 @@
 A description is `{"class_path": "package.module.Class", "init_args": {...}}`, which is how LightningCLI writes an
 object in a config. A checkpoint holds descriptions and no pickled objects, so `load_from_checkpoint` and `predict` can
 make the network again. An object that was made in Python can be described when its class keeps its arguments
-(`Described`) or takes none.
+(`Described`) or takes none. A checkpoint may come from a stranger, so only modules and transforms are made of
+descriptions, whatever they name: no class of Python's own library, such as one that starts programs.
 """
 
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -161,6 +163,7 @@ def make_module(value: ModuleOrDescription, name: str) -> nn.Module:
             "Python and didn't keep its arguments. Make it as in training and give it: "
             f"load_from_checkpoint(path, {name}=…)."
         )
+    _check_classes(value, value, name)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(nn.Module, "object", fail_untyped=False)
     made: nn.Module = _instantiate(parser, dict(value), value, name)
@@ -168,20 +171,46 @@ def make_module(value: ModuleOrDescription, name: str) -> nn.Module:
 
 
 def make_object(value: Mapping[str, Any], name: str) -> Any:
-    """Make the object that a description is of, whatever its class.
+    """Make the object that a description is of: a module, or a transform of another library, which can be called.
 
     Raises
     ------
     ConfigError
-        The class can't be imported, or doesn't take these arguments.
+        The class can't be imported, is no such class, or doesn't take these arguments.
     """
+    _check_classes(value, value, name)
     parser = ArgumentParser(exit_on_error=False)
     module, _, kind = str(value.get("class_path")).rpartition(".")
     try:
         parser.add_class_arguments(getattr(import_module(module), kind), "object", fail_untyped=False)
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
+    except (ValueError, TypeError) as error:
         raise _cannot_make(value, name, error) from error
     return _instantiate(parser, dict(value.get("init_args") or {}), value, name)
+
+
+def _check_classes(value: object, whole: Mapping[str, Any], name: str) -> None:
+    """Check every class that a description names, however deep, before anything is made of it."""
+    if isinstance(value, Mapping):
+        if "class_path" in value:
+            _check_class(value["class_path"], whole, name)
+        for item in value.values():
+            _check_classes(item, whole, name)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _check_classes(item, whole, name)
+
+
+def _check_class(path: object, whole: Mapping[str, Any], name: str) -> None:
+    module, _, kind = str(path).rpartition(".")
+    if not module or module.partition(".")[0] in sys.stdlib_module_names:  # not even imported: that may do something
+        raise _cannot_make(whole, name, TypeError(f"{path!r:.100} is no module or transform of a library"))
+    try:
+        found = getattr(import_module(module), kind)
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        raise _cannot_make(whole, name, error) from error
+    bases = found.__mro__ if isinstance(found, type) else ()
+    if nn.Module not in bases and not any("__call__" in vars(base) for base in bases):
+        raise _cannot_make(whole, name, TypeError(f"{path!r:.100} is neither a torch.nn.Module nor a transform"))
 
 
 def _instantiate(parser: ArgumentParser, given: dict[str, Any], value: Mapping[str, Any], name: str) -> Any:

@@ -47,11 +47,15 @@ class WindowError(ConfigError):
     problem
         What it can't hold, in sentences.
     ways
-        Settings that would do, name → value, each with a remark or an empty text.
+        Settings that would be accepted, name → value, each with a remark or an empty text.
+    asked
+        What was to be read through the window, as `plan.streaming.window` holds it.
     """
 
-    def __init__(self, window_bytes: int, problem: str, ways: list[tuple[dict[str, object], str]]) -> None:
-        self.window_bytes, self.problem, self.ways = window_bytes, problem, ways
+    def __init__(
+        self, window_bytes: int, problem: str, ways: list[tuple[dict[str, object], str]], asked: object = None
+    ) -> None:
+        self.window_bytes, self.problem, self.ways, self.asked = window_bytes, problem, ways, asked
         self.typed: int | float | str = window_bytes
         """What the user gave for it, such as `10%`."""
         super().__init__(window_bytes, problem, ways)

@@ -8,7 +8,29 @@ import numpy as np
 import xxhash
 
 from dynaclr_wds import contract
+from dynaclr_wds.contract import Manifest
 from dynaclr_wds.errors import ChecksumError, FormatError, StorageError
+from dynaclr_wds.manifest_checks import parse_manifest
+
+MOST_MANIFEST_BYTES = 1 << 28
+"""A larger manifest is not read: what is made of it takes many times its size."""
+
+
+def read_manifest_file(path: Path, where: str | None = None) -> Manifest:
+    """Read a manifest that is there, checking all of it; see `parse_manifest`.
+
+    Parameters
+    ----------
+    where
+        Named in errors; None = the path.
+    """
+    with path.open("rb") as file:
+        content = file.read(MOST_MANIFEST_BYTES + 1)
+    if len(content) > MOST_MANIFEST_BYTES:
+        raise FormatError(
+            f"{where or path}: has more than {MOST_MANIFEST_BYTES:,} bytes, which are not read. Build the shards again."
+        )
+    return parse_manifest(content, where or str(path))
 
 
 def check_size(path: Path, size: int) -> None:

@@ -38,6 +38,8 @@ def write_whole(path: Path, partial: Path | None = None) -> Iterator[BinaryIO]:
     """
     partial = partial_name(path) if partial is None else partial
     path.parent.mkdir(parents=True, exist_ok=True)
+    if partial.is_symlink():  # never ours: somebody wants another file to be written over
+        partial.unlink()
     try:
         with partial.open("wb") as file:
             yield file

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from tokenize import TokenError
 
 import numpy as np
 from jaxtyping import Bool, Int, Shaped
@@ -25,24 +23,6 @@ _CHUNK = 1 << 18
 _MEMBER_HEADER = 512
 _LEAST_MEMBER = 1024
 """Bytes of the smallest tar member that isn't empty: what lies between two clips of a block."""
-
-
-def map_array(path: Path) -> Shaped[np.ndarray, "*shape"]:
-    """Map a `.npy` file.
-
-    Raises
-    ------
-    FormatError
-        It is no such file, or its header says another size than it has.
-    """
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, OverflowError, SyntaxError, MemoryError, RecursionError, TokenError) as error:
-        # numpy parses the header as Python, and lets the parser's errors through
-        raise FormatError(f"{path}: can't be mapped ({error}). Build the shards again.") from error
-    if path.stat().st_size != array.offset + array.nbytes:
-        raise FormatError(f"{path}: its header says {array.nbytes:,} bytes of data. Build the shards again.")
-    return array.view(np.ndarray)
 
 
 def check_arrays(manifest: Manifest, arrays: Arrays) -> None:
@@ -102,7 +82,7 @@ def _check_runs(manifest: Manifest, arrays: Arrays) -> None:
     """Check the CSR arrays, and the columns that say the same row by row."""
     for name, rows in (("clip_first", "patch_clip"), ("block_first", "clip_block")):
         first, member = arrays[name], arrays[rows]
-        _require(name, np.diff(first) > 0, first[1:], "must be above the entry before it", offset=1)
+        _require(name, first[1:] > first[:-1], first[1:], "must be above the entry before it", offset=1)
         if first[0] != 0 or first[-1] != len(member):
             raise _error(name, f"runs from {first[0]} to {first[-1]}, not from 0 to {len(member)}")
     frames = np.array([fov.frames for fov in manifest.fovs], np.int64)
@@ -210,6 +190,8 @@ def _check_offsets(
 ) -> None:
     """Check that the patches of a clip lie side by side, and clips of a block behind each other."""
     begin = max(rows.start - 1, 0)
+    most = int(arrays["block_end"].max(initial=0))  # below it, no sum and no difference wraps around
+    _check_range("patch_offset", arrays["patch_offset"][rows], 0, most, "a byte of a block", rows.start)
     offset, clip = arrays["patch_offset"][begin : rows.stop], arrays["patch_clip"][begin : rows.stop]
     gap = np.diff(offset) - member.take(clip[:-1])
     wrong = np.flatnonzero(np.where(clip[1:] == clip[:-1], gap != 0, gap < _LEAST_MEMBER)) + begin + 1

@@ -7,14 +7,12 @@ the folder. What a manifest holds is said in `dynaclr_wds.contract`. Opens nothi
 from __future__ import annotations
 
 import dataclasses
-import json
+import functools
 import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
-
-import numpy as np
 
 from dynaclr_wds.contract import (
     FORMAT_NAME,
@@ -28,6 +26,8 @@ from dynaclr_wds.contract import (
     manifest_checksum,
 )
 from dynaclr_wds.errors import ChecksumError, FormatError
+from dynaclr_wds.npy_files import NUMBERS
+from dynaclr_wds.strict_json import parse_json
 from dynaclr_wds.suspicions import SUSPICIONS
 from dynaclr_wds.tau import tau_range_frames
 
@@ -50,10 +50,7 @@ def parse_manifest(text: str | bytes, where: str = MANIFEST) -> Manifest:
     ChecksumError
         The manifest was changed after it was written.
     """
-    try:
-        raw = json.loads(text.decode("utf-8") if isinstance(text, bytes) else text)
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{where}: is not JSON ({error}). Build the shards again.") from error
+    raw, found = _read_json(text, where)
     if not isinstance(raw, dict) or raw.get("format") != FORMAT_NAME:
         raise FormatError(f"{where}: is not the manifest of a {FORMAT_NAME} shard set.")
     if raw.get("version") != FORMAT_VERSION:
@@ -61,7 +58,7 @@ def parse_manifest(text: str | bytes, where: str = MANIFEST) -> Manifest:
             f"{where}: version={raw.get('version')!r}, but this release reads version {FORMAT_VERSION}. "
             "Build the shards again."
         )
-    if raw.get("xxh3") != manifest_checksum(raw):
+    if raw.get("xxh3") != found:
         raise ChecksumError(
             f"{where}: was changed after it was written, or is damaged: its checksum is not that of its content. "
             "Build the shards again."
@@ -72,16 +69,30 @@ def parse_manifest(text: str | bytes, where: str = MANIFEST) -> Manifest:
     return manifest
 
 
+def _read_json(text: str | bytes, where: str) -> tuple[Any, str | None]:
+    """Read JSON, and the checksum of its content."""
+    try:
+        raw = parse_json(text)
+        return raw, manifest_checksum(raw) if isinstance(raw, dict) else None
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{where}: is not JSON ({error}). Build the shards again.") from error
+
+
 _Record = TypeVar("_Record")
 
 
 def _parse_record(kind: type[_Record], raw: Any, where: str) -> _Record:
     """Make a record from JSON; every value must have the type that the record's field says."""
-    hints = typing.get_type_hints(kind)
+    hints = _find_hints(kind)  # type: ignore[arg-type]
     if not isinstance(raw, dict) or set(raw) != set(hints):
         found = sorted(raw) if isinstance(raw, dict) else raw
         raise FormatError(f"{where}: {kind.__name__} must have the keys {sorted(hints)}, not {found!r}.")
     return kind(**{key: _parse_value(hints[key], raw[key], f"{where}: {key}") for key in hints})
+
+
+@functools.cache
+def _find_hints(kind: Any) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
 
 
 def _parse_value(hint: Any, raw: Any, where: str) -> Any:
@@ -115,10 +126,9 @@ def _check_manifest(manifest: Manifest, where: str) -> None:
     if manifest.folder:
         check_relative_path(manifest.folder, where)
     sizes = [(s.path, s.bytes) for s in manifest.shards] + [(f.path, f.bytes) for f in manifest.files]
-    for path, size in sizes:
+    for path, _ in sizes:
         check_relative_path(path, where)
-        if size < 0:
-            raise FormatError(f"{where}: bytes={size} of {path!r} must be >= 0. Build the shards again.")
+    _check_counts(manifest, where)
     names = {experiment.name for experiment in manifest.experiments}
     named: dict[str, Sequence[Any]] = {
         "experiments": [experiment.name for experiment in manifest.experiments],
@@ -141,9 +151,51 @@ def _check_manifest(manifest: Manifest, where: str) -> None:
     missing = {array_path(name) for name in array_dtypes(manifest)} - {file.path for file in manifest.files}
     if missing:
         raise FormatError(f"{where}: lists no {sorted(missing)[0]}. Build the shards again.")
-    z_range = manifest.config.get("z_range")
-    if z_range is not None and not (isinstance(z_range, list) and [type(z) for z in z_range] == [int, int]):
-        raise FormatError(f"{where}: config.z_range={z_range!r:.100} must be null or two integers.")
+    _check_config(manifest.config, names, where)
+
+
+_COUNTS = {
+    "partitions": ("observations", "with_candidate", "lineages", "clips", "patches", "shards", "bytes"),
+    "shards": ("bytes", "clips", "blocks"),
+    "files": ("bytes",),
+    "fovs": ("frames", "height", "width"),
+}
+
+
+def _check_counts(manifest: Manifest, where: str) -> None:
+    """Check that no count is below 0; otherwise sums of them would agree with files that they don't describe."""
+    for kind, fields in _COUNTS.items():
+        for number, record in enumerate(getattr(manifest, kind)):
+            for name in fields:
+                if getattr(record, name) < 0:
+                    raise FormatError(
+                        f"{where}: {kind}[{number}]: {name}={getattr(record, name)} must be >= 0. Build the set again."
+                    )
+
+
+def _check_config(config: Mapping[str, Any], names: set[str], where: str) -> None:
+    """Check what is read of the config: slices, border, and where each experiment's plate was."""
+    z_range = config.get("z_range")
+    if z_range is not None and not (
+        isinstance(z_range, list)
+        and [type(z) for z in z_range] == [int, int]
+        and 0 <= z_range[0] < z_range[1] < 1 << 31
+    ):
+        raise FormatError(
+            f"{where}: config.z_range={z_range!r:.100} must be null or two integers, 0 <= first < second."
+        )
+    if not isinstance(config.get("border"), str):
+        raise FormatError(f"{where}: config.border={config.get('border')!r:.100} must be a text.")
+    entries = config.get("experiments")
+    good = isinstance(entries, list) and all(
+        isinstance(entry, dict) and all(isinstance(entry.get(key), str) for key in ("name", "data_path"))
+        for entry in entries
+    )
+    if not good or not names <= {entry["name"] for entry in entries}:  # type: ignore[union-attr]
+        raise FormatError(
+            f"{where}: config.experiments must give name and data_path of each of {sorted(names)}. Build the shards "
+            "again."
+        )
 
 
 def _check_partitions(manifest: Manifest, where: str) -> None:
@@ -195,9 +247,15 @@ def _check_distinct(values: Sequence[Any], what: str, where: str) -> None:
 
 def _check_times(manifest: Manifest, where: str) -> None:
     """Check that τ ranges are those of the intervals, and that there is one frame where there is no interval."""
+    if not 0 <= manifest.tau_range_hours[0] <= manifest.tau_range_hours[1]:
+        raise FormatError(f"{where}: tau_range_hours={manifest.tau_range_hours} must ascend from 0 or more.")
     interval = {experiment.name: experiment.interval_minutes for experiment in manifest.experiments}
     for experiment in manifest.experiments:
-        if experiment.tau_frames != tau_range_frames(manifest.tau_range_hours, experiment.interval_minutes):
+        try:
+            expected = tau_range_frames(manifest.tau_range_hours, experiment.interval_minutes)
+        except ValueError:
+            expected = None  # more frames than there can be
+        if experiment.tau_frames != expected:
             raise FormatError(
                 f"{where}: tau_frames={experiment.tau_frames} of {experiment.name!r} are not the frames of "
                 f"tau_range_hours={manifest.tau_range_hours}. Build the shards again."
@@ -211,15 +269,10 @@ def _check_times(manifest: Manifest, where: str) -> None:
 
 
 def _check_experiment(experiment: ExperimentRecord, where: str) -> None:
-    try:
-        kind = np.dtype(experiment.dtype)
-    except (TypeError, ValueError, SyntaxError) as error:  # numpy parses it as Python
-        raise FormatError(f"{where}: dtype={experiment.dtype!r} of {experiment.name!r} is no dtype.") from error
-    plain = kind.kind in "iuf" and kind.itemsize <= 8
-    if not plain or kind.newbyteorder("<").str != experiment.dtype or min(experiment.shape) < 1:
+    if experiment.dtype not in NUMBERS or min(experiment.shape) < 1:  # numpy would parse a dtype as Python
         raise FormatError(
-            f"{where}: {experiment.name!r} has patches of dtype {experiment.dtype!r} and shape {experiment.shape}; "
-            "allowed are little-endian numbers and lengths above 0."
+            f"{where}: {experiment.name!r} has patches of dtype {experiment.dtype!r:.50}, shape "
+            f"{experiment.shape}; allowed are little-endian numbers and lengths above 0."
         )
     if math.prod(experiment.shape) >= _MOST_PIXELS:
         raise FormatError(

@@ -13,15 +13,12 @@ from pathlib import Path
 from dynaclr_wds import contract
 from dynaclr_wds.contract import Manifest
 from dynaclr_wds.errors import FormatError
-from dynaclr_wds.file_checks import check_content, check_size
+from dynaclr_wds.file_checks import MOST_MANIFEST_BYTES, check_content, check_size, read_manifest_file
 from dynaclr_wds.manifest_checks import parse_manifest
 from dynaclr_wds.storage.client import ObjectInfo, Storage
 from dynaclr_wds.storage.index_cache import IndexCache
 from dynaclr_wds.storage.location import Location
 from dynaclr_wds.storage.options import StorageOptions
-
-_MOST_MANIFEST_BYTES = 1 << 28
-"""A larger manifest is not read from object storage."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +51,7 @@ def find_local(root: Path, *, verify: bool) -> Manifest:
     path = root / contract.MANIFEST
     if not path.is_file():
         raise _absent(root)
-    manifest = parse_manifest(path.read_bytes(), str(path))
+    manifest = read_manifest_file(path)
     folder = root / manifest.folder
     for path_and_size in [(f.path, f.bytes) for f in manifest.files] + [(s.path, s.bytes) for s in manifest.shards]:
         check_size(folder / path_and_size[0], path_and_size[1])
@@ -100,7 +97,7 @@ def read_manifest(storage: Storage) -> tuple[bytes, Manifest]:
     where = str(storage.root / contract.MANIFEST)
     for last in (False, True):
         try:
-            content = storage.read(contract.MANIFEST, _MOST_MANIFEST_BYTES)
+            content = storage.read(contract.MANIFEST, MOST_MANIFEST_BYTES)
         except FileNotFoundError:
             raise _absent(storage.root) from None
         try:

@@ -19,7 +19,8 @@ from dynaclr_wds import contract
 from dynaclr_wds.contract import Manifest
 from dynaclr_wds.errors import ConfigError, FormatError
 from dynaclr_wds.fov_names import Places, check_experiments, keep_fovs
-from dynaclr_wds.index_checks import check_arrays, map_array
+from dynaclr_wds.index_checks import check_arrays
+from dynaclr_wds.npy_files import map_array
 from dynaclr_wds.plan.channels import ChannelChoices, ChannelsPerSample, list_choices
 from dynaclr_wds.plan.columns import CodeBook, ExperimentClock, PlanColumns, keep_lineages
 from dynaclr_wds.plan.config import TEMPORAL, PositiveRule
@@ -224,14 +225,18 @@ class ShardSet:
         import pyarrow.parquet as pq  # only those who look at identities need it
 
         path = self.find_table(contract.OBSERVATIONS)
+        lineage, column = self.arrays["obs_lineage"], None
         try:
-            column = pq.read_table(path, columns=["lineage_id"])["lineage_id"].combine_chunks()
-        except (OSError, ValueError, KeyError) as error:
+            with pq.ParquetFile(path, read_dictionary=["lineage_id"]) as table:
+                rows = table.metadata.num_rows
+                if rows == len(lineage):
+                    column = table.read(columns=["lineage_id"])["lineage_id"].combine_chunks()
+                    rows = len(column)
+        except (OSError, ValueError, KeyError, NotImplementedError, MemoryError, OverflowError) as error:
             raise FormatError(f"{path}: the lineages can't be read ({error}). Build the shards again.") from error
-        lineage = self.arrays["obs_lineage"]
-        if len(column) != len(lineage):
+        if column is None or rows != len(lineage):
             raise FormatError(
-                f"{path}: has {len(column):,} rows, the index arrays have {len(lineage):,}. Build the shards again."
+                f"{path}: has {rows:,} rows, the index arrays have {len(lineage):,}. Build the shards again."
             )
         some = np.zeros(int(lineage.max(initial=-1)) + 1, np.int64)
         some[lineage] = np.arange(len(lineage))

@@ -19,6 +19,9 @@ TauFrames = tuple[int, int]
 """Least and greatest τ in frames, both ends included."""
 
 
+_MOST_FRAMES = 1 << 31
+
+
 def tau_range_frames(tau_range_hours: TauHours, interval_minutes: float) -> TauFrames:
     """Convert a τ range from hours to frames, both ends included.
 
@@ -29,14 +32,20 @@ def tau_range_frames(tau_range_hours: TauHours, interval_minutes: float) -> TauF
     Raises
     ------
     ValueError
-        A bound is no finite number.
+        A bound is no finite number, or more frames than 32 bits count.
     """
     low, high = tau_range_hours
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError(f"A τ range of {low} to {high} hours must be two finite numbers. Give the hours.")
     if interval_minutes == 0:
         return 0, 0
-    return round(low * 60 / interval_minutes), round(high * 60 / interval_minutes)
+    frames = low * 60 / interval_minutes, high * 60 / interval_minutes
+    if not max(map(abs, frames)) < _MOST_FRAMES:
+        raise ValueError(
+            f"A τ range of {low} to {high} hours is more than {_MOST_FRAMES:,} frames of {interval_minutes} minutes. "
+            "Give a shorter one, or the right interval."
+        )
+    return round(frames[0]), round(frames[1])
 
 
 def least_tau(low: Any) -> Any:

@@ -8,6 +8,11 @@ def count_of(number: int, noun: str, plural: str | None = None) -> str:
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
+def percent(share: float) -> str:
+    """Write a fraction as a percentage: `11.6%`, with one more digit below 2 %."""
+    return f"{share:.2%}" if share < 0.02 else f"{share:.1%}"
+
+
 def size_of(number: float | int) -> str:
     """Write a number of bytes in the largest unit of 1,024: `900 bytes`, `12.4 MiB`."""
     for unit in ("bytes", "KiB", "MiB", "GiB"):

@@ -178,7 +178,7 @@ def _parse_out(text: str) -> Place:
 
 
 def _add_upload_options(parser: CommandParser) -> None:
-    group = parser.add_argument_group("object storage", "for --out s3://…, gs://… or az://… (docs/OBJECT_STORAGE.md)")
+    group = parser.add_argument_group("object storage", "for URLs (docs/OBJECT_STORAGE.md)")
     group.add_argument(
         "--staging", type=parse_local_path, help="local folder to build in before sending (default: the user's cache)"
     )
@@ -186,19 +186,20 @@ def _add_upload_options(parser: CommandParser) -> None:
         group.add_argument(f"--{name}", f"--{name.replace('_', '-')}", dest=name, action="store_true", help=help_text)
     group.add_argument(
         "--storage_options", "--storage-options", dest="storage_options", nargs="+", metavar="KEY=VALUE",
-        help="how requests are made, such as endpoint=https://… region=… profile=…; keys come from the environment",
+        help="how requests are made, to a YAML in object storage and to plates, too, unless it says so itself, such as "
+        "endpoint=https://… region=… profile=…; keys come from the environment",
     )  # fmt: skip
 
 
 def _read_upload(arguments: argparse.Namespace) -> UploadOptions | None:
-    """Gather the options for object storage; None where none is given."""
+    """Gather the options of an upload; None where none is given, and how requests are made is all that is said."""
     given = {name: getattr(arguments, name) for name in _UPLOAD}
-    if not any(given.values()):
+    if not any(given.values()) and isinstance(arguments.out, Path):
         return None
     from dynaclr_wds.storage.options import parse_words
     from etl.upload.build import UploadOptions
 
-    return UploadOptions(**given | {"storage_options": parse_words(given["storage_options"] or ())})
+    return UploadOptions(**given, storage_options=parse_words(arguments.storage_options or ()))
 
 
 def _parse_pair(text: str) -> tuple[str, Any]:
@@ -242,8 +243,8 @@ _UPLOAD_SWITCHES = {
     "keep_staging": "leave the local copy where it was built",
     "keep_replaced": "leave the objects of a set that is replaced, for trainings that still read it",
 }
-_UPLOAD = ("staging", *_UPLOAD_SWITCHES, "storage_options")
-_NOT_OPTIONS = ("experiments_yaml", "out", "quiet", "json", *_SWITCHES, *_UPLOAD)
+_UPLOAD = ("staging", *_UPLOAD_SWITCHES)
+_NOT_OPTIONS = ("experiments_yaml", "out", "quiet", "json", "storage_options", *_SWITCHES, *_UPLOAD)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -253,6 +254,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str]) -> int:
     arguments = make_parser().parse_args(argv)
+    from dynaclr_wds.storage.options import parse_words
     from etl.run.next_steps import list_next
     from etl.run.progress import make_progress, print_json, print_summary
     from etl.source.experiments import parse_build_config
@@ -260,7 +262,8 @@ def _run(argv: Sequence[str]) -> int:
     overrides = {k: v for k, v in vars(arguments).items() if k not in _NOT_OPTIONS and v is not None}
     overrides |= {name: dict(overrides[name]) for name in ("z_focus", "z_reduction") if name in overrides}
     switches = {name: getattr(arguments, name) for name in _SWITCHES}
-    config = parse_build_config(arguments.experiments_yaml, overrides)
+    storage_options = parse_words(arguments.storage_options or ()) or None
+    config = parse_build_config(arguments.experiments_yaml, overrides, storage_options)
     progress = make_progress(arguments.quiet)
     manifest = build_shards(config, arguments.out, progress=progress, upload=_read_upload(arguments), **switches)
     if arguments.json:

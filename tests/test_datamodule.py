@@ -158,6 +158,7 @@ def test_init_exposes_all_hyperparameters():
         "predict_limit": 3,
         "storage_options": {"region": "here"},
         "cache_dir": "cache",
+        "cache_dir_bytes": 1 << 20,
     }
     assert set(inspect.signature(MultiExperimentDataModule).parameters) == set(wanted)
     data = MultiExperimentDataModule(**wanted)

@@ -13,13 +13,15 @@ from hypothesis import strategies as st
 from dynaclr_wds.errors import WindowError
 from dynaclr_wds.plan.audit.ledger import Ledger
 from dynaclr_wds.plan.audit.quality import measure_quality
+from dynaclr_wds.plan.audit.verdict import plan_verdict
+from dynaclr_wds.plan.audit.window_offers import window_as_typed
 from dynaclr_wds.plan.batch import PlannedBatches
 from dynaclr_wds.plan.config import SamplingConfig
 from dynaclr_wds.plan.sampler import FlexibleBatchSampler
 from dynaclr_wds.plan.streaming.partition import make_part
 from dynaclr_wds.plan.streaming.residency import plan_queue
 from dynaclr_wds.plan.streaming.rotation import plan_lanes
-from dynaclr_wds.plan.streaming.window import parse_window, window_as_typed
+from dynaclr_wds.plan.streaming.window import parse_window
 from tests.synthetic import Synthetic, index_columns, make_columns, make_index
 from tests.test_sampler import FEATURES, fingerprint
 
@@ -185,12 +187,38 @@ def test_a_window_is_shown_as_it_was_typed_with_its_bytes_and_settings_as_they_a
         streamed(FEW, share=0.05, num_streams=8, batch_size=16)
     said = error.value.spell("--data.")
     assert said.startswith("--data.window_bytes 5% (1.2 MiB) is too small. Each of 8 streams must hold what two ")
-    assert "In all, 17.4 MiB are needed. Give one of these instead: --data.window_bytes 17.4M; --data.win" in said
+    assert "In all, 17.4 MiB are needed. Give one of these instead: --data.window_bytes null (exact mode, whi" in said
+    assert "; --data.window_bytes 3.1M --data.num_streams 1 (for one rank; no lineage twice in a batch); " in said
     assert str(error.value).startswith("window_bytes='5%' (1.2 MiB) is too small. ")
     assert parse_window("17.4M", 0) >= 18_240_000 > parse_window("17.3M", 0)
 
 
 FEW = make_index(Synthetic(experiments=2, lineages=(120, 120), clips_per_block=8, **LIVELY))
+
+
+@pytest.mark.parametrize("batch_size", [16, 64])
+def test_the_first_window_that_is_offered_keeps_lineages_distinct(batch_size):
+    """The smallest that is accepted would repeat them at both sizes; the verdict is on the same batches."""
+    with pytest.raises(WindowError) as error, window_as_typed("2%"):
+        streamed(FEW, share=0.02, num_streams=1, batch_size=batch_size)
+    settings, remark = error.value.ways[0]
+    assert list(settings) == ["window_bytes"]
+    assert remark == "no lineage twice in a batch"
+    sampler = FlexibleBatchSampler(FEW, SamplingConfig(batch_size=batch_size), **settings, num_streams=1)
+    assert [note.text for note in plan_verdict(sampler).notes if note.about == "lineages"] == [
+        "No two samples of a batch share a lineage."
+    ]
+
+
+def test_of_lineages_that_repeat_the_error_says_how_many():
+    with pytest.raises(WindowError) as error, window_as_typed("2%"):
+        streamed(FEW, share=0.02, num_streams=1, batch_size=64)
+    ((settings, remark),) = [way for way in error.value.ways if "relax_lineages" in way[0]]
+    said = re.fullmatch(
+        r"lineages may then repeat in a batch, and are counted; about (\d+\.\d)% of the .* repeat one", remark
+    )
+    s = streamed(FEW, share=settings["window_bytes"] / stored_bytes(FEW), batch_size=64, relax_lineages=True)
+    assert float(said[1]) == pytest.approx(100 * s.report().relaxed["lineage"] / (len(s) * 64), abs=5)
 
 
 @pytest.mark.parametrize(

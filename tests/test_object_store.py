@@ -17,7 +17,7 @@ import numpy as np
 import obstore
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dynaclr_wds import contract
@@ -572,6 +572,7 @@ def test_what_nobody_waits_for_any_more_is_not_asked_for_again(url, bucket, prox
 # --- pure
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_joined_ranges_hold_every_range_and_stay_in_their_shard(data):
     sizes = data.draw(st.lists(st.integers(1, 300), min_size=1, max_size=4))

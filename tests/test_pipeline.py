@@ -273,7 +273,7 @@ def test_pickles_are_not_opened(tmp_path: Path):
 
     buffer = io.BytesIO()
     np.save(buffer, np.array([Harm()], dtype=object), allow_pickle=True)
-    with pytest.raises(FormatError, match=r"bad.tar, clip 0+, 00\d.npy: holds object of shape \(1,\)"):
+    with pytest.raises(FormatError, match=r"bad.tar, clip 0+, 00\d.npy: is no npy file, .*'\|O'"):
         read_one(tmp_path, make_clip(0) | {f"{n:03d}.npy": buffer.getvalue() for n in range(6)})
     assert not (tmp_path / "harm").exists()
 
@@ -470,8 +470,8 @@ def test_a_size_that_can_not_be_is_refused_before_memory_is_taken(tmp_path: Path
     info.size = 1 << 60
     with pytest.raises(FormatError, match=f"and {1 << 60} bytes"):
         read(tmp_path, add(info))
-    info.size = tars.MOST_MEMBER_BYTES
-    with pytest.raises(FormatError, match=r"should have 4294967296 bytes, but the shard ends at byte 1536"):
+    info.size = tars.MOST_JSON_BYTES
+    with pytest.raises(FormatError, match=r"should have 67108864 bytes, but the shard ends at byte 1536"):
         read(tmp_path, add(info))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, NoReturn
 
 import torch
 import yaml
-from jsonargparse import DefaultHelpFormatter
+from jsonargparse import DefaultHelpFormatter, get_loader, set_loader
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
@@ -39,6 +40,7 @@ from dynaclr_wds.train.finite_loss import FiniteLoss
 from dynaclr_wds.train.plan_verdict import PlanVerdict
 from dynaclr_wds.train.progress import choose_progress
 from dynaclr_wds.train.stop_signals import Stopped
+from dynaclr_wds.yaml_limits import limit_loader
 
 TRAINER_DEFAULTS: dict[str, Any] = {"use_distributed_sampler": False, "enable_model_summary": False}
 """The sampler deals batches to ranks itself; Lightning must not deal them out again. Our line replaces its summary."""
@@ -243,12 +245,19 @@ def run_lightning(argv: Sequence[str]) -> DynaCLRCommand:
         A mistake in the config or the options.
     """
     quiet_libraries()
+    _limit_configs()
     try:
         return _make_command(argv)
     except WindowError as error:
         raise ConfigError(error.spell("--data.")) from error
     except MisconfigurationException as error:
         raise ConfigError(str(error)) from error
+
+
+@functools.cache
+def _limit_configs() -> None:
+    """Have jsonargparse refuse YAML that fills the memory, whatever file or option it stands in."""
+    set_loader("yaml", limit_loader(get_loader("yaml")), (yaml.YAMLError,))
 
 
 def _make_command(argv: Sequence[str]) -> DynaCLRCommand:

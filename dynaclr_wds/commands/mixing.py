@@ -18,6 +18,7 @@ import yaml
 from rich.console import Console
 
 from dynaclr_wds.commands.tables import WIDTH, Mode, format_modes
+from dynaclr_wds.errors import ConfigError
 from dynaclr_wds.plan.audit.bytes_read import account_bytes
 from dynaclr_wds.plan.audit.expected_pairs import UniformDraw
 from dynaclr_wds.plan.audit.ledger import Ledger
@@ -31,6 +32,7 @@ from dynaclr_wds.shardset import ShardSet
 from dynaclr_wds.split_config import SplitConfig, parse_split
 from dynaclr_wds.storage.options import parse_words
 from dynaclr_wds.words import count_of
+from dynaclr_wds.yaml_limits import check_yaml
 
 _SAMPLING = tuple(f.name for f in fields(SamplingConfig))
 _LABELS = ("batch_group_by", "stratify_by")
@@ -214,8 +216,12 @@ def merge_config(given: Mapping[str, Any]) -> dict[str, Any]:
     if "config" not in given:
         return dict(given)
     try:
-        document = yaml.safe_load(Path(given["config"]).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        text = Path(given["config"]).read_text(encoding="utf-8")
+        check_yaml(text, given["config"])
+        document = yaml.safe_load(text)
+    except ConfigError:
+        raise
+    except (OSError, yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, OverflowError) as error:
         raise ValueError(
             f"{given['config']}: can't be read as YAML ({' '.join(str(error).split())}). Give the config of a training."
         ) from error

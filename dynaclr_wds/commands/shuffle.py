@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str]) -> int:
     given = vars(make_parser().parse_args(argv))
     from dynaclr_wds.commands.mixing import describe, measure_modes, merge_config, parse_request, print_modes
-    from dynaclr_wds.plan.streaming.window import window_as_typed
+    from dynaclr_wds.plan.audit.window_offers import window_as_typed
 
     values = merge_config(given)
     try:

@@ -6,7 +6,6 @@ clip.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,9 +15,12 @@ from jaxtyping import Float32, Int64
 
 from dynaclr_wds.contract import LEVELS, STATISTICS
 from dynaclr_wds.errors import FormatError
+from dynaclr_wds.npy_files import NUMBERS
+from dynaclr_wds.strict_json import parse_json
 from dynaclr_wds.tau import TauFrames
 
 _PATCH_KEYS = ("global_track_id", "track_id", "parent_track_id", "id", "t", "hpi", "z", "y", "x")
+_MOST_FRAMES = 1 << 31
 _MOST_NUMBERS = 1 << 40  # in a patch; keeps sizes far from the range of int64
 
 
@@ -66,7 +68,7 @@ def parse_clip(sample: Mapping[str, Any]) -> ClipRecord:
     clip = _parse_json(sample, where)
     try:
         patches = clip["patches"]
-        least, most = (_whole(frames) for frames in clip["tau_frames"])
+        least, most = _range(clip["tau_frames"])
         return ClipRecord(
             where=where,
             key=_key_number(clip["key"]),
@@ -75,7 +77,7 @@ def parse_clip(sample: Mapping[str, Any]) -> ClipRecord:
             dtype=_parse_dtype(clip["dtype"]),
             interval_minutes=_not_negative(clip["interval_minutes"]),
             tau_frames=(least, most),
-            t=np.array([_whole(p["t"]) for p in patches], np.int64),
+            t=np.array([_frame(p["t"]) for p in patches], np.int64),
             files=tuple(_member(p["file"], sample) for p in patches),
             metas=tuple(_parse_meta(clip, p) for p in patches),
             candidates={k: _parse_candidates(p, len(patches)) for k, p in enumerate(patches) if _flag(p["is_sample"])},
@@ -102,7 +104,7 @@ def read_statistics(clip: ClipRecord, patch: int) -> dict[str, Float32[np.ndarra
             "dataset": tables["dataset"],
         }
         found = {level: _parse_table(levels[level], order) for level in LEVELS}
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
         raise _not_a_clip(clip.where, error) from error
     for level, table in found.items():
         if len(table) != clip.shape[0]:
@@ -120,8 +122,8 @@ def _parse_json(sample: Mapping[str, Any], where: str) -> dict[str, Any]:
     if "json" not in sample:
         raise FormatError(f"{where}: has no JSON; the shard is cut off, or is not of this format. Copy it again.")
     try:
-        clip = json.loads(sample["json"].decode("utf-8"))
-    except (ValueError, RecursionError) as error:
+        clip = parse_json(sample["json"])
+    except ValueError as error:
         raise FormatError(f"{where}: its JSON can't be read ({error}). Copy the shard again.") from error
     if not isinstance(clip, dict):
         raise FormatError(f"{where}: its JSON is no object. Build the shard again.")
@@ -150,15 +152,21 @@ def _parse_shape(raw: Any) -> tuple[int, ...]:
 
 
 def _parse_dtype(raw: Any) -> np.dtype[Any]:
-    dtype = np.dtype(_text(raw))
-    if dtype.kind not in "iuf" or dtype.itemsize > 8 or not dtype.isnative:
-        raise TypeError(f"dtype={raw!r}")
-    return dtype
+    if _text(raw) not in NUMBERS:  # numpy would parse it as Python
+        raise TypeError(f"dtype={raw!r:.100}")
+    return np.dtype(raw)
 
 
 def _parse_table(rows: Any, order: list[int]) -> Float32[np.ndarray, "c k"]:
-    values = [[np.nan if row[k] is None else row[k] for k in order] for row in rows]
-    return np.array(values, np.float32).reshape(len(values), len(order))
+    values = [[np.nan if row[k] is None else _number(row[k]) for k in order] for row in rows]
+    with np.errstate(over="ignore"):  # infinity, which is refused
+        return np.array(values, np.float64).astype(np.float32).reshape(len(values), len(order))
+
+
+def _number(raw: Any) -> float:
+    if not isinstance(raw, int | float) or isinstance(raw, bool):
+        raise TypeError(f"{raw!r:.100} is no number")
+    return float(raw)
 
 
 def _member(raw: Any, sample: Mapping[str, Any]) -> str:
@@ -185,6 +193,19 @@ def _whole(raw: Any) -> int:
     return raw
 
 
+def _frame(raw: Any) -> int:
+    if not 0 <= _whole(raw) < _MOST_FRAMES:
+        raise ValueError(f"{raw!r:.100} is no number of a frame")
+    return int(raw)
+
+
+def _range(raw: Any) -> TauFrames:
+    least, most = (_frame(frames) for frames in raw)
+    if least > most:
+        raise ValueError(f"tau_frames={raw!r:.100}")
+    return least, most
+
+
 def _not_negative(raw: Any) -> float:
     if not isinstance(raw, int | float) or not 0 <= raw < float("inf"):
         raise TypeError(f"{raw!r} is not >= 0")
@@ -198,4 +219,4 @@ def _key_number(key: Any) -> int:
 
 
 def _not_a_clip(where: str, error: object) -> FormatError:
-    return FormatError(f"{where}: is not a clip as docs/FORMAT.md says ({error!r}). Build the shard again.")
+    return FormatError(f"{where}: is not a clip as docs/FORMAT.md says ({error!r:.300}). Build the shard again.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from jaxtyping import Int64, Shaped
 
 from dynaclr_wds.contract import LEVELS
 from dynaclr_wds.errors import FormatError
+from dynaclr_wds.npy_files import parse_npy_header
 from dynaclr_wds.plain.clip_json import ClipRecord, parse_clip, read_statistics
 from dynaclr_wds.plan.rng import Tag, make_generator
 from dynaclr_wds.tau import TauFrames, TauHours, check_tau_range, least_tau, tau_range_frames, tau_weights
@@ -92,7 +92,11 @@ def collate_triplets(triplets: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _choose_frames(clip: ClipRecord, hours: TauHours | None) -> TauFrames:
     """Return the τ range in frames that is asked for."""
-    asked = clip.tau_frames if hours is None else tau_range_frames(hours, clip.interval_minutes)
+    try:
+        asked = clip.tau_frames if hours is None else tau_range_frames(hours, clip.interval_minutes)
+    except ValueError as error:
+        error.add_note(f"in {clip.where}")
+        raise
     check_tau_range("tau_range_hours", clip.experiment, asked, clip.tau_frames, clip.interval_minutes, clip.where)
     return asked
 
@@ -121,12 +125,8 @@ def _check_one_shape(clips: Sequence[ClipRecord]) -> None:
 def _parse_npy(data: bytes, clip: ClipRecord, file: str) -> Shaped[np.ndarray, "c z y x"]:
     """Read a patch; its header must agree with the clip and with its size before any memory is taken."""
     where = f"{clip.where}, {file}"
-    stream = io.BytesIO(data)
     try:
-        version = np.lib.format.read_magic(stream)
-        if version != (1, 0):
-            raise ValueError(f"version {version} of the npy format")
-        shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(stream)
+        shape, dtype, fortran_order, begin = header = parse_npy_header(data)
     except ValueError as error:
         raise FormatError(f"{where}: is no npy file, version 1.0 ({error}). Build the shard again.") from error
     if (shape, dtype, fortran_order) != (clip.shape, clip.dtype, False):
@@ -134,8 +134,8 @@ def _parse_npy(data: bytes, clip: ClipRecord, file: str) -> Shaped[np.ndarray, "
             f"{where}: holds {dtype} of shape {shape}{' in Fortran order' if fortran_order else ''}, but its clip says "
             f"{clip.dtype} of shape {clip.shape}. Build the shard again."
         )
-    begin = stream.tell()
-    size = int(np.prod(shape)) * dtype.itemsize
-    if len(data) - begin != size:
-        raise FormatError(f"{where}: has {len(data) - begin} bytes of numbers, not {size}. Build the shard again.")
+    if len(data) - begin != header.data_bytes:
+        raise FormatError(
+            f"{where}: has {len(data) - begin} bytes of numbers, not {header.data_bytes}. Build the shard again."
+        )
     return np.frombuffer(data, dtype, offset=begin).reshape(shape)

@@ -26,6 +26,10 @@ _NAME = re.compile(r"([0-9A-Za-z_-]+)\.(json|[0-9]+\.npy)")
 
 MOST_MEMBER_BYTES = 1 << 32
 """A larger member is refused before it is read."""
+MOST_JSON_BYTES = 1 << 26
+"""The same for the JSON of a clip, which takes many times its size in memory."""
+MOST_CLIP_BYTES = 1 << 33
+"""A clip with more bytes of patches is refused, so that no shard is gathered in memory as one clip."""
 
 
 @runtime_checkable
@@ -98,11 +102,12 @@ def read_members(stream: ByteStream, url: str) -> Iterator[Member]:
             return
         info = _parse_header(header, begin, url)
         match = _NAME.fullmatch(info.name)
-        if match is None or info.type not in _REGULAR or not 0 <= info.size <= MOST_MEMBER_BYTES:
+        most = MOST_JSON_BYTES if info.name.endswith(".json") else MOST_MEMBER_BYTES
+        if match is None or info.type not in _REGULAR or not 0 <= info.size <= most:
             raise FormatError(
-                f"{url}: byte {begin}: holds {info.name!r} of type {info.type.decode('latin-1')!r} and {info.size} "
-                f"bytes. A shard holds only regular files <key>.json and <key>.<number>.npy of at most "
-                f"{MOST_MEMBER_BYTES} bytes. Take the shards as the build wrote them."
+                f"{url}: byte {begin}: holds {info.name!r:.200} of type {info.type.decode('latin-1')!r} and "
+                f"{info.size} bytes. A shard holds only regular files <key>.json and <key>.<number>.npy of at most "
+                f"{most} bytes. Take the shards as the build wrote them."
             )
         data = tape.read(info.size)
         padding = -info.size % _BLOCK
@@ -180,10 +185,17 @@ def _check_end(tape: _Tape, begin: int) -> None:
 def _group_members(members: Iterable[Member], url: str) -> Iterator[dict[str, Any]]:
     """Put the adjacent members of a key into one dict."""
     clip: dict[str, Any] = {}
+    size = 0
     for member in members:
         if clip and clip["__key__"] != member.key:
             yield clip
-            clip = {}
+            clip, size = {}, 0
+        size += len(member.data)
+        if size > MOST_CLIP_BYTES:
+            raise FormatError(
+                f"{url}: byte {member.offset}: clip {member.key} has more than {MOST_CLIP_BYTES:,} bytes, which "
+                "are not held in memory. Build with a smaller clip_anchors."
+            )
         if not clip:
             clip = {"__key__": member.key, "__url__": url}
         if member.file in clip:

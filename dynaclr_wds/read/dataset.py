@@ -226,7 +226,9 @@ def _is_itself(plan: BatchPlan) -> bool:
     return choices[0] is None or choices[1] is None or np.array_equal(choices[0], choices[1])
 
 
-def open_store(shards: ShardSet, *, ask: bool = True, num_workers: int = 1, pool_bytes: int = 0) -> BlockStore:
+def open_store(
+    shards: ShardSet, *, ask: bool = True, num_workers: int = 1, pool_bytes: int = 0, disk_bytes: int = 0
+) -> BlockStore:
     """Open the store of a set: mapped files, plain reads where the compiled copy is absent, or requests to a server.
 
     Parameters
@@ -235,18 +237,28 @@ def open_store(shards: ShardSet, *, ask: bool = True, num_workers: int = 1, pool
         See `MappedStore`.
     num_workers, pool_bytes
         Of a set in object storage: threads that read batches, and bytes of patches to keep in memory.
+    disk_bytes
+        Of a set in object storage: bytes to keep on this node, beside its index; 0 = none.
     """
     records, root = shards.manifest.shards, shards.files_root
     if isinstance(root, Path):
         return FileStore(root, records) if load_copy() is None else MappedStore(root, records, ask=ask)
-    from dynaclr_wds.read.object_store import ObjectStore  # only those who read from object storage need it
+    # only those who read from object storage need these
+    from dynaclr_wds.read.disk_pool import DiskPool
+    from dynaclr_wds.read.object_store import ObjectStore
+    from dynaclr_wds.storage.byte_cache import ByteCache
 
     remote = shards.remote
     assert remote is not None
     listed, asked = remote.listed or {}, remote.storage.options.requests_in_flight
     in_flight = asked or min(_REQUESTS_PER_WORKER * max(num_workers, 1), _MOST_REQUESTS)
     versions = [listed.get(record.path) for record in records]
-    return ObjectStore(remote.storage, records, versions, in_flight=in_flight, pool_bytes=pool_bytes)
+    disk = None
+    if disk_bytes:
+        cache = ByteCache(remote.index.base / "bytes", disk_bytes)
+        urls = [str(root / record.path) for record in records]
+        disk = DiskPool(cache, remote.index.folder.name, urls, remote.storage.options.request_bytes)
+    return ObjectStore(remote.storage, records, versions, in_flight=in_flight, pool_bytes=pool_bytes, disk=disk)
 
 
 def keep_apart(kind: Int64[np.ndarray, " n"], batch_size: int) -> Int64[np.ndarray, " m"]:

@@ -137,7 +137,7 @@ def check_inside(begin: Int64[np.ndarray, " n"], end: Int64[np.ndarray, " n"], s
     RowFailure
         One does not.
     """
-    outside = np.flatnonzero((begin < 0) | (end > size))
+    outside = np.flatnonzero((begin < 0) | (end < begin) | (end > size))
     if len(outside):
         row = int(outside[0])
         error = FormatError(

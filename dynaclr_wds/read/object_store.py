@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64, UInt8
@@ -23,6 +24,7 @@ from dynaclr_wds.contract import ShardRecord
 from dynaclr_wds.errors import FormatError, StorageError
 from dynaclr_wds.read.arrivals import Arrival, Arrivals
 from dynaclr_wds.read.coalesce import cut_range, join_ranges
+from dynaclr_wds.read.disk_pool import DiskPool
 from dynaclr_wds.read.files import check_inside
 from dynaclr_wds.read.mapped import copy_runs, load_copy
 from dynaclr_wds.read.patch_pool import PatchPool
@@ -45,6 +47,8 @@ class ObjectStore:
         Requests at a time.
     pool_bytes
         Bytes of patches to keep in memory after they were read; of blocks that were fetched nothing is kept.
+    disk
+        What is kept on this node; None = nothing.
     """
 
     def __init__(
@@ -55,6 +59,7 @@ class ObjectStore:
         *,
         in_flight: int,
         pool_bytes: int = 0,
+        disk: DiskPool | None = None,
     ) -> None:
         self.ahead = in_flight
         self._storage = storage
@@ -69,6 +74,9 @@ class ObjectStore:
         self._held = Arrivals([])
         self._gathered = threading.local()
         self._pool = PatchPool(pool_bytes)
+        self._disk = disk
+        if disk is not None:
+            disk.know(versions)
         self._requests: ThreadPoolExecutor | None = None
 
     def read(
@@ -87,8 +95,8 @@ class ObjectStore:
         try:
             self._locate(getattr(self._gathered, "tables", None) or (), first, end, address, held)
             if not address.all():  # to ask for them now would bring bytes that nobody checks
-                error = StorageError("Bytes were read that nobody had asked for, or that were let go meanwhile.")
-                raise RowFailure(int(np.argmin(address)), error)
+                row = int(np.argmin(address))
+                raise RowFailure(row, self._explain_absence(int(shard[row])))
             _copy(address - offset[0], offset, out)
         finally:
             for arrival in held:
@@ -109,10 +117,11 @@ class ObjectStore:
         try:
             yield
         finally:
-            coming, _ = self._gathered.tables
+            _, *coming = self._gathered.tables
             self._gathered.tables = None
-            for piece in coming.members:  # after an error, nobody waits for the others
-                piece.give_up()
+            for table in coming:
+                for piece in table.members:  # after an error, nobody waits for the others
+                    piece.give_up()
 
     def fetch(self, shard: int, begin: int, end: int) -> None:
         """Ask for a block, and return at once."""
@@ -122,7 +131,7 @@ class ObjectStore:
             if known is not None and known.end == last and not known.over:
                 known.users += 1
             else:
-                self._blocks[first] = self._request(first, last)
+                self._blocks[first] = self._request(first, last, disk=self._disk)
                 self._held = Arrivals(list(self._blocks.values()))
 
     def forget(self, shard: int, begin: int, end: int) -> None:
@@ -144,7 +153,9 @@ class ObjectStore:
             known = self._blocks.get(first)
             if known is not None and known.end == last and known.digest == found:
                 known.give_up()
-                self._blocks[first] = self._request(first, last)
+                if self._disk is not None:
+                    self._disk.drop_spans(shard, np.array([[begin, end]]))
+                self._blocks[first] = self._request(first, last, disk=self._disk)
                 self._blocks[first].users = known.users
                 self._held = Arrivals(list(self._blocks.values()))
 
@@ -211,40 +222,54 @@ class ObjectStore:
         begin: Int64[np.ndarray, " n"],
         end: Int64[np.ndarray, " n"],
         check: Check,
-    ) -> tuple[Arrivals, Arrivals]:
-        """Ask for ranges, as far as no block or pool holds them; return what comes, and what the pool has.
+    ) -> tuple[Arrivals, ...]:
+        """Ask for ranges, as far as no block or pool holds them; return what the pool has, and what comes.
 
-        Each range has the number that `check` knows it by.
+        Each range has the number that `check` knows it by. What is on the disk is not joined with others. Joined ranges
+        are the last to look in: between what was asked for they hold bytes that nobody checks.
         """
         new = self._held.find(begin, end) < 0
         spans, some = np.unique(np.stack([begin[new], end[new]], axis=1), axis=0, return_index=True)
         pooled = self._pool.find(spans)
         absent = np.array([tuple(span) not in pooled for span in spans.tolist()], bool)
         missing, number = spans[absent], number[new][some][absent]
+        there = np.zeros(len(missing), bool) if self._disk is None else self._disk.find(missing, self._base)
+        far = missing[~there]
         joined, owner = join_ranges(
-            missing[:, 0], missing[:, 1], self._base, self._options.coalesce_bytes, self._options.request_bytes
+            far[:, 0], far[:, 1], self._base, self._options.coalesce_bytes, self._options.request_bytes
         )
+        at = np.flatnonzero(~there)
+        groups: list[tuple[Any, Any, DiskPool | None]] = [
+            *((span, at[owner == place], None) for place, span in enumerate(joined.tolist())),
+            *((missing[place].tolist(), np.array([place]), self._disk) for place in np.flatnonzero(there).tolist()),
+        ]
         pieces = []
-        for place, (first, last) in enumerate(joined.tolist()):
-            own = owner == place
+        for (first, last), own, disk in groups:
             accept = partial(self._accept, number=number[own], spans=missing[own], check=check)
-            pieces.append(self._request(first, last, accept))
-        return Arrivals(pieces), Arrivals(list(pooled.values()))
+            pieces.append(self._request(first, last, accept, disk))
+        return Arrivals(list(pooled.values())), Arrivals(pieces[len(joined) :]), Arrivals(pieces[: len(joined)])
 
     def _accept(
         self, piece: Arrival, number: Int64[np.ndarray, " n"], spans: Int64[np.ndarray, "n 2"], check: Check
     ) -> None:
         """Check the ranges of a piece that came, ask for it once more if one is damaged, and keep them."""
+        shard, parts = self._cut(piece.begin, piece.end)
+        base = int(self._base[shard])
         if _find_damage(piece, number, spans, check) is not None:
-            shard, parts = self._cut(piece.begin, piece.end)
+            if self._disk is not None:
+                self._disk.drop_spans(shard, spans - base)
             for first, last in parts:
-                piece.overwrite(int(self._base[shard]) + first, self._load(piece, shard, first, last))
+                piece.overwrite(base + first, self._load(piece, shard, first, last))
             if (error := _find_damage(piece, number, spans, check)) is not None:
                 raise error
         self._pool.keep(piece, spans)
+        if self._disk is not None:
+            self._disk.keep_spans(piece, shard, base, spans)
 
-    def _request(self, begin: int, end: int, then: Callable[[Arrival], None] | None = None) -> Arrival:
-        """Send the requests for a range of one shard."""
+    def _request(
+        self, begin: int, end: int, then: Callable[[Arrival], None] | None = None, disk: DiskPool | None = None
+    ) -> Arrival:
+        """Send the requests for a range of one shard, or read it from the disk where it is there."""
         check_process()
         shard, parts = self._cut(begin, end)
         arrival = Arrival(begin, end, len(parts), then)
@@ -253,8 +278,14 @@ class ObjectStore:
             if requests is None:
                 requests = self._requests = ThreadPoolExecutor(self.ahead, thread_name_prefix="dynaclr-request")
         for first, last in parts:
-            requests.submit(self._bring, arrival, shard, first, last)
+            requests.submit(self._bring, arrival, shard, (first, last), disk)
         return arrival
+
+    def _explain_absence(self, shard: int) -> StorageError:
+        return StorageError(
+            f"{self._storage.root / self._shards[shard].path}: bytes are read that nobody had asked for, or that were "
+            "let go meanwhile, because the loader was closed. Read batches of a loader that is open."
+        )
 
     def _cut(self, begin: int, end: int) -> tuple[int, list[tuple[int, int]]]:
         """Return the shard of a range, and the requests that it takes: first byte in the shard and end."""
@@ -262,12 +293,17 @@ class ObjectStore:
         base = int(self._base[shard])
         return shard, cut_range(begin - base, end - base, self._options.request_bytes)
 
-    def _bring(self, arrival: Arrival, shard: int, begin: int, end: int) -> None:
+    def _bring(self, arrival: Arrival, shard: int, span: tuple[int, int], disk: DiskPool | None) -> None:
         """Make one request; what goes wrong is raised where the bytes are waited for."""
         if arrival.over:
             return
         try:
-            arrival.put(int(self._base[shard]) + begin, self._load(arrival, shard, begin, end))
+            data = None if disk is None else disk.read(shard, *span)
+            if data is None:
+                data = self._load(arrival, shard, *span)
+                if disk is not None:
+                    disk.keep(shard, *span, data)
+            arrival.put(int(self._base[shard]) + span[0], data)
         except BaseException as error:
             arrival.fail(error)
 
@@ -290,6 +326,8 @@ class ObjectStore:
                         f"{record.bytes:,}. Copy it again, or build the shards again."
                     )
                 self._versions[shard] = found
+                if self._disk is not None:
+                    self._disk.know_one(shard, found)
             elif not known.is_same(found):
                 raise FormatError(
                     f"{self._storage.root / self._shards[shard].path}: was replaced while it was read. Put the old one "

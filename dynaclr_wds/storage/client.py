@@ -24,7 +24,8 @@ from dynaclr_wds.errors import DynaCLRError, FormatError, StorageError
 from dynaclr_wds.storage.failures import NO_BUCKET, Failure, Kind, TryAgain, classify
 from dynaclr_wds.storage.location import Location
 from dynaclr_wds.storage.options import StorageOptions
-from dynaclr_wds.storage.stores import make_store
+from dynaclr_wds.storage.redirects import object_url, refuse_redirect, would_go_along
+from dynaclr_wds.storage.stores import find_endpoint, make_store
 from dynaclr_wds.words import count_of
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
@@ -86,6 +87,8 @@ class Storage:
         self._lock = threading.Lock()
         self._generation = 0
         check_process()
+        self._secret = would_go_along(root, options)
+        self._stays: set[str] = set()
         self._store = make_store(self.root, self.options, self._retries)
 
     def __repr__(self) -> str:
@@ -213,6 +216,7 @@ class Storage:
         FileNotFoundError, FormatError, StorageError
             As the methods say.
         """
+        self._refuse_redirect(name)
         begun, pause, renewed = time.monotonic(), _FIRST_PAUSE, False
         for tries in itertools.count(1):
             check_process()
@@ -236,6 +240,19 @@ class Storage:
             else:
                 self._fail(name, part, failure, f"{count_of(tries, 'try', 'tries')} in {spent:.0f} s")
         raise AssertionError("never reached")
+
+    def _refuse_redirect(self, name: str) -> None:
+        """Before the first request for an object, see that no redirect takes a secret to another host."""
+        if self._secret is None or name in self._stays:
+            return
+        where, account = self.root / name, self.options.store.get("account_name")
+        url = object_url(
+            where,
+            find_endpoint(self.root.scheme, self.options),
+            str(account or os.environ.get("AZURE_STORAGE_ACCOUNT_NAME")),
+        )
+        refuse_redirect(where, url, self._secret, self.options)
+        self._stays.add(name)
 
     def _fail(self, name: str, part: str, failure: Failure, effort: str) -> NoReturn:
         what = str(self.root / name if name else self.root) + (f", {part}" if part else "")

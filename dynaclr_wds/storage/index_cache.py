@@ -50,7 +50,9 @@ class IndexCache:
     def __init__(self, storage: Storage, manifest: bytes, folder: str | Path | None = None) -> None:
         self._storage = storage
         name = hashlib.sha256(manifest).hexdigest()[:32]
-        self.folder = (default_folder() if folder is None else Path(folder).expanduser()) / "index" / name
+        self.base = default_folder() if folder is None else Path(folder).expanduser()
+        """Folder of all caches."""
+        self.folder = self.base / "index" / name
         """Holds the files under the names that they have in the set."""
 
     def fetch(

@@ -6,7 +6,7 @@ came short is noticed. The first range is asked for without knowing the size; sm
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +79,8 @@ def read_end(storage: Storage, name: str, size: int) -> Found:
     return storage.request(name, f"the last {size:,} bytes", get)
 
 
-def read_text(where: Location, options: StorageOptions, most_bytes: int) -> bytes:
-    """Read a small object.
+def read_whole(storage: Storage, name: str, most_bytes: int) -> Found:
+    """Read an object whose size nobody has said, into memory.
 
     Raises
     ------
@@ -89,10 +89,12 @@ def read_text(where: Location, options: StorageOptions, most_bytes: int) -> byte
     FormatError
         It has more than `most_bytes`, or was replaced while it was read.
     StorageError
-        The request failed.
+        A request failed.
     """
-    storage, name = open_object(where, options)
-    return storage.read(name, most_bytes)
+    begin, info = read_begin(storage, name)
+    if info.size > most_bytes:
+        raise FormatError(f"{storage.root / name}: has {info.size:,} bytes; more than {most_bytes:,} are not read.")
+    return memoryview(b"".join([begin, *_read_rest(storage, name, len(begin), info)])), info
 
 
 def copy_object(storage: Storage, name: str, path: Path, pinned: ObjectInfo | None = None) -> None:
@@ -115,11 +117,16 @@ def copy_object(storage: Storage, name: str, path: Path, pinned: ObjectInfo | No
     begin, info = read_begin(storage, name)
     if pinned is not None and not pinned.is_same(info):
         raise FormatError(f"{storage.root / name}: was replaced while it was read. Run the same command again.")
-    step = storage.options.request_bytes
     with write_whole(path) as file:
         file.write(begin)
-        for first in range(len(begin), info.size, step):
-            file.write(storage.read_range(name, first, min(first + step, info.size), info)[0])
+        for part in _read_rest(storage, name, len(begin), info):
+            file.write(part)
+
+
+def _read_rest(storage: Storage, name: str, begin: int, info: ObjectInfo) -> Iterator[memoryview]:
+    step = storage.options.request_bytes
+    for at in range(begin, info.size, step):
+        yield storage.read_range(name, at, min(at + step, info.size), info)[0]
 
 
 def list_folder(storage: Storage, name: str) -> dict[str, ObjectInfo] | None:

@@ -40,7 +40,7 @@ class StorageOptions:
     ca_file: str | None = None
     """PEM file of a certificate authority to trust as well."""
     headers: Mapping[str, str] = field(default_factory=dict)
-    """Sent with every request (http, https); never to another host that a server redirects to."""
+    """Sent with every request (http, https); where they would go along, a redirect to another host is an error."""
     connect_timeout: float = 5.0
     """Longest wait for a connection."""
     stall_timeout: float = 20.0

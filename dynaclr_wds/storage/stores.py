@@ -39,7 +39,7 @@ def make_store(root: Location, options: StorageOptions, retries: int = 0) -> Any
     """
     config, provider = choose_credentials(root, options)
     config = {**options.store, **config}
-    endpoint = options.endpoint or _find_endpoint(root.scheme, options)
+    endpoint = find_endpoint(root.scheme, options)
     limit = options.retry_timeout if retries else options.request_timeout
     shared: dict[str, Any] = {
         "client_options": _client_options(root, options, endpoint),
@@ -62,10 +62,11 @@ def make_store(root: Location, options: StorageOptions, retries: int = 0) -> Any
     )
 
 
-def _find_endpoint(scheme: str, options: StorageOptions) -> str | None:
+def find_endpoint(scheme: str, options: StorageOptions) -> str | None:
+    """Return the URL of the server that options or environment name; None = the cloud's own."""
     given = [options.store.get(name) for name in ("base_url", "aws_endpoint_url_s3")]
     given += [os.environ.get(name) for name in _ENDPOINTS.get(scheme, ())]
-    return next((str(url) for url in given if url), None)
+    return options.endpoint or next((str(url) for url in given if url), None)
 
 
 def _client_options(root: Location, options: StorageOptions, endpoint: str | None) -> dict[str, Any]:

@@ -23,6 +23,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
     Lightning writes to the folder of temporary files first. Where that is on another disk, the checkpoint is copied
     from there over the one that it replaces, and a kill meanwhile leaves neither. It also holds a second copy of the
     checkpoint in memory. Remote checkpoints are left to Lightning.
+    Only tensors and plain data are read.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any | None = None) -> None:
@@ -42,6 +43,15 @@ class WholeCheckpointIO(TorchCheckpointIO):
             return
         with write_whole(Path(get_filesystem(path)._strip_protocol(str(path)))) as file:
             torch.save(checkpoint, file)
+
+    def load_checkpoint(
+        self, path: _PATH, map_location: Any | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Load tensors and plain data unless told otherwise; Lightning would unpickle what comes from an http URL."""
+        loaded: dict[str, Any] = super().load_checkpoint(
+            path, map_location or (lambda storage, _: storage), weights_only is not False
+        )
+        return loaded
 
 
 def write_whole_checkpoints(trainer: Trainer) -> None:

@@ -84,8 +84,7 @@ class TrainingCheckpoint(ModelCheckpoint):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Choose the folder; make checkpoints whole or absent."""
-        if stage == "fit":
-            write_whole_checkpoints(trainer)
+        write_whole_checkpoints(trainer)
         with warnings.catch_warnings():  # names are counted up, so nothing that is there is replaced
             warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
             super().setup(trainer, pl_module, stage)

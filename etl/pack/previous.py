@@ -26,7 +26,8 @@ from dynaclr_wds.contract import (
     array_dtypes,
     array_path,
 )
-from dynaclr_wds.index_checks import check_arrays, map_array
+from dynaclr_wds.index_checks import check_arrays
+from dynaclr_wds.npy_files import map_array
 from etl.cut.intensities import ExperimentStatistics
 from etl.pack.restore import restore_arrays
 from etl.pack.tars import PackedShard

@@ -7,7 +7,6 @@ where none of its parts was.
 
 from __future__ import annotations
 
-import json
 import math
 import tarfile
 from collections.abc import Callable, Iterator, Mapping
@@ -32,6 +31,7 @@ from dynaclr_wds.contract import (
     label_array,
     npy_header,
 )
+from dynaclr_wds.strict_json import parse_json
 from dynaclr_wds.tau import candidate_span
 from dynaclr_wds.words import count_of
 from etl.layout.clips import MEMBER_HEADER, member_bytes
@@ -251,7 +251,7 @@ class _ClipReader:
         if info.name != f"{self._key}.json":
             raise _Wrong(f"the member behind the patches is {info.name!r}, not {self._key}.json")
         try:
-            record = json.loads(self._data[end + MEMBER_HEADER : end + MEMBER_HEADER + info.size])
+            record = parse_json(self._data[end + MEMBER_HEADER : end + MEMBER_HEADER + info.size])
         except ValueError as error:
             raise _Wrong(f"the JSON can't be parsed ({error})") from error
         if not isinstance(record, dict) or not isinstance(record.get("patches"), list):

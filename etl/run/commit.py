@@ -11,8 +11,8 @@ from pathlib import Path
 
 from dynaclr_wds.contract import MANIFEST, Manifest
 from dynaclr_wds.errors import BuildError, FormatError
+from dynaclr_wds.file_checks import read_manifest_file
 from dynaclr_wds.files import rename_whole, write_whole
-from dynaclr_wds.manifest_checks import parse_manifest
 from etl.run.output import OutFolder, discard_work, file_size, naming_file
 
 _NEXT = "manifest.next"
@@ -32,7 +32,7 @@ def finish_commits(folder: OutFolder) -> None:
         record = work / _NEXT
         if record.is_file():
             try:
-                manifest = parse_manifest(record.read_bytes(), str(record))
+                manifest = read_manifest_file(record)
             except FormatError:
                 record.unlink()  # damaged since: what is staged is looked at shard by shard
                 continue
@@ -81,7 +81,7 @@ def _list_old(path: Path) -> list[str]:
     if not path.is_file():
         return []
     try:
-        old = parse_manifest(path.read_bytes(), str(path))
+        old = read_manifest_file(path)
         return [f"{old.folder}/{name}" if old.folder else name for name in list_files(old)]
     except FormatError:
         return []  # damaged or foreign: files of the new set have replaced those of the same name

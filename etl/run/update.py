@@ -14,7 +14,7 @@ from typing import Any
 
 from dynaclr_wds.contract import MANIFEST, Manifest
 from dynaclr_wds.errors import BuildError, FormatError
-from dynaclr_wds.manifest_checks import parse_manifest
+from dynaclr_wds.file_checks import read_manifest_file
 from etl.index import Index, build_index
 from etl.pack.previous import PreviousSet, load_arrays, read_previous
 from etl.run.commit import commit, finish_commits
@@ -140,7 +140,7 @@ def _find_previous(folder: OutFolder, config: BuildConfig, mode: BuildMode, prog
         _refuse_foreign_folder(folder, mode)
         return None
     try:
-        manifest = parse_manifest(path.read_bytes(), str(path))
+        manifest = read_manifest_file(path)
     except FormatError as error:
         if mode.replace or mode.overwrite or mode.repair:
             progress.say(describe_damaged_manifest(str(error)))

@@ -11,8 +11,9 @@ from jaxtyping import Shaped
 
 from dynaclr_wds.contract import MANIFEST, Manifest, array_dtypes, array_path
 from dynaclr_wds.errors import FormatError, StorageError
-from dynaclr_wds.index_checks import check_arrays, map_array
-from dynaclr_wds.manifest_checks import parse_manifest
+from dynaclr_wds.file_checks import read_manifest_file
+from dynaclr_wds.index_checks import check_arrays
+from dynaclr_wds.npy_files import map_array
 from etl.pack.cells import list_cells
 from etl.pack.read_back import CheckJob, Finding, check_shard
 from etl.pack.table_checks import check_tables
@@ -42,7 +43,7 @@ def verify_set(root: Path, *, quick: bool, workers: int, progress: Progress) -> 
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no manifest, so no shard set. Build it, or name its folder.")
     try:
-        manifest = parse_manifest(path.read_bytes(), MANIFEST)
+        manifest = read_manifest_file(path, MANIFEST)
     except FormatError as error:
         return say_damaged(error, MANIFEST)
     return verify_files(LocalFiles(root / manifest.folder), manifest, quick=quick, workers=workers, progress=progress)

@@ -163,9 +163,14 @@ def check_tau_reaches_a_frame(config: BuildConfig, experiment: ExperimentConfig)
     ConfigError
         It ends before the first one.
     """
-    if not reaches_a_frame(config.tau_frames(experiment)):
+    where = f"{config.where}: shards.tau_range_hours"
+    try:
+        frames = config.tau_frames(experiment)
+    except ValueError as error:
+        raise ConfigError(f"{where}={list(config.tau_range_hours)}, experiment {experiment.name}: {error}") from error
+    if not reaches_a_frame(frames):
         raise value_error(
-            f"{config.where}: shards.tau_range_hours",
+            where,
             list(config.tau_range_hours),
             f"at least one frame of {experiment.name} ({experiment.minutes} min)",
             "Raise its upper end.",

@@ -168,8 +168,8 @@ def choice(literal: Any, advice: str) -> Any:
 
 
 def whole(low: int) -> Any:
-    """Make the type of a whole number, at least `low`."""
-    return Annotated[int, Field(strict=True, ge=low), says(f"a whole number ≥ {low}", "Correct it.")]
+    """Make the type of a whole number, at least `low`, that fits into 64 bits."""
+    return Annotated[int, Field(strict=True, ge=low, lt=1 << 63), says(f"a whole number ≥ {low}", "Correct it.")]
 
 
 def _read_size(raw: object) -> object:

@@ -1,29 +1,44 @@
-"""Boxes of pixels from an array: as zarr reads them, but in object storage with the chunks of a shard side by side.
+"""Boxes of pixels from an array: as zarr reads them, but from object storage with few requests, side by side.
 
-zarr reads the chunks of a shard one after the other, which costs a round trip each. Here a box is taken apart: a shard
-of which all chunks are wanted is read whole, and of other shards each chunk is read by a thread of its own. The
-index of a shard is read once, by whoever comes first.
+zarr reads the chunks of a shard one after the other, each with a request. Here a box is taken apart where shards end,
+and what is wanted of a shard is read before zarr asks for it: all of it, if that is wanted, else the ranges that its
+index names, joined where they lie near each other. The index of a shard is read once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
 import zarr
-from jaxtyping import Num
+from jaxtyping import Int64, Num
+from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
 
 from etl.source.plate_store import PlateStore
 
 _AT_ONCE = 16
-"""Shards, or chunks of one, that are read at a time."""
+"""Shards that are read at a time."""
 
 Box = tuple[slice, ...]
 """A range [start, stop) along each axis, inside the array."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardPart:
+    """What a box wants of one shard."""
+
+    box: Box
+    place: tuple[int, ...]
+    """Of the shard in the grid of shards."""
+    is_all: bool
+    """Whether every chunk inside the image is wanted."""
+    chunks: Int64[np.ndarray, " n"]
+    """Numbers of the wanted chunks in the index of the shard."""
 
 
 def read_box(array: zarr.Array[Any], asked: Sequence[slice]) -> Num[np.ndarray, "*shape"]:
@@ -34,36 +49,44 @@ def read_box(array: zarr.Array[Any], asked: Sequence[slice]) -> Num[np.ndarray, 
     box = (*asked, *(slice(0, size) for size in array.shape[len(asked) :]))
     pixels = np.empty([part.stop - part.start for part in box], array.dtype)
 
-    def read(piece: tuple[Box, str | None]) -> None:
-        part, shard = piece
-        place = tuple(slice(p.start - b.start, p.stop - b.start) for p, b in zip(part, box, strict=True))
-        with nullcontext() if shard is None else store.holding(shard):
-            pixels[place] = array[part]
+    def read(part: ShardPart) -> None:
+        place = tuple(slice(p.start - b.start, p.stop - b.start) for p, b in zip(part.box, box, strict=True))
+        with _hold(store, array, part):
+            pixels[place] = array[part.box]
 
     with ThreadPoolExecutor(_AT_ONCE, "dynaclr-box") as pool:
-        for _ in pool.map(read, plan_pieces(array, box)):
+        for _ in pool.map(read, plan_parts(array.shape, array.shards, array.chunks, box)):
             pass
     return pixels
 
 
-def plan_pieces(array: zarr.Array[Any], box: Box) -> Iterator[tuple[Box, str | None]]:
-    """Take a box apart: whole shards with the name of their object, and single chunks of the others."""
-    assert array.shards is not None, "an array without shards is read by its chunks anyway"
-    for shard in _cells(box, array.shards):
-        origin = tuple(part.start // size for part, size in zip(shard, array.shards, strict=True))
-        inside = tuple(
-            slice(n * size, min((n + 1) * size, length))
-            for n, size, length in zip(origin, array.shards, array.shape, strict=True)
-        )
-        if all(_covers(a, b, size) for a, b, size in zip(shard, inside, array.chunks, strict=True)):
-            yield shard, f"{array.path}/{array.metadata.encode_chunk_key(origin)}"
-        else:
-            yield from ((chunk, None) for chunk in _cells(shard, array.chunks))
+def _hold(store: PlateStore, array: zarr.Array[Any], part: ShardPart) -> AbstractContextManager[None]:
+    """Read what is wanted of a shard, for zarr to find it in memory."""
+    key = f"{array.path}/{array.metadata.encode_chunk_key(part.place)}"
+    if part.is_all:
+        return store.holding_whole(key)
+    codec = array.metadata.codecs[0]  # type: ignore[union-attr]  # shards are of Zarr v3
+    assert isinstance(codec, ShardingCodec), "an array with shards has no other codec around them"
+    plain = codec.index_codecs == (BytesCodec(endian="little"), Crc32cCodec())
+    if not plain:
+        return nullcontext()
+    count = int(np.prod([a // b for a, b in zip(array.shards or (), array.chunks, strict=True)]))
+    return store.holding_chunks(key, count, part.chunks, first=codec.index_location.value == "start")
 
 
-def _covers(part: slice, whole: slice, chunk: int) -> bool:
-    """Whether a range reaches every chunk of another one, which begins where a chunk does."""
-    return part.start // chunk == whole.start // chunk and -(-part.stop // chunk) == -(-whole.stop // chunk)
+def plan_parts(shape: Sequence[int], shards: Sequence[int], chunks: Sequence[int], box: Box) -> Iterator[ShardPart]:
+    """Take a box apart where shards end; say which chunks of each shard it needs."""
+    grid = [a // b for a, b in zip(shards, chunks, strict=True)]
+    for part in _cells(box, shards):
+        place = tuple(p.start // size for p, size in zip(part, shards, strict=True))
+        begin = [n * size for n, size in zip(place, shards, strict=True)]
+        wanted = [range((p.start - b) // c, -(-(p.stop - b) // c)) for p, b, c in zip(part, begin, chunks, strict=True)]
+        inside = [
+            range(-(-min(size, length - b) // c))
+            for size, length, b, c in zip(shards, shape, begin, chunks, strict=True)
+        ]
+        numbers = np.ravel_multi_index(np.ix_(*wanted), grid).ravel()
+        yield ShardPart(box=part, place=place, is_all=wanted == inside, chunks=numbers)
 
 
 def _cells(box: Box, sizes: Sequence[int]) -> Iterator[Box]:

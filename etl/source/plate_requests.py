@@ -12,15 +12,23 @@ from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
+from jaxtyping import Int64
+
 from dynaclr_wds.errors import FormatError, PlateError, StorageError
+from dynaclr_wds.read.coalesce import join_ranges
 from dynaclr_wds.storage.client import DeniedError, ObjectInfo, Storage
 from dynaclr_wds.storage.location import Location
-from dynaclr_wds.storage.objects import Found, list_below, read_begin, read_end
+from dynaclr_wds.storage.objects import Found, list_below, read_begin, read_end, read_whole
 from dynaclr_wds.storage.options import StorageOptions
 
 _IN_FLIGHT = 32
 """Requests at a time, of each plate."""
 
+_NEVER_WRITTEN = np.uint64(2**64 - 1)
+"""What the index of a shard says of a chunk that is not there, twice."""
+_LARGEST_DOCUMENT = 1 << 28
+"""Bytes."""
 _MOST_INDEXES = 1024
 """Shards whose index is kept."""
 
@@ -55,7 +63,7 @@ class PlateRequests:
 
     def document(self, key: str) -> Kept:
         """Read a small object whole, once."""
-        return self._once(self._documents, (key, 0), lambda: read_begin(self._storage, key))
+        return self._once(self._documents, (key, 0), lambda: read_whole(self._storage, key, _LARGEST_DOCUMENT))
 
     def index(self, key: str, size: int, *, first: bool) -> Kept:
         """Read the index of a shard, its first or its last bytes, once."""
@@ -85,9 +93,35 @@ class PlateRequests:
         """Read a range of a shard, of the version that its index is of."""
         return self._pool.submit(self._range, key, begin, end, self._versions.get(key))
 
-    def list(self, folder: str) -> dict[str, ObjectInfo] | None:
+    def find_below(self, folder: str) -> dict[str, ObjectInfo] | None:
         """List everything below a folder: name below it → version; None where there is no listing."""
         return list_below(self._storage, folder)
+
+    def chunks(
+        self, key: str, count: int, wanted: Int64[np.ndarray, " n"], *, first: bool
+    ) -> list[tuple[int, Future[memoryview]]]:
+        """Read chunks of a shard: where each of the joined ranges begins, and its bytes.
+
+        Parameters
+        ----------
+        count
+            Chunks that the shard's index speaks of.
+        wanted
+            Numbers of chunks; those that were never written are left out.
+        first
+            Whether the index lies at the beginning.
+        """
+        found = self.index(key, 16 * count + 4, first=first).result()
+        if found is None:
+            return []
+        table = np.frombuffer(found[0], "<u8", 2 * count).reshape(count, 2)[wanted]
+        table = table[(table != _NEVER_WRITTEN).any(axis=1)]
+        if (table > found[1].size).any():
+            return []  # it is damaged, which zarr finds by its checksum
+        begin, end = np.sort(table[:, 0]).astype(np.int64), table.sum(axis=1, dtype=np.int64)[np.argsort(table[:, 0])]
+        options = self._storage.options
+        joined, _ = join_ranges(begin, end, np.zeros(1, np.int64), options.coalesce_bytes, options.request_bytes)
+        return [(a, self.part(key, a, b)) for a, b in joined.tolist()]
 
     def find(self, names: Collection[str]) -> dict[str, ObjectInfo]:
         """Ask of objects whether they are there, and for size and ETag."""

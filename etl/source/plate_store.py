@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Collection, Iterable, Iterator
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
 
 import numpy as np
 import zarr
-from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
+from jaxtyping import Int64
+from zarr.abc.store import ByteRequest, RangeByteRequest, Store, SuffixByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype
 
 from dynaclr_wds.storage.client import ObjectInfo
 from dynaclr_wds.storage.location import Location
+from dynaclr_wds.storage.objects import Found
 from dynaclr_wds.storage.options import StorageOptions
 from etl.source.plate_requests import PlateRequests, join
 
@@ -29,6 +32,30 @@ METADATA = ("zarr.json", ".zarray", ".zattrs", ".zgroup")
 _GROUP = {2: (".zgroup", ".zattrs"), 3: ("zarr.json",)}
 _ARRAY = {2: (".zarray", ".zattrs"), 3: ("zarr.json",)}
 """Version of Zarr → documents of a node."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Held:
+    """Parts of an object that are in memory."""
+
+    spans: Sequence[tuple[int, memoryview]]
+    """Where each begins, and its bytes."""
+    size: int | None = None
+    """Bytes of the object, where it is here whole."""
+    is_absent: bool = False
+    """Whether there is no such object."""
+
+    def find(self, part: ByteRequest | None) -> memoryview | None:
+        """Return a part of the object; None where it is not in memory."""
+        begin, end = 0, self.size
+        if isinstance(part, RangeByteRequest):
+            begin, end = part.start, part.end
+        elif isinstance(part, SuffixByteRequest) and end is not None:
+            begin = end - part.suffix
+        if end is None:
+            return None
+        found = [(at, data) for at, data in self.spans if at <= begin and end <= at + len(data)]
+        return found[0][1][begin - found[0][0] : end - found[0][0]] if found else None
 
 
 class PlateStore(Store):
@@ -50,7 +77,7 @@ class PlateStore(Store):
         self._format = zarr_format
         self._lock = threading.Lock()
         self._requests: PlateRequests | None = None
-        self._held: dict[str, memoryview | None] = {}
+        self._held: dict[str, list[Held]] = {}
 
     def __reduce__(self) -> Any:
         return PlateStore, (self.root, self.options, self._format)
@@ -98,15 +125,30 @@ class PlateStore(Store):
         for future in [self.requests.document(key) for key in keys]:
             future.result()
 
-    @contextmanager
-    def holding(self, key: str) -> Iterator[None]:
+    def holding_whole(self, key: str) -> AbstractContextManager[None]:
         """Read an object whole, and give zarr all parts of it from memory meanwhile."""
         found = self.requests.begin(key).result()
-        self._held[key] = found and join(found[0], [part.result() for part in self.requests.rest(key, found)])
+        if found is None:
+            return self._holding(key, Held(spans=(), is_absent=True))
+        whole = join(found[0], [part.result() for part in self.requests.rest(key, found)])
+        return self._holding(key, Held(spans=[(0, whole)], size=len(whole)))
+
+    def holding_chunks(
+        self, key: str, count: int, wanted: Int64[np.ndarray, " n"], *, first: bool
+    ) -> AbstractContextManager[None]:
+        """Read some of the `count` chunks of a shard, and give zarr these from memory meanwhile."""
+        parts = self.requests.chunks(key, count, wanted, first=first)
+        return self._holding(key, Held(spans=[(begin, part.result()) for begin, part in parts]))
+
+    @contextmanager
+    def _holding(self, key: str, held: Held) -> Iterator[None]:
+        with self._lock:
+            self._held.setdefault(key, []).append(held)
         try:
             yield
         finally:
-            del self._held[key]
+            with self._lock:
+                self._held[key].remove(held)
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
         """Return an object or a part of it; None where there is no such object.
@@ -124,10 +166,14 @@ class PlateStore(Store):
     async def _get(self, key: str, part: ByteRequest | None) -> memoryview | None:
         requests = self.requests
         if key.rpartition("/")[2] in METADATA:
-            found = await _result(requests.document(key))
-        elif key in self._held:
-            return _slice(self._held[key], part)
-        elif part is None:
+            return _bytes_of(await _result(requests.document(key)))
+        for held in tuple(self._held.get(key, ())):
+            if held.is_absent:
+                return None
+            data = held.find(part)
+            if data is not None:
+                return data
+        if part is None:
             found = await _result(requests.begin(key))
             if found is not None:
                 return join(found[0], [await _result(rest) for rest in requests.rest(key, found)])
@@ -139,7 +185,7 @@ class PlateStore(Store):
             return await _result(requests.part(key, part.start, part.end))
         else:
             raise NotImplementedError(f"{self.root / key}, {part}: zarr asks for parts of shards only")
-        return None if found is None else found[0]
+        return _bytes_of(found)
 
     async def get_partial_values(
         self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
@@ -182,7 +228,7 @@ def find_chunks(store: PlateStore, array: zarr.Array[Any]) -> dict[str, ObjectIn
 
     They are listed or, where there is no listing, asked for one by one.
     """
-    listed = store.requests.list(array.path)
+    listed = store.requests.find_below(array.path)
     if listed is not None:
         return {name: info for name, info in listed.items() if name.rpartition("/")[2] not in METADATA}
     grid = [-(-size // step) for size, step in zip(array.shape, array.shards or array.chunks, strict=True)]
@@ -196,9 +242,5 @@ async def _result(future: Future[Any]) -> Any:
     return await asyncio.shield(asyncio.wrap_future(future))
 
 
-def _slice(data: memoryview | None, part: ByteRequest | None) -> memoryview | None:
-    if data is None or part is None:
-        return data
-    if isinstance(part, RangeByteRequest):
-        return data[part.start : part.end]
-    return data[part.offset :] if isinstance(part, OffsetByteRequest) else data[-part.suffix :]
+def _bytes_of(found: Found | None) -> memoryview | None:
+    return None if found is None else found[0]

@@ -231,14 +231,14 @@ def _naming_plate(where: str) -> Iterator[None]:
     """Turn what goes wrong while zarr reads metadata into an error that names the plate, well or FOV."""
     try:
         yield
-    except (FileNotFoundError, DynaCLRError):
+    except (FileNotFoundError, ImportError, DynaCLRError):
         raise  # the caller knows what is missing; or it says already what failed
     except OSError as error:
         raise StorageError(
             f"{where}: could not be read ({error}). Look at the disk, the network and the permissions, then run again."
         ) from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise PlateError(f"{where}: its metadata is damaged ({error}). Write the plate again.") from error
+    except Exception as error:  # zarr and its codecs raise whatever the metadata lead to
+        raise PlateError(f"{where}: its metadata is damaged ({error!s:.300}). Write the plate again.") from error
 
 
 def _read_attributes(plate_path: str, name: str, store: PlateStore | None) -> dict[str, Any]:

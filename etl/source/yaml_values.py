@@ -14,12 +14,10 @@ import yaml
 
 from dynaclr_wds.errors import ConfigError
 from dynaclr_wds.storage.location import Location, Place
-from dynaclr_wds.storage.objects import read_text
+from dynaclr_wds.storage.objects import open_object, read_whole
 from dynaclr_wds.storage.options import StorageOptions
+from dynaclr_wds.yaml_limits import check_yaml
 from etl.source.reading import naming_file
-
-_MOST_VALUES = 100_000
-"""Aliases may expand to this many values beyond those that are written."""
 
 _MOST_BYTES = 1 << 26
 """Of an object that is read as YAML."""
@@ -77,19 +75,20 @@ def read_yaml(path: Place, as_text: Collection[str] = (), options: StorageOption
         The file cannot be read.
     """
     text, loader = _read(path, options), None
+    check_yaml(text, str(path))
     try:
         loader = _StrictLoader(text)
         loader.name, loader.as_text = str(path), as_text
         node = loader.get_single_node()
         if node is None:
             return None
-        _check_expansion(node, path)
         return loader.construct_document(node)
     except ConfigError:
         raise
     except RecursionError as error:
         raise ConfigError(f"{path}: is nested too deeply. Write it flat.") from error
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, OverflowError) as error:
+        # the constructors of explicit tags, such as `!!int ""`, raise whatever the text leads to
         raise ConfigError(f"{path}: can't be read as YAML ({_tell(error)}). Correct it.") from error
     finally:
         if loader is not None:
@@ -100,7 +99,8 @@ def _read(path: Place, options: StorageOptions | None) -> str:
     with naming_file(path, "YAML"):
         try:
             if isinstance(path, Location):
-                return read_text(path, options or StorageOptions(), _MOST_BYTES).decode()
+                storage, name = open_object(path, options or StorageOptions())
+                return bytes(read_whole(storage, name, _MOST_BYTES)[0]).decode()
             return path.read_text(encoding="utf-8")
         except FileNotFoundError:
             pass
@@ -112,35 +112,6 @@ def _tell(error: Exception) -> str:
     mark = getattr(error, "problem_mark", None)
     said = getattr(error, "problem", None) or " ".join(str(error).split())
     return said if mark is None else f"{said}, in line {mark.line + 1}, column {mark.column + 1}"
-
-
-def _check_expansion(root: yaml.Node, path: Place) -> None:
-    """Refuse aliases that expand to far more values than are written; counts them without expanding them."""
-    sizes: dict[int, int] = {}
-    open_nodes: set[int] = set()
-
-    def count(node: yaml.Node) -> int:
-        if id(node) in sizes:
-            return sizes[id(node)]
-        if id(node) in open_nodes:
-            line = node.start_mark.line + 1
-            raise ConfigError(f"{path}: a value contains itself (line {line}). Remove the alias.")
-        open_nodes.add(id(node))
-        children: list[yaml.Node] = []
-        if isinstance(node, yaml.MappingNode):
-            children = [child for pair in node.value for child in pair]
-        elif isinstance(node, yaml.SequenceNode):
-            children = node.value
-        sizes[id(node)] = 1 + sum(count(child) for child in children)
-        open_nodes.remove(id(node))
-        return sizes[id(node)]
-
-    expanded = count(root)
-    if expanded > len(sizes) + _MOST_VALUES:
-        raise ConfigError(
-            f"{path}: {len(sizes)} values are written, but the aliases (*name) expand them to {expanded:.3g}; allowed "
-            f"are {_MOST_VALUES} more than are written. Write the values out, or use fewer aliases."
-        )
 
 
 def expand_variables(text: str, where: str, variables: Mapping[str, str] | None = None) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dynaclr_wds.contract import MANIFEST, Manifest
 from dynaclr_wds.errors import BuildError, FormatError
-from dynaclr_wds.manifest_checks import parse_manifest
+from dynaclr_wds.file_checks import read_manifest_file
 from dynaclr_wds.shard_files import enter_folder, read_manifest
 from dynaclr_wds.storage.client import ObjectInfo, Storage
 from etl.pack.previous import PreviousSet, read_previous
@@ -107,7 +107,7 @@ def find_previous(folder: OutFolder, held: Held, mode: BuildMode) -> PreviousSet
     """
     path = folder.out / MANIFEST
     try:
-        manifest = parse_manifest(path.read_bytes(), str(path)) if path.is_file() else None
+        manifest = read_manifest_file(path) if path.is_file() else None
     except FormatError:
         manifest = None
     if manifest is None or manifest.config_hash != folder.token or manifest.folder:

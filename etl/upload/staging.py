@@ -14,8 +14,8 @@ from pathlib import Path
 
 from dynaclr_wds.contract import MANIFEST
 from dynaclr_wds.errors import BuildError, FormatError
+from dynaclr_wds.file_checks import read_manifest_file
 from dynaclr_wds.files import write_whole
-from dynaclr_wds.manifest_checks import parse_manifest
 from dynaclr_wds.storage.index_cache import default_folder
 from dynaclr_wds.storage.location import Location
 from etl.run.commit import list_files, remove_file
@@ -51,7 +51,7 @@ class Staging:
         if not self.borrowed:
             path = self.folder / MANIFEST
             try:
-                listed = list(list_files(parse_manifest(path.read_bytes(), str(path)))) if path.is_file() else []
+                listed = list(list_files(read_manifest_file(path))) if path.is_file() else []
             except FormatError:
                 listed = []
             for name in listed:

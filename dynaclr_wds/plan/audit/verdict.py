@@ -17,7 +17,7 @@ from dynaclr_wds.plan.audit.quality import Quality, QualityMeter
 from dynaclr_wds.plan.audit.report import Report
 from dynaclr_wds.plan.compose.schedule import plan_groups
 from dynaclr_wds.plan.sampler import FlexibleBatchSampler
-from dynaclr_wds.words import count_of, size_of
+from dynaclr_wds.words import count_of, percent, size_of
 
 CLUMPED, FINE = 1.3, 1.1
 """C of FOVs: above the first, batches hold clumps; below the second, none that matter."""
@@ -62,7 +62,7 @@ def plan_verdict(sampler: FlexibleBatchSampler) -> Verdict:
     Where FOVs are not compared with chance (beyond two million anchors), nothing is said about them.
     """
     index, config = sampler.index, sampler.epoch_config
-    numbers = sampler.sample_batches(max(_LEAST, min(_MOST, _SAMPLES // config.batch_size)))
+    numbers = sampler.sample_batches(count_judged(config.batch_size))
     ledger = Ledger(index, config)
     meter = QualityMeter(UniformDraw(index), config) if len(index.row) <= _MOST_MEASURED else None
     for number in numbers.tolist():
@@ -73,6 +73,11 @@ def plan_verdict(sampler: FlexibleBatchSampler) -> Verdict:
     whole = len(numbers) == sampler.global_batches
     notes = judge(sampler, ledger.report(), None if meter is None else meter.quality(), whole=whole)
     return Verdict(batches=sampler.global_batches, planned=len(numbers), notes=notes)
+
+
+def count_judged(batch_size: int) -> int:
+    """Return the most batches of an epoch that are planned to judge it."""
+    return max(_LEAST, min(_MOST, _SAMPLES // batch_size))
 
 
 def judge(
@@ -127,7 +132,7 @@ def _judge_lineages(sampler: FlexibleBatchSampler, report: Report) -> list[Note]
     if not shared:
         return [Note(level="good", about="lineages", text="No two samples of a batch share a lineage."), *few]
     has = "has" if shared == 1 else "have"
-    of = f"{shared:,} of {count_of(samples, 'sample')} ({_percent(shared / samples)})"
+    of = f"{shared:,} of {count_of(samples, 'sample')} ({percent(shared / samples)})"
     text = (
         f"{of} {has} the lineage of another sample in the batch, so they count as negatives of each other although "
         f"they are positives. {_describe_cure(sampler)}"
@@ -193,7 +198,7 @@ def _judge_draws(report: Report, batches: int, whole: bool) -> list[Note]:
     worst = max(report.coverage, key=lambda c: (mean[c], often[c]))
     name = "/".join(dict.fromkeys((worst.experiment, worst.group, worst.value)))
     text = (
-        f"{'' if whole else 'About '}{count:,} of {count_of(anchors, 'anchor')} ({_percent(count / anchors)}) are "
+        f"{'' if whole else 'About '}{count:,} of {count_of(anchors, 'anchor')} ({percent(count / anchors)}) are "
         f"drawn more than twice an epoch; those of {name} {mean[worst]:.1f} times on average"
     )
     most = f", one of them {max(c.most_repeats for c in report.coverage)} times" if whole else ""
@@ -245,7 +250,7 @@ def judge_crop(outside: int, cells: int, yx: tuple[int, int]) -> tuple[Note, ...
         return ()
     lie = "lies" if outside == 1 else "lie"
     text = (
-        f"{outside:,} of {count_of(cells, 'cell')} ({_percent(outside / cells)}) {lie} outside the {yx[0]} x {yx[1]} "
+        f"{outside:,} of {count_of(cells, 'cell')} ({percent(outside / cells)}) {lie} outside the {yx[0]} x {yx[1]} "
         "pixels that the network sees, because the build moved patches near the border into the image. Give a larger "
         "final_yx_patch_size, or build with --border pad, which keeps each cell in the middle."
     )
@@ -254,7 +259,3 @@ def judge_crop(outside: int, cells: int, yx: tuple[int, int]) -> tuple[Note, ...
 
 def _and_more(found: Sequence[object]) -> str:
     return f"; and {len(found) - _LISTED} more" if len(found) > _LISTED else ""
-
-
-def _percent(share: float) -> str:
-    return f"{share:.2%}" if share < OFTEN else f"{share:.1%}"

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,10 +15,11 @@ from dynaclr_wds.plan.index import PlanIndex
 from dynaclr_wds.plan.streaming.needs import FEW_BLOCKS, Needs, bytes_of_groups, find_least_window, plan_needs
 from dynaclr_wds.words import count_of, size_of
 
+EXACT = "exact mode, which needs no window"
 _RANKS = "must be a multiple of the number of ranks"
 _COMFORT = 2.0  # groups share the window only as long as each has this times the least it needs
 Way = tuple[dict[str, object], str]
-"""Settings that would do, and a remark."""
+"""Settings that would be accepted, and a remark. `plan.audit.window_offers` finds out what batches are like then."""
 
 
 def parse_window(given: int | float | str | None, used: int) -> int | None:
@@ -52,16 +51,6 @@ def parse_window(given: int | float | str | None, used: int) -> int | None:
         ) from error
 
 
-@contextmanager
-def window_as_typed(given: int | float | str | None) -> Iterator[None]:
-    """Let an error about the window show what the user gave for it."""
-    try:
-        yield
-    except WindowError as error:
-        error.typed = error.window_bytes if given is None else given
-        raise
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Window:
     """What is to be read through so many bytes."""
@@ -90,7 +79,7 @@ def plan_active(window: Window, needs: Needs) -> int:
     if max(bytes_of) * wanted <= share_bytes:
         return int(np.clip(int(share_bytes / (_COMFORT * max(bytes_of))), wanted, len(groups)))
     if not window.config.relax_lineages or max(bytes_of_groups(groups, needs, relaxed=True)) * wanted > share_bytes:
-        raise WindowError(window.bytes, _describe_limit(window, needs), list_ways(window))
+        raise WindowError(window.bytes, _describe_limit(window, needs), list_ways(window), window)
     return wanted
 
 
@@ -130,10 +119,10 @@ def describe_overflow(window: Window, peak: int) -> WindowError:
     problem = f"One stream needs {size_of(peak)} at a time, and its share is {size_of(share)}."
     ways: list[Way] = [({"window_bytes": enough}, "")]
     if window.index.stored_bytes <= enough:
-        ways = [({"window_bytes": None}, "exact mode, which needs no window")]
+        ways = [({"window_bytes": None}, EXACT)]
     if window.num_streams > 1:
         ways.append(({"num_streams": window.num_streams // 2}, _RANKS))
-    return WindowError(window.bytes, problem, ways)
+    return WindowError(window.bytes, problem, ways, window)
 
 
 def list_ways(window: Window) -> list[Way]:
@@ -141,7 +130,7 @@ def list_ways(window: Window) -> list[Way]:
     enough, stored = _least(window), window.index.stored_bytes
     ways: list[Way] = [({"window_bytes": enough}, "")]
     if stored <= enough:  # no reason to stream
-        ways = [({"window_bytes": None}, "exact mode, which needs no window")]
+        ways = [({"window_bytes": None}, EXACT)]
     fewer = _list_fewer(window)
     fitting = next((n for n in fewer if _least(window, num_streams=n) <= window.bytes), None)
     others: list[dict[str, object]] = [{}]
