@@ -13,7 +13,7 @@ from importlib import import_module
 from itertools import pairwise
 from typing import NamedTuple
 
-from dynaclr_wds.program import called_as
+from dynaclr_wds.program import called_as, explain_option
 
 _LINES = 3
 _KINDS_OF_VALUE = {
@@ -81,10 +81,10 @@ def find_nearest(key: str, keys: Collection[str]) -> str | None:
 
 def _explain_option(found: re.Match[str], asked: Asked) -> str:
     given = found[1]
-    if not given.startswith("-"):
-        return f"{given!r} is no option. Options begin with --; `{called_as(asked.command)} --help` shows them."
-    near = find_nearest(given.lstrip("-"), asked.keys)
-    return f"there is no option {given}. " + (f"Did you mean --{near}?" if near else _see_all(asked))
+    near = find_nearest(given.lstrip("-"), asked.keys) if given.startswith("-") else None
+    if near:
+        return f"there is no option {given}. Did you mean --{near}?"
+    return explain_option(given, (), f"{called_as(asked.command)} {_help_flag(asked)}")
 
 
 def _explain_key(found: re.Match[str], asked: Asked) -> str:
@@ -94,8 +94,11 @@ def _explain_key(found: re.Match[str], asked: Asked) -> str:
 
 
 def _see_all(asked: Asked) -> str:
-    flag = "--help" if asked.command == "simulate" else "--help_all"
-    return f"`{called_as(asked.command)} {flag}` lists all there are."
+    return f"`{called_as(asked.command)} {_help_flag(asked)}` lists all there are."
+
+
+def _help_flag(asked: Asked) -> str:
+    return "--help" if asked.command == "simulate" else "--help_all"
 
 
 def _explain_missing(found: re.Match[str], asked: Asked) -> str:

@@ -40,7 +40,7 @@ from dynaclr_wds.split import Side, Split
 from dynaclr_wds.split_config import EXPERIMENTS, SplitConfig
 from dynaclr_wds.storage.byte_cache import parse_limit
 from dynaclr_wds.storage.options import kept_options, parse_options
-from dynaclr_wds.transforms.batch import BatchTransform
+from dynaclr_wds.transforms.batch import BatchTransform, shown_shape
 from dynaclr_wds.transforms.channel_dropout import ChannelDropout, describe_channel_dropout
 from dynaclr_wds.transforms.dictionary import DictTransform
 from dynaclr_wds.transforms.fixed_draws import fixed_draws
@@ -434,6 +434,8 @@ class MultiExperimentDataModule(LightningDataModule):
             if stage == "validate":
                 rank_zero_info(split.describe_val(shards.manifest.fovs))
             self._setup_validation(shards, crop, split, needed=stage == "validate")
+            if stage != "validate":  # last, so that nothing is announced that is then refused
+                self._say_what_differs(shards, split)
         if stage in (None, "predict"):
             self.predict_dataset = self._dataset(crop, self.list_predicted(shards), self._predicted_choices(shards))
 
@@ -460,12 +462,9 @@ class MultiExperimentDataModule(LightningDataModule):
 
     def _setup_train(self, shards: ShardSet, crop: Crop, split: Split) -> None:
         split.check(self.shards)
-        for note in split.notes:
-            rank_zero_info(note)
-        for warning in split.warnings:
-            rank_zero_warn(warning)
         config, world, index = self.sampling, self._world(), self._index(shards, split.train)
         check_one_shape(shards, crop, index, groups_meet=not config.experiment_aware or config.leaky > 0)
+        self._let_model_check(shards, crop, index)
         with window_as_typed(self.window_bytes):
             self.train_sampler = FlexibleBatchSampler(
                 index,
@@ -480,7 +479,6 @@ class MultiExperimentDataModule(LightningDataModule):
         if self.cache_pool_bytes and shards.remote is None:
             warmed = self.train_dataset.warm(index, self.cache_pool_bytes)
             rank_zero_info(f"Read {warmed / 2**20:,.0f} MiB of shards into the page cache.")
-        self._say_what_differs(shards)
 
     def _setup_validation(self, shards: ShardSet, crop: Crop, split: Split, *, needed: bool) -> None:
         if not split.asked.holds_out:
@@ -495,6 +493,7 @@ class MultiExperimentDataModule(LightningDataModule):
             return
         split.check(self.shards, train=False)
         held_out = self._index(shards, split.val)
+        self._let_model_check(shards, crop, held_out)
         if not len(held_out.row):
             raise ValueError(
                 f"{split.asked} of {self.shards} holds no anchor with a positive for tau_range="
@@ -519,8 +518,21 @@ class MultiExperimentDataModule(LightningDataModule):
     def _predicted_choices(self, shards: ShardSet) -> ChannelChoices | None:
         return shards.list_choices(self.channels_per_sample, self.predict_experiments or shards.experiments)
 
-    def _say_what_differs(self, shards: ShardSet) -> None:
+    def _let_model_check(self, shards: ShardSet, crop: Crop, index: PlanIndex) -> None:
+        """Let the model refuse patches that it can't take, before the long part of the setup."""
+        check = getattr(getattr(self.trainer, "lightning_module", None), "check_data", None)
+        if check is not None:
+            used = {stratum.experiment for stratum in index.strata}
+            shapes = [crop.shape(e.shape) for e in shards.manifest.experiments if e.name in used]
+            shown = {shown_shape(shape, self, self.channels_per_sample)[:2] for shape in shapes}
+            check(sorted(shown), self.return_negative)
+
+    def _say_what_differs(self, shards: ShardSet, split: Split) -> None:
         """Say once, when training starts, what a user of the reference implementation would not expect."""
+        for note in split.notes:
+            rank_zero_info(note)
+        for warning in split.warnings:
+            rank_zero_warn(warning)
         channels = {e.name: e.source_channel for e in shards.manifest.experiments}
         for module in self.normalizations:
             if isinstance(module, StatisticsNormalization):

@@ -65,6 +65,24 @@ def suggest(name: str, known: Collection[str]) -> str:
     return f" Did you mean {close[0]}?" if close else ""
 
 
+def explain_option(given: str, known: Collection[str], shows: str) -> str:
+    """Say that there is no such option, and which one was probably meant.
+
+    Parameters
+    ----------
+    given
+        What was given.
+    known
+        The options that there are, with their dashes.
+    shows
+        Command that lists them.
+    """
+    if not given.startswith("-"):
+        return f"{given!r} is no option. Options begin with --; `{shows}` lists all there are."
+    near = suggest(given, [name for name in known if name.startswith("--")])
+    return f"there is no option {given}.{near or f' `{shows}` lists all there are.'}"
+
+
 class CommandParser(argparse.ArgumentParser):
     """Says what is wrong in one line, without the usage that hides it. Options must be written out."""
 
@@ -73,13 +91,12 @@ class CommandParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Name the option, the nearest one that there is, and where all of them stand."""
-        unknown = re.match(r"unrecognized arguments: (--[^\s=]+)", message)
-        near = (
-            suggest(unknown[1], [name for name in self._option_string_actions if name.startswith("--")])
-            if unknown
-            else ""
-        )
-        self.exit(2, f"error: {message}.{near} `{self.prog} --help` lists what there is.\n")
+        unknown = re.match(r"unrecognized arguments: ([^\s=]+)", message)
+        if unknown is None:
+            said = f"{message}. `{self.prog} --help` lists what there is."
+        else:
+            said = explain_option(unknown[1], self._option_string_actions, f"{self.prog} --help")
+        self.exit(2, f"error: {said}\n")
 
 
 def run_command(

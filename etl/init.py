@@ -98,9 +98,9 @@ def _refuse_remote(plate: Place) -> Path:
 def _write_configs(path: Place, out: Path, shards: str, *, overwrite: bool) -> int:
     import yaml
 
-    from etl.configure.choices import choose_values, describe
+    from etl.configure.choices import choose_values, describe, explain_bag, is_bag
     from etl.configure.facts import find_facts, usable_memory
-    from etl.configure.templates import fill_template, find_templates
+    from etl.configure.templates import fill_template, find_templates, name_files
     from etl.source.experiments import parse_build_config
 
     templates = [file for file in sorted(find_templates().glob("*.yaml")) if file.name not in _NOT_FILLED]
@@ -109,32 +109,24 @@ def _write_configs(path: Place, out: Path, shards: str, *, overwrite: bool) -> i
     facts = find_facts(config)
     if facts[0].shape[1] == 1:
         templates = [file for file in templates if "_3d" not in file.stem]
-        print("No fit_3d.yaml: patches have one plane.")
     said = f"Filled in for {path} by `dynaclr-wds init`."
     texts = {file.name: file.read_text(encoding="utf-8") for file in templates}
     memory = usable_memory()
-    for name, text in texts.items():
+    named = {"experiments.yaml": str(path), "--out shards": f"--out {shlex.quote(shards)}", "configs/": f"{out}/"}
+    for name, text in texts.items():  # all of them, before the first is written
         values = choose_values(facts, shards, config.tau_range_hours, memory, yaml.safe_load(text))
-        _write(out / name, _name_paths(fill_template(text, values, said), path, out, shards))
+        texts[name] = fill_template(name_files(text, named), values, said)
+    for name, text in texts.items():
+        _write(out / name, text)
     for name, text in describe(facts).items():
         print(f"{name}: {text}")
-    print(f"Wrote {', '.join(str(out / file.name) for file in templates)}. Next:")
+    if is_bag(facts):
+        print(f"data.channels_per_sample: 1, {explain_bag(facts)}.")
+    flat = " (no fit_3d.yaml, as patches have one plane)" if facts[0].shape[1] == 1 else ""
+    print(f"Wrote {', '.join(str(out / file.name) for file in templates)}{flat}. Next:")
     print(f"  {called_as('build')} {shlex.quote(str(path))} --out {shlex.quote(shards)}")
     print(f"  {called_as('fit')} -c {shlex.quote(str(out / 'fit.yaml'))}")
     return 0
-
-
-def _name_paths(text: str, path: Place, out: Path, shards: str) -> str:
-    """Put the user's paths into the commands that stand in the comments of a config."""
-    names = {
-        "build experiments.yaml --out shards": f"build {shlex.quote(str(path))} --out {shlex.quote(shards)}",
-        "-c configs/": f"-c {shlex.quote(str(out))}/",
-        "experiments_yaml: experiments.yaml": f"experiments_yaml: {path}",
-    }
-    lines = text.splitlines(keepends=True)
-    for shipped, own in names.items():
-        lines = [line.replace(shipped, own) if line.lstrip().startswith("#") else line for line in lines]
-    return "".join(lines)
 
 
 def _write_recipe(name: str, what: Sequence[Place], out: Path, overwrite: bool) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from hypothesis import settings
 
 from dynaclr_wds.shardset import ShardSet
 from etl.build_shards import build_shards
@@ -28,6 +29,9 @@ from tests.shared_build import make_once
 
 FOVS = ("A/1/0", "A/1/1", "B/2/0")
 SHAPE = (10, 2, 3, 48, 48)
+
+settings.register_profile("untimed", deadline=None)  # on a busy machine any example may take long
+settings.load_profile("untimed")
 
 
 CHANNELS = ("Phase", "GFP", "RFP")

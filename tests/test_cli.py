@@ -490,3 +490,27 @@ def test_weights_that_change_with_the_epoch_are_read_from_the_command_line(monke
     assert data.group_weights == {0: {"e0": 1, "e1": 0}, 20: {"e0": 1, "e1": 2}}
     assert data.sampling.of_epoch(20).weights == {"e0": 1, "e1": 2}
     assert (data.stratify_by, data.sampling.condition_balanced) == ([], False)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("--model.encoder.init_args.in_channels 3", "patches have (channels, planes) = (2, 3), but in_channels"),
+        ("--data.channels_per_sample 1", "patches have (channels, planes) = (1, 3), but in_channels"),
+        ("--model.loss.class_path torch.nn.TripletMarginLoss", "compares with a negative, but the batch has none"),
+    ],
+)
+def test_a_network_that_does_not_fit_is_refused_before_anything_is_said_or_read(
+    shards, monkeypatch, capsys, options, said
+):
+    def read(*_: object) -> None:
+        raise AssertionError("a patch was read")
+
+    monkeypatch.setattr("dynaclr_wds.read.dataset.MultiExperimentTripletDataset.__getitems__", read)
+    argv = ["fit", "-c", str(FOLDER / "fit_3d.yaml"), "--data.shards", str(shards), "--data.tau_range", "[0.5, 1.5]"]
+    argv += ["--model.encoder.init_args.in_stack_depth", "3", "--trainer.accelerator", "cpu", *shlex.split(options)]
+    assert command.main(argv) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: model.")
+    assert said in err

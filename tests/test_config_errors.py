@@ -18,7 +18,7 @@ OPTIONS = [
     ("--data.batchsize=3", "there is no option --data.batchsize. Did you mean --data.batch_size?"),
     ("--batch_size=3", "there is no option --batch_size. Did you mean --data.batch_size?"),
     ("--zebra=3", "there is no option --zebra. `dynaclr-wds fit --help_all` lists all there are."),
-    ("extra", "'extra' is no option. Options begin with --; `dynaclr-wds fit --help` shows them."),
+    ("extra", "'extra' is no option. Options begin with --; `dynaclr-wds fit --help_all` lists all there are."),
     ("--data.batch_size", "argument --data.batch_size: expected one argument"),
     ("--data.batch_size=many", "data.batch_size=many must be a whole number. Correct it."),
     ("--model.schedule=cosin", "model.schedule=cosin must be one of constant, cosine. Did you mean cosine?"),

@@ -107,6 +107,7 @@ def test_values_follow_from_the_experiments():
         "data.temporal_enrichment": "true",
         "data.window_bytes": "null",
         "data.tau_range": "[0.5, 2.0]",
+        "data.channels_per_sample": "null",
         "data.channel_dropout_channels": "[1]",
     }
 
@@ -115,7 +116,10 @@ def test_reasons_stand_beside_the_values():
     values = values_for(facts("a"), facts("b"), facts("c", interval_minutes=20.0), memory=10**11)
     said = {key.rpartition(".")[2]: value.comment for key, value in values.items()}
     assert said["val_experiments"] == "held out for validation; trained on: a, b"
-    assert said["batch_size"] == "per rank; a can fill 80 with distinct lineages, conditions in balance"
+    assert said["batch_size"] == (
+        "per rank; at this size no batch holds a lineage twice; a has only 40 lineages of a condition, and fewer at "
+        "one time"
+    )
     assert said["window_bytes"] == "null = all at hand: shards of about 12 GB, memory 100 GB"
     assert said["tau_range"].endswith("as the shards are built: 1 to 4 frames of 30 min, 2 to 6 frames of 20 min")
     assert said["in_channels"] == "Phase3D + GFP"
@@ -131,6 +135,8 @@ def test_reasons_stand_beside_the_values():
         ({"fovs": {"A/1/0": {"mock": 2}}}, "data.batch_size", "2"),
         ({"fovs": {"A/1/0": {"mock": 5}}}, "data.batch_size", "4"),
         ({"fovs": {"A/1/0": {"mock": 10_000}}, "frames": 20}, "data.batch_size", "256"),
+        # 24 would just be possible in this layout of the cells; another one may repeat a lineage then
+        ({"fovs": {"A/1/0": {"mock": 12, "infected": 12}}}, "data.batch_size", "20"),
         ({"fovs": {"A/1/0": {"mock": 300, "infected": 9}}}, "data.batch_size", "16"),
         ({"fovs": {"A/1/0": {}}}, "data.batch_size", "2"),
         ({"stored_bytes": 33_000_000_000}, "data.window_bytes", "32_000_000_000"),
@@ -173,7 +179,9 @@ def test_a_single_experiment_holds_out_fields_of_view():
     )
     held = hold_out([f"a/{name}" for name in fovs], 0.8, 4)
     assert sorted(name[0] for name, out in zip(fovs, held, strict=True) if out) == ["A", "B"]
-    assert values["data.batch_size"].comment.startswith("per rank; a can fill 80 with distinct lineages")
+    assert values["data.batch_size"].comment == (
+        "per rank; at this size no batch holds a lineage twice; a has only 40 lineages of a condition"
+    )
     assert values["model.warmup_steps"].text == "60"  # 800 anchors left, 12 batches of 64, 100 epochs
 
 
@@ -256,8 +264,34 @@ def test_the_verdict_on_what_is_chosen_has_nothing_to_say_that_another_size_woul
 
 
 def test_experiments_that_no_network_fits_together_are_named():
-    with pytest.raises(ConfigError, match=r"different shapes: \{'a': '2x5x192x192', 'b': '1x5x192x192'\}; one network"):
-        choose(facts("a"), facts("b", shape=(1, 5, 192, 192)))
+    with pytest.raises(ConfigError, match=r"different shapes: \{'a': '2x5x192x192', 'b': '2x3x192x192'\}; one network"):
+        choose(facts("a"), facts("b", shape=(2, 3, 192, 192)))
+
+
+def test_experiments_that_store_different_numbers_of_channels_are_a_bag_of_channels():
+    values = values_for(facts("a"), facts("b", channels=("GFP",), shape=(1, 5, 192, 192)), facts("c"))
+    assert values["model.encoder.init_args.in_channels"].text == "1"
+    assert values["data.channels_per_sample"] == Value(
+        "1",
+        "a bag of channels: every channel of a cell is a sample, as experiments store different numbers "
+        "(a 2, b 1, c 2)",
+    )
+    assert values["data.channel_dropout_channels"].text == "[]"
+
+
+@pytest.mark.parametrize(
+    ("shape", "off", "crop"),
+    [
+        ((2, 1, 64, 64), ((0, 0), (0, 0)), "[32, 32]"),
+        ((2, 1, 64, 64), ((16, 15), (16, 15)), "[40, 40]"),  # 2 * 16 and a margin of 2 on both sides
+        ((2, 1, 64, 64), ((3, 15), (0, 14)), "[40, 40]"),  # 2 * (15 + 1) and the margins; 2 * (14 + 1) and these
+        ((2, 1, 192, 192), ((48, 47), (48, 47)), "[112, 112]"),
+        ((2, 1, 64, 128), ((30, 31), (32, 32)), "[64, 80]"),
+        ((2, 1, 64, 64), ((30, 31), (32, 31)), "null"),
+    ],
+)
+def test_every_cell_lies_inside_the_crop_with_a_margin(shape, off, crop):
+    assert choose(facts(shape=shape, off_middle=off))["data.final_yx_patch_size"] == crop
 
 
 @pytest.mark.parametrize(
@@ -310,8 +344,9 @@ def test_every_mark_is_filled_and_every_config_loads(collection: Path, capsys: p
         text = path.read_text()
         assert "CHANGE" not in text, path
         assert f"# Filled in for {collection} by `dynaclr-wds init`." in text
-        assert "build experiments.yaml" not in text
-        assert "-c configs/" not in text
+        commands = [line for line in text.splitlines() if line.startswith("#   dynaclr-wds ")]
+        assert f"#   dynaclr-wds fit -c mine/{path.name}" in commands
+        assert path.stem != "fit" or f"#   dynaclr-wds build {collection} --out 'my shards'" in commands
         made, template = yaml.safe_load(text), yaml.safe_load((ROOT / "configs" / path.name).read_text())
         assert made.keys() == template.keys()
         assert made["data"]["shards"] == "my shards"
@@ -571,13 +606,14 @@ def test_configs_that_are_missing_from_an_installation_are_said_so(monkeypatch: 
 @pytest.mark.filterwarnings("ignore:val_experiments is empty:UserWarning")
 @pytest.mark.filterwarnings("ignore:Total length of .list. across ranks is zero:UserWarning")
 @pytest.mark.filterwarnings("ignore:.*could not find the monitored key:UserWarning")
-@pytest.mark.parametrize("alone", [False, True], ids=["two experiments", "one experiment, one channel"])
-def test_what_init_writes_runs_and_has_a_clean_verdict(tmp_path: Path, alone: bool, capsys: pytest.CaptureFixture[str]):
+@pytest.mark.parametrize("kind", ["two experiments", "one experiment, one channel", "two channels and one"])
+def test_what_init_writes_runs_and_has_a_clean_verdict(tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]):
     """simulate → init → build → fit of two epochs, with nothing edited in between."""
+    alone = kind == "one experiment, one channel"
     path = simulate_collection(tmp_path, SMALL)
-    if alone:
+    if kind != "two experiments":
         document = yaml.safe_load(path.read_text())
-        document["experiments"] = document["experiments"][:1]
+        document["experiments"] = document["experiments"][: 1 if alone else 2]
         document["experiments"][0]["source_channel"] = ["Phase3D"]
         path.write_text(yaml.safe_dump(document))
     assert program.main(["init"]) == 0
@@ -589,6 +625,7 @@ def test_what_init_writes_runs_and_has_a_clean_verdict(tmp_path: Path, alone: bo
     config = yaml.safe_load(saved.read_text())
     assert config["data"]["val_experiments"] == ([] if alone else ["sim_01"])  # it has fewest lineages, too few
     assert config["data"]["split"] == ("fovs" if alone else "experiments")
-    assert config["model"]["encoder"]["init_args"]["in_channels"] == (1 if alone else 2)
+    assert config["model"]["encoder"]["init_args"]["in_channels"] == (2 if kind == "two experiments" else 1)
+    assert config["data"]["channels_per_sample"] == (1 if kind == "two channels and one" else None)
     ledger = [json.loads(file.read_text()) for file in sorted(Path("logs").rglob("ledger-epoch=*.json"))]
     assert len(ledger) == 2

@@ -45,7 +45,7 @@ def shards(root: Path, **options: object) -> ShardSet:
 
 def outside(of: ShardSet, yx: tuple[int, int] | None, **index: object) -> tuple[int, int]:
     """Cells outside, and all: frames 0 and 1 of each track have a positive in the half hour after."""
-    return count_outside(of, of.plan_index(["one"], (0.5, 0.5), **index), Crop(z=slice(None), yx=yx))
+    return count_outside(of, of.plan_index(["one"], (0.5, 0.5), **index), Crop(z=slice(None), yx=yx))[:2]
 
 
 @pytest.mark.parametrize(
@@ -65,6 +65,22 @@ def test_cells_outside_the_crop_are_counted(tmp_path: Path, yx: tuple[int, int] 
     of = shards(tmp_path)
     assert outside(of, yx) == (2 * len(cells), 12)
     assert outside(of, yx, channels_per_sample=1) == (2 * len(cells), 12)  # a cell counts once, whatever its channels
+
+
+@pytest.mark.parametrize("axes", ["both", "y", "x"])
+def test_the_crop_that_is_offered_is_the_smallest_even_one_that_holds_every_cell(tmp_path: Path, axes: str) -> None:
+    """Cell 4 is 4 pixels before the middle along y, and 3 behind it along x: 8 pixels of both, which is all."""
+    of = shards(tmp_path)
+    index = of.plan_index(["one"], (0.5, 0.5))
+    assert count_outside(of, index, Crop(z=slice(None), yx=(4, 4))).least == (8, 8)
+    held = {"both": (8, 8), "y": (8, 6), "x": (6, 8)}[axes]
+    assert (outside(of, held)[0] == 0) is (axes == "both")
+
+
+def test_with_the_default_limit_no_crop_above_half_the_patch_is_offered(tmp_path: Path) -> None:
+    of = shards(tmp_path, border="shift")
+    found = count_outside(of, of.plan_index(["one"], (0.5, 0.5)), Crop(z=slice(None), yx=(2, 2)))
+    assert found == (4, 8, (4, 2))
 
 
 def test_with_the_default_limit_cells_lie_inside_every_crop_of_at_least_half_the_patch(tmp_path: Path) -> None:
@@ -106,16 +122,16 @@ def test_an_index_table_of_another_set_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_sentence_has_number_cause_and_cure() -> None:
-    assert judge_crop(0, 12, (4, 4)) == ()
-    (note,) = judge_crop(1, 1000, (4, 6))
+    assert judge_crop(0, 12, (4, 4), (4, 4)) == ()
+    (note,) = judge_crop(1, 1000, (4, 6), (8, 4))
     assert note == Note(
         level="fair",
         about="crop",
         text="1 of 1,000 cells (0.10%) lies outside the 4 x 6 pixels that the network sees, because the build moved "
-        "patches near the border into the image. Give a larger final_yx_patch_size, or build with --border pad, which "
-        "keeps each cell in the middle.",
+        "patches near the border into the image. Give final_yx_patch_size: [8, 6], the smallest that holds all of them "
+        "(yx_patch_size must not be smaller), or build with --border pad, which keeps each cell in the middle.",
     )
-    assert [judge_crop(n, 1000, (4, 4))[0].level for n in (20, 21)] == ["fair", "bad"]
+    assert [judge_crop(n, 1000, (4, 4), (8, 8))[0].level for n in (20, 21)] == ["fair", "bad"]
 
 
 @pytest.mark.parametrize(

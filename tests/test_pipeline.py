@@ -22,7 +22,7 @@ import webdataset as wds
 
 from dynaclr_wds import triplet_pipeline
 from dynaclr_wds.contract import STATISTICS
-from dynaclr_wds.errors import FormatError
+from dynaclr_wds.errors import ConfigError, FormatError
 from dynaclr_wds.plain import tars
 from dynaclr_wds.plain.clips import sample_candidate
 
@@ -492,6 +492,17 @@ def test_a_failing_disk_is_named_with_the_byte():
     assert caught.value.__notes__ == ["while reading a.tar at byte 0"]
 
 
-def test_a_missing_shard_is_named(tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match=r"gone\.tar"):
-        list(triplet_pipeline([str(tmp_path / "gone.tar")], batch_size=4))
+@pytest.mark.parametrize(
+    ("urls", "said"),
+    [
+        (
+            ["nope.tar"],
+            "urls: 'nope.tar' is no file; every shard must be there before the first is read, and it is not. ",
+        ),
+        ("no-{0..2}.tar", "urls: 'no-0.tar' is no file; .*, and 3 of 3 shards are not. Give the .tar files of a build"),
+        (["."], "urls: '.' is a folder, not a tar; every shard must be there"),
+    ],
+)
+def test_a_shard_that_is_not_there_is_refused_before_the_first_is_read(urls, said):
+    with pytest.raises(ConfigError, match=said):
+        triplet_pipeline(urls, batch_size=2)

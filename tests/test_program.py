@@ -127,11 +127,11 @@ def test_an_unknown_command_is_answered_with_the_nearest(
     [
         (["simulate", "x", "--experiment", "3"], "there is no option --experiment. Did you mean --experiments?\n"),
         (["simulate", "x", "--zzz", "3"], "no option --zzz. `dynaclr-wds simulate --help` lists all there are.\n"),
-        (["build", "x", "--yx_patch", "3", "3"], "--yx_patch 3 3. Did you mean --yx_patch_size?"),
-        (["init", "--rec", "x"], "unrecognized arguments: --rec. Did you mean --recipe?"),
-        (["predict", "--ckpt", "x", "--out", "y", "--overw"], "--overw. Did you mean --overwrite?"),
-        (["shuffle", "x", "--batch", "3"], "unrecognized arguments: --batch 3. Did you mean --batch_size?"),
-        (["verify", "x", "--work", "3"], "unrecognized arguments: --work 3. Did you mean --workers?"),
+        (["build", "x", "--yx_patch", "3", "3"], "there is no option --yx_patch. Did you mean --yx_patch_size?"),
+        (["init", "--rec", "x"], "there is no option --rec. Did you mean --recipe?"),
+        (["predict", "--ckpt", "x", "--out", "y", "--overw"], "there is no option --overw. Did you mean --overwrite?"),
+        (["shuffle", "x", "--batch", "3"], "there is no option --batch. Did you mean --batch_size?"),
+        (["verify", "x", "--work", "3"], "there is no option --work. Did you mean --workers?"),
     ],
 )
 def test_abbreviations_of_options_are_refused(
@@ -270,17 +270,17 @@ def test_a_name_far_from_all_suggests_nothing() -> None:
     [
         (
             ["build", "e.yaml", "--yx_pach_size", "3"],
-            "unrecognized arguments: --yx_pach_size 3. Did you mean --yx_patch_size?",
+            "there is no option --yx_pach_size. Did you mean --yx_patch_size?",
         ),
         (["build"], "the following arguments are required: experiments_yaml."),
         (["build", "absent.yaml"], "absent.yaml: no such file. Give the path of an experiments.yaml."),
         (["verify", "x", "--workers", "two"], "argument --workers: invalid int value: 'two'."),
-        (["verify", "x", "--quik"], "unrecognized arguments: --quik. Did you mean --quick?"),
+        (["verify", "x", "--quik"], "there is no option --quik. Did you mean --quick?"),
         (["simulate", "o", "--framez", "3"], "there is no option --framez. Did you mean --frames?"),
         (["simulate", "o", "--frames", "many"], "frames=many must be a whole number. Correct it."),
         (["simulate", "o", "--frames", "0"], "frames=0 must be >= 1. Give a larger value."),
-        (["shuffle", "x", "--lekay", "3"], "unrecognized arguments: --lekay 3. Did you mean --leaky?"),
-        (["init", "x", "--overwrit", "--ovr"], "unrecognized arguments: --overwrit --ovr. Did you mean --overwrite?"),
+        (["shuffle", "x", "--lekay", "3"], "there is no option --lekay. Did you mean --leaky?"),
+        (["init", "x", "--overwrit", "--ovr"], "there is no option --overwrit. Did you mean --overwrite?"),
     ],
     ids=str,
 )

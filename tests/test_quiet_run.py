@@ -27,6 +27,20 @@ def call(folder: Path, *argv: str) -> subprocess.CompletedProcess[str]:
     return done
 
 
+def test_lightnings_own_line_about_a_signal_is_left_out():
+    """Ours says what is done about it."""
+    code = (
+        "import logging, lightning.pytorch.trainer.connectors.signal_connector as lightning\n"
+        "from dynaclr_wds.commands.quiet import quiet_libraries\n"
+        "quiet_libraries()\n"
+        "lightning.log.setLevel(logging.INFO)\n"
+        "lightning.log.info('[rank: 0] Received SIGTERM: 15')\n"
+        "lightning.log.info('something else')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines() == ["something else"]
+
+
 @pytest.mark.slow
 def test_fit_and_validate_hold_no_noise(shards, tmp_path):
     config = yaml.safe_load((REPOSITORY / "configs" / "demo.yaml").read_text())

@@ -506,6 +506,16 @@ def test_an_interval_that_nothing_gives_is_an_error(tmp_path: Path) -> None:
         build(path, tmp_path / "shards")
 
 
+def test_one_error_names_every_experiment_without_an_interval(tmp_path: Path) -> None:
+    path = write_plates(tmp_path, {"interval_minutes": None}, {"interval_minutes": None})
+    match = (
+        r"experiments\.yaml: interval_minutes is missing in experiments\[0\] \(a\), experiments\[1\] \(b\), and the "
+        r"time axes .* put a line such as `interval_minutes: 30\.0` below the `name:` of each of these"
+    )
+    with pytest.raises(ConfigError, match=match):
+        build(path, tmp_path / "shards")
+
+
 def test_a_plate_that_says_another_interval_later_is_noticed(tmp_path: Path) -> None:
     path = write_plates(tmp_path, {"interval_minutes": None}, scales=[SAID])
     assert build(path, tmp_path / "shards").experiments[0].interval_minutes == 10.0

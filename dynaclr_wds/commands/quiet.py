@@ -22,6 +22,8 @@ _INFO = (
     "Restored all states from the checkpoint at ",
     "Loaded model weights from the checkpoint at ",
     "LOCAL_RANK: ",
+    "Received SIGTERM: ",  # `StopSignals` says what is done about it
+    "Bypassing SIGTERM: ",
     "Loading `train_dataloader` to estimate number of stepping batches.",
 )
 """Beginnings of what Lightning logs."""
@@ -30,6 +32,7 @@ _LOGGERS = (
     "lightning.pytorch.utilities.rank_zero",
     "lightning.fabric.utilities.seed",
     "lightning.pytorch.accelerators.cuda",
+    "lightning.pytorch.trainer.connectors.signal_connector",
 )
 
 _WARNINGS: tuple[tuple[str, type[Warning], str], ...] = (

@@ -12,17 +12,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial as partial_of
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import webdataset as wds
 
+from dynaclr_wds.errors import ConfigError
 from dynaclr_wds.plain.clips import collate_triplets, sample_triplets
 from dynaclr_wds.plain.tars import read_clips
 from dynaclr_wds.plan.rng import Tag, make_generator
 from dynaclr_wds.storage.location import parse_place
 from dynaclr_wds.storage.options import parse_options
 from dynaclr_wds.tau import TauHours
+from dynaclr_wds.words import count_of
 
 if TYPE_CHECKING:
     from webdataset import DataPipeline
@@ -82,8 +85,8 @@ def triplet_pipeline(
     Raises
     ------
     ValueError
-        A value out of range, or a URL that runs a shell command; while iterating, a τ range that the shards were not
-        built for.
+        A value out of range, a URL that runs a shell command, or a path that is no file; while iterating, a τ range
+        that the shards were not built for.
     FormatError
         While iterating: a shard that is damaged, cut off or of another format, with the byte where that was noticed;
         experiments with patches of different shapes.
@@ -114,7 +117,7 @@ def _parse_urls(urls: str | Sequence[str]) -> list[str]:
     Raises
     ------
     ValueError
-        No URL, or one that runs a shell command.
+        No URL, one that runs a shell command, or a path that is no file.
     """
     found = wds.shardlists.expand_urls(urls) if isinstance(urls, str) else list(urls)
     if not found or not all(found):
@@ -122,7 +125,17 @@ def _parse_urls(urls: str | Sequence[str]) -> list[str]:
     for url in found:
         if url.lower().startswith(_SHELL):
             raise ValueError(f"urls: {url!r} runs a shell command, which is not done here. Give a path or a URL.")
-        parse_place(url, "urls")
+    places = [(url, parse_place(url, "urls")) for url in found]
+    absent = [(url, place) for url, place in places if isinstance(place, Path) and not place.is_file()]
+    if absent:
+        url, place = absent[0]
+        count = f"{len(absent)} of {count_of(len(found), 'shard')}" if len(found) > 1 else "it"
+        what = "is a folder, not a tar" if place.is_dir() else "is no file"
+        raise ConfigError(
+            f"urls: {url!r} {what}; every shard must be there before the first is read, and {count} "
+            f"{'is' if len(absent) == 1 else 'are'} not. Give the .tar files of a build, as in "
+            'sorted(map(str, Path("shards").rglob("*.tar"))).'
+        )
     return found
 
 

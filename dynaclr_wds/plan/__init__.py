@@ -27,8 +27,8 @@ Map
 `compose/`
     What a batch holds. `schedule`, `group_quotas` and `quotas` count, `leak` takes from other groups, `pool` orders
     anchors in queues (by `hashed_order` where strata are many), `rounds` plans some tens of batches together:
-    `lineages` keeps lineages distinct, `focal_window` draws near one HPI (from the table in `draws`), `positives` and
-    `negatives` complete the samples.
+    `lineages` keeps lineages distinct, `focal_window` and `focal_batches` draw near one HPI (from the table in
+    `draws`, or by time from `hpi_table` where values are many), `positives` and `negatives` complete the samples.
 `streaming/`
     What must be resident. `needs` counts what a batch needs, `window` what a window can hold, `partition` deals blocks
     to streams, `rotation` says which groups are active when, `residency` when each block comes and goes, `mixer` puts

@@ -101,7 +101,7 @@ class PlanIndex:
     """Strata that have samples but no anchor, with the number of samples."""
     chosen_by: str = "all cells"
     """What the anchors were chosen by, for messages."""
-    _clock: Float64[np.ndarray, "s 2"] = field(init=False, compare=False)
+    clock: Float64[np.ndarray, "s 2"] = field(init=False, compare=False)
     """Hours of frame 0 and hours per frame, of each stratum."""
     _tau: Int64[np.ndarray, "s 2"] = field(init=False, compare=False)
     _place: list[Integer[SampleIndex, "p most"]] = field(init=False, compare=False, default_factory=list)
@@ -110,7 +110,7 @@ class PlanIndex:
     def __post_init__(self) -> None:
         """Gather what is looked up for every batch."""
         clock = [(s.start_hpi, s.interval_minutes / 60) for s in self.strata]
-        object.__setattr__(self, "_clock", np.array(clock, np.float64).reshape(-1, 2))
+        object.__setattr__(self, "clock", np.array(clock, np.float64).reshape(-1, 2))
         object.__setattr__(self, "_tau", np.array([s.tau_frames for s in self.strata], np.int64).reshape(-1, 2))
 
     def __repr__(self) -> str:
@@ -235,7 +235,7 @@ class PlanIndex:
 
     def hpi(self, anchors: Integer[SampleIndex, "*n"]) -> Float64[np.ndarray, "*n"]:
         """Hours post infection of each anchor."""
-        start, hours = self._clock.T
+        start, hours = self.clock.T
         stratum = self.stratum(anchors)
         return start[stratum] + self.columns.patch_t[self.row[anchors]] * hours[stratum]
 

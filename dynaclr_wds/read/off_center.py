@@ -6,17 +6,30 @@ middle of its patch. With `pad` and `drop` every cell is in the middle.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from jaxtyping import Integer
 
 from dynaclr_wds import contract
+from dynaclr_wds.crop_sides import least_side
 from dynaclr_wds.errors import FormatError
 from dynaclr_wds.plan.index import PlanIndex
 from dynaclr_wds.read.crop import Crop
 from dynaclr_wds.shardset import ShardSet
 
 
-def count_outside(shards: ShardSet, index: PlanIndex, seen: Crop) -> tuple[int, int]:
+class OffCenter(NamedTuple):
+    """How many cells a crop leaves out, and which crop would leave out none."""
+
+    outside: int
+    cells: int
+    """All that were looked at."""
+    least: tuple[int, int]
+    """(Y, X) of the smallest centre crop, of even sides, that holds every cell."""
+
+
+def count_outside(shards: ShardSet, index: PlanIndex, seen: Crop) -> OffCenter:
     """Count the cells that lie outside a crop of their patch, and all cells, among the anchors.
 
     Parameters
@@ -35,17 +48,19 @@ def count_outside(shards: ShardSet, index: PlanIndex, seen: Crop) -> tuple[int, 
     shown = np.array([seen.shape(e.shape)[2:] for e in experiments], np.int64)
     stored = np.array([e.shape[2:] for e in experiments], np.int64)
     if shards.manifest.config["border"] != "shift" or (shown == stored).all():
-        return 0, cells
+        return OffCenter(0, cells, (0, 0))
     scale = np.array([e.scale[1:] for e in experiments])
-    outside = np.zeros(len(is_anchor), bool)
+    outside, least = np.zeros(len(is_anchor), bool), [0, 0]
     for axis, (name, centre) in enumerate(read_centres(shards).items()):
         moved = np.flatnonzero(is_anchor & (np.floor(shards.arrays[f"obs_{name}"]) != centre))
         off = np.floor(shards.arrays[f"obs_{name}"][moved]) - centre[moved]
         experiment = shards.fov_experiment[shards.arrays["obs_fov"][moved]]
         size = shown[experiment, axis]
-        place = np.floor(size // 2 + off / scale[experiment, axis] + 0.5)  # pixel of the crop
+        off = np.floor(off / scale[experiment, axis] + 0.5)  # pixels of the crop
+        place = size // 2 + off
         outside[moved] |= (place < 0) | (place >= size)
-    return int(np.count_nonzero(outside)), cells
+        least[axis] = min(least_side(-off.min(initial=0), off.max(initial=0)), int(stored[:, axis].min()))
+    return OffCenter(int(np.count_nonzero(outside)), cells, (least[0], least[1]))
 
 
 def read_centres(shards: ShardSet) -> dict[str, Integer[np.ndarray, " n"]]:

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dynaclr_wds.describe import Described, ModuleOrDescription, make_module
+from dynaclr_wds.errors import ConfigError
 
 CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 """Spatial dimensions → how GPUs take images and volumes fastest."""
@@ -145,13 +146,25 @@ class MonaiEncoder(ProjectedEncoder):
 
     def forward(self, x: Float[Tensor, "b c z y x"]) -> tuple[Float[Tensor, "b f"], Float[Tensor, "b p"]]:
         """Return features and projections."""
-        given, expected = tuple(x.shape[1:3]), (self.in_channels, self.in_stack_depth)
-        if given != expected:
-            raise ValueError(
-                f"model.encoder: patches have (channels, planes) = {given}, but in_channels, in_stack_depth "
-                f"= {expected}. Set model.encoder.init_args.in_channels: {given[0]}, in_stack_depth: {given[1]}."
-            )
+        check_planes(self, x.shape[1], x.shape[2])
         return super().forward(x)
+
+
+def check_planes(encoder: nn.Module, channels: int, planes: int) -> None:
+    """Check that an encoder takes patches of so many channels and planes, if it says what it takes.
+
+    Raises
+    ------
+    ConfigError
+        It takes others.
+    """
+    given = channels, planes
+    expected = getattr(encoder, "in_channels", None), getattr(encoder, "in_stack_depth", None)
+    if None not in expected and given != expected:
+        raise ConfigError(
+            f"model.encoder: patches have (channels, planes) = {given}, but in_channels, in_stack_depth "
+            f"= {expected}. Set model.encoder.init_args.in_channels: {given[0]}, in_stack_depth: {given[1]}."
+        )
 
 
 def _resnet(name: str) -> Callable[[int, int, int], nn.Module]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import Any, Literal
 
 import torch
@@ -24,7 +25,7 @@ from dynaclr_wds.train.checkpoint_content import (
     warn_of_other_data,
     warn_of_undescribed,
 )
-from dynaclr_wds.train.encoder import MonaiEncoder
+from dynaclr_wds.train.encoder import MonaiEncoder, check_planes
 from dynaclr_wds.train.freezing import freeze_parts, keep_frozen
 from dynaclr_wds.train.loss import NTXentHCL, plan_pairs
 from dynaclr_wds.train.optimizer import OptimizerSettings, make_optimizer
@@ -117,6 +118,20 @@ class ContrastiveModule(LightningModule):
             self.auxiliary_heads.build({label.name: label.values for label in data.shard_set.manifest.labels})
             self.hparams["auxiliary_heads"] = self.auxiliary_heads.describe()
 
+    def check_data(self, shapes: Collection[tuple[int, int]], has_negative: bool) -> None:
+        """Refuse data that can't be trained on: the DataModule calls it before anything is read or said.
+
+        Parameters
+        ----------
+        shapes
+            (channels, planes) of the patches that come.
+        has_negative
+            Whether a batch has explicit negatives.
+        """
+        for channels, planes in shapes:
+            check_planes(self.encoder, channels, planes)
+        self._check_negative(has_negative)
+
     def train(self, mode: bool = True) -> ContrastiveModule:
         """Set the mode of all but the frozen parts."""
         super().train(mode)
@@ -193,12 +208,8 @@ class ContrastiveModule(LightningModule):
 
     def _step(self, batch: dict[str, Any], stage: Literal["train", "val"]) -> Tensor:
         anchor = batch["anchor"]
-        explicit = not isinstance(self.loss, BaseMetricLossFunction)
-        if explicit and "negative" not in batch:
-            raise ValueError(
-                f"model.loss={type(self.loss).__name__} compares with a negative, but the batch has none. "
-                "Set data.return_negative: true, or use a loss of pytorch-metric-learning."
-            )
+        self._check_negative("negative" in batch)
+        explicit = self._compares_with_negative
         keys = ("anchor", "positive", "negative") if explicit else ("anchor", "positive")
         # one pass, so that batch normalisation sees anchors, positives and negatives together
         features, projections = self(torch.cat([batch[key] for key in keys]))
@@ -211,6 +222,17 @@ class ContrastiveModule(LightningModule):
             data = getattr(self.trainer, "datamodule", None)
             self._pairs[stage] = take_pairs(batch, self.log_pairs, data)
         return loss + self._score_heads(features[: len(anchor)], batch.get("anchor_meta"), stage)
+
+    @property
+    def _compares_with_negative(self) -> bool:
+        return not isinstance(self.loss, BaseMetricLossFunction)
+
+    def _check_negative(self, there: bool) -> None:
+        if self._compares_with_negative and not there:
+            raise ValueError(
+                f"model.loss={type(self.loss).__name__} compares with a negative, but the batch has none. "
+                "Set data.return_negative: true, or use a loss of pytorch-metric-learning."
+            )
 
     def _score_heads(self, features: Tensor, meta: Any, stage: str) -> Tensor | float:
         total: Tensor | float = 0.0

@@ -58,8 +58,8 @@ def judge_view(data: MultiExperimentDataModule) -> tuple[Note, ...]:
     if yx is None or sampler is None or data.shard_set is None:
         return ()
     height, width = yx
-    outside, cells = count_outside(data.shard_set, sampler.index, Crop(z=slice(None), yx=(height, width)))
-    return judge_crop(outside, cells, (height, width))
+    found = count_outside(data.shard_set, sampler.index, Crop(z=slice(None), yx=(height, width)))
+    return judge_crop(found.outside, found.cells, (height, width), found.least)
 
 
 def format_verdict(verdict: Verdict, batch_size: int, seconds: float) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dynaclr_wds.describe import Described, ModuleOrDescription, make_module
 from dynaclr_wds.errors import ConfigError
+from dynaclr_wds.train.encoder import check_planes
 from dynaclr_wds.train.optional import import_optional
 
 Triple = tuple[int, int, int]
@@ -133,12 +134,7 @@ class TimmEncoder(Described, nn.Module):
 
     def forward(self, x: Float[Tensor, "b c z y x"]) -> tuple[Float[Tensor, "b f"], Float[Tensor, "b p"]]:
         """Return features and projections."""
-        given, expected = tuple(x.shape[1:3]), (self.in_channels, self.in_stack_depth)
-        if given != expected:
-            raise ConfigError(
-                f"model.encoder: patches have (channels, planes) = {given}, but in_channels, in_stack_depth "
-                f"= {expected}. Set model.encoder.init_args.in_channels: {given[0]}, in_stack_depth: {given[1]}."
-            )
+        check_planes(self, x.shape[1], x.shape[2])
         try:
             features = self.encoder(self.stem(x))
         except RuntimeError as error:

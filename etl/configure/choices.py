@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from dynaclr_wds.channel_kinds import find_kind
+from dynaclr_wds.crop_sides import least_side
 from dynaclr_wds.errors import ConfigError
 from dynaclr_wds.plan.config import SamplingConfig
 from dynaclr_wds.tau import least_tau, tau_range_frames
@@ -26,6 +27,8 @@ from etl.suspicious.words import list_some, write_bytes
 _SMALLEST_CROP = 32
 _LEAST_SCALE = 0.8
 """Of the augmentations in the configs."""
+_MARGIN_DIVISOR = 32
+"""Which part of the patch lies between the outermost cell and the edge of the crop."""
 _MOST_WARMUP, _WARMUP_DIVISOR = 500, 20
 """Steps of warmup at most, and which part of all steps they may be: a twentieth."""
 
@@ -60,27 +63,45 @@ def choose_values(
     Raises
     ------
     ConfigError
-        The experiments store patches of different shapes, so no one network fits; or one has no time.
+        The experiments store patches of different depths or sizes, so no one network fits; or one has no time.
     """
     _check_one_shape(facts)
     _check_time(facts)
-    channels, depth, height, width = facts[0].shape
+    bag = is_bag(facts)
     split, training = choose_split(facts)
     asked = _read_sampling(template)
     batches = choose_batches(training, asked, min(count_distinct(fact) for fact in training))
     return {
-        "model.encoder.init_args.in_channels": Value(str(channels), _name_channels(facts)),
-        "model.encoder.init_args.in_stack_depth": Value(str(depth), "planes per patch, after data.z_range"),
-        "model.warmup_steps": _choose_warmup(training, batches.size, template["trainer"]["max_epochs"]),
+        "model.encoder.init_args.in_channels": Value(*_choose_channels(facts)),
+        "model.encoder.init_args.in_stack_depth": Value(str(facts[0].shape[1]), "planes per patch, after data.z_range"),
+        "model.warmup_steps": _choose_warmup(training, batches.size, template["trainer"]["max_epochs"], bag),
         "data.shards": Value(quote(shards), "folder that `dynaclr-wds build` writes"),
         **split,
-        "data.final_yx_patch_size": _choose_crop(height, width),
+        "data.final_yx_patch_size": _choose_crop(facts),
         "data.batch_size": _explain_batch_size(training, batches),
         "data.temporal_enrichment": _explain_enrichment(training, batches, asked),
         "data.window_bytes": _choose_window(facts, memory),
         "data.tau_range": _choose_tau_range(facts, tau_range_hours),
-        "data.channel_dropout_channels": _choose_dropout(facts),
+        "data.channels_per_sample": Value("1", explain_bag(facts)) if bag else Value("null", "null = all channels"),
+        "data.channel_dropout_channels": Value("[]", "none") if bag else _choose_dropout(facts),
     }
+
+
+def is_bag(facts: Sequence[ExperimentFacts]) -> bool:
+    """Whether the network sees a channel at a time, because experiments store different numbers of them."""
+    return len({len(fact.channels) for fact in facts}) > 1
+
+
+def explain_bag(facts: Sequence[ExperimentFacts]) -> str:
+    """Say why the network sees a channel at a time."""
+    counts = ", ".join(f"{fact.name} {len(fact.channels)}" for fact in facts)
+    return f"a bag of channels: every channel of a cell is a sample, as experiments store different numbers ({counts})"
+
+
+def _choose_channels(facts: Sequence[ExperimentFacts]) -> tuple[str, str]:
+    if is_bag(facts):
+        return "1", "one channel at a time (data.channels_per_sample)"
+    return str(len(facts[0].channels)), _name_channels(facts)
 
 
 def _read_sampling(template: Mapping[str, Any]) -> SamplingConfig:
@@ -91,12 +112,11 @@ def _read_sampling(template: Mapping[str, Any]) -> SamplingConfig:
 
 def _check_one_shape(facts: Sequence[ExperimentFacts]) -> None:
     for other in facts[1:]:
-        if other.shape != facts[0].shape:
+        if other.shape[1:] != facts[0].shape[1:]:
             shapes = {fact.name: "x".join(map(str, fact.shape)) for fact in facts}
             raise ConfigError(
                 f"experiments store patches (C, Z, Y, X) of different shapes: {shapes}; one network needs one shape. "
-                "Choose as many channels for each (source_channel) and the same slices (shards.z_range), or put them "
-                "into separate YAMLs; or write a config with data.channels_per_sample: 1, a channel at a time."
+                "Choose the same slices (shards.z_range) for all, or put them into separate YAMLs."
             )
 
 
@@ -113,23 +133,39 @@ def _name_channels(facts: Sequence[ExperimentFacts]) -> str:
     return list_some(list(dict.fromkeys(" + ".join(fact.channels) for fact in facts)), 3)
 
 
-def _choose_crop(height: int, width: int) -> Value:
-    """Crop to what stays whole when the patch is turned and shrunk: the side over √2, in multiples of 8."""
-    crop = [8 * int(side * _LEAST_SCALE / sqrt(2) / 8) for side in (height, width)]
+def _choose_crop(facts: Sequence[ExperimentFacts]) -> Value:
+    """Crop to what stays whole when the patch is turned and shrunk (the side over √2), but keep every cell inside.
+
+    Cells near the border are off the middle of their patch; a margin lies between them and the edge of the crop.
+    """
+    stored, crop, whole = facts[0].shape[2:], [], []
+    for axis, side in enumerate(stored):
+        off = [max(fact.off_middle[axis][end] for fact in facts) for end in (0, 1)]
+        kept = least_side(off[0], off[1]) + 2 * (side // _MARGIN_DIVISOR) if any(off) else 0
+        whole.append(int(side * _LEAST_SCALE / sqrt(2)))
+        crop.append(min(max(whole[-1] // 8 * 8, -(-kept // 8) * 8), side))
     if min(crop) < _SMALLEST_CROP:
-        return Value("null", f"(Y, X) that the network sees; null = all of {[height, width]}, which is small")
-    return Value(str(crop), f"of {[height, width]} stored, so that turning and shrinking bring in no black corners")
+        return Value("null", f"(Y, X) that the network sees; null = all of {list(stored)}, which is small")
+    if crop == list(stored):
+        return Value(
+            "null", f"(Y, X) that the network sees; null = all of {crop}, as cells lie near the edge of patches"
+        )
+    if all(one <= most for one, most in zip(crop, whole, strict=True)):
+        return Value(str(crop), f"of {list(stored)} stored, so that turning and shrinking bring in no black corners")
+    return Value(str(crop), f"of {list(stored)} stored: the least with every cell inside, also those near the border")
 
 
 def _explain_batch_size(training: Sequence[ExperimentFacts], batches: Batches) -> Value:
     """Say which experiment limits the batch."""
-    room = {fact.name: count_distinct(fact) for fact in training}
-    name = min(room, key=lambda key: room[key])
-    said = f"per rank; {name} can fill {room[name]} with distinct lineages, conditions in balance"
-    if room[name] < batches.size or "lineages" in batches.troubles:
-        said = f"per rank; {name} fills {room[name]} with distinct lineages, so some share one"
-    elif batches.size < MOST_SAMPLES and 2 * batches.size <= room[name]:
-        said += ", but not at each time" if batches.enriched else ""
+    poorest = min(training, key=count_distinct)
+    least = count_of(min(poorest.lineages.values(), default=0), "lineage")
+    said = f"per rank; at this size no batch holds a lineage twice; {poorest.name} has only {least} of a condition"
+    if "lineages" in batches.troubles:
+        said = f"per rank; {poorest.name} has only {least} of a condition, so some batches hold one twice"
+    elif batches.size >= MOST_SAMPLES:
+        said = "per rank; at this size no batch holds a lineage twice"
+    elif batches.enriched:
+        said += ", and fewer at one time"
     return Value(str(batches.size), said)
 
 
@@ -150,9 +186,10 @@ def _count_hours(fact: ExperimentFacts) -> float:
     return float(np.ptp(fact.cells.t)) * fact.interval_minutes / 60 if fact.anchors else 0.0
 
 
-def _choose_warmup(training: Sequence[ExperimentFacts], batch_size: int, max_epochs: int) -> Value:
+def _choose_warmup(training: Sequence[ExperimentFacts], batch_size: int, max_epochs: int, bag: bool) -> Value:
     """Warm up over a twentieth of the training: an epoch has the full batches of each experiment, at least one."""
-    batches = sum(max(fact.anchors // batch_size, 1) for fact in training)
+    samples = [fact.anchors * (len(fact.channels) if bag else 1) for fact in training]
+    batches = sum(max(count // batch_size, 1) for count in samples)
     steps = batches * max_epochs
     epochs = f"{count_of(max_epochs, 'epoch')} ({count_of(batches, 'batch', 'batches')} each) on one device"
     said = f"{1 / _WARMUP_DIVISOR:.0%} of the {steps:,} steps of {epochs}, {_MOST_WARMUP} at most"

@@ -62,6 +62,8 @@ class ExperimentFacts:
     """Cells that are left out, because their patch would have to move too far."""
     observations: int = 0
     """Cells that are stored."""
+    off_middle: tuple[tuple[int, int], tuple[int, int]] = ((0, 0), (0, 0))
+    """Along y and x: stored pixels that a cell may be off the middle of its patch, before it and behind it."""
 
     @property
     def anchors(self) -> int:
@@ -127,7 +129,7 @@ def usable_memory() -> int:
 def _find_experiment(config: BuildConfig, place: int, plate: Plate, cells: pa.Table) -> ExperimentFacts:
     experiment = config.experiments[place]
     fov = plate.fovs[plan_fovs(config, experiment, plate.fovs)[0]]
-    stored = plan_stored(config, experiment, fov)
+    stored, grids = plan_stored(config, experiment, fov), config.grids_for(experiment)
     return ExperimentFacts(
         name=experiment.name,
         channels=experiment.source_channel,
@@ -136,7 +138,15 @@ def _find_experiment(config: BuildConfig, place: int, plate: Plate, cells: pa.Ta
         start_hpi=experiment.start_hpi,
         stored_bytes=round(len(cells) * prod(stored.shape) * stored.dtype.itemsize * _STORED_TWICE),
         cells=_list_anchors(cells),
+        off_middle=(_find_off_middle(cells, "y", grids[0].scale), _find_off_middle(cells, "x", grids[1].scale)),
     )
+
+
+def _find_off_middle(cells: pa.Table, axis: str, scale: float) -> tuple[int, int]:
+    """Return how far cells are off the middle of their patches: the build moves these into the image."""
+    off = np.floor(cells[axis].to_numpy()) - cells[f"{axis}_clamp"].to_numpy()
+    off = np.floor(off / scale + 0.5)
+    return int(-off.min(initial=0)), int(off.max(initial=0))
 
 
 def _list_anchors(cells: pa.Table) -> AnchorCells:

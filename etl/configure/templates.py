@@ -59,6 +59,24 @@ def find_templates() -> Path:
     )
 
 
+def name_files(template: str, names: Mapping[str, str]) -> str:
+    """Name the user's files in the comments of a template, in place of those that it names.
+
+    Parameters
+    ----------
+    template
+        As for `fill_template`.
+    names
+        What stands there → what the user has, such as `experiments.yaml` → `plates/experiments.yaml`.
+    """
+    found = re.compile("|".join(map(re.escape, names)))
+    lines = []
+    for line in template.splitlines():
+        before, mark, comment = line.partition("#")
+        lines.append(before + mark + found.sub(lambda one: names[one[0]], comment))
+    return "\n".join(lines) + "\n"
+
+
 def fill_template(template: str, values: Mapping[str, Value], said: str) -> str:
     """Replace the values of lines that are marked, in the text of a YAML file.
 

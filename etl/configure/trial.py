@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Int
 
+from dynaclr_wds.plan.audit.batch_size import is_distinct
 from dynaclr_wds.plan.audit.ledger import Ledger
-from dynaclr_wds.plan.audit.verdict import judge
+from dynaclr_wds.plan.audit.verdict import count_judged, judge
 from dynaclr_wds.plan.columns import CodeBook, ExperimentClock, PlanColumns
 from dynaclr_wds.plan.config import PositiveRule, SamplingConfig
 from dynaclr_wds.plan.index import PlanIndex
@@ -23,12 +24,13 @@ from etl.configure.facts import ExperimentFacts
 
 MOST_SAMPLES, LEAST_SAMPLES = 256, 2
 """Of a batch."""
-_SIZES = (256, 192, 128, 96, 64, 48, 32, 24, 16, 12, 8, 6, 4, 3, 2)
+_SIZES = (256, 224, 192, 160, 128, 112, 96, 80, 64, 56, 48, 40, 32, 28, 24, 20, 16, 14, 12, 10, 8, 6, 4, 3, 2)
 """Sizes that are tried."""
 _KEPT = 0.75
 """More than this share of a batch has to be left with temporal enrichment."""
-_BATCHES = 256
-"""Batches of an epoch that are looked at, at most."""
+_FROM, _SPARE = 8, 24
+"""From this size on, lineages have to stay distinct in batches that are larger by one in so many samples, at least by
+one: shards lay cells out in another order, and a size that is just so possible here may not be so there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,12 +90,14 @@ def _largest(
 def find_troubles(index: PlanIndex, config: SamplingConfig) -> frozenset[str]:
     """Return what the verdict on the first epoch is about."""
     sampler, ledger = FlexibleBatchSampler(index, config), Ledger(index, config)
-    numbers = sampler.sample_batches(_BATCHES).tolist()
+    size, most = config.batch_size, count_judged(config.batch_size)
+    spare = max(size // _SPARE, 1) if size >= _FROM else 0
+    if not (is_distinct(sampler, size + spare, 0.0, most) and is_distinct(sampler, size, 0.0, most)):
+        return frozenset({"lineages"})  # the verdict would also look for a size that does, which takes long
+    numbers = sampler.sample_batches(most).tolist()
     for number in numbers:
         ledger.add(sampler.plan(number))
     report = ledger.report()
-    if report.relaxed["lineage"]:
-        return frozenset({"lineages"})  # the verdict would also look for a size that does, which takes long
     notes = judge(sampler, report, None, whole=len(numbers) == sampler.global_batches)
     return frozenset(note.about for note in notes if note.level != "good")
 

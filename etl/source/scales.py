@@ -31,6 +31,7 @@ def fill_in_from_plates(config: BuildConfig, plates: Mapping[str, Plate]) -> Bui
         interval; or it is given as 0, and there are more frames than one; or a channel to store is none of the
         plate's; or the τ range holds no frame.
     """
+    _check_intervals(config, plates)
     experiments = []
     for number, experiment in enumerate(config.experiments):
         plate = plates[experiment.name]
@@ -40,7 +41,7 @@ def fill_in_from_plates(config: BuildConfig, plates: Mapping[str, Plate]) -> Bui
         if not experiment.channel_names:
             found["channel_names"] = _read_channels(experiment, fovs, plate.path, where)
         if experiment.interval_minutes is None:
-            found["interval_minutes"] = _read_interval(fovs, plate.path, f"{where}.interval_minutes")
+            found["interval_minutes"] = _read_interval(fovs, f"{where}.interval_minutes", plate.path)
         elif experiment.interval_minutes == 0:
             _check_one_frame(fovs, f"{where}.interval_minutes")
         if experiment.pixel_size_um is None and fovs and None not in fovs[0].scale.pixel_size_um[1:]:
@@ -98,22 +99,47 @@ def _read_channels(experiment: ExperimentConfig, fovs: list[Fov], plate: str, wh
     return names
 
 
-def _read_interval(fovs: list[Fov], plate: str, where: str) -> float:
+def _check_intervals(config: BuildConfig, plates: Mapping[str, Plate]) -> None:
+    """Check that every experiment has a frame interval, by the YAML or the plate; name all that have none."""
+    lacking = []
+    for number, experiment in enumerate(config.experiments):
+        plate = plates[experiment.name]
+        fovs = [plate.fovs[name] for name in plan_fovs(config, experiment, plate.fovs) or plate.fovs]
+        if experiment.interval_minutes is None and not _says_interval(fovs):
+            lacking.append((number, experiment.name, plate.path))
+    if len(lacking) == 1:
+        ((number, _, path),) = lacking
+        raise ConfigError(
+            f"{config.where}: experiments[{number}].interval_minutes is missing, and the time axis of {path} does not "
+            "say it either (its scale is 1, or it has no unit of time). Give the minutes between frames."
+        )
+    if lacking:
+        names = ", ".join(f"experiments[{number}] ({name})" for number, name, _ in lacking)
+        raise ConfigError(
+            f"{config.where}: interval_minutes is missing in {names}, and the time axes of their plates do not say it "
+            "either (their scale is 1, or they have no unit of time). Give the minutes between frames of each: put a "
+            "line such as `interval_minutes: 30.0` below the `name:` of each of these, with its own number."
+        )
+
+
+def _says_interval(fovs: list[Fov]) -> bool:
+    """Whether any time axis says it, or there is one frame; that axes differ is another mistake."""
+    return any(fov.scale.interval_minutes is not None for fov in fovs) or (
+        bool(fovs) and all(fov.shape[0] == 1 for fov in fovs)
+    )
+
+
+def _read_interval(fovs: list[Fov], where: str, plate: str) -> float:
     """Take the frame interval from the plate, where all its FOVs agree; 0 where all of them have one frame."""
     if fovs and all(fov.shape[0] == 1 for fov in fovs):
         return 0.0
     found = {fov.scale.interval_minutes: fov.name for fov in reversed(fovs)}
-    minutes = fovs[0].scale.interval_minutes if fovs else None
-    if len(found) > 1:
+    minutes = fovs[0].scale.interval_minutes
+    if len(found) > 1 or minutes is None:
         said = ", ".join(f"{value or 0:g} min in {name}" for value, name in reversed(found.items()))
         raise ConfigError(
             f"{where} is missing, and the FOVs of {plate} differ in what their time axes say ({said}; 0 is nothing). "
             "Give the minutes between frames."
-        )
-    if minutes is None:
-        raise ConfigError(
-            f"{where} is missing, and the time axis of {plate} does not say it either (its scale is 1, or it has no "
-            "unit of time). Give the minutes between frames."
         )
     return minutes
 

@@ -54,11 +54,11 @@ def find_batch_size(sampler: FlexibleBatchSampler, tolerated: float = 0.0) -> in
     best, limit = 1, sampler.config.batch_size if tolerated else _most_possible(sampler) + 1
     while limit - best > 1:
         middle = max(math.isqrt(best * limit), best + 1)
-        if _is_distinct(sampler, middle, tolerated, _WHOLE if whole else _TRIED):
+        if is_distinct(sampler, middle, tolerated, _WHOLE if whole else _TRIED):
             best = middle
         else:
             limit = middle
-    while best > 1 and not whole and not _is_distinct(sampler, best, tolerated, _VERIFIED):
+    while best > 1 and not whole and not is_distinct(sampler, best, tolerated, _VERIFIED):
         best = best * 3 // 4
     return best
 
@@ -74,7 +74,7 @@ def _most_possible(sampler: FlexibleBatchSampler) -> int:
     return max(most, 1)
 
 
-def _is_distinct(sampler: FlexibleBatchSampler, batch_size: int, tolerated: float, most: int) -> bool:
+def is_distinct(sampler: FlexibleBatchSampler, batch_size: int, tolerated: float, most: int) -> bool:
     """Whether lineages are distinct in the planned batches of this size, but for what is tolerated."""
     config = dataclasses.replace(sampler.config, batch_size=batch_size)
     index = dataclasses.replace(sampler.index, positives=PositiveRule(kind="self"), match=None)  # only anchors matter

@@ -244,15 +244,26 @@ def _judge_quotas(report: Report) -> list[Note]:
     return []
 
 
-def judge_crop(outside: int, cells: int, yx: tuple[int, int]) -> tuple[Note, ...]:
-    """Say how many cells lie outside the (Y, X) that the network sees; nothing where none does."""
+def judge_crop(outside: int, cells: int, yx: tuple[int, int], least: tuple[int, int]) -> tuple[Note, ...]:
+    """Say how many cells lie outside the (Y, X) that the network sees; nothing where none does.
+
+    Parameters
+    ----------
+    outside, cells
+        Cells that lie outside, and all.
+    yx
+        What the network sees of a patch.
+    least
+        The smallest (Y, X) that would hold all of them.
+    """
     if not outside:
         return ()
-    lie = "lies" if outside == 1 else "lie"
+    lie, size = "lies" if outside == 1 else "lie", [max(pair) for pair in zip(yx, least, strict=True)]
     text = (
         f"{outside:,} of {count_of(cells, 'cell')} ({percent(outside / cells)}) {lie} outside the {yx[0]} x {yx[1]} "
-        "pixels that the network sees, because the build moved patches near the border into the image. Give a larger "
-        "final_yx_patch_size, or build with --border pad, which keeps each cell in the middle."
+        "pixels that the network sees, because the build moved patches near the border into the image. Give "
+        f"final_yx_patch_size: {size}, the smallest that holds all of them (yx_patch_size must not be smaller), or "
+        "build with --border pad, which keeps each cell in the middle."
     )
     return (Note(level="bad" if outside > OFTEN * cells else "fair", about="crop", text=text),)
 

@@ -1,44 +1,22 @@
-"""Draws to batches around a focal HPI: temporal enrichment, jointly with every other quota.
+"""Focal windows of a round: at which HPIs they lie, how much of a batch is inside, and what is inside.
 
-The draws of a round are shared out among its batches, each of which has its own focal HPI: first every batch's focal
-part, from the draws inside its window, then the rest from those outside. Where the round's own draws run out, more are
-drawn from what is within reach; these anchors repeat and the ledger counts them, because composition comes before
-coverage. The focal HPIs of a round are spread over the HPIs that its draws have in all main strata at once, so that
-together the windows use up the draws.
+The focal HPIs of a round are spread over the HPIs that its draws have in all main strata at once, so that together the
+windows use up the draws. `focal_batches` fills them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import cast
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 from dynaclr_wds.errors import ConfigError
-from dynaclr_wds.plan.columns import SampleIndex
-from dynaclr_wds.plan.compose.draws import Draws
 from dynaclr_wds.plan.compose.group_quotas import MANY
 from dynaclr_wds.plan.compose.quotas import largest_remainder
 from dynaclr_wds.plan.config import SamplingConfig
 
 _EDGE_HOURS = 1e-6  # frames at the window's very edge belong to it
-_TRIES = 3
-_EXTRA_DRAWS = (1 << 9, 1 << 14)
-_LEAST_SHARE = 0.02
-_PRIOR_DRAWS = 16
-
-FEW_WANTED = 16
-"""Quota groups up to which each draws more by itself."""
-_FEW_DRAWS = 16
-"""Least extra draws of a quota group where these are many, so that each is rarely in need."""
-
-DrawMore = Callable[
-    [Int64[np.ndarray, " w"], Int64[np.ndarray, " w"]], tuple[Int64[SampleIndex, " n"], Int64[np.ndarray, " n"]]
-]
-"""(quota groups, counts) → about so many anchors of their strata within reach, with replacement, those of each group in
-random order; with the quota group of each."""
 
 
 def check_time(config: SamplingConfig, still: Sequence[str]) -> None:
@@ -106,137 +84,30 @@ def sample_focal_hpi(
     return rng.permutation(np.clip(values[at], min(low, high), max(low, high)))
 
 
-def focal_quota(
-    quota: Int64[np.ndarray, "r q"], first_occurrence: int, config: SamplingConfig
-) -> Int64[np.ndarray, "r q"]:
-    """Split the focal part of each batch over its quota groups; its size is exact over the epoch.
+def focal_sizes(batches: int, first_occurrence: int, config: SamplingConfig) -> Int64[np.ndarray, " batches"]:
+    """Size of the focal part of each batch of a round, exact over the epoch.
+
+    Parameters
+    ----------
+    first_occurrence
+        Which of its group's batches the first one is.
+    """
+    each = config.temporal_global_fraction * config.batch_size
+    until = np.floor(np.arange(first_occurrence, first_occurrence + batches + 1) * each + 1e-9)
+    return config.batch_size - np.diff(until).astype(np.int64)
+
+
+def focal_quota(quota: Int64[np.ndarray, "r q"], focal_size: Int64[np.ndarray, " r"]) -> Int64[np.ndarray, "r q"]:
+    """Split the focal part of each batch over its quota groups.
+
+    Where these are many, most give one sample, if any: then each may give all that it gives to the batch, and the part
+    is made of those that have some in the window.
 
     Parameters
     ----------
     quota
         Samples of each quota group in each batch of the round.
-    first_occurrence
-        Which of its group's batches the first one is.
     """
-    each = config.temporal_global_fraction * config.batch_size
-    until = np.floor(np.arange(first_occurrence, first_occurrence + len(quota) + 1) * each + 1e-9)
-    elsewhere = np.diff(until).astype(np.int64)
-    return np.stack([largest_remainder(int(row.sum() - n), row) for row, n in zip(quota, elsewhere, strict=True)])
-
-
-def assemble_focused(
-    rng: np.random.Generator,
-    draws: Draws,
-    draw_more: DrawMore,
-    quota: Int64[np.ndarray, "r q"],
-    focal: Int64[np.ndarray, "r q"],
-    focal_hpi: Float64[np.ndarray, " r"],
-    half_width_hours: float,
-) -> Int64[SampleIndex, "r b"]:
-    """Share out the draws of a round.
-
-    Parameters
-    ----------
-    draws
-        The round's draws.
-    draw_more
-        Draws more for a quota group.
-    quota, focal
-        Samples of each quota group in each batch, in all and inside its window.
-    focal_hpi
-        Of each batch, in hours.
-    """
-    batches = rng.permutation(len(quota))
-    taken: list[list[Int64[np.ndarray, " _"]]] = [[] for _ in quota]
-    rest = quota - focal
-    begin, end = np.searchsorted(draws.hpi, np.stack(focal_edges(focal_hpi, half_width_hours)))
-    waiting = _least_covered_first(rng, draws.hpi, focal_hpi, half_width_hours)
-    for b in batches:
-        near = begin[b] + np.flatnonzero(~draws.used[begin[b] : end[b]])
-        extra = _Extra(draw_more, focal_hpi[b], half_width_hours, inside=True)
-        rest[b] += _fill(draws, rng.permutation(near), extra, taken[b], focal[b], levels=(0, 1, 2))
-    for b in rng.permutation(batches):
-        waiting = waiting[~draws.used[waiting]]
-        far = waiting[(waiting < begin[b]) | (waiting >= end[b])]
-        extra = _Extra(draw_more, focal_hpi[b], half_width_hours, inside=False)
-        left = _fill(draws, far, extra, taken[b], rest[b], levels=(0,))
-        if left.any():
-            anywhere = _Extra(draw_more, np.nan, half_width_hours, inside=True)
-            _fill(draws, waiting, anywhere, taken[b], left, levels=(0, 1, 2, 3))
-    return cast(SampleIndex, draws.anchor[np.stack([np.concatenate(own) for own in taken])])
-
-
-def _least_covered_first(
-    rng: np.random.Generator,
-    hpi: Float64[np.ndarray, " n"],
-    focal_hpi: Float64[np.ndarray, " r"],
-    half_width_hours: float,
-) -> Int64[np.ndarray, " n"]:
-    """Order draws by how many windows reach them: the first can best be spared for the part without a window."""
-    centres = np.sort(focal_hpi)
-    low, high = focal_edges(hpi, half_width_hours)
-    cover = np.searchsorted(centres, high, "right") - np.searchsorted(centres, low, "left")
-    return np.lexsort((rng.random(len(cover)), cover))
-
-
-@dataclass(frozen=True, slots=True)
-class _Extra:
-    """Draws that are not due in the round, of the kind that a batch wants."""
-
-    draw_more: DrawMore
-    focal_hpi: float
-    half_width_hours: float
-    inside: bool
-    """Whether they are to be inside the focal window, or outside."""
-
-    def spare(self, draws: Draws, begin: int) -> Int64[np.ndarray, " k"]:
-        """Find those from place `begin` on that are not used."""
-        spare = begin + np.flatnonzero(~draws.used[begin:])
-        return spare[self._of_kind(draws.hpi[spare])]
-
-    def draw(self, draws: Draws, need: Int64[np.ndarray, " q"]) -> Int64[np.ndarray, " k"]:
-        """Draw more of each quota group that needs some, unless none of many draws before was of that kind."""
-        begin, group = len(draws.anchor), draws.quota_group
-        seen = np.bincount(group, minlength=len(need))
-        of_kind = np.bincount(group[self._of_kind(draws.hpi)], minlength=len(need))
-        # where groups are many, one that has shown few draws is taken for like the others
-        prior = _PRIOR_DRAWS if len(need) > MANY else 0
-        share = of_kind + prior * of_kind.sum() / max(int(seen.sum()), 1)
-        share = np.maximum(share / np.maximum(seen + prior, 1), _LEAST_SHARE)
-        wanted = np.flatnonzero((need > 0) & ((of_kind > 0) | (seen < _EXTRA_DRAWS[0])))
-        least = _EXTRA_DRAWS[0] if len(need) <= MANY else _FEW_DRAWS
-        count = np.clip(4 * need / share, least, _EXTRA_DRAWS[1]).astype(np.int64)
-        if len(wanted):
-            draws.add(*self.draw_more(wanted, count[wanted]))
-        return self.spare(draws, begin)
-
-    def _of_kind(self, hpi: Float64[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
-        return in_focal_window(hpi, self.focal_hpi, self.half_width_hours) == self.inside
-
-
-def _fill(
-    draws: Draws,
-    allowed: Int64[np.ndarray, " k"],
-    extra: _Extra,
-    taken: list[Int64[np.ndarray, " _"]],
-    need: Int64[np.ndarray, " q"],
-    levels: tuple[int, ...],
-) -> Int64[np.ndarray, " q"]:
-    """Fill a batch from the draws that are due, else from what is within reach, relaxing as far as `levels` says.
-
-    Returns what is still missing of each quota group.
-    """
-    for level in levels:
-        few = 3 * int(need.sum()) + 64  # mostly enough, and cheaper to look through
-        need = draws.choose(allowed[:few], taken, need, level)
-        if need.any() and len(allowed) > few:
-            need = draws.choose(allowed[few:], taken, need, level)
-        if need.any():
-            need = draws.choose(extra.spare(draws, draws.due), taken, need, level)
-        for _ in range(_TRIES):
-            if not need.any():
-                return need
-            missing, need = need, draws.choose(extra.draw(draws, need), taken, need, level)
-            if (need == missing).all():
-                break
-    return need
+    if quota.shape[1] > MANY:
+        return quota
+    return np.stack([largest_remainder(n, row) for n, row in zip(focal_size.tolist(), quota, strict=True)])

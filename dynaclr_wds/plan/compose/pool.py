@@ -8,14 +8,17 @@ round gets holds each lineage about in proportion, which lets the round keep lin
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol, cast, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int64, Integer, UInt64
 
 from dynaclr_wds.plan.columns import SampleIndex
+from dynaclr_wds.plan.compose.draws import FirstTable, FirstTables
 from dynaclr_wds.plan.compose.group_quotas import MANY
 from dynaclr_wds.plan.compose.hashed_order import find_places
+from dynaclr_wds.plan.compose.hpi_table import HpiTable
 from dynaclr_wds.plan.compose.positives import Partners
 from dynaclr_wds.plan.index import PlanIndex
 from dynaclr_wds.plan.rng import Tag, hash_parts, make_generator, sort_places
@@ -33,6 +36,8 @@ class Pool(Protocol):
     index: PlanIndex
     origin: Int64[np.ndarray, " s"]
     """Stratum of the set, for each of the pool's."""
+    tables: FirstTables
+    """What rounds write to while they keep lineages distinct."""
 
     def due(
         self, strata: Integer[np.ndarray, " k"], start: Integer[np.ndarray, " k"], count: Integer[np.ndarray, " k"]
@@ -50,6 +55,10 @@ class Pool(Protocol):
         """Draw so many anchors of each stratum, with replacement, from those within reach during a round."""
         ...
 
+    def by_hpi(self, round_id: int, strata: Int64[np.ndarray, " k"]) -> tuple[HpiTable, Int64[np.ndarray, " k"]]:
+        """Table by time of what is within reach during a round, of some strata at least, and their rows in it."""
+        ...
+
     def partners(self, round_id: int, strata: Int64[np.ndarray, " d"]) -> Partners | None:
         """Table of the anchors of some strata within reach during a round; None unless positives are by columns."""
         ...
@@ -58,7 +67,8 @@ class Pool(Protocol):
 class WholePool:
     """Everything is within reach: the pool of exact mode.
 
-    `partners` is made once for all epochs, of the strata that are drawn from; see `make_partners`.
+    `partners` is made once for all epochs, of the strata that are drawn from; see `make_partners`. `times` makes the
+    table by time, or recalls it.
     """
 
     def __init__(
@@ -68,8 +78,11 @@ class WholePool:
         epoch: int,
         tag: Tag = Tag.QUEUE,
         partners: Partners | None = None,
+        times: Callable[[], HpiTable] | None = None,
     ) -> None:
         self.index = index
+        self._times = times
+        self.tables = FirstTable(), FirstTable(), FirstTable()
         self.origin = np.arange(len(index.strata))
         self._sizes = index.sizes
         self._key = (tag, seed, epoch)
@@ -130,6 +143,12 @@ class WholePool:
         if len(strata) == 1:  # the same numbers, sooner
             return cast(SampleIndex, rng.integers(first[0], stop[0], int(count[0])))
         return cast(SampleIndex, rng.integers(np.repeat(first, count), np.repeat(stop, count)))
+
+    def by_hpi(self, round_id: int, strata: Int64[np.ndarray, " k"]) -> tuple[HpiTable, Int64[np.ndarray, " k"]]:
+        """Return the table of all anchors, whose rows are the strata; the round makes no difference."""
+        del round_id
+        assert self._times is not None
+        return self._times(), strata
 
     def partners(self, round_id: int, strata: Int64[np.ndarray, " d"]) -> Partners | None:
         """Return the table of all anchors; the round makes no difference."""

@@ -14,8 +14,10 @@ from jaxtyping import Float64, Int64
 
 from dynaclr_wds.plan.columns import SampleIndex
 from dynaclr_wds.plan.compose.draws import Draws
-from dynaclr_wds.plan.compose.focal_window import FEW_WANTED, DrawMore, assemble_focused, focal_quota, sample_focal_hpi
+from dynaclr_wds.plan.compose.focal_batches import DrawMore, assemble_focused
+from dynaclr_wds.plan.compose.focal_window import focal_sizes, sample_focal_hpi
 from dynaclr_wds.plan.compose.group_quotas import MANY, GroupQuotas, RoundDraws
+from dynaclr_wds.plan.compose.hpi_table import WindowDraws
 from dynaclr_wds.plan.compose.lineages import deal, separate
 from dynaclr_wds.plan.compose.negatives import Offer, make_offer, sample_negatives
 from dynaclr_wds.plan.compose.pool import Pool
@@ -147,20 +149,25 @@ def _assemble_focused(
 ) -> tuple[Int64[SampleIndex, "r b"], Float64[np.ndarray, " r"]]:
     """Share out the draws around focal HPIs; `at` is the round's id and its first batch of the group."""
     round_id, first_occurrence = at
-    draws = Draws(pool.index, due, np.repeat(groups.number, groups.draws.count), rng)
-    by_group = np.zeros((len(quota), int(groups.number.max()) + 1), np.int64)
-    np.add.at(by_group.T, groups.number, quota.T)
+    draws = Draws(pool.index, due, np.repeat(groups.number, groups.draws.count), rng, pool.tables)
+    by_number = np.argsort(groups.number, kind="stable")
+    number = groups.number[by_number]
+    by_group = np.add.reduceat(quota[:, by_number], np.searchsorted(number, np.arange(number[-1] + 1)), axis=1)
     half_width = config.temporal_window_hours
     main = draws.quota_group < groups.main
     few = groups.main <= MANY
     hpi = [draws.hpi[draws.quota_group == g] for g in range(groups.main)] if few else [draws.hpi[main]]
     focal_hpi = sample_focal_hpi(rng, hpi, half_width, len(quota))
-    focal = focal_quota(by_group, first_occurrence, config)
-    anchor = assemble_focused(rng, draws, _drawer(rng, pool, round_id, groups), by_group, focal, focal_hpi, half_width)
+    focal_size = focal_sizes(len(quota), first_occurrence, config)
+    more: DrawMore | WindowDraws = _make_drawer(rng, pool, round_id, groups)
+    if by_group.shape[1] > MANY:
+        strata, count = groups.draws.strata.astype(np.int64), groups.draws.count
+        more = WindowDraws(rng, *pool.by_hpi(round_id, strata), groups.number, count)
+    anchor = assemble_focused(rng, draws, more, by_group, focal_size, focal_hpi, half_width)
     return anchor, focal_hpi
 
 
-def _drawer(rng: np.random.Generator, pool: Pool, round_id: int, groups: QuotaGroups) -> DrawMore:
+def _make_drawer(rng: np.random.Generator, pool: Pool, round_id: int, groups: QuotaGroups) -> DrawMore:
     """Make what draws more for quota groups: from their strata in proportion to their draws in the round."""
     strata, weight = groups.draws.strata.astype(np.int64), groups.draws.count
 
@@ -173,16 +180,8 @@ def _drawer(rng: np.random.Generator, pool: Pool, round_id: int, groups: QuotaGr
     def draw_more(
         wanted: Int64[np.ndarray, " w"], count: Int64[np.ndarray, " w"]
     ) -> tuple[Int64[SampleIndex, " n"], Int64[np.ndarray, " n"]]:
-        if len(wanted) <= FEW_WANTED:
-            parts = [draw_one(g, n) for g, n in zip(wanted.tolist(), count.tolist(), strict=True)]
-            return cast(SampleIndex, np.concatenate(parts)), np.repeat(wanted, [len(part) for part in parts])
-        asked = np.zeros(int(groups.number.max()) + 1, np.int64)
-        asked[wanted] = count
-        at = np.flatnonzero(asked[groups.number])
-        each = asked[groups.number[at]] * weight[at] / np.bincount(groups.number, weight)[groups.number[at]]
-        each = np.minimum(np.ceil(each).astype(np.int64), 4 * pool.reach(round_id, strata[at]))
-        drawn, order = pool.draw(rng, round_id, strata[at], each), rng.permutation(int(each.sum()))
-        return cast(SampleIndex, drawn[order]), np.repeat(groups.number[at], each)[order]
+        parts = [draw_one(g, n) for g, n in zip(wanted.tolist(), count.tolist(), strict=True)]
+        return cast(SampleIndex, np.concatenate(parts)), np.repeat(wanted, [len(part) for part in parts])
 
     return draw_more
 

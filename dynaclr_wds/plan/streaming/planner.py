@@ -12,6 +12,7 @@ from jaxtyping import Int64
 from dynaclr_wds.plan.batch import BatchPlan
 from dynaclr_wds.plan.columns import PatchRow, SampleIndex
 from dynaclr_wds.plan.compose.group_quotas import MANY, Group
+from dynaclr_wds.plan.compose.hpi_table import HpiTable, make_hpi_table
 from dynaclr_wds.plan.compose.leak import plan_leaks
 from dynaclr_wds.plan.compose.pool import Pool, WholePool
 from dynaclr_wds.plan.compose.positives import Partners, make_partners
@@ -77,6 +78,7 @@ class WholeStream:
         self._batches = int(plan_batch_counts(plan_groups(index, index.sizes, config), index.sizes, config).sum())
         self._per_round = batches_per_round(index, config)
         self._partners: tuple[bytes, Partners | None] | None = None
+        self._times: HpiTable | None = None
 
     def __len__(self) -> int:
         """Batches of an epoch."""
@@ -93,8 +95,18 @@ class WholeStream:
         rng = make_generator(Tag.QUOTAS, config.seed, epoch)
         leaks = plan_leaks(rng, groups, order, reach, index.sizes, config)
         schedule = plan_schedule(rng, groups, order, leaks, index.value_of, config.batch_size, self._per_round)
-        pool = WholePool(self._index, self._config.seed, epoch, partners=self._find_partners(groups))
+        partners = self._find_partners(groups)
+        pool = WholePool(self._index, self._config.seed, epoch, partners=partners, times=self._find_times)
         return StreamEpoch(pool, schedule)
+
+    def _find_times(self) -> HpiTable:
+        """Make the table of all anchors by time, or recall it."""
+        if self._times is None:
+            anchors = np.arange(len(self._index.row), dtype=self._index.row.dtype)
+            self._times = make_hpi_table(
+                self._index, cast(SampleIndex, anchors), self._index.sizes, np.arange(len(self._index.strata))
+            )
+        return self._times
 
     def _find_partners(self, groups: Sequence[Group]) -> Partners | None:
         """Make the table of what is drawn from, or recall it: weights may change it with the epoch."""

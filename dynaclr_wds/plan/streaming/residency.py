@@ -14,6 +14,8 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64, Integer
 
 from dynaclr_wds.plan.columns import SampleIndex
+from dynaclr_wds.plan.compose.draws import FirstTable
+from dynaclr_wds.plan.compose.hpi_table import HpiTable, make_hpi_table
 from dynaclr_wds.plan.compose.pool import sample_places
 from dynaclr_wds.plan.compose.positives import Partners
 from dynaclr_wds.plan.compose.schedule import Schedule, StratumRounds
@@ -126,6 +128,7 @@ class ResidentPool:
     ) -> None:
         self.index = index
         self.origin = origin
+        self.tables = FirstTable(), FirstTable(), FirstTable()
         self._queues = queues
         self._stays = stays
         self._span = schedule.round_span
@@ -163,15 +166,24 @@ class ResidentPool:
         anchors = part.anchors[part.first[here[visit]] + at - (total - sizes)[visit]]
         return cast(SampleIndex, anchors.astype(np.int64))
 
+    def by_hpi(self, round_id: int, strata: Int64[np.ndarray, " k"]) -> tuple[HpiTable, Int64[np.ndarray, " k"]]:
+        """Make a table of the anchors of the visits that last the whole round, whose rows are these strata in turn."""
+        parts = [self._stay(round_id, s) for s in strata.tolist()]
+        sizes = np.array([len(part) for part in parts], np.int64)
+        anchors = cast(SampleIndex, np.concatenate([np.zeros(0, self.index.row.dtype), *parts]))
+        return make_hpi_table(self.index, anchors, sizes, self.origin[strata]), np.arange(len(strata))
+
     def partners(self, round_id: int, strata: Int64[np.ndarray, " d"]) -> Partners | None:
         """Make a table of the anchors of the visits that last the whole round."""
         if self.index.match is None:
             return None
-        parts = [np.zeros(0, np.int64)]
-        for s in strata.tolist():
-            part = self._queues[s].part
-            parts.append(part.take(np.flatnonzero(self._here(round_id, s))).anchors)
+        parts = [np.zeros(0, np.int64), *(self._stay(round_id, s) for s in strata.tolist())]
         return Partners(self.index, cast(SampleIndex, np.unique(np.concatenate(parts))))
+
+    def _stay(self, round_id: int, stratum: int) -> Integer[SampleIndex, " n"]:
+        """List the anchors of the visits that last the whole round."""
+        part = self._queues[stratum].part
+        return part.take(np.flatnonzero(self._here(round_id, stratum))).anchors
 
     def _here(self, round_id: int, stratum: int) -> Bool[np.ndarray, " v"]:
         begin, end = self._span[round_id]
