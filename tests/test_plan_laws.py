@@ -41,12 +41,16 @@ def test_batches_are_full_pure_and_leak_exactly(case):
     assert set(case.drawn["about"]) <= names
     leaky = case.config.leaky if len(names) > 1 else 0.0
     leaked = (case.drawn["group"] != case.drawn["about"]).groupby(case.drawn["batch"]).sum()
-    # a group that has more than a lane of a narrow window is alone within reach for a while
-    alone = (leaked == 0) & (case.segments > 1)
+    # a group that has more than a lane of a narrow window is alone within reach for a while; where less than a sample
+    # leaks into a batch, one without may be that or not
+    less = leaky * size < 1
+    alone = (leaked == 0) & (case.segments > 1) & (not less)
     assert (((leaked - leaky * size).abs() < 1) | alone).all()
     batches = case.drawn.drop_duplicates("batch").set_index("batch")[~alone]
     for _, own in batches.groupby(["stream", "about"]):
-        assert abs(leaked[own.index].sum() - leaky * size * len(own)) < case.segments + 1e-6
+        off = leaked[own.index].sum() - leaky * size * len(own)
+        assert off < case.segments + 1e-6
+        assert off > -case.segments - 1e-6 or (less and case.segments > 1)
 
 
 @for_cases(15)

@@ -9,6 +9,7 @@ import json
 import numpy as np
 import pytest
 
+from dynaclr_wds.plan.audit import expected_pairs
 from dynaclr_wds.plan.audit.expected_pairs import UniformDraw
 from dynaclr_wds.plan.audit.quality import effective_size, measure_quality, sample_ideal
 from dynaclr_wds.plan.batch import BatchPlan
@@ -87,6 +88,23 @@ def test_expected_pairs_count_those_between_strata_that_share_fovs_lineages_and_
         mean = np.mean([colliding(keys(b)) for b in batches])
         assert found[kind] == pytest.approx(mean)
         assert mean > 0
+
+
+def test_pairs_between_very_many_strata_are_those_of_each_two(monkeypatch):
+    shared = make_index(
+        Synthetic(experiments=3, lineages=(40, 10), stratify_by=("condition", "stage"))
+    )  # lineages meet
+    config, uniform = SamplingConfig(batch_size=48, **FOCUS), UniformDraw(shared)
+    assert len(shared.strata) == 12
+    for plan in itertools.islice(FlexibleBatchSampler(shared, config), 6):
+        at = shared.find(plan.anchor)
+        place = 2 * shared.stratum(at) + ~uniform.inside(at, plan.focal_hpi, config)
+        asked = np.bincount(place, minlength=24).reshape(12, 2), uniform.spans(plan.focal_hpi, config)
+        one_by_one = uniform.expected(*asked)
+        with monkeypatch.context() as patch:
+            patch.setattr(expected_pairs, "_FEW", 0)
+            assert uniform.expected(*asked) == pytest.approx(one_by_one)
+        assert min(one_by_one) > 0
 
 
 def test_a_bin_that_gives_more_than_it_has_is_expected_to_repeat():

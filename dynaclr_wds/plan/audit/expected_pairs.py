@@ -23,6 +23,10 @@ KINDS = ("fov", "lineage", "block")
 """What two anchors may share, whatever their strata."""
 
 
+_FEW = 32
+"""Strata in a batch up to which the sums of each pair of them are counted once and kept."""
+
+
 class UniformDraw:
     """A uniform draw of anchors from the strata of a set, and the pairs that it makes.
 
@@ -97,13 +101,38 @@ class UniformDraw:
             same_near, same_far, across = self._alike(s, *spans[s].tolist())
             out += inside * (inside - 1) / 2 * _alike_pairs(same_near, near, inside)
             out += outside * (outside - 1) / 2 * _alike_pairs(same_far, far, outside)
-            out += inside * outside * across / max(near * far, 1)
+            if len(given) <= _FEW:
+                out += inside * outside * across / max(near * far, 1)
+        if len(given) > _FEW:
+            return (out + self._expect_between(count, spans, given)).tolist()
         for s, r in combinations(given, 2):
             if self._meet(s, r):
                 rate = [count[k] / np.maximum(size[k], 1) for k in (s, r)]
                 products = self._across(s, *spans[s].tolist(), r, *spans[r].tolist())
                 out += np.einsum("a,b,abk->k", *rate, products)
         return out.tolist()
+
+    def _expect_between(
+        self, count: Int64[np.ndarray, "s 2"], spans: Int64[np.ndarray, "s 2"], given: list[int]
+    ) -> Float64[np.ndarray, " k"]:
+        """Pairs expected between any two bins of many strata: ½ Σ ((Σ e)² − Σ e²) over what may be shared.
+
+        e is the number of samples expected of one FOV, … from one bin, n K / N.
+        """
+        names: list[list[Integer[np.ndarray, " _"]]] = [[] for _ in KINDS]
+        shares: list[list[Float64[np.ndarray, " _"]]] = [[] for _ in KINDS]
+        for s in given:
+            for k, histogram in enumerate(self._histograms(s, *spans[s].tolist())):
+                rate = count[s] / np.maximum(histogram.sum(1), 1)
+                for bin_ in np.flatnonzero(count[s]).tolist():
+                    names[k].append(self._names[s][k])
+                    shares[k].append(rate[bin_] * histogram[bin_])
+        out = np.zeros(len(KINDS))
+        for k in range(len(KINDS)):
+            share = np.concatenate(shares[k])
+            total = np.bincount(np.unique(np.concatenate(names[k]), return_inverse=True)[1], share)
+            out[k] = ((total**2).sum() - (share**2).sum()) / 2
+        return out
 
     def _count_alike(self, stratum: int, low: int, high: int) -> Float64[np.ndarray, "3 k"]:
         """Σ K² inside, Σ L² outside, Σ K L, for each kind (K inside, L outside the window)."""

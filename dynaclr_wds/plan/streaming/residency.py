@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float64, Int64, Integer
 
 from dynaclr_wds.plan.columns import SampleIndex
 from dynaclr_wds.plan.compose.draws import FirstTable
+from dynaclr_wds.plan.compose.group_quotas import MANY
 from dynaclr_wds.plan.compose.hpi_table import HpiTable, make_hpi_table
 from dynaclr_wds.plan.compose.pool import sample_places
 from dynaclr_wds.plan.compose.positives import Partners
@@ -132,6 +133,7 @@ class ResidentPool:
         self._queues = queues
         self._stays = stays
         self._span = schedule.round_span
+        self._gathered: tuple[tuple[int, bytes], Integer[SampleIndex, " n"], Int64[np.ndarray, " k1"]] | None = None
 
     def due(
         self, strata: Integer[np.ndarray, " k"], start: Integer[np.ndarray, " k"], count: Integer[np.ndarray, " k"]
@@ -143,6 +145,8 @@ class ResidentPool:
 
     def reach(self, round_id: int, strata: Int64[np.ndarray, " k"]) -> Int64[np.ndarray, " k"]:
         """Count the anchors of the visits that last the whole round."""
+        if len(strata) > MANY:
+            return np.diff(self._gather(round_id, strata)[1])
         here = ((self._queues[s].part, self._here(round_id, s)) for s in strata.tolist())
         return np.array([np.diff(part.first)[stays].sum() for part, stays in here], np.int64)
 
@@ -150,6 +154,10 @@ class ResidentPool:
         self, rng: np.random.Generator, round_id: int, strata: Int64[np.ndarray, " k"], count: Int64[np.ndarray, " k"]
     ) -> Int64[SampleIndex, " n"]:
         """Draw from the visits that last the whole round."""
+        if len(strata) > MANY:
+            anchors, first = self._gather(round_id, strata)
+            place = rng.integers(np.repeat(first[:-1], count), np.repeat(first[1:], count))
+            return cast(SampleIndex, anchors[place].astype(np.int64))
         each = zip(strata.tolist(), count.tolist(), strict=True)
         parts = [self._draw_one(rng, round_id, stratum, n) for stratum, n in each if n]
         return cast(SampleIndex, np.concatenate([np.zeros(0, np.int64), *parts]))
@@ -168,10 +176,8 @@ class ResidentPool:
 
     def by_hpi(self, round_id: int, strata: Int64[np.ndarray, " k"]) -> tuple[HpiTable, Int64[np.ndarray, " k"]]:
         """Make a table of the anchors of the visits that last the whole round, whose rows are these strata in turn."""
-        parts = [self._stay(round_id, s) for s in strata.tolist()]
-        sizes = np.array([len(part) for part in parts], np.int64)
-        anchors = cast(SampleIndex, np.concatenate([np.zeros(0, self.index.row.dtype), *parts]))
-        return make_hpi_table(self.index, anchors, sizes, self.origin[strata]), np.arange(len(strata))
+        anchors, first = self._gather(round_id, strata)
+        return make_hpi_table(self.index, anchors, np.diff(first), self.origin[strata]), np.arange(len(strata))
 
     def partners(self, round_id: int, strata: Int64[np.ndarray, " d"]) -> Partners | None:
         """Make a table of the anchors of the visits that last the whole round."""
@@ -180,10 +186,25 @@ class ResidentPool:
         parts = [np.zeros(0, np.int64), *(self._stay(round_id, s) for s in strata.tolist())]
         return Partners(self.index, cast(SampleIndex, np.unique(np.concatenate(parts))))
 
+    def _gather(
+        self, round_id: int, strata: Int64[np.ndarray, " k"]
+    ) -> tuple[Integer[SampleIndex, " n"], Int64[np.ndarray, " k1"]]:
+        """List the anchors of the visits that last the whole round, stratum after stratum, and where each begins.
+
+        The last list is kept, as a round asks for the same strata again.
+        """
+        key = round_id, strata.tobytes()
+        if self._gathered is None or self._gathered[0] != key:
+            parts = [self._stay(round_id, s) for s in strata.tolist()]
+            first = np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64)
+            anchors = cast(SampleIndex, np.concatenate([np.zeros(0, self.index.row.dtype), *parts]))
+            self._gathered = key, anchors, first
+        return self._gathered[1:]
+
     def _stay(self, round_id: int, stratum: int) -> Integer[SampleIndex, " n"]:
         """List the anchors of the visits that last the whole round."""
         part = self._queues[stratum].part
-        return part.take(np.flatnonzero(self._here(round_id, stratum))).anchors
+        return cast(SampleIndex, part.anchors[np.repeat(self._here(round_id, stratum), np.diff(part.first))])
 
     def _here(self, round_id: int, stratum: int) -> Bool[np.ndarray, " v"]:
         begin, end = self._span[round_id]
