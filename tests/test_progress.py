@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import time
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -18,6 +19,7 @@ from dynaclr_wds.read.loader import ThreadDataLoader
 from dynaclr_wds.train.engine import ContrastiveModule
 from dynaclr_wds.train.pace import Pace, Remaining, Stride
 from dynaclr_wds.train.progress import ProgressLines, WaitingBar, choose_progress
+from dynaclr_wds.train.slow_hint import SlowHint, advise_on_loader, advise_on_threads
 
 LINE = re.compile(
     r"epoch 1 of 2, step 4/4: loss [\d.e-]+, [\d,]+ samples/s, \d+% of the time waiting for the loader, "
@@ -205,3 +207,27 @@ def test_pauses_are_left_out():
     pace.resume()
     assert pace.seconds < 0.04
     assert pace.waiting is None
+
+
+def test_a_crowded_machine_is_told_apart_from_a_loader_that_is_too_slow():
+    assert advise_on_threads(load=3.9, processors=2, torch_threads=2, workers=1) is None  # its own threads, mostly
+    assert advise_on_threads(load=12.0, processors=2, torch_threads=1, workers=4) is None  # nothing that it could do
+    crowded = advise_on_threads(load=12.0, processors=2, torch_threads=2, workers=1)
+    assert crowded is not None
+    assert "about 12 threads want to run on 2 processors" in crowded
+    assert "OMP_NUM_THREADS=1" in crowded
+    assert advise_on_loader(0.49, processors=8, workers=2) is None
+    assert advise_on_loader(None, processors=8, workers=2) is None
+    more = advise_on_loader(0.8, processors=8, workers=2)
+    assert more == (
+        "The network waits for the loader 80% of the time. data.num_workers is 2, and this process may use 8 "
+        "processors: set it higher."
+    )
+    assert "Fewer bytes" in (advise_on_loader(0.8, processors=2, workers=2) or "")
+
+
+def test_what_makes_a_training_slow_is_said_once(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr("os.getloadavg", lambda: (0.0, 0.0, 0.0))
+    monkeypatch.setattr(sys.modules[__name__], "Batches", partial(Batches, seconds=0.05))
+    fit(tmp_path, SlowHint(after_seconds=0.0), enable_progress_bar=False)
+    assert capfd.readouterr().out.count("The network waits for the loader") == 1

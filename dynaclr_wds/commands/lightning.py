@@ -39,6 +39,7 @@ from dynaclr_wds.train.epoch_ledger import EpochLedger
 from dynaclr_wds.train.finite_loss import FiniteLoss
 from dynaclr_wds.train.plan_verdict import PlanVerdict
 from dynaclr_wds.train.progress import choose_progress
+from dynaclr_wds.train.slow_hint import SlowHint
 from dynaclr_wds.train.stop_signals import Stopped
 from dynaclr_wds.yaml_limits import limit_loader
 
@@ -141,7 +142,7 @@ class DynaCLRCommand(LightningCLI):
         own, fits = config.get("callbacks") or [], self.config.subcommand == "fit"
         more: list[Callback] = [*choose_progress(config.get("enable_progress_bar") is not False, own)]
         if fits:
-            more += choose_rate_curve(config.get("logger"), own)
+            more += [*choose_rate_curve(config.get("logger"), own), SlowHint()]
         try:
             first_line = FirstLine("Training" if fits else "Validating")
             trainer = super()._instantiate_trainer(config, [first_line, *callbacks, *more])

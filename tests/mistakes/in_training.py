@@ -58,7 +58,7 @@ IN_TRAINING = [
     Mistake(what="Begins with a checkpoint that is not there", make=_fit("--model.init_from", "{path: first.ckpt}")),
     Mistake(
         what="Predicts a label that the shards lack",
-        make=_fit("--model.auxiliary_heads", "{gene: {label: gene}}"),
+        make=_fit("--model.encoder.init_args.in_stack_depth", "3", "--model.auxiliary_heads", "{gene: {label: gene}}"),
     ),
     Mistake(what="Misspells a key of a head", make=_fit("--model.auxiliary_heads", "{gene: {labels: condition}}")),
     Mistake(what="Writes a config that is not YAML", make=_text_config("data: [1, 2\n")),
