@@ -15,10 +15,11 @@ from dynaclr_wds.contract import Manifest
 from dynaclr_wds.errors import FormatError
 from dynaclr_wds.file_checks import MOST_MANIFEST_BYTES, check_content, check_size, read_manifest_file
 from dynaclr_wds.manifest_checks import parse_manifest
-from dynaclr_wds.storage.client import ObjectInfo, Storage
+from dynaclr_wds.storage.client import Storage
 from dynaclr_wds.storage.index_cache import IndexCache
 from dynaclr_wds.storage.location import Location
 from dynaclr_wds.storage.options import StorageOptions
+from dynaclr_wds.storage.versions import ObjectInfo
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,10 +75,7 @@ def find_remote(root: Location, options: StorageOptions, cache_dir: str | Path |
     storage = Storage(root, options)
     content, manifest = read_manifest(storage)
     storage = enter_folder(storage, manifest)
-    listed = storage.list()
-    if listed is not None:
-        for shard in manifest.shards:
-            _check_listed(storage.root / shard.path, listed.get(shard.path), shard.bytes)
+    listed = _list_files(storage, manifest)
     index = IndexCache(storage, content, cache_dir)
     arrays = {contract.array_path(name) for name in contract.array_dtypes(manifest)}
     index.fetch([file for file in manifest.files if file.path in arrays], listed, verify=verify)
@@ -111,6 +109,30 @@ def read_manifest(storage: Storage) -> tuple[bytes, Manifest]:
 def enter_folder(storage: Storage, manifest: Manifest) -> Storage:
     """Return the storage in which the paths of a manifest are names; `storage` is that of the manifest itself."""
     return Storage(storage.root / manifest.folder, storage.options) if manifest.folder else storage
+
+
+def _list_files(storage: Storage, manifest: Manifest) -> Mapping[str, ObjectInfo] | None:
+    """List a set, and check that everything is there; once more where something is not, as the answer may be damaged.
+
+    Raises
+    ------
+    FormatError
+        A file is missing, or of another size.
+    """
+    sizes = {s.path: s.bytes for s in manifest.shards} | {f.path: f.bytes for f in manifest.files}
+    for last in (False, True):
+        listed = storage.list()
+        if listed is None:
+            return None
+        try:
+            for path, size in sizes.items():
+                _check_listed(storage.root / path, listed.get(path), size)
+        except FormatError:
+            if last:
+                raise
+        else:
+            return listed
+    raise AssertionError("never reached")
 
 
 def _check_listed(where: Location, found: ObjectInfo | None, size: int) -> None:

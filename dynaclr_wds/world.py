@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 
 import torch.distributed as dist
 from lightning.pytorch import Trainer
+
+_LOST = re.compile(r"gloo/transport|Connection (closed|reset) by peer|ncclRemoteError|ncclSystemError")
+"""What gloo and NCCL say when another rank is gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,3 +40,8 @@ def detect_world(trainer: Trainer | None) -> World:
             "process would read the same batches. Attach the DataModule to a Trainer, or call init_process_group first."
         )
     return World(0, 1)
+
+
+def is_lost_rank(error: RuntimeError) -> bool:
+    """Whether a collective failed because another rank has ended."""
+    return dist.is_available() and dist.is_initialized() and _LOST.search(str(error)) is not None

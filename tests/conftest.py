@@ -93,6 +93,11 @@ def build(collection: Path, out: Path, **options: object) -> Path:
     return out
 
 
+def make_matrix_set(root: Path) -> Path:
+    """Build the set of the fault matrix, in a folder `shards`: two experiments, small blocks."""
+    return build(write_collection(root, ("uint16", "float32")), root / "shards", clip_anchors=4, block_bytes=1 << 14)
+
+
 @pytest.fixture(scope="module")
 def without_fsync():
     """Syncing takes most of a tiny build's time, and only a power cut could tell the difference."""

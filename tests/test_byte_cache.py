@@ -19,9 +19,10 @@ from dynaclr_wds.read.object_store import ObjectStore
 from dynaclr_wds.shardset import ShardSet
 from dynaclr_wds.storage import byte_cache
 from dynaclr_wds.storage.byte_cache import ByteCache, KeptRange, name_version, parse_limit
-from dynaclr_wds.storage.client import ObjectInfo, Storage
+from dynaclr_wds.storage.client import Storage
 from dynaclr_wds.storage.location import parse_place
 from dynaclr_wds.storage.options import StorageOptions
+from dynaclr_wds.storage.versions import ObjectInfo
 from tests.cache_pieces import PAGE, piece, taken
 from tests.remote import EXACT, STREAMING, assert_same, make_data, quick, read_batches, upload
 from tests.servers.faults import Rule, Schedule

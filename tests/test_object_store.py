@@ -359,32 +359,6 @@ def test_keys_come_from_the_environment_and_from_the_credentials_file(url, bucke
         ShardSet.open(url, cache_dir=tmp_path, storage_options={"profile": "other"})
 
 
-def test_keys_that_are_refused_in_mid_run_are_asked_for_once_more(url, bucket, local_batches, tmp_path):
-    good = {"access_key_id": ROLES["reader"][0], "secret_access_key": ROLES["reader"][1]}
-    keys, asked = dict(good), []
-
-    def provide() -> dict[str, Any]:
-        asked.append(keys["access_key_id"])
-        return {**keys, "token": None, "expires_at": None}
-
-    options = {"endpoint": bucket.endpoint, "region": "us-east-1", "credential_provider": provide}
-    data = make_data(url, storage_options=options, cache_dir=str(tmp_path), **STREAMING)
-    assert asked == [ROLES["reader"][0]]
-    storage = data.shard_set.remote.storage
-    keys.update(access_key_id="EXPIRED")
-    storage._renew(storage._generation)  # as when the provider's keys had run out
-    loader = iter(data.train_dataloader())
-    keys.update(access_key_id=ROLES["renewed"][0], secret_access_key=ROLES["renewed"][1])
-    assert_same([next(loader)], local_batches(**STREAMING)[:1])
-    loader.close()
-    assert asked[0] == ROLES["reader"][0]
-    assert asked[-1] == ROLES["renewed"][0]
-    keys.update(access_key_id="EXPIRED")
-    storage._renew(storage._generation)
-    with pytest.raises(StorageError, match=r"refused the credentials \(status 403.*\), new ones too"):
-        storage.read("manifest.json", 1 << 20)
-
-
 def test_no_secret_is_shown_or_kept(url, bucket, tmp_path):
     data = make_data(url, storage_options=quick(bucket), cache_dir=str(tmp_path), **EXACT)
     kept = {"endpoint": bucket.endpoint, "region": "us-east-1", "retry_timeout": 5.0, "stall_timeout": 1.0}

@@ -14,10 +14,14 @@ from obstore.exceptions import GenericError, PermissionDeniedError
 from dynaclr_wds.contract import FileRecord, checksum, format_checksum
 from dynaclr_wds.errors import ConfigError, FormatError, StorageError
 from dynaclr_wds.storage.client import Storage
-from dynaclr_wds.storage.failures import Kind, classify
+from dynaclr_wds.storage.failures import Kind, TryAgain, classify
 from dynaclr_wds.storage.index_cache import IndexCache
 from dynaclr_wds.storage.location import Location, is_url, name_place, parse_place
+from dynaclr_wds.storage.objects import copy_object, read_begin
 from dynaclr_wds.storage.options import kept_options, parse_options, parse_words
+from dynaclr_wds.storage.versions import to_info
+from dynaclr_wds.storage.writing import write
+from tests.servers.faults import Rule, Schedule
 
 
 def test_text_becomes_a_path_or_a_location():
@@ -231,10 +235,77 @@ def test_a_cache_that_can_not_be_written_says_so(bucket, tmp_path):
 
 def test_small_objects_are_written_and_read_back(bucket):
     storage = Storage(parse_place(f"{bucket.url}/a"), parse_options(bucket.storage_options()))
-    storage.write("b/c ~%2E.json", b"{}")
+    write(storage, "b/c ~%2E.json", b"{}")
     assert storage.read("b/c ~%2E.json", 10) == b"{}"
     assert list(storage.list()) == ["b/c ~%2E.json"]
     with pytest.raises(FormatError, match="has 2 bytes; more than 1 are not read"):
         storage.read("b/c ~%2E.json", 1)
     with pytest.raises(FileNotFoundError, match="/a/none: is not there"):
         storage.read("none", 1)
+
+
+@pytest.fixture
+def odd_etags() -> Iterator[tuple[str, list[str]]]:
+    """A server of S3 whose ETags look like MD5 and are none, as of encrypted objects; and what it was asked for."""
+    asked: list[str] = []
+
+    class Server(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            asked.append(self.headers["Range"])
+            self.send_response(206)
+            headers = {"Content-Length": "3", "Content-Range": "bytes 0-2/3", "ETag": f'"{"0" * 32}"'}
+            for name, value in (headers | {"Last-Modified": "Sat, 28 Nov 2026 08:00:00 GMT"}).items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(b"abc")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", asked
+        server.shutdown()
+
+
+def test_an_object_that_comes_twice_as_the_same_is_believed_whatever_its_etag_says(odd_etags):
+    endpoint, asked = odd_etags
+    storage = Storage(Location("s3", "bucket"), parse_options({"endpoint": endpoint, "anonymous": True}))
+    assert bytes(read_begin(storage, "x")[0]) == b"abc"
+    assert len(asked) == 2
+
+
+@pytest.mark.parametrize("times", [1, None])
+def test_a_bit_that_flips_on_its_way_is_noticed_by_the_etag_of_an_object_in_several_ranges(
+    bucket, proxy_before, tmp_path, times
+):
+    content = bytes(range(256)) * 64
+    obstore.put(bucket.store(), "x.csv", content)
+    rule = Rule(kinds=("flip",), headers={"Range": "bytes=8192-"})
+    proxy = proxy_before(bucket.endpoint, Schedule(0, (rule,), fault_limit=times))
+    options = parse_options({**proxy.before(bucket).storage_options(), "request_bytes": 4096})
+    storage = Storage(parse_place(bucket.url), options)
+    if times is None:
+        with pytest.raises(
+            StorageError, match=rf"{bucket.url}/x.csv: was read 3 times, came with other bytes each time"
+        ):
+            copy_object(storage, "x.csv", tmp_path / "x.csv")
+    else:
+        copy_object(storage, "x.csv", tmp_path / "x.csv")
+        assert (tmp_path / "x.csv").read_bytes() == content
+        assert proxy.faults["flip"] == 1
+
+
+def test_an_etag_that_could_not_be_sent_back_is_asked_for_again():
+    with pytest.raises(TryAgain, match="an ETag came that is none"):
+        to_info({"size": 1, "e_tag": '"a\x1fb"', "last_modified": None, "version": None})
+    assert classify(Panic()).kind is Kind.FINAL
+
+
+class Panic(BaseException):
+    """Stands for a panic of obstore."""
+
+
+Panic.__name__ = "PanicException"

@@ -41,6 +41,7 @@ from dynaclr_wds.train.plan_verdict import PlanVerdict
 from dynaclr_wds.train.progress import choose_progress
 from dynaclr_wds.train.slow_hint import SlowHint
 from dynaclr_wds.train.stop_signals import Stopped
+from dynaclr_wds.world import is_lost_rank
 from dynaclr_wds.yaml_limits import limit_loader
 
 TRAINER_DEFAULTS: dict[str, Any] = {"use_distributed_sampler": False, "enable_model_summary": False}
@@ -253,6 +254,13 @@ def run_lightning(argv: Sequence[str]) -> DynaCLRCommand:
         raise ConfigError(error.spell("--data.")) from error
     except MisconfigurationException as error:
         raise ConfigError(str(error)) from error
+    except RuntimeError as error:
+        if not is_lost_rank(error):
+            raise
+        raise RuntimeError(
+            f"Rank {torch.distributed.get_rank()} of {torch.distributed.get_world_size()} can't go on alone: another "
+            "rank has ended. What that one said is the reason."
+        ) from error
 
 
 @functools.cache

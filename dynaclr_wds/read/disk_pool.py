@@ -14,7 +14,7 @@ from jaxtyping import Bool, Int64
 from dynaclr_wds.read.arrivals import Arrival
 from dynaclr_wds.read.coalesce import cut_range
 from dynaclr_wds.storage.byte_cache import ByteCache, KeptRange, name_version
-from dynaclr_wds.storage.client import ObjectInfo
+from dynaclr_wds.storage.versions import ObjectInfo
 
 
 class DiskPool:

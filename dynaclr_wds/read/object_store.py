@@ -28,7 +28,8 @@ from dynaclr_wds.read.disk_pool import DiskPool
 from dynaclr_wds.read.files import check_inside
 from dynaclr_wds.read.mapped import copy_runs, load_copy
 from dynaclr_wds.read.patch_pool import PatchPool
-from dynaclr_wds.storage.client import ObjectInfo, Storage, check_process
+from dynaclr_wds.storage.client import Storage, check_process
+from dynaclr_wds.storage.versions import ObjectInfo
 from dynaclr_wds.store import Check, RowFailure
 
 
@@ -128,7 +129,7 @@ class ObjectStore:
         first, last = int(self._base[shard]) + begin, int(self._base[shard]) + end
         with self._lock:
             known = self._blocks.get(first)
-            if known is not None and known.end == last and not known.over:
+            if known is not None and known.end == last:  # also one that failed: whoever holds it gets its error
                 known.users += 1
             else:
                 self._blocks[first] = self._request(first, last, disk=self._disk)

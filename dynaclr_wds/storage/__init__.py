@@ -6,6 +6,7 @@
 | `options.py` | `storage_options` of a config, checked; and the part of them that may be kept in a checkpoint. |
 | `credentials.py` | Which keys to sign requests with, from options and the usual environment. |
 | `failures.py` | What a failed request says → a short cause without secrets, and whether to try again. |
+| `versions.py` | What a server says of an object: size, ETag, MD5. |
 | `client.py` | `Storage`: requests below one location, each bounded in time, tried again, and pinned to an ETag. |
 | `writing.py` | Small objects on a condition; copies and removals. |
 | `sending.py` | Files to objects: large ones in parts, each with its checksum, visible when it is whole. |

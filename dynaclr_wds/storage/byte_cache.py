@@ -29,7 +29,7 @@ import xxhash
 from dynaclr_wds.byte_sizes import SIZES, parse_size
 from dynaclr_wds.errors import ConfigError
 from dynaclr_wds.storage.cache_sweep import WRITING, Sweep, bytes_on_disk, lock_file
-from dynaclr_wds.storage.client import ObjectInfo
+from dynaclr_wds.storage.versions import ObjectInfo
 
 _MAGIC = b"dynaclr1"
 _HEAD_BYTES = len(_MAGIC) + 16

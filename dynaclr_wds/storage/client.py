@@ -14,8 +14,6 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import datetime
 from typing import Any, NoReturn, TypeAlias, TypeVar
 
 import obstore
@@ -25,10 +23,13 @@ from dynaclr_wds.storage.failures import NO_BUCKET, Failure, Kind, TryAgain, cla
 from dynaclr_wds.storage.location import Location
 from dynaclr_wds.storage.options import StorageOptions
 from dynaclr_wds.storage.redirects import object_url, refuse_redirect, would_go_along
-from dynaclr_wds.storage.stores import find_endpoint, make_store
+from dynaclr_wds.storage.stores import find_endpoint, is_plain, make_store
+from dynaclr_wds.storage.versions import ObjectInfo, to_info
 from dynaclr_wds.words import count_of
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
+_ASK_AGAIN = 10.0
+"""Keys that were refused from the beginning are asked for again after so many seconds."""
 _T = TypeVar("_T")
 
 Sleep: TypeAlias = Callable[[float], bool]
@@ -37,29 +38,6 @@ Sleep: TypeAlias = Callable[[float], bool]
 def _sleep(seconds: float) -> bool:
     time.sleep(seconds)
     return True
-
-
-@dataclass(frozen=True, slots=True)
-class ObjectInfo:
-    """What tells one version of an object from another."""
-
-    size: int
-    etag: str | None
-    """With its quotes; None where the server gives none."""
-    changed: datetime | None
-    version: str | None = None
-    """The generation, of Google's objects."""
-
-    @property
-    def condition(self) -> str | None:
-        """What `If-Match` asks for; None where the server gives no strong ETag."""
-        return None if self.etag is None or self.etag.startswith("W/") else self.etag
-
-    def is_same(self, other: ObjectInfo) -> bool:
-        """Whether both are of one version, as far as it can be told."""
-        if self.etag is None or other.etag is None:
-            return self.size == other.size and self.changed == other.changed
-        return self.size == other.size and self.etag == other.etag
 
 
 class Storage:
@@ -83,13 +61,15 @@ class Storage:
     def __init__(self, root: Location, options: StorageOptions, *, retries: int = 0) -> None:
         self.root = root
         self.options = options
+        self.plain = is_plain(root, options)
+        """Whether bytes come without TLS."""
         self._retries = retries
         self._lock = threading.Lock()
-        self._generation = 0
+        self._asked = -_ASK_AGAIN
         check_process()
         self._secret = would_go_along(root, options)
         self._stays: set[str] = set()
-        self._store = make_store(self.root, self.options, self._retries)
+        self._keys = _Keys(make_store(self.root, self.options, self._retries))
 
     def __repr__(self) -> str:
         return f"Storage({str(self.root)!r})"
@@ -118,11 +98,14 @@ class Storage:
         if self.root.scheme in ("http", "https"):
             return None
         begin, prefix = len(self.root.key) + 1 if self.root.key else 0, self.root.key or None
+
+        def collect(store: Any) -> dict[str, ObjectInfo]:
+            return {entry["path"][begin:]: to_info(entry) for entry in obstore.list(store, prefix).collect()}
+
         try:
-            found = self.request("", "the listing", lambda store: list(obstore.list(store, prefix).collect()))
+            return self.request("", "the listing", collect)
         except DeniedError:
             return None
-        return {entry["path"][begin:]: to_info(entry) for entry in found}
 
     def read(self, name: str, most_bytes: int) -> bytes:
         """Read a whole object.
@@ -188,17 +171,6 @@ class Storage:
         except FileNotFoundError as error:
             raise FormatError(str(error)) from None
 
-    def write(self, name: str, data: bytes) -> None:
-        """Write a small object with one request; replaces what is there.
-
-        Raises
-        ------
-        StorageError
-            The request failed.
-        """
-        key = (self.root / name).key
-        self.request(name, "", lambda store: obstore.put(store, key, data, use_multipart=False))
-
     def request(self, name: str, part: str, call: Callable[[Any], _T], sleep: Sleep = _sleep) -> _T:
         """Make a request, again while that may help.
 
@@ -220,9 +192,11 @@ class Storage:
         begun, pause, renewed = time.monotonic(), _FIRST_PAUSE, False
         for tries in itertools.count(1):
             check_process()
-            store, generation = self._store, self._generation
+            keys = self._keys
             try:
-                return call(store)
+                found = call(keys.store)
+                keys.worked = True
+                return found
             except (KeyboardInterrupt, SystemExit, DynaCLRError):
                 raise
             except BaseException as error:  # obstore's panics derive from BaseException
@@ -230,7 +204,7 @@ class Storage:
             spent = time.monotonic() - begun
             if failure.kind is Kind.DENIED and not renewed:
                 renewed = True
-                self._renew(generation)
+                self._renew(keys)
             elif (
                 failure.kind is Kind.TRANSIENT
                 and spent < self.options.retry_timeout
@@ -277,12 +251,23 @@ class Storage:
             advice = "There is no such bucket: check the URL, and endpoint in storage_options."
         raise StorageError(f"{what}: the request failed ({failure.cause}; {effort}). {advice}")
 
-    def _renew(self, generation: int) -> None:
-        """Make the store anew, which asks for credentials again; once for all threads that were refused together."""
+    def _renew(self, refused: _Keys) -> None:
+        """Make the store anew, which asks for credentials again: once for all threads that were refused together.
+
+        Where they were asked for just now, and no request with them succeeded, nobody is asked again.
+        """
         with self._lock:
-            if self._generation == generation:
-                self._store = make_store(self.root, self.options, self._retries)
-                self._generation += 1
+            if self._keys is refused and (refused.worked or time.monotonic() - self._asked > _ASK_AGAIN):
+                self._keys = _Keys(make_store(self.root, self.options, self._retries))
+                self._asked = time.monotonic()
+
+
+class _Keys:
+    """A store, which holds the keys that it asked for, and whether a request with them succeeded."""
+
+    def __init__(self, store: Any) -> None:
+        self.store = store
+        self.worked = False
 
 
 class DeniedError(StorageError):
@@ -306,14 +291,6 @@ def _explain(error: BaseException) -> Failure:
     if isinstance(error, _Replaced):
         return Failure(Kind.REPLACED, "another ETag")
     return classify(error)
-
-
-def to_info(meta: Any) -> ObjectInfo:
-    """Take from what obstore says of an object what we need."""
-    etag = meta["e_tag"]
-    if etag and not etag.endswith('"'):  # Azure lists them without quotes
-        etag = f'"{etag}"'
-    return ObjectInfo(int(meta["size"]), etag or None, meta["last_modified"], meta["version"])
 
 
 _used_by: int | None = None

@@ -69,6 +69,7 @@ _BY_CLASS = {
     "InvalidPathError": Kind.FINAL,
     "UnknownConfigurationKeyError": Kind.FINAL,
     "AlreadyExistsError": Kind.FINAL,
+    "PanicException": Kind.FINAL,
     "ValueError": Kind.FINAL,
     "TypeError": Kind.FINAL,
 }
@@ -83,6 +84,7 @@ _WORDS = (
     (r"dns error|failed to lookup", Kind.TRANSIENT, "the server's name can't be resolved"),
     (r"TimedOut|timed out|Timeout|operation timed out", Kind.TRANSIENT, "no answer in time"),
     (r"kind: Connect", Kind.TRANSIENT, "no connection"),
+    (r"invalid list response", Kind.TRANSIENT, "a listing came that can't be read"),
     (r"kind: (Decode|Body|Interrupted)", Kind.TRANSIENT, "the answer was cut short"),
 )
 

@@ -20,7 +20,8 @@ from dynaclr_wds.contract import FileRecord
 from dynaclr_wds.errors import ChecksumError, FormatError, StorageError
 from dynaclr_wds.file_checks import check_content
 from dynaclr_wds.files import partial_name, rename_whole
-from dynaclr_wds.storage.client import ObjectInfo, Storage
+from dynaclr_wds.storage.client import Storage
+from dynaclr_wds.storage.versions import ObjectInfo
 
 _DOWNLOADS = 16
 """Requests at a time."""

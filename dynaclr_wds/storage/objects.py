@@ -2,22 +2,31 @@
 
 A plain GET believes the server's Content-Length. A ranged one says besides how large the whole object is, so whatever
 came short is noticed. The first range is asked for without knowing the size; small objects need no other request.
+Plates and tables have no checksums: where they come without TLS, they are compared with the MD5 that S3 gives as ETag.
 """
 
 from __future__ import annotations
 
+import hashlib
+import mmap
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import obstore
 
-from dynaclr_wds.errors import FormatError
+from dynaclr_wds.errors import FormatError, StorageError
 from dynaclr_wds.files import write_whole
-from dynaclr_wds.storage.client import DeniedError, ObjectInfo, Storage, to_info
+from dynaclr_wds.storage.client import DeniedError, Storage
 from dynaclr_wds.storage.failures import TryAgain, classify
 from dynaclr_wds.storage.location import Location
 from dynaclr_wds.storage.options import StorageOptions
+from dynaclr_wds.storage.versions import ObjectInfo, to_info
+
+_READS = 3
+"""How often an object is read that comes with other bytes than its ETag says."""
+
+_T = TypeVar("_T")
 
 Found = tuple[memoryview, ObjectInfo]
 """Bytes, and the version of the object that they are of."""
@@ -50,7 +59,33 @@ def read_begin(storage: Storage, name: str, most: int | None = None) -> Found:
             answer = obstore.get(store, key)  # an empty object has no range of bytes
         return _take(answer, 0, lambda size: min(size, last))
 
-    return storage.request(name, f"bytes 0 to {last:,}", get)
+    def find_fault(found: Found) -> str | None:
+        return find_wrong_md5(storage, *found) if len(found[0]) == found[1].size else None
+
+    return _read_confirmed(storage, name, lambda: storage.request(name, f"bytes 0 to {last:,}", get), find_fault)
+
+
+def find_wrong_md5(storage: Storage, data: memoryview, info: ObjectInfo) -> str | None:
+    """Return the MD5 of an object's bytes if its ETag is another one, and nothing else has protected them."""
+    if not storage.plain or info.md5 is None:
+        return None
+    found = hashlib.md5(data, usedforsecurity=False).hexdigest()
+    return None if found == info.md5 else found
+
+
+def _read_confirmed(storage: Storage, name: str, read: Callable[[], _T], find_fault: Callable[[_T], str | None]) -> _T:
+    """Read until the bytes are those of the ETag, or come the same twice: then the ETag is no MD5."""
+    seen: set[str] = set()
+    for _ in range(_READS):
+        found = read()
+        wrong = find_fault(found)
+        if wrong is None or wrong in seen:
+            return found
+        seen.add(wrong)
+    raise StorageError(
+        f"{storage.root / name}: was read {_READS} times, came with other bytes each time, and never with those of its "
+        "ETag. Something on the way changes them: use https, or look at network and server."
+    )
 
 
 def read_end(storage: Storage, name: str, size: int) -> Found:
@@ -114,13 +149,26 @@ def copy_object(storage: Storage, name: str, path: Path, pinned: ObjectInfo | No
     StorageError
         A request failed.
     """
-    begin, info = read_begin(storage, name)
-    if pinned is not None and not pinned.is_same(info):
-        raise FormatError(f"{storage.root / name}: was replaced while it was read. Run the same command again.")
-    with write_whole(path) as file:
-        file.write(begin)
-        for part in _read_rest(storage, name, len(begin), info):
-            file.write(part)
+
+    def copy() -> str | None:
+        """Copy it, and return the MD5 if it is a wrong one."""
+        begin, info = read_begin(storage, name)
+        if pinned is not None and not pinned.is_same(info):
+            raise FormatError(f"{storage.root / name}: was replaced while it was read. Run the same command again.")
+        with write_whole(path) as file:
+            file.write(begin)
+            for part in _read_rest(storage, name, len(begin), info):
+                file.write(part)
+        if len(begin) == info.size:
+            return None  # checked already
+        with path.open("rb") as whole, mmap.mmap(whole.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return find_wrong_md5(storage, memoryview(content), info)
+
+    try:
+        _read_confirmed(storage, name, copy, lambda wrong: wrong)
+    except StorageError:
+        path.unlink(missing_ok=True)  # a copy that is damaged
+        raise
 
 
 def _read_rest(storage: Storage, name: str, begin: int, info: ObjectInfo) -> Iterator[memoryview]:
@@ -140,11 +188,15 @@ def list_folder(storage: Storage, name: str) -> dict[str, ObjectInfo] | None:
     if storage.root.scheme in ("http", "https"):
         return None
     prefix = (storage.root / name).key if name else storage.root.key
+
+    def get(store: Any) -> dict[str, ObjectInfo]:
+        found = obstore.list_with_delimiter(store, prefix or None)["objects"]
+        return {entry["path"].rpartition("/")[2]: to_info(entry) for entry in found}
+
     try:
-        found = storage.request(name, "the listing", lambda store: obstore.list_with_delimiter(store, prefix or None))
+        return storage.request(name, "the listing", get)
     except DeniedError:
         return None
-    return {entry["path"].rpartition("/")[2]: to_info(entry) for entry in found["objects"]}
 
 
 def list_below(storage: Storage, folder: str) -> dict[str, ObjectInfo] | None:
@@ -158,11 +210,14 @@ def list_below(storage: Storage, folder: str) -> dict[str, ObjectInfo] | None:
     if storage.root.scheme in ("http", "https"):
         return None
     prefix = (storage.root / folder).key
+
+    def get(store: Any) -> dict[str, ObjectInfo]:
+        return {entry["path"][len(prefix) + 1 :]: to_info(entry) for entry in obstore.list(store, prefix).collect()}
+
     try:
-        found = storage.request(folder, "the listing", lambda store: list(obstore.list(store, prefix).collect()))
+        return storage.request(folder, "the listing", get)
     except DeniedError:
         return None
-    return {entry["path"][len(prefix) + 1 :]: to_info(entry) for entry in found}
 
 
 def _take(answer: Any, begin: int, end: Callable[[int], int]) -> Found:

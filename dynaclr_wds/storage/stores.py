@@ -62,6 +62,11 @@ def make_store(root: Location, options: StorageOptions, retries: int = 0) -> Any
     )
 
 
+def is_plain(root: Location, options: StorageOptions) -> bool:
+    """Whether bytes come without TLS, so that one could change on its way without notice."""
+    return urlsplit(find_endpoint(root.scheme, options) or str(root)).scheme == "http"
+
+
 def find_endpoint(scheme: str, options: StorageOptions) -> str | None:
     """Return the URL of the server that options or environment name; None = the cloud's own."""
     given = [options.store.get(name) for name in ("base_url", "aws_endpoint_url_s3")]

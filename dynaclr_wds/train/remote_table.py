@@ -17,7 +17,7 @@ from dynaclr_wds.storage.client import DeniedError, Storage
 from dynaclr_wds.storage.location import Location, Place
 from dynaclr_wds.storage.options import StorageOptions
 from dynaclr_wds.storage.sending import checksum_of, open_for_sending, send_file
-from dynaclr_wds.storage.writing import ConflictError, UnsupportedError, create, remove
+from dynaclr_wds.storage.writing import ConflictError, UnsupportedError, create, remove, write
 
 _ONE_REQUEST = 1 << 26
 """Tables of so many bytes are sent with one request, which fails where a table came there meanwhile."""
@@ -122,7 +122,7 @@ class RemoteTable:
 
     def _try_writing(self, name: str) -> None:
         try:
-            self._storage.write(name, b"")
+            write(self._storage, name, b"")
         except DeniedError as error:
             raise StorageError(
                 f"{self._storage.root / name}: the key may read there, but not write ({error.cause}). Give a key that "

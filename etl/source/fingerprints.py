@@ -18,9 +18,9 @@ import xxhash
 
 from dynaclr_wds.contract import SourceRecord
 from dynaclr_wds.errors import PlateError, StorageError
-from dynaclr_wds.storage.client import ObjectInfo
 from dynaclr_wds.storage.location import Location, is_url, parse_place
 from dynaclr_wds.storage.objects import open_object
+from dynaclr_wds.storage.versions import ObjectInfo
 from etl.source.experiments import BuildConfig, ExperimentConfig
 from etl.source.plate_store import METADATA, find_chunks
 from etl.source.plates import Fov, Plate

@@ -17,10 +17,11 @@ from jaxtyping import Int64
 
 from dynaclr_wds.errors import FormatError, PlateError, StorageError
 from dynaclr_wds.read.coalesce import join_ranges
-from dynaclr_wds.storage.client import DeniedError, ObjectInfo, Storage
+from dynaclr_wds.storage.client import DeniedError, Storage
 from dynaclr_wds.storage.location import Location
-from dynaclr_wds.storage.objects import Found, list_below, read_begin, read_end, read_whole
+from dynaclr_wds.storage.objects import Found, find_wrong_md5, list_below, read_begin, read_end, read_whole
 from dynaclr_wds.storage.options import StorageOptions
+from dynaclr_wds.storage.versions import ObjectInfo
 
 _IN_FLIGHT = 32
 """Requests at a time, of each plate."""
@@ -88,6 +89,22 @@ class PlateRequests:
         begin, info = found
         edges = range(len(begin), info.size, self._step)
         return [self._pool.submit(self._range, key, at, min(at + self._step, info.size), info) for at in edges]
+
+    def join(self, key: str, found: Found, rest: Iterable[memoryview]) -> memoryview:
+        """Put the parts of an object together; where they came without TLS they are compared with the ETag.
+
+        Raises
+        ------
+        StorageError
+            A byte was changed on the way.
+        """
+        data = memoryview(b"".join([found[0], *rest])) if len(found[0]) < found[1].size else found[0]
+        if data is not found[0] and find_wrong_md5(self._storage, data, found[1]):
+            raise StorageError(
+                f"{self._root / key}: came with other bytes than its ETag says. Something on the way changed them: run "
+                "the same command again, and use https."
+            )
+        return data
 
     def part(self, key: str, begin: int, end: int) -> Future[memoryview]:
         """Read a range of a shard, of the version that its index is of."""
@@ -169,9 +186,3 @@ class PlateRequests:
                 f"{error} A key that may not list the bucket gets this answer for objects that are not there, too: "
                 "then give it the right to list."
             ) from error
-
-
-def join(begin: memoryview, rest: Iterable[memoryview]) -> memoryview:
-    """Put the parts of an object together."""
-    parts = [begin, *rest]
-    return begin if len(parts) == 1 else memoryview(b"".join(parts))

@@ -20,11 +20,11 @@ from jaxtyping import Int64
 from zarr.abc.store import ByteRequest, RangeByteRequest, Store, SuffixByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype
 
-from dynaclr_wds.storage.client import ObjectInfo
 from dynaclr_wds.storage.location import Location
 from dynaclr_wds.storage.objects import Found
 from dynaclr_wds.storage.options import StorageOptions
-from etl.source.plate_requests import PlateRequests, join
+from dynaclr_wds.storage.versions import ObjectInfo
+from etl.source.plate_requests import PlateRequests
 
 METADATA = ("zarr.json", ".zarray", ".zattrs", ".zgroup")
 """Names of the documents that say what a plate holds."""
@@ -130,7 +130,7 @@ class PlateStore(Store):
         found = self.requests.begin(key).result()
         if found is None:
             return self._holding(key, Held(spans=(), is_absent=True))
-        whole = join(found[0], [part.result() for part in self.requests.rest(key, found)])
+        whole = self.requests.join(key, found, [part.result() for part in self.requests.rest(key, found)])
         return self._holding(key, Held(spans=[(0, whole)], size=len(whole)))
 
     def holding_chunks(
@@ -176,7 +176,7 @@ class PlateStore(Store):
         if part is None:
             found = await _result(requests.begin(key))
             if found is not None:
-                return join(found[0], [await _result(rest) for rest in requests.rest(key, found)])
+                return requests.join(key, found, [await _result(rest) for rest in requests.rest(key, found)])
         elif isinstance(part, SuffixByteRequest):
             found = await _result(requests.index(key, part.suffix, first=False))
         elif isinstance(part, RangeByteRequest) and part.start == 0 and requests.is_index(key, part.end):

@@ -15,9 +15,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from dynaclr_wds.errors import ConfigError
-from dynaclr_wds.storage.client import ObjectInfo, Storage
+from dynaclr_wds.storage.client import Storage
 from dynaclr_wds.storage.location import Location, parse_place
 from dynaclr_wds.storage.objects import copy_object, list_folder, open_object
+from dynaclr_wds.storage.versions import ObjectInfo
 from etl.source.config import BuildConfig, ExperimentConfig
 from etl.source.track_formats import READERS, TablePlace, choose_tables, list_tables
 

@@ -11,7 +11,8 @@ import xxhash
 from dynaclr_wds.contract import Manifest, format_checksum
 from dynaclr_wds.errors import FormatError, StorageError
 from dynaclr_wds.files import write_whole
-from dynaclr_wds.storage.client import ObjectInfo, Storage
+from dynaclr_wds.storage.client import Storage
+from dynaclr_wds.storage.versions import ObjectInfo
 from etl.run.output import checksum_file, describe_damage
 
 _PIECE = 1 << 23

@@ -17,11 +17,12 @@ from typing import Any
 
 from dynaclr_wds.contract import MANIFEST, Manifest, manifest_checksum
 from dynaclr_wds.errors import BuildError, ConfigError
-from dynaclr_wds.storage.client import ObjectInfo, Storage
+from dynaclr_wds.storage.client import Storage
 from dynaclr_wds.storage.location import Location
 from dynaclr_wds.storage.options import StorageOptions, parse_options
 from dynaclr_wds.storage.sending import open_for_sending
-from dynaclr_wds.storage.writing import ConflictError, create, remove, replace
+from dynaclr_wds.storage.versions import ObjectInfo
+from dynaclr_wds.storage.writing import ConflictError, create, remove, replace, write
 from dynaclr_wds.words import count_of
 from etl.run.commit import list_files
 from etl.run.executors import MakeExecutor, ThreadUnits
@@ -140,7 +141,7 @@ class _StorageBuild:
                 seen = held.version
                 changed = (now is None) != (seen is None) or (now is not None and seen is not None and now != seen)
                 if not changed:
-                    self.storage.write(MANIFEST, data)
+                    write(self.storage, MANIFEST, data)
             elif held.version is None:
                 create(self.storage, MANIFEST, data)
             else:

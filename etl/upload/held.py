@@ -12,7 +12,8 @@ from dynaclr_wds.contract import MANIFEST, Manifest
 from dynaclr_wds.errors import BuildError, FormatError
 from dynaclr_wds.file_checks import read_manifest_file
 from dynaclr_wds.shard_files import enter_folder, read_manifest
-from dynaclr_wds.storage.client import ObjectInfo, Storage
+from dynaclr_wds.storage.client import Storage
+from dynaclr_wds.storage.versions import ObjectInfo
 from etl.pack.previous import PreviousSet, read_previous
 from etl.run.commit import list_checksums, list_files
 from etl.run.mending import describe_damaged_manifest

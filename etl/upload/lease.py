@@ -21,8 +21,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from dynaclr_wds.errors import BuildError, DynaCLRError, StorageError
-from dynaclr_wds.storage.client import DeniedError, ObjectInfo, Storage
-from dynaclr_wds.storage.writing import ConflictError, create, honours_conditions, remove, replace
+from dynaclr_wds.storage.client import DeniedError, Storage
+from dynaclr_wds.storage.versions import ObjectInfo
+from dynaclr_wds.storage.writing import ConflictError, create, honours_conditions, remove, replace, write
 
 LEASE = "build.lock.json"
 """Name of the object, beside the manifest."""
@@ -149,7 +150,7 @@ class Lease:
     def _write(self, over: ObjectInfo | None) -> ObjectInfo | None:
         data = self._holder.to_json()
         if not self.strict:
-            self._storage.write(LEASE, data)
+            write(self._storage, LEASE, data)
             return None
         return create(self._storage, LEASE, data) if over is None else replace(self._storage, LEASE, data, over)
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from dynaclr_wds.contract import Manifest
 from dynaclr_wds.errors import BuildError
-from dynaclr_wds.storage.client import ObjectInfo, Storage
+from dynaclr_wds.storage.client import Storage
 from dynaclr_wds.storage.sending import PARTS_IN_FLIGHT, read_checksum, send_file
+from dynaclr_wds.storage.versions import ObjectInfo
 from dynaclr_wds.storage.writing import copy_object
 from dynaclr_wds.words import count_of
 from etl.run.commit import list_checksums, list_files

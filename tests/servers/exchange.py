@@ -81,7 +81,13 @@ class Exchange:
             if fault.kind == "drop":
                 return False
             return self._send(seen, _refusal(fault, head.method), None) and not head.closes
-        reply = self._ask(head.without("Expect", *self._proxy.link.drop_headers), body)
+        head = head.without("Expect", *self._proxy.link.drop_headers)
+        if fault and fault.needs_body and body and self._proxy.claim(seen, fault):
+            if fault.kind == "truncate":
+                return self._cut_off(head, body[: int(fault.place * len(body))])
+            head, body = _spoil(head, body, fault)
+            fault = None
+        reply = self._ask(head, body)
         if fault and (fault.unheard or fault.needs_body > bool(reply.length) or not self._proxy.claim(seen, fault)):
             fault = None
         return self._send(seen, reply, fault) and not head.closes
@@ -101,6 +107,13 @@ class Exchange:
             self._disconnect()
             if not kept:
                 raise ConnectionError("the server closed the connection")
+
+    def _cut_off(self, head: Head, begin: bytes) -> bool:
+        """Send the server the begin of a request, and close both connections."""
+        with contextlib.suppress(OSError):
+            self._connect()[0].sendall(head.encode() + begin)
+        self._disconnect()
+        return False
 
     def _send(self, seen: Seen, reply: Reply, fault: Fault | None) -> bool:
         """Send a reply to the client, spoiled by `fault`; return whether the connection stays open."""
@@ -174,6 +187,17 @@ def _with_body(head: Head, method: str, replies: BufferedReader) -> Reply:
     body = read_chunks(replies) if chunked else replies.read()
     whole = head.without("Transfer-Encoding").replaced("Content-Length", str(len(body)))
     return Reply(whole, len(body), BytesIO(body))
+
+
+def _spoil(head: Head, body: bytes, fault: Fault) -> tuple[Head, bytes]:
+    """Change a request on its way to the server, or have it take long."""
+    at = int(fault.place * len(body))
+    if fault.kind == "flip":
+        return head, body[:at] + bytes([body[at] ^ 1]) + body[at + 1 :]
+    if fault.kind == "short":
+        return head.replaced("Content-Length", str(at)), body[:at]
+    Pacer(fault.bytes_per_second).wait(len(body))
+    return head, body
 
 
 def _refusal(fault: Fault, method: str) -> Reply:

@@ -28,7 +28,8 @@ KINDS = ("drop", "lose", "reset", "stall", "truncate", "short", "flip", "delay",
 - slow: the body comes at `bytes_per_second`.
 - a number: the reply is an error of this status; the server never sees the request.
 
-A reply without a body can't be truncated, short, flipped or slow: it passes as it is, which counts as no fault.
+Of a request with a body, as of a PUT, it is the body of the request that is truncated, short, flipped or slow. Where
+neither request nor reply has a body, such a fault is none: the reply passes as it is, and nothing is counted.
 """
 
 
@@ -52,7 +53,7 @@ class Fault:
 
     @property
     def needs_body(self) -> bool:
-        """Whether a reply without a body can't have this fault."""
+        """Whether an exchange without a body can't have this fault."""
         return self.kind in ("truncate", "short", "flip", "slow")
 
 
