@@ -103,7 +103,7 @@ def advise_on_loader(waiting: float | None, processors: int, workers: int) -> st
             f"{head}. data.num_workers is {workers}, and this process may use {processors} processors: set it higher."
         )
     return (
-        f"{head}, though data.num_workers={workers} uses all {processors} processors. Fewer bytes for each sample help: a "
-        "smaller data.yx_patch_size, data.channels_per_sample: 1, or shards built with --dtype source; so do shards on a "
-        "faster disk."
+        f"{head}, though data.num_workers={workers} uses all {processors} processors. Fewer bytes for each sample "
+        "help: a smaller data.yx_patch_size, data.channels_per_sample: 1, or shards built with --dtype source; so do "
+        "shards on a faster disk."
     )
