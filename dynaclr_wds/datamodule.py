@@ -35,6 +35,7 @@ from dynaclr_wds.read.dataset import MultiExperimentTripletDataset, list_observa
 from dynaclr_wds.read.loader import ThreadDataLoader
 from dynaclr_wds.read.metadata import check_meta_names
 from dynaclr_wds.read.side_stream import SideStreams
+from dynaclr_wds.read.substitution import Substitution, check_on_shard_error
 from dynaclr_wds.shardset import ShardSet
 from dynaclr_wds.split import Side, Split
 from dynaclr_wds.split_config import EXPERIMENTS, SplitConfig
@@ -193,6 +194,12 @@ class MultiExperimentDataModule(LightningDataModule):
     cache_dir_bytes
         Of shards in object storage: most bytes of shards to keep in `cache_dir` as well, for later epochs and for
         other ranks and jobs of this node, such as `"200G"`; what was used longest ago goes first. 0 = none.
+    on_shard_error
+        What happens in training when a sample can't be read: its shard is gone, cut short, or not what was written.
+        "raise" ends the training; "substitute" puts another sample of its stratum in its place, the same in every
+        run, counts it in the ledger and warns once for each shard. A server that does not answer is always an error.
+    max_bad_fraction
+        With "substitute": share of an epoch's samples that may be replaced; more is an error that names the shards.
 
     Raises
     ------
@@ -258,6 +265,8 @@ class MultiExperimentDataModule(LightningDataModule):
         storage_options: dict[str, Any] | None = None,
         cache_dir: str | None = None,
         cache_dir_bytes: int | str = 0,
+        on_shard_error: Literal["raise", "substitute"] = "raise",
+        max_bad_fraction: float = 0.01,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["normalizations", "augmentations", "storage_options"], logger=False)
@@ -328,6 +337,9 @@ class MultiExperimentDataModule(LightningDataModule):
         self.storage_options = parse_options(storage_options)
         self.cache_dir = cache_dir
         self.cache_dir_bytes = parse_limit(cache_dir_bytes)
+        self.on_shard_error = on_shard_error
+        self.max_bad_fraction = max_bad_fraction
+        check_on_shard_error(on_shard_error, max_bad_fraction)
         self.shard_set: ShardSet | None = None
         self.sides: Split | None = None
         """What is for training and what for validation."""
@@ -476,6 +488,10 @@ class MultiExperimentDataModule(LightningDataModule):
             )
         streaming = self.train_sampler.window_bytes is not None
         self.train_dataset = self._dataset(crop, None, index.choices, streaming=streaming)
+        if self.on_shard_error == "substitute":
+            samples = self.train_sampler.global_batches // world.size * self.batch_size
+            most = self.max_bad_fraction * samples
+            self.train_dataset.substitution = Substitution(shards, self.train_sampler, most)
         if self.cache_pool_bytes and shards.remote is None:
             warmed = self.train_dataset.warm(index, self.cache_pool_bytes)
             rank_zero_info(f"Read {warmed / 2**20:,.0f} MiB of shards into the page cache.")

@@ -159,6 +159,8 @@ def test_init_exposes_all_hyperparameters():
         "storage_options": {"region": "here"},
         "cache_dir": "cache",
         "cache_dir_bytes": 1 << 20,
+        "on_shard_error": "substitute",
+        "max_bad_fraction": 0.5,
     }
     assert set(inspect.signature(MultiExperimentDataModule).parameters) == set(wanted)
     data = MultiExperimentDataModule(**wanted)

@@ -28,7 +28,8 @@ Map
     What a batch holds. `schedule`, `group_quotas` and `quotas` count, `leak` takes from other groups, `pool` orders
     anchors in queues (by `hashed_order` where strata are many), `rounds` plans some tens of batches together:
     `lineages` keeps lineages distinct, `focal_window` and `focal_batches` draw near one HPI (from the table in
-    `draws`, or by time from `hpi_table` where values are many), `positives` and `negatives` complete the samples.
+    `draws`, or by time from `hpi_table` where values are many), `positives` and `negatives` complete the samples;
+    `stand_ins` says who takes the place of those that can't be read.
 `streaming/`
     What must be resident. `needs` counts what a batch needs, `window` what a window can hold, `partition` deals blocks
     to streams, `rotation` says which groups are active when, `residency` when each block comes and goes, `mixer` puts

@@ -26,6 +26,7 @@ class Tag(IntEnum):
     PLAIN = 9
     VALIDATION = 10
     QUOTAS = 11
+    STAND_IN = 12
 
 
 def make_generator(tag: Tag, seed: int, *key: int) -> np.random.Generator:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from dynaclr_wds.plan.audit.ledger import Ledger
 from dynaclr_wds.plan.audit.report import Report
 from dynaclr_wds.plan.batch import BatchPlan, BlockReads
 from dynaclr_wds.plan.compose.focal_window import check_time
+from dynaclr_wds.plan.compose.stand_ins import StandIns
 from dynaclr_wds.plan.config import SamplingConfig
 from dynaclr_wds.plan.identity import list_differences
 from dynaclr_wds.plan.index import PlanIndex
@@ -132,6 +133,16 @@ class FlexibleBatchSampler:
         streams = len(self._planners)
         planner = self._planners[number % streams]
         return planner.plan(self.epoch, number // streams, number)
+
+    def stand_ins(self, plan: BatchPlan, place: int, taken: Collection[int]) -> StandIns:
+        """List samples that may take the place of one of a batch that can't be read, the first to prefer first.
+
+        They are of its stratum and within reach of the batch, the same in every run. Those whose lineage is in `taken`
+        come last.
+        """
+        streams = len(self._planners)
+        planner = self._planners[plan.number % streams]
+        return planner.stand_ins(self.epoch, plan.number // streams, plan, place, taken)
 
     def sample_batches(self, most: int) -> Int64[np.ndarray, " n"]:
         """Choose batches of the epoch that stand for all of it, as numbers of the global sequence, ascending.
@@ -255,7 +266,13 @@ class FlexibleBatchSampler:
         """Batches of the global sequence that have reached the training loops of all ranks."""
         return self.start + self.delivered * self.world_size
 
-    def report(self, batches: int | None = None, *, held_peak_bytes: int | None = None) -> Report:
+    def report(
+        self,
+        batches: int | None = None,
+        *,
+        held_peak_bytes: int | None = None,
+        substituted: Mapping[str, int] | None = None,
+    ) -> Report:
         """Plan the epoch, all ranks, and say what it holds; costs what planning it costs.
 
         Parameters
@@ -265,8 +282,10 @@ class FlexibleBatchSampler:
             What streaming reads and holds is always counted for the whole epoch.
         held_peak_bytes
             Most bytes of blocks that were held at a time, as the loader measured; reported beside the planned peak.
+        substituted
+            Shard → samples that could not be read, as the loader counted.
         """
-        ledger = Ledger(self.index, self.epoch_config)
+        ledger = Ledger(self.index, self.epoch_config, substituted)
         usable = self.global_batches // self.world_size * self.world_size
         for number in range(usable if batches is None else batches):
             ledger.add(self.plan(number))

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Int64
 from torch.utils.data import Dataset
 
+from dynaclr_wds.errors import FormatError, StorageError
 from dynaclr_wds.plan.batch import BatchPlan, BlockReads
 from dynaclr_wds.plan.channels import ChannelChoices
 from dynaclr_wds.plan.columns import PatchRow, SampleIndex
@@ -21,8 +22,9 @@ from dynaclr_wds.read.crop import Crop
 from dynaclr_wds.read.files import FileStore
 from dynaclr_wds.read.mapped import MappedStore, load_copy
 from dynaclr_wds.read.metadata import RowDicts
-from dynaclr_wds.read.patches import PatchRead, PatchReader, level_statistics
+from dynaclr_wds.read.patches import PatchRead, PatchReader, is_unreadable, level_statistics
 from dynaclr_wds.read.prefetch import BlockWindow
+from dynaclr_wds.read.substitution import Substitution
 from dynaclr_wds.shardset import ShardSet
 from dynaclr_wds.store import BlockStore, RemoteStore
 from dynaclr_wds.words import count_of
@@ -95,6 +97,8 @@ class MultiExperimentTripletDataset(Dataset[dict[str, Any]]):
         self.window: BlockWindow | None = None
         self.held_peak_bytes = 0
         """Most bytes of blocks that were held at a time, in the epoch at hand or the last one; streaming only."""
+        self.substitution: Substitution | None = None
+        """Who takes the place of samples that can't be read; None = that is an error."""
         self._buffers = BufferPool(pinned=pinned)
         self._gaps = 0
 
@@ -125,13 +129,8 @@ class MultiExperimentTripletDataset(Dataset[dict[str, Any]]):
         window = self.window
         if window is not None:
             window.wait(plan)
-        parts = {"anchor": (plan.anchor, plan.anchor_choice)}
-        if not _is_itself(plan):  # else read once, shown twice
-            parts["positive"] = (plan.positive, plan.positive_choice)
-        if plan.negative is not None:
-            parts["negative"] = (plan.negative, plan.negative_choice)
-        batch = self._read(parts)
-        if "positive" not in parts:
+        batch = self._read_planned(plan)
+        if "positive" not in batch:
             own = {key: value for key, value in batch.items() if key.startswith("anchor")}
             batch |= {key.replace("anchor", "positive"): value for key, value in own.items()}
         if window is not None:
@@ -139,10 +138,26 @@ class MultiExperimentTripletDataset(Dataset[dict[str, Any]]):
             self.held_peak_bytes = window.peak_bytes
         return batch
 
+    def _read_planned(self, plan: BatchPlan) -> dict[str, Any]:
+        """Read a batch, with stand-ins in the place of samples that can't be read where that is asked for."""
+        if self.substitution is None:
+            return self._read(_list_parts(plan))
+        plan = self.substitution.settle(plan, self._reader, probe=False)
+        try:
+            return self._read(_list_parts(plan))
+        except (FormatError, StorageError) as error:
+            if not is_unreadable(error, remote=self._reader.remote):
+                raise
+        return self._read(_list_parts(self.substitution.settle(plan, self._reader, probe=True)))
+
     def open_window(self, reads: BlockReads) -> None:
         """Begin to read the blocks that an epoch needs, in the order that the plan says."""
         self.held_peak_bytes = 0
-        self.window = BlockWindow(reads, self._reader)
+        note = None
+        if self.substitution is not None:
+            self.substitution.begin()
+            note = self.substitution.note_block
+        self.window = BlockWindow(reads, self._reader, note)
 
     def close_window(self) -> None:
         """Stop reading blocks; batches that wait for one go on without."""
@@ -216,6 +231,16 @@ class MultiExperimentTripletDataset(Dataset[dict[str, Any]]):
             flags = {flag: table[experiment[:, None], columns] for flag, table in self.channel_flags.items()}
             part[f"{name}_channel_meta"] = {flag: torch.from_numpy(values) for flag, values in flags.items()}
         return part
+
+
+def _list_parts(plan: BatchPlan) -> dict[str, tuple[Rows, Rows | None]]:
+    """List what is read of a batch: name → patch rows and choices of channels."""
+    parts: dict[str, tuple[Rows, Rows | None]] = {"anchor": (plan.anchor, plan.anchor_choice)}
+    if plan.positive is not None and not _is_itself(plan):  # else read once, shown twice
+        parts["positive"] = (plan.positive, plan.positive_choice)
+    if plan.negative is not None:
+        parts["negative"] = (plan.negative, plan.negative_choice)
+    return parts
 
 
 def _is_itself(plan: BatchPlan) -> bool:

@@ -23,6 +23,10 @@ from dynaclr_wds.store import RowFailure
 _PIECE_BYTES = 1 << 20
 
 
+class OutsideError(FormatError):
+    """An index that names bytes which its shards don't have."""
+
+
 class FileStore:
     """Shards on a local disk, opened for each read.
 
@@ -140,7 +144,7 @@ def check_inside(begin: Int64[np.ndarray, " n"], end: Int64[np.ndarray, " n"], s
     outside = np.flatnonzero((begin < 0) | (end < begin) | (end > size))
     if len(outside):
         row = int(outside[0])
-        error = FormatError(
+        error = OutsideError(
             f"The index says that a patch is in bytes {int(begin[row]):,} to {int(end[row]):,}, which lies outside its "
             f"shard of {int(size[row]):,} bytes. The index is damaged: build the shards again."
         )

@@ -12,10 +12,12 @@ import numpy as np
 from jaxtyping import Float32, Int64, Shaped, UInt8
 
 from dynaclr_wds import contract
-from dynaclr_wds.errors import ChecksumError, FormatError
+from dynaclr_wds.errors import ChecksumError, FormatError, StorageError
+from dynaclr_wds.plan.batch import BatchPlan
 from dynaclr_wds.plan.channels import ChannelChoices
 from dynaclr_wds.read.channel_ranges import locate_channels, name_member
 from dynaclr_wds.read.crop import Crop, Shape
+from dynaclr_wds.read.files import OutsideError
 from dynaclr_wds.shardset import ShardSet
 from dynaclr_wds.store import BlockStore, RemoteStore, RowFailure
 
@@ -32,6 +34,13 @@ class PatchRead(NamedTuple):
     """Where to, C-contiguous; cast on the way if it has another dtype."""
     choice: Int64[np.ndarray, " b"] | None
     """Choice of channels of each patch; None where all are read."""
+
+
+class Unreadable(NamedTuple):
+    """A patch that can't be read, and why."""
+
+    row: int
+    error: Exception
 
 
 class PatchReader:
@@ -141,6 +150,42 @@ class PatchReader:
         with self._at_hand(reads) if self._remote is not None else nullcontext():
             for rows, out, choice in reads:
                 self._read(rows, out, choice)
+
+    def find_unreadable(self, plan: BatchPlan) -> dict[int, Unreadable]:
+        """Find the samples of a batch that can't be read: place → why.
+
+        Raises
+        ------
+        FormatError, StorageError
+            What concerns more than the sample: the server, or the index.
+        """
+        reads = []
+        for name in ("anchor", "positive", "negative"):
+            rows = getattr(plan, name)
+            if rows is not None and len(rows):
+                shape, dtype = self.layout(rows)
+                out = np.empty((len(rows), *shape), dtype)
+                reads.append(PatchRead(rows, out, getattr(plan, f"{name}_choice")))
+        if not reads:
+            return {}
+        with self._at_hand(reads) if self._remote is not None else nullcontext():
+            failed = [place for place in range(len(plan)) if self._why(reads, place) is not None]
+        # what came together with damage is asked for by itself
+        each = [(place, self._why([_take_one(read, place) for read in reads], 0, alone=True)) for place in failed]
+        return {place: found for place, found in each if found is not None}
+
+    def _why(self, reads: Sequence[PatchRead], place: int, *, alone: bool = False) -> Unreadable | None:
+        """Read one sample; return what is wrong with it."""
+        one = [_take_one(read, place) for read in reads]
+        try:
+            with self._at_hand(one) if alone and self._remote is not None else nullcontext():
+                for rows, out, choice in one:
+                    self._read(rows, out, choice)
+        except (FormatError, StorageError) as error:
+            if not is_unreadable(error, remote=self.remote):
+                raise
+            return Unreadable(int(rows[0]), error)
+        return None
 
     def _at_hand(self, reads: Sequence[PatchRead]) -> AbstractContextManager[None]:
         """Have what is read asked for at once, where it has to come over a network."""
@@ -318,6 +363,21 @@ class PatchReader:
         """Say where a block is: shard, first byte, end."""
         a = self._shards.arrays
         return int(a["block_shard"][block]), int(a["block_begin"][block]), int(a["block_end"][block])
+
+
+def is_unreadable(error: Exception, *, remote: bool) -> bool:
+    """Whether an error is about what one shard holds, so that another sample may be read in place of this one.
+
+    A server that fails, and an index that is wrong, concern all samples.
+    """
+    if isinstance(error, OutsideError):
+        return False
+    return isinstance(error, FormatError) or (isinstance(error, StorageError) and not remote)
+
+
+def _take_one(read: PatchRead, place: int) -> PatchRead:
+    one = slice(place, place + 1)
+    return PatchRead(read.rows[one], read.out[one], None if read.choice is None else read.choice[one])
 
 
 def level_statistics(

@@ -12,13 +12,14 @@ from __future__ import annotations
 import copy
 import threading
 from collections import deque
+from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from dynaclr_wds.errors import StorageError
+from dynaclr_wds.errors import FormatError, StorageError
 from dynaclr_wds.plan.batch import BatchPlan, BlockReads
-from dynaclr_wds.read.patches import PatchReader
+from dynaclr_wds.read.patches import PatchReader, is_unreadable
 
 _PATIENCE = 0.05
 """Seconds between two looks whether the thread that fetches has ended."""
@@ -62,17 +63,22 @@ class BlockWindow:
         What to read, in which order, and how much of it may be held at a time.
     reader
         Fetches blocks and lets go of them.
+    note
+        Told of each block whether it is as it should be, or why not; then those that can't be read are no error.
 
     Notes
     -----
     `wait` before a batch is read, `finish` after it, `close` at the end. An error while fetching is raised by `wait`.
     """
 
-    def __init__(self, reads: BlockReads, reader: PatchReader) -> None:
+    def __init__(
+        self, reads: BlockReads, reader: PatchReader, note: Callable[[int, Exception | None], None] | None = None
+    ) -> None:
         self.reads = reads
         self.peak_bytes = 0
         self.resident_bytes = 0
         self._reader = reader
+        self._note = note
         self._limit = reads.limit_bytes
         self._streams = {stream: _StreamState(reads, stream) for stream in reads.first}
         self._num_streams = reads.num_streams
@@ -132,7 +138,7 @@ class BlockWindow:
                     self._settle(waiting.popleft())
                 if not self._make_room(size):
                     return
-                self._reader.fetch(int(self.reads.block[place]))
+                self._fetch(int(self.reads.block[place]))
                 self._begun = place + 1
                 waiting.append(place)
             while waiting:
@@ -158,7 +164,28 @@ class BlockWindow:
         if self._closed:
             return
         if self._reader.verify:
-            self._reader.verify_blocks(self.reads.block[place : place + 1])
+            self._verify(int(self.reads.block[place]))
         with self._changed:
             self._fetched = place + 1
             self._changed.notify_all()
+
+    def _fetch(self, block: int) -> None:
+        try:
+            self._reader.fetch(block)
+        except (FormatError, StorageError) as error:
+            self._tell(block, error)
+
+    def _verify(self, block: int) -> None:
+        try:
+            self._reader.verify_blocks(np.array([block]))
+        except (FormatError, StorageError) as error:
+            self._tell(block, error)
+        else:
+            if self._note is not None:
+                self._note(block, None)
+
+    def _tell(self, block: int, error: Exception) -> None:
+        """Tell that a block can't be read, or raise that where it is an error."""
+        if self._closed or self._note is None or not is_unreadable(error, remote=self._reader.remote):
+            raise error
+        self._note(block, error)

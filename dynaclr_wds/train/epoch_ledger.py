@@ -40,10 +40,12 @@ class EpochLedger(Callback):
         data = getattr(trainer, "datamodule", None)
         if not self.enabled or not isinstance(data, MultiExperimentDataModule) or data.train_sampler is None:
             return
-        held = _add_up_held(trainer, data)
+        held, substituted = _add_up_held(trainer, data), _add_up_substituted(trainer, data)
         folder = self._find_folder(trainer)  # on every rank: Lightning tells the others where the first one logs
         if trainer.is_global_zero:
-            report = data.train_sampler.report(data.train_sampler.position, held_peak_bytes=held)
+            report = data.train_sampler.report(
+                data.train_sampler.position, held_peak_bytes=held, substituted=substituted
+            )
             folder.mkdir(parents=True, exist_ok=True)
             report.write(folder / f"ledger-epoch={trainer.current_epoch:03d}.json")
             print(f"summary of {name_epoch(trainer)}: {summarize(report)}", flush=True)
@@ -52,6 +54,8 @@ class EpochLedger(Callback):
                 "ledger/quotas_missed": float(sum(c.missed for c in report.composition)),
                 **{f"ledger/relaxed_{name}": float(count) for name, count in report.relaxed.items()},
             }
+            if substituted is not None:
+                sums["ledger/substituted"] = float(sum(substituted.values()))
             if report.streaming:
                 sums["ledger/peak_resident_bytes"] = float(report.streaming["held_peak_bytes"])
             for logger in trainer.loggers:
@@ -71,3 +75,15 @@ def _add_up_held(trainer: Trainer, data: MultiExperimentDataModule) -> int | Non
         return None
     held = torch.tensor(data.train_dataset.held_peak_bytes, dtype=torch.float64, device=trainer.strategy.root_device)
     return int(trainer.strategy.reduce(held, reduce_op="sum"))
+
+
+def _add_up_substituted(trainer: Trainer, data: MultiExperimentDataModule) -> dict[str, int] | None:
+    """Add up, over all ranks, the samples of each shard that were replaced; None where that is an error."""
+    if data.train_dataset is None or data.train_dataset.substitution is None or data.shard_set is None:
+        return None
+    shards = data.shard_set.manifest.shards
+    counts = torch.zeros(len(shards), dtype=torch.float64, device=trainer.strategy.root_device)
+    for shard, count in data.train_dataset.substitution.replaced.items():
+        counts[shard] = count
+    total = trainer.strategy.reduce(counts, reduce_op="sum").tolist()
+    return {shard.path: int(count) for shard, count in zip(shards, total, strict=True) if count}

@@ -56,9 +56,12 @@ class Ledger:
         What the batches were planned from.
     config
         What was asked of them.
+    substituted
+        Shard → samples that could not be read and were replaced, as the loader counted.
     """
 
-    def __init__(self, index: PlanIndex, config: SamplingConfig) -> None:
+    def __init__(self, index: PlanIndex, config: SamplingConfig, substituted: Mapping[str, int] | None = None) -> None:
+        self._substituted = dict(substituted or {})
         self._index = index
         self._config = config
         self._targets = Targets(index, config)
@@ -156,6 +159,7 @@ class Ledger:
             tau_hours=dict(sorted(hours.items())),
             partners=dict(self._partners),
             bytes_used=self._bytes_used(),
+            substituted=self._substituted,
             streaming=dict(streaming or {}),
         )
 

@@ -93,6 +93,8 @@ class Report:
     """Positives by columns that are not of another lineage, as no other was within reach: `same_lineage`, `itself`."""
     bytes_used: int
     """Bytes of the patches that were drawn as anchor, positive or negative, each counted once."""
+    substituted: Mapping[str, int] = field(default_factory=dict)
+    """Shard → samples that could not be read since the epoch was (re)started, replaced by others of their stratum."""
     streaming: Mapping[str, float] = field(default_factory=dict)
     """Bytes stored and read, peak resident bytes, … (`bytes_read.account_bytes`); empty in exact mode."""
 

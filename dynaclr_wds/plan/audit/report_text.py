@@ -14,7 +14,10 @@ _LISTED = 4
 
 def summarize(report: Report) -> str:
     """Sum up an epoch in one line: coverage, repeats, lineages that met, shares that were missed."""
-    return ", ".join([*_describe_anchors(report), _describe_lineages(report), _describe_missed(report)])
+    replaced = (
+        [f"{count_of(total, 'unreadable sample')} replaced"] if (total := sum(report.substituted.values())) else []
+    )
+    return ", ".join([*_describe_anchors(report), _describe_lineages(report), _describe_missed(report), *replaced])
 
 
 def describe_report(report: Report) -> str:
@@ -38,6 +41,8 @@ def describe_report(report: Report) -> str:
         if number:
             told = "the anchor itself" if kind == "itself" else "of the anchor's lineage"
             lines.append(f"positives that are {told}, as no other agrees: {number:,}")
+    for shard, number in report.substituted.items():
+        lines.append(f"replaced, because {shard} can't be read: {count_of(number, 'sample')}")
     if report.streaming:
         read, stored = report.streaming["bytes_read"], report.streaming["bytes_stored"]
         peak = report.streaming["planned_peak_bytes"]

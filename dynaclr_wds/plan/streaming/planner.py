@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol, cast, runtime_checkable
 
@@ -18,6 +18,7 @@ from dynaclr_wds.plan.compose.pool import Pool, WholePool
 from dynaclr_wds.plan.compose.positives import Partners, make_partners
 from dynaclr_wds.plan.compose.rounds import RoundPlan, plan_round
 from dynaclr_wds.plan.compose.schedule import Schedule, fit_batches, plan_batch_counts, plan_groups, plan_schedule
+from dynaclr_wds.plan.compose.stand_ins import StandIns, Vacancy, plan_stand_ins
 from dynaclr_wds.plan.config import SamplingConfig
 from dynaclr_wds.plan.index import PlanIndex
 from dynaclr_wds.plan.rng import Tag, make_generator
@@ -157,6 +158,20 @@ class StreamPlanner:
             group=at.schedule.groups[group].name,
             focal_hpi=float(plan.focal_hpi[place]),
         )
+
+    def stand_ins(self, epoch: int, batch: int, plan: BatchPlan, place: int, taken: Collection[int]) -> StandIns:
+        """List stand-ins for a sample of a batch of the stream; see `plan_stand_ins`."""
+        at = self.epoch(epoch)
+        group, ordinal, _ = at.schedule.locate(batch)
+        own = cast(PatchRow, plan.anchor[place : place + 1])
+        choice = None if plan.anchor_choice is None else plan.anchor_choice[place : place + 1]
+        vacancy = Vacancy(
+            key=(epoch, self.stream, batch, place),
+            round_id=at.schedule.round_id[group] + ordinal,
+            anchor=int(at.pool.index.find(own, choice)[0]),
+            focal_hpi=plan.focal_hpi,
+        )
+        return plan_stand_ins(at.pool, at.schedule, self.config, vacancy, taken)
 
     def sample_batches(self, epoch: int, most: int) -> Int64[np.ndarray, " n"]:
         """Choose about so many batches of the stream, in whole rounds, evenly spread over those of all groups."""
