@@ -11,12 +11,16 @@ from tests.hostile import fuzz, sources
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("without_fsync")]
 
 
+CHECKING = ("compile", "exec")
+"""What the check of shapes and dtypes in tests does with every annotation; `make fuzz` runs without it."""
+
+
 @pytest.fixture(scope="module")
 def fuzzer(tmp_path_factory: pytest.TempPathFactory) -> fuzz.Fuzzer:
     folder = tmp_path_factory.mktemp("fuzz")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("os.fsync", lambda _: None)
-        return fuzz.Fuzzer(fuzz.build_small_set(folder), folder)
+        return fuzz.Fuzzer(fuzz.build_small_set(folder), folder, CHECKING)
 
 
 @pytest.mark.parametrize(
