@@ -87,7 +87,7 @@ class World:
         shipped = yaml.safe_load((Path(__file__).parent.parent.parent / "configs" / name).read_text())
         shipped["data"].update({"tau_range": [0.5, 1.5], "batch_size": 8, "num_workers": 0, **data})
         shipped["trainer"].update(accelerator="cpu", max_epochs=1, logger=False)
-        shipped["model"]["encoder"]["init_args"]["backbone"] = "resnet10"
+        shipped["model"]["encoder"]["init_args"] |= {"backbone": "resnet10", "in_stack_depth": 3}  # as the shards have
         (self.root / name).write_text(yaml.safe_dump(shipped))
         return name
 
