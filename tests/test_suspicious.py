@@ -619,7 +619,7 @@ def test_the_command_prints_suspicions_and_counts_them_when_there_is_nothing_to_
     assert main(command) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[lines.index("suspicious:") + 1].startswith("- a: all 320 centroids lie in the corner of the image")
-    assert lines[-1].endswith("If so, give the experiment `tracks_unit: um`.")
+    assert lines[lines.index(f"{tmp_path / 'shards'}: built. Next:") - 1].endswith("If so, give the experiment `tracks_unit: um`.")
     assert main(command) == 0
     said = capsys.readouterr()
     assert said.out == ""
@@ -646,7 +646,8 @@ def test_the_command_says_what_is_drawn_and_nothing_of_sound_data(
     assert main([str(write_plates(tmp_path, scales=[scale])), "--out", str(tmp_path / "shards"), "--quiet"]) == 0
     assert capsys.readouterr().out == ""
     main([str(tmp_path / "experiments.yaml"), "--out", str(tmp_path / "shards"), "--overwrite"])
-    assert capsys.readouterr().out.splitlines()[-2:] == [
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[: lines.index(f"{tmp_path / 'shards'}: built. Next:")][-2:] == [
         "a: 30 minutes a frame, positives 1 to 2 frames later (0.5 to 1 h), pixels of 0.325 µm; 32 tracks, 0 "
         "divisions, 230 patches near the border moved into the image (by 8 px at most)",
         "nothing was dropped",

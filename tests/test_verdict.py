@@ -170,7 +170,7 @@ def test_when_all_is_well_one_line_says_so():
     told = format_verdict(plan_verdict(sampler(MANY, batch_size=16)), 16, 0.31)
     assert told == (
         "plan of an epoch: 540 batches of 16, judged in 0.3 s. All is well: Samples of one field of view (FOV) "
-        "meet in a batch no more often than by chance (1.00 times). No two samples of a batch share a "
+        "meet in a batch no more often than by chance (0.99 times). No two samples of a batch share a "
         "lineage. Every batch holds the shares that were asked for, to within one sample."
     )
 
