@@ -1,10 +1,10 @@
-"""The same patches from the same server to samples/s: our loader beside LitData and MosaicML Streaming.
+"""The same patches from the same server to samples/s: our loader beside MosaicML Streaming.
 
-Their formats know no pairs, so their samples are single patches, counted in twos; they shuffle as they do by default.
-Each reads whole epochs from an empty cache, with two workers, from SeaweedFS on loopback. All are measured in turn,
-several times over; medians count.
+Its format knows no pairs, so its samples are single patches, counted in twos; it shuffles as it does by default. Each
+reads whole epochs from an empty cache, with two workers, from SeaweedFS on loopback. Both are measured in turn, several
+times over; medians count. LitData isn't here: it refuses servers without TLS.
 
-Neither is a dependency of the project: `pip install litdata mosaicml-streaming boto3`.
+MosaicML Streaming is no dependency of the project: `pip install mosaicml-streaming boto3`.
 """
 
 from __future__ import annotations
@@ -44,17 +44,6 @@ def read_patches(shards: ShardSet) -> Iterator[np.ndarray]:
         yield from (value for key, value in sample.items() if key.endswith("npy"))
 
 
-def write_litdata(shards: ShardSet, folder: Path) -> None:
-    """Write the patches as LitData's chunks of 64 MB."""
-    from litdata.streaming.writer import BinaryWriter
-
-    writer = BinaryWriter(str(folder), chunk_bytes="64MB")
-    for number, patch in enumerate(read_patches(shards)):
-        writer.add_item(number, {"patch": patch})
-    writer.done()
-    writer.merge()
-
-
 def write_mosaic(shards: ShardSet, folder: Path) -> None:
     """Write the patches as MosaicML's shards of 64 MB."""
     from streaming import MDSWriter
@@ -65,16 +54,7 @@ def write_mosaic(shards: ShardSet, folder: Path) -> None:
             writer.write({"patch": patch})
 
 
-# What follows runs in a process of its own: both libraries keep caches, threads and shared memory.
-
-
-def read_litdata(url: str, cache: str, batch_size: int) -> float:
-    """Read an epoch with LitData; samples/s."""
-    from litdata import StreamingDataLoader, StreamingDataset
-
-    options = {"endpoint_url": os.environ["S3_ENDPOINT_URL"], "region_name": "us-east-1"}
-    data = StreamingDataset(url, cache_dir=cache, shuffle=True, storage_options=options, max_cache_size="1GB")
-    return _count(StreamingDataLoader(data, batch_size=2 * batch_size, num_workers=WORKERS))
+# What follows runs in a process of its own: the library keeps threads and shared memory.
 
 
 def read_mosaic(url: str, cache: str, batch_size: int) -> float:
@@ -123,12 +103,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         shards = ShardSet.open(given.shards or make_shards(folder, 192, "float32", given.gib))
         bucket = stack.enter_context(SeaweedFS()).bucket("bench")
         url = upload(bucket, shards.root, "set")
-        for name, write in (("litdata", write_litdata), ("mosaic", write_mosaic)):
-            (folder / name).mkdir()
-            write(shards, folder / name)
-            for path in sorted((folder / name).iterdir()):
-                obstore.put(bucket.store(retries=2, seconds=60), f"{name}/{path.name}", path.read_bytes())
-            shutil.rmtree(folder / name)
+        write_mosaic(shards, folder / "mosaic")
+        for path in sorted((folder / "mosaic").iterdir()):
+            obstore.put(bucket.store(retries=2, seconds=60), f"mosaic/{path.name}", path.read_bytes())
+        shutil.rmtree(folder / "mosaic")
         options = bucket.storage_options()
         keys = {
             "AWS_ACCESS_KEY_ID": options["access_key_id"],
@@ -147,14 +125,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             window=0.4,
         )
         ours = make_data(setting, window_bytes="40%", num_streams=1, relax_lineages=True)
-        rates: dict[str, list[float]] = {"ours, streaming": [], "LitData": [], "MosaicML Streaming": []}
+        rates: dict[str, list[float]] = {"ours, streaming": [], "MosaicML Streaming": []}
         for number in range(given.repeats):
             assert ours.train_sampler is not None
             ours.train_sampler.set_epoch(number)
             begin = time.perf_counter()
             samples = sum(len(batch["anchor"]) for batch in ours.train_dataloader())
             rates["ours, streaming"].append(samples / (time.perf_counter() - begin))
-            rates["LitData"].append(run_peer("read_litdata", f"{bucket.url}/litdata", given.batch_size, keys))
             rates["MosaicML Streaming"].append(run_peer("read_mosaic", f"{bucket.url}/mosaic", given.batch_size, keys))
         for name, values in rates.items():
             ratio = statistics.median(a / b for a, b in zip(rates["ours, streaming"], values, strict=True))
