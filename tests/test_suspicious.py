@@ -619,7 +619,9 @@ def test_the_command_prints_suspicions_and_counts_them_when_there_is_nothing_to_
     assert main(command) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[lines.index("suspicious:") + 1].startswith("- a: all 320 centroids lie in the corner of the image")
-    assert lines[lines.index(f"{tmp_path / 'shards'}: built. Next:") - 1].endswith("If so, give the experiment `tracks_unit: um`.")
+    assert lines[lines.index(f"{tmp_path / 'shards'}: built. Next:") - 1].endswith(
+        "If so, give the experiment `tracks_unit: um`."
+    )
     assert main(command) == 0
     said = capsys.readouterr()
     assert said.out == ""
