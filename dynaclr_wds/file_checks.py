@@ -15,6 +15,9 @@ from dynaclr_wds.manifest_checks import parse_manifest
 MOST_MANIFEST_BYTES = 1 << 28
 """A larger manifest is not read: what is made of it takes many times its size."""
 
+PARQUET_ERRORS = (OSError, ValueError, KeyError, NotImplementedError, MemoryError, OverflowError)
+"""What pyarrow raises for tables that are damaged or forged; each of its own errors is also one of these."""
+
 
 def read_manifest_file(path: Path, where: str | None = None) -> Manifest:
     """Read a manifest that is there, checking all of it; see `parse_manifest`.

@@ -18,6 +18,7 @@ from jaxtyping import Float32, Int64, Shaped
 from dynaclr_wds import contract
 from dynaclr_wds.contract import Manifest
 from dynaclr_wds.errors import ConfigError, FormatError
+from dynaclr_wds.file_checks import PARQUET_ERRORS
 from dynaclr_wds.fov_names import Places, check_experiments, keep_fovs
 from dynaclr_wds.index_checks import check_arrays
 from dynaclr_wds.npy_files import map_array
@@ -232,7 +233,7 @@ class ShardSet:
                 if rows == len(lineage):
                     column = table.read(columns=["lineage_id"])["lineage_id"].combine_chunks()
                     rows = len(column)
-        except (OSError, ValueError, KeyError, NotImplementedError, MemoryError, OverflowError) as error:
+        except PARQUET_ERRORS as error:
             raise FormatError(f"{path}: the lineages can't be read ({error}). Build the shards again.") from error
         if column is None or rows != len(lineage):
             raise FormatError(

@@ -25,6 +25,7 @@ from tests.servers.fixtures import moto as moto
 from tests.servers.fixtures import nginx as nginx
 from tests.servers.fixtures import proxy_before as proxy_before
 from tests.servers.fixtures import seaweedfs as seaweedfs
+from tests.servers.fixtures import two_hosts as two_hosts
 from tests.shared_build import make_once
 
 FOVS = ("A/1/0", "A/1/1", "B/2/0")

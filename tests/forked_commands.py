@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -20,8 +19,8 @@ from lightning.pytorch import Callback
 from torch import nn
 
 import dynaclr_wds.__main__ as command
+from tests.forking import Forks, become
 
-ROOT = Path(__file__).parent.parent
 SIGNAL_AT = "DYNACLR_TEST_SIGNAL_AT"
 """Name of the variable: hook:nth:signal:signal …; signals are sent 0.6 seconds apart."""
 CALLBACK = "--trainer.callbacks+=tests.forked_commands.SignalSelf"
@@ -77,32 +76,20 @@ class Ended(NamedTuple):
     """Status of each other rank."""
 
 
-class ForkedCommands:
-    """A process that forks commands; a context manager."""
+class ForkedCommands(Forks):
+    """Commands, of one rank or several at a time."""
 
-    def __enter__(self) -> ForkedCommands:
-        self.server = subprocess.Popen(
-            [sys.executable, "-m", "tests.forked_commands"], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True,
-        )  # fmt: skip
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.server.communicate()
+    module = "tests.forked_commands"
 
     def run(self, folder: Path, words: Sequence[str], *ranks: dict[str, str], **environment: str) -> Ended:
         """Run `python -m dynaclr_wds` with arguments, in a folder; as many processes as environments are given."""
-        assert self.server.stdin is not None
-        assert self.server.stdout is not None
         each = [environment | rank for rank in ranks or ({},)]
         said = [folder / f"said-{rank}.txt" for rank in range(len(each))]
         jobs = [
             {"folder": str(folder), "words": list(words), "environment": variables, "said": str(path)}
             for variables, path in zip(each, said, strict=True)
         ]
-        self.server.stdin.write(json.dumps(jobs) + "\n")
-        self.server.stdin.flush()
-        first, *others = json.loads(self.server.stdout.readline())
+        first, *others = self.ask(jobs)
         return Ended(first, said[0].read_text(), tuple(others))
 
 
@@ -118,24 +105,10 @@ def _serve() -> None:
 
 
 def _become(job: dict[str, Any]) -> NoReturn:
-    said = os.open(job["said"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(said, 1)
-    os.dup2(said, 2)
     os.chdir(job["folder"])
-    os.environ.update(job["environment"])
     sys.argv = [command.__file__, *job["words"]]
     sys.orig_argv = ["python", "-m", "dynaclr_wds", *job["words"]]
-    status = 1
-    try:
-        status = command.run()
-    except SystemExit as ended:
-        status = int(ended.code or 0)
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+    become(job["said"], job["environment"], command.run)
 
 
 if __name__ == "__main__":

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import http.server
 import json
 import pickle
 import random
 import resource
 import shutil
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -378,48 +376,8 @@ def test_what_a_checkpoint_names_is_made_only_if_it_is_a_module_or_transform(
 # --- servers ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def redirecting() -> Iterator[tuple[str, list[str]]]:
-    """A server that redirects everybody to another host; what that one was told."""
-    told: list[str] = []
-
-    class Other(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            told.append(str(self.headers))
-            self.send_response(200)
-            for name, value in (
-                ("Content-Length", "3"),
-                ("ETag", '"e"'),
-                ("Last-Modified", "Sat, 28 Nov 2026 08:00:00 GMT"),
-            ):
-                self.send_header(name, value)
-            self.end_headers()
-
-        do_HEAD = do_GET
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    class First(Other):
-        def do_GET(self) -> None:
-            self.send_response(307)
-            self.send_header("Location", f"http://localhost:{other.server_port}/elsewhere")
-            self.end_headers()
-
-        do_HEAD = do_GET
-
-    other = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Other)
-    first = http.server.ThreadingHTTPServer(("127.0.0.1", 0), First)
-    for server in (other, first):
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"127.0.0.1:{first.server_port}", told
-    for server in (other, first):
-        server.shutdown()
-        server.server_close()
-
-
-def test_a_redirect_that_would_take_a_secret_along_is_refused(redirecting: tuple[str, list[str]]):
-    host, told = redirecting
+def test_a_redirect_that_would_take_a_secret_along_is_refused(two_hosts: tuple[str, list[dict[str, str]]]):
+    host, told = two_hosts
     sas = {"endpoint": f"http://{host}", "account_name": "a", "sas_key": "sv=1&sig=hunter2"}
     for url, options, secret in (
         (f"http://{host}/a", {"headers": {"PRIVATE-TOKEN": "hunter2"}}, "the header 'PRIVATE-TOKEN'"),
@@ -433,7 +391,7 @@ def test_a_redirect_that_would_take_a_secret_along_is_refused(redirecting: tuple
     kept = Storage(parse_place(f"http://{host}/a"), parse_options({"headers": {"Authorization": "Bearer hunter2"}}))
     assert kept.info("x").size == 3
     assert told
-    assert not any("hunter2" in headers for headers in told)
+    assert "hunter2" not in str(told)
 
 
 # --- plates ----------------------------------------------------------------------------------------------------------

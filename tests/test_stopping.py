@@ -21,7 +21,8 @@ import torch
 
 from etl import build_shards
 from etl.simulate.__main__ import SimulationConfig, simulate_collection
-from tests.forked_commands import CALLBACK, ROOT, SIGNAL_AT, Ended, ForkedCommands
+from tests.forked_commands import CALLBACK, SIGNAL_AT, Ended, ForkedCommands
+from tests.forking import ROOT
 from tests.shared_build import make_once
 
 pytestmark = pytest.mark.slow

@@ -148,45 +148,6 @@ def test_the_cause_of_a_failure_of_obstore_is_found():
         Storage(Location("http", "example.invalid", "a"), parse_options({"headers": {"X": "y"}})).info("x")
 
 
-@pytest.fixture
-def two_hosts() -> Iterator[tuple[str, list[dict[str, str]]]]:
-    """A host that sends everyone on to another one, and the headers that the other one was sent."""
-    seen: list[dict[str, str]] = []
-
-    class Second(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            seen.append(dict(self.headers))
-            self.send_response(200)
-            self.send_header("Content-Length", "3")
-            self.send_header("Last-Modified", "Sat, 28 Nov 2026 08:00:00 GMT")
-            self.send_header("ETag", '"e"')
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(b"abc")
-
-        do_HEAD = do_GET
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    class First(Second):
-        def do_GET(self) -> None:
-            self.send_response(302)
-            self.send_header("Location", f"http://localhost:{other.server_port}{self.path}")
-            self.end_headers()
-
-        do_HEAD = do_GET
-
-    other = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Second)
-    first = http.server.ThreadingHTTPServer(("127.0.0.1", 0), First)
-    for server in (other, first):
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"127.0.0.1:{first.server_port}", seen
-    for server in (other, first):
-        server.shutdown()
-        server.server_close()
-
-
 def test_a_redirect_to_another_host_carries_no_credentials(two_hosts):
     host, seen = two_hosts
     options = parse_options({"headers": {"Authorization": "Bearer hunter2"}, "retry_timeout": 1})

@@ -87,8 +87,15 @@ class Storage:
         key = (self.root / name).key
         return to_info(self.request(name, "", lambda store: obstore.head(store, key)))
 
-    def list(self) -> dict[str, ObjectInfo] | None:
-        """List everything below the root: name → size and ETag; None where there is no listing, or none for this key.
+    def list(self, folder: str = "", *, nested: bool = True) -> dict[str, ObjectInfo] | None:
+        """List a folder: name below it → size and ETag; None where there is no listing, or none for this key.
+
+        Parameters
+        ----------
+        folder
+            Below the root; empty: the root.
+        nested
+            List what is in folders of it, too.
 
         Raises
         ------
@@ -97,13 +104,19 @@ class Storage:
         """
         if self.root.scheme in ("http", "https"):
             return None
-        begin, prefix = len(self.root.key) + 1 if self.root.key else 0, self.root.key or None
+        prefix = (self.root / folder).key if folder else self.root.key
+        begin = len(prefix) + 1 if prefix else 0
 
         def collect(store: Any) -> dict[str, ObjectInfo]:
-            return {entry["path"][begin:]: to_info(entry) for entry in obstore.list(store, prefix).collect()}
+            under = prefix or None
+            if nested:
+                found = obstore.list(store, under).collect()
+            else:
+                found = obstore.list_with_delimiter(store, under)["objects"]
+            return {entry["path"][begin:]: to_info(entry) for entry in found}
 
         try:
-            return self.request("", "the listing", collect)
+            return self.request(folder, "the listing", collect)
         except DeniedError:
             return None
 

@@ -1,4 +1,4 @@
-"""Objects of unknown size to their bytes, and folders to the objects in them: with few requests, and never cut short.
+"""Objects of unknown size to their bytes: with few requests, and never cut short.
 
 A plain GET believes the server's Content-Length. A ranged one says besides how large the whole object is, so whatever
 came short is noticed. The first range is asked for without knowing the size; small objects need no other request.
@@ -17,7 +17,7 @@ import obstore
 
 from dynaclr_wds.errors import FormatError, StorageError
 from dynaclr_wds.files import write_whole
-from dynaclr_wds.storage.client import DeniedError, Storage
+from dynaclr_wds.storage.client import Storage
 from dynaclr_wds.storage.failures import TryAgain, classify
 from dynaclr_wds.storage.location import Location
 from dynaclr_wds.storage.options import StorageOptions
@@ -175,49 +175,6 @@ def _read_rest(storage: Storage, name: str, begin: int, info: ObjectInfo) -> Ite
     step = storage.options.request_bytes
     for at in range(begin, info.size, step):
         yield storage.read_range(name, at, min(at + step, info.size), info)[0]
-
-
-def list_folder(storage: Storage, name: str) -> dict[str, ObjectInfo] | None:
-    """List the objects of one folder, without those of folders in it; None where there is no listing, or not for us.
-
-    Raises
-    ------
-    StorageError
-        The request failed.
-    """
-    if storage.root.scheme in ("http", "https"):
-        return None
-    prefix = (storage.root / name).key if name else storage.root.key
-
-    def get(store: Any) -> dict[str, ObjectInfo]:
-        found = obstore.list_with_delimiter(store, prefix or None)["objects"]
-        return {entry["path"].rpartition("/")[2]: to_info(entry) for entry in found}
-
-    try:
-        return storage.request(name, "the listing", get)
-    except DeniedError:
-        return None
-
-
-def list_below(storage: Storage, folder: str) -> dict[str, ObjectInfo] | None:
-    """List everything below a folder: name below it → version; None where there is no listing, or not for us.
-
-    Raises
-    ------
-    StorageError
-        The request failed.
-    """
-    if storage.root.scheme in ("http", "https"):
-        return None
-    prefix = (storage.root / folder).key
-
-    def get(store: Any) -> dict[str, ObjectInfo]:
-        return {entry["path"][len(prefix) + 1 :]: to_info(entry) for entry in obstore.list(store, prefix).collect()}
-
-    try:
-        return storage.request(folder, "the listing", get)
-    except DeniedError:
-        return None
 
 
 def _take(answer: Any, begin: int, end: Callable[[int], int]) -> Found:

@@ -20,6 +20,7 @@ from dynaclr_wds.contract import (
     Manifest,
     label_array,
 )
+from dynaclr_wds.file_checks import PARQUET_ERRORS
 from etl.pack.read_back import Finding
 
 Arrays = Mapping[str, Shaped[np.ndarray, "*shape"]]
@@ -35,7 +36,7 @@ def check_tables(folder: Path, manifest: Manifest, arrays: Arrays) -> Iterator[F
         elif (folder / path).is_file():
             try:
                 table = _read_table(folder / path, expect(manifest, arrays))
-            except (OSError, ValueError, NotImplementedError, MemoryError, OverflowError) as error:  # of pyarrow
+            except PARQUET_ERRORS as error:
                 yield Finding(path=path, what=f"can't be read ({error})")
                 continue
             yield from _compare(path, table, expect(manifest, arrays))

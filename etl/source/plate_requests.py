@@ -19,7 +19,7 @@ from dynaclr_wds.errors import FormatError, PlateError, StorageError
 from dynaclr_wds.read.coalesce import join_ranges
 from dynaclr_wds.storage.client import DeniedError, Storage
 from dynaclr_wds.storage.location import Location
-from dynaclr_wds.storage.objects import Found, find_wrong_md5, list_below, read_begin, read_end, read_whole
+from dynaclr_wds.storage.objects import Found, find_wrong_md5, read_begin, read_end, read_whole
 from dynaclr_wds.storage.options import StorageOptions
 from dynaclr_wds.storage.versions import ObjectInfo
 
@@ -112,7 +112,7 @@ class PlateRequests:
 
     def find_below(self, folder: str) -> dict[str, ObjectInfo] | None:
         """List everything below a folder: name below it → version; None where there is no listing."""
-        return list_below(self._storage, folder)
+        return self._storage.list(folder)
 
     def chunks(
         self, key: str, count: int, wanted: Int64[np.ndarray, " n"], *, first: bool

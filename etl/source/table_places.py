@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 from dynaclr_wds.errors import ConfigError
 from dynaclr_wds.storage.client import Storage
 from dynaclr_wds.storage.location import Location, parse_place
-from dynaclr_wds.storage.objects import copy_object, list_folder, open_object
+from dynaclr_wds.storage.objects import copy_object, open_object
 from dynaclr_wds.storage.versions import ObjectInfo
 from etl.source.config import BuildConfig, ExperimentConfig
 from etl.source.track_formats import READERS, TablePlace, choose_tables, list_tables
@@ -77,7 +77,7 @@ class RemoteTracks:
                 return {name: self._storage.info(name)}
             except FileNotFoundError:
                 return {}
-        found = list_folder(self._storage, fov)
+        found = self._storage.list(fov, nested=False)
         if found is None:
             raise ConfigError(
                 f"{self._where} can't be listed: there is no listing, or the key may not list. Say where the file of "
