@@ -210,6 +210,16 @@ def test_the_first_window_that_is_offered_keeps_lineages_distinct(batch_size):
     ]
 
 
+def test_of_a_set_that_takes_long_to_plan_the_windows_are_told_untried(monkeypatch):
+    monkeypatch.setattr("dynaclr_wds.plan.audit.window_offers._MOST_ANCHORS", len(FEW.row) - 1)
+    monkeypatch.setattr("dynaclr_wds.plan.audit.window_offers.measure_shared", None)
+    with pytest.raises(WindowError) as error, window_as_typed("2%"):
+        streamed(FEW, share=0.02, num_streams=1, batch_size=16)
+    untried = {tuple(way): remark.endswith("shuffle says whether lineages repeat") for way, remark in error.value.ways}
+    assert untried[("window_bytes",)]
+    assert not any(said for way, said in untried.items() if "relax_lineages" in way)
+
+
 def test_of_lineages_that_repeat_the_error_says_how_many():
     with pytest.raises(WindowError) as error, window_as_typed("2%"):
         streamed(FEW, share=0.02, num_streams=1, batch_size=64)

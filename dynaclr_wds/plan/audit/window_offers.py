@@ -23,7 +23,10 @@ from dynaclr_wds.words import percent, size_option
 
 _GROWTH = 1.4  # from one window that is tried to the next
 _FEW = 64  # batches that are planned first
+_MOST_ANCHORS = 2_000_000
+"""Of more, to plan with each way would take more than some 15 seconds, in which an error only seems to hang."""
 _DISTINCT = "no lineage twice in a batch"
+_UNTRIED = "shuffle says whether lineages repeat"
 
 
 @contextmanager
@@ -34,7 +37,8 @@ def window_as_typed(given: int | float | str | None) -> Iterator[None]:
     except WindowError as error:
         error.typed = error.window_bytes if given is None else given
         if isinstance(error.asked, Window):
-            error.ways = try_ways(error.asked, error.ways)
+            small = len(error.asked.index.row) <= _MOST_ANCHORS
+            error.ways = try_ways(error.asked, error.ways) if small else _leave_untried(error.ways)
         raise
 
 
@@ -57,6 +61,13 @@ def try_ways(asked: Window, ways: Sequence[Way]) -> list[Way]:
             said = f"about {percent(share)} of the samples repeat one" if relaxed else _describe(share)
             other.append((settings, _join(remark, said if share else "")))
     return [*good, *other] or list(ways)
+
+
+def _leave_untried(ways: Sequence[Way]) -> list[Way]:
+    """Say of each window that keeps lineages apart where it can how one finds out whether it does."""
+    typed = [_as_typed(*way) for way in ways]
+    kept = [bool(settings.get("window_bytes")) and "relax_lineages" not in settings for settings, _ in typed]
+    return [(way[0], _join(way[1], _UNTRIED)) if one else way for way, one in zip(typed, kept, strict=True)]
 
 
 def measure_shared(asked: Window, settings: Mapping[str, Any]) -> float | None:
