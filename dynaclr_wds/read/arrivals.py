@@ -45,7 +45,9 @@ class Arrival:
             self.overwrite(begin, memoryview(mmap.mmap(-1, end - begin)))
         self._left = parts
         self._error: BaseException | None = None
-        self._done = threading.Event()
+        self._over = False
+        self._gate = threading.Lock()  # opened once and for all at the end; an Event takes ten times as long to make
+        self._gate.acquire()
         self._lock = threading.Lock()
         self._holders = 0
         self._given_up = False
@@ -92,7 +94,8 @@ class Arrival:
             if whole:
                 if self._then is not None:
                     self._then(self)
-                self._done.set()
+                with self._lock:
+                    self._end()
         finally:
             self.let_go()
 
@@ -100,7 +103,7 @@ class Arrival:
         """Replace bytes; only for one who holds it, or is called back by `put`."""
         if len(data) == self.end - self.begin:
             self.bytes = np.frombuffer(data, np.uint8)
-            self.address = int(self.bytes.ctypes.data)
+            self.address = self.bytes.__array_interface__["data"][0]
         else:
             at = begin - self.begin
             self.bytes[at : at + len(data)] = np.frombuffer(data, np.uint8)
@@ -108,9 +111,9 @@ class Arrival:
     def fail(self, error: BaseException) -> None:
         """End it with an error, which all who wait for it get; the first one stays."""
         with self._lock:
-            if self._error is None and not self._done.is_set():
+            if not self._over:
                 self._error = error
-                self._done.set()
+                self._end()
 
     def give_up(self) -> None:
         """End it, because nobody needs it any more; its memory is free once nobody holds it."""
@@ -122,7 +125,10 @@ class Arrival:
 
     def sleep(self, seconds: float) -> bool:
         """Sleep, unless it ends meanwhile; say whether its bytes are still wanted."""
-        return not self._done.wait(seconds)
+        if self._gate.acquire(timeout=seconds):
+            self._gate.release()
+            return False
+        return True
 
     def wait(self) -> None:
         """Return when all bytes are there.
@@ -132,7 +138,8 @@ class Arrival:
         FormatError, StorageError
             They can't be had.
         """
-        self._done.wait()
+        with self._gate:
+            pass
         if self._error is not None:
             raise copy.copy(self._error)  # several threads may get it, and each adds its own notes
 
@@ -142,6 +149,12 @@ class Arrival:
         if self.digest is None:
             self.digest = xxhash.xxh3_64_intdigest(self.bytes.data)
         return self.digest
+
+    def _end(self) -> None:
+        """Let those who wait go on; for one who has the lock."""
+        if not self._over:
+            self._over = True
+            self._gate.release()
 
     def _free(self) -> None:
         self.bytes = _NOTHING  # the last reference is gone, so that the pages are free now

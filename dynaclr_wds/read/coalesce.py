@@ -51,6 +51,8 @@ def join_ranges(
 
 def cut_range(begin: int, end: int, most_bytes: int) -> list[tuple[int, int]]:
     """Cut a range into parts of at most so many bytes, about equal in size."""
+    if end - begin <= most_bytes:
+        return [(begin, end)]
     count = -(-(end - begin) // most_bytes)
     edges = [begin + (end - begin) * place // count for place in range(count + 1)]
     return list(itertools.pairwise(edges))

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import ctypes
 import threading
+from bisect import bisect_right
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int64, UInt8
@@ -31,6 +33,16 @@ from dynaclr_wds.read.patch_pool import PatchPool
 from dynaclr_wds.storage.client import Storage, check_process
 from dynaclr_wds.storage.versions import ObjectInfo
 from dynaclr_wds.store import Check, RowFailure
+
+
+class _Request(NamedTuple):
+    """Bytes of one shard that are asked for together."""
+
+    arrival: Arrival
+    shard: int
+    begin: int
+    end: int
+    disk: DiskPool | None
 
 
 class ObjectStore:
@@ -68,6 +80,7 @@ class ObjectStore:
         self._options = storage.options
         self._bytes = np.array([s.bytes for s in shards], np.int64)
         self._base = np.concatenate([[0], np.cumsum(self._bytes)])
+        self._edges: list[int] = self._base.tolist()
         self._versions = list(versions)
         self._lock = threading.Lock()
         self._starting = threading.Lock()
@@ -244,10 +257,14 @@ class ObjectStore:
             *((span, at[owner == place], None) for place, span in enumerate(joined.tolist())),
             *((missing[place].tolist(), np.array([place]), self._disk) for place in np.flatnonzero(there).tolist()),
         ]
-        pieces = []
+        pieces, requests = [], deque[_Request]()
         for (first, last), own, disk in groups:
             accept = partial(self._accept, number=number[own], spans=missing[own], check=check)
-            pieces.append(self._request(first, last, accept, disk))
+            arrival, parts = self._plan_requests(first, last, accept, disk)
+            pieces.append(arrival)
+            requests.extend(parts)
+        for _ in range(min(len(requests), self.ahead)):
+            self._submit(self._bring_all, requests)
         return Arrivals(list(pooled.values())), Arrivals(pieces[len(joined) :]), Arrivals(pieces[: len(joined)])
 
     def _accept(
@@ -267,20 +284,29 @@ class ObjectStore:
         if self._disk is not None:
             self._disk.keep_spans(piece, shard, base, spans)
 
-    def _request(
-        self, begin: int, end: int, then: Callable[[Arrival], None] | None = None, disk: DiskPool | None = None
-    ) -> Arrival:
+    def _request(self, begin: int, end: int, disk: DiskPool | None = None) -> Arrival:
         """Send the requests for a range of one shard, or read it from the disk where it is there."""
-        check_process()
+        arrival, requests = self._plan_requests(begin, end, None, disk)
+        for request in requests:
+            self._submit(self._bring, request)
+        return arrival
+
+    def _plan_requests(
+        self, begin: int, end: int, then: Callable[[Arrival], None] | None, disk: DiskPool | None
+    ) -> tuple[Arrival, list[_Request]]:
+        """Return memory for a range of one shard, and the requests that fill it."""
         shard, parts = self._cut(begin, end)
         arrival = Arrival(begin, end, len(parts), then)
+        return arrival, [_Request(arrival, shard, first, last, disk) for first, last in parts]
+
+    def _submit(self, work: Callable[..., None], *arguments: Any) -> None:
+        """Have something done in a thread that makes requests."""
+        check_process()
         with self._starting:
             requests = self._requests
             if requests is None:
                 requests = self._requests = ThreadPoolExecutor(self.ahead, thread_name_prefix="dynaclr-request")
-        for first, last in parts:
-            requests.submit(self._bring, arrival, shard, (first, last), disk)
-        return arrival
+        requests.submit(work, *arguments)
 
     def _explain_absence(self, shard: int) -> StorageError:
         return StorageError(
@@ -290,21 +316,31 @@ class ObjectStore:
 
     def _cut(self, begin: int, end: int) -> tuple[int, list[tuple[int, int]]]:
         """Return the shard of a range, and the requests that it takes: first byte in the shard and end."""
-        shard = int(np.searchsorted(self._base, begin, "right")) - 1
-        base = int(self._base[shard])
+        shard = bisect_right(self._edges, begin) - 1
+        base = self._edges[shard]
         return shard, cut_range(begin - base, end - base, self._options.request_bytes)
 
-    def _bring(self, arrival: Arrival, shard: int, span: tuple[int, int], disk: DiskPool | None) -> None:
+    def _bring_all(self, requests: deque[_Request]) -> None:
+        """Make one request after the other, beside other threads that do the same, until none is left."""
+        while requests:
+            try:
+                request = requests.popleft()
+            except IndexError:  # another thread took the last one
+                return
+            self._bring(request)
+
+    def _bring(self, request: _Request) -> None:
         """Make one request; what goes wrong is raised where the bytes are waited for."""
+        arrival, shard, begin, end, disk = request
         if arrival.over:
             return
         try:
-            data = None if disk is None else disk.read(shard, *span)
+            data = None if disk is None else disk.read(shard, begin, end)
             if data is None:
-                data = self._load(arrival, shard, *span)
+                data = self._load(arrival, shard, begin, end)
                 if disk is not None:
-                    disk.keep(shard, *span, data)
-            arrival.put(int(self._base[shard]) + span[0], data)
+                    disk.keep(shard, begin, end, data)
+            arrival.put(self._edges[shard] + begin, data)
         except BaseException as error:
             arrival.fail(error)
 
@@ -317,6 +353,9 @@ class ObjectStore:
 
     def _pin(self, shard: int, found: ObjectInfo) -> None:
         """Keep the version of a shard's first answer; every later one must be of the same."""
+        known = self._versions[shard]
+        if known is not None and known.is_same(found):  # nearly always; a lock would make all requests wait for it
+            return
         with self._lock:
             known = self._versions[shard]
             if known is None:

@@ -14,6 +14,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NoReturn, TypeAlias, TypeVar
 
 import obstore
@@ -162,7 +163,7 @@ class Storage:
         StorageError
             The request failed.
         """
-        key = (self.root / name).key
+        key = _find_key(self.root, name)
         asked: dict[str, Any] = {"range": (begin, end)}
         if pinned is not None and pinned.condition is not None:
             asked["if_match"] = pinned.condition
@@ -304,6 +305,12 @@ def _explain(error: BaseException) -> Failure:
     if isinstance(error, _Replaced):
         return Failure(Kind.REPLACED, "another ETag")
     return classify(error)
+
+
+@lru_cache(maxsize=1 << 16)
+def _find_key(root: Location, name: str) -> str:
+    """Return the key of an object; shards are asked for thousands of times a second."""
+    return (root / name).key
 
 
 _used_by: int | None = None
