@@ -1,10 +1,10 @@
-"""The same patches from the same server to samples/s: our loader beside MosaicML Streaming.
+"""The same patches from the same server to samples/s: our loader beside MosaicML Streaming and LitData.
 
-Its format knows no pairs, so its samples are single patches, counted in twos; it shuffles as it does by default. Each
-reads whole epochs from an empty cache, with two workers, from SeaweedFS on loopback. Both are measured in turn, several
-times over; medians count. LitData isn't here: it refuses servers without TLS.
+Their formats know no pairs, so their samples are single patches, counted in twos; they shuffle as they do by default.
+Each reads whole epochs from an empty cache, with two workers, from SeaweedFS on loopback. All are measured in turn,
+several times over; medians count. LitData refuses servers without TLS; it is told not to.
 
-MosaicML Streaming is no dependency of the project: `pip install mosaicml-streaming boto3`.
+The peers are no dependencies of the project: `pip install mosaicml-streaming litdata obstore boto3`.
 """
 
 from __future__ import annotations
@@ -54,6 +54,17 @@ def write_mosaic(shards: ShardSet, folder: Path) -> None:
             writer.write({"patch": patch})
 
 
+def write_litdata(shards: ShardSet, folder: Path) -> None:
+    """Write the patches as LitData's chunks of 64 MB."""
+    from litdata.streaming import Cache
+
+    cache = Cache(str(folder), chunk_bytes=1 << 26)
+    for number, patch in enumerate(read_patches(shards)):
+        cache[number] = {"patch": patch}
+    cache.done()
+    cache.merge()
+
+
 # What follows runs in a process of its own: the library keeps threads and shared memory.
 
 
@@ -64,6 +75,17 @@ def read_mosaic(url: str, cache: str, batch_size: int) -> float:
 
     data = StreamingDataset(remote=url, local=cache, shuffle=True, batch_size=2 * batch_size)
     return _count(DataLoader(data, batch_size=2 * batch_size, num_workers=WORKERS))
+
+
+def read_litdata(url: str, cache: str, batch_size: int) -> float:
+    """Read an epoch with LitData; samples/s."""
+    import litdata.streaming.downloader
+    from litdata import StreamingDataLoader, StreamingDataset
+
+    litdata.streaming.downloader._OBSTORE_CLIENT_OPTIONS["allow_http"] = True
+    options = {"endpoint_url": os.environ["AWS_ENDPOINT_URL"]}
+    data = StreamingDataset(url, cache_dir=cache, shuffle=True, storage_options=options)
+    return _count(StreamingDataLoader(data, batch_size=2 * batch_size, num_workers=WORKERS, shuffle=True))
 
 
 def _count(loader: Iterator[dict[str, np.ndarray]]) -> float:
@@ -103,10 +125,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         shards = ShardSet.open(given.shards or make_shards(folder, 192, "float32", given.gib))
         bucket = stack.enter_context(SeaweedFS()).bucket("bench")
         url = upload(bucket, shards.root, "set")
-        write_mosaic(shards, folder / "mosaic")
-        for path in sorted((folder / "mosaic").iterdir()):
-            obstore.put(bucket.store(retries=2, seconds=60), f"mosaic/{path.name}", path.read_bytes())
-        shutil.rmtree(folder / "mosaic")
+        for name, write in (("mosaic", write_mosaic), ("litdata", write_litdata)):
+            write(shards, folder / name)
+            for path in sorted((folder / name).iterdir()):
+                obstore.put(bucket.store(retries=2, seconds=60), f"{name}/{path.name}", path.read_bytes())
+            shutil.rmtree(folder / name)
         options = bucket.storage_options()
         keys = {
             "AWS_ACCESS_KEY_ID": options["access_key_id"],
@@ -125,14 +148,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             window=0.4,
         )
         ours = make_data(setting, window_bytes="40%", num_streams=1, relax_lineages=True)
-        rates: dict[str, list[float]] = {"ours, streaming": [], "MosaicML Streaming": []}
+        rates: dict[str, list[float]] = {"ours, streaming": [], "MosaicML Streaming": [], "LitData": []}
         for number in range(given.repeats):
             assert ours.train_sampler is not None
             ours.train_sampler.set_epoch(number)
             begin = time.perf_counter()
             samples = sum(len(batch["anchor"]) for batch in ours.train_dataloader())
             rates["ours, streaming"].append(samples / (time.perf_counter() - begin))
-            rates["MosaicML Streaming"].append(run_peer("read_mosaic", f"{bucket.url}/mosaic", given.batch_size, keys))
+            for name, peer in (("MosaicML Streaming", "mosaic"), ("LitData", "litdata")):
+                rate = run_peer(f"read_{peer}", f"{bucket.url}/{peer}", given.batch_size, keys)
+                rates[name].append(rate)
         for name, values in rates.items():
             ratio = statistics.median(a / b for a, b in zip(rates["ours, streaming"], values, strict=True))
             print(f"{name:22}{statistics.median(values):9,.0f} samples/s   ours is {ratio:.1f}x")

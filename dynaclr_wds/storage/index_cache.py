@@ -19,7 +19,7 @@ from pathlib import Path
 from dynaclr_wds.contract import FileRecord
 from dynaclr_wds.errors import ChecksumError, FormatError, StorageError
 from dynaclr_wds.file_checks import check_content
-from dynaclr_wds.files import partial_name, rename_whole
+from dynaclr_wds.files import partial_name
 from dynaclr_wds.storage.client import Storage
 from dynaclr_wds.storage.versions import ObjectInfo
 
@@ -155,8 +155,8 @@ class IndexCache:
             for _ in pool.map(copy, [(file, begin) for file in files for begin in range(0, file.bytes, step)]):
                 pass
             good = [file for file, right in zip(files, pool.map(self._is_right, files), strict=True) if right]
-            for file in good:
-                rename_whole(partials[file.path], self.folder / file.path)
+            for file in good:  # not forced to the disk, which takes seconds: it is a copy, and checked at each use
+                partials[file.path].replace(self.folder / file.path)
             return [file for file in files if file not in good]
         finally:
             for partial in partials.values():

@@ -139,9 +139,10 @@ class Exchange:
         self, seen: Seen, source: BufferedReader | BytesIO, length: int, pacer: Pacer, flip_at: int | None
     ) -> None:
         paced = pacer.bytes_per_second != float("inf")
+        chunk = int(min(max(_PACED_CHUNK, 0.004 * pacer.bytes_per_second), _CHUNK))  # or the proxy is what is slow
         done = 0
         while done < length:
-            count = source.readinto(self._buffer[: min(length - done, _PACED_CHUNK if paced else _CHUNK)])
+            count = source.readinto(self._buffer[: min(length - done, chunk)])
             if not count:
                 raise ConnectionError("the server closed the connection in the middle of a body")
             if flip_at is not None and done <= flip_at < done + count:
