@@ -37,6 +37,8 @@ from tests.servers.proxy import Link
 
 FAR = Link(delay_seconds=0.03, bytes_per_second=60e6)
 BATCH_SIZE = 256
+MOST_TRACKS = 1_000_000
+"""Track ids of a field of view in the set that is repeated are below."""
 
 
 class Repeat:
@@ -71,16 +73,14 @@ class Repeat:
 
 
 def repeat_set(source: ShardSet, target: Path, times: int) -> None:
-    """Write a set that holds another one so many times."""
+    """Write a set whose fields of view hold the cells of another one's so many times."""
     m, a = source.manifest, source.arrays
-    obs_experiment = source.fov_experiment[a["obs_fov"]]
     shard_partition = np.array([s.partition for s in m.shards])
     block_partition = shard_partition[a["block_shard"]]
     clip_partition = block_partition[a["clip_block"]]
     tables = {
-        "obs": Repeat(obs_experiment, times),
-        "fov": Repeat(source.fov_experiment, times),
-        "track": Repeat(obs_experiment[np.unique(a["obs_track"], return_index=True)[1]], times),
+        "obs": Repeat(a["obs_fov"], times),
+        "track": Repeat(a["obs_fov"][np.unique(a["obs_track"], return_index=True)[1]], times),
         "patch": Repeat(clip_partition[a["patch_clip"]], times),
         "clip": Repeat(clip_partition, times),
         "block": Repeat(block_partition, times),
@@ -88,7 +88,6 @@ def repeat_set(source: ShardSet, target: Path, times: int) -> None:
     }
     lineages = int(a["obs_lineage"].max()) + 1
     points_to = {
-        "obs_fov": "fov",
         "obs_track": "track",
         "obs_patch": "patch",
         "patch_obs": "obs",
@@ -96,7 +95,6 @@ def repeat_set(source: ShardSet, target: Path, times: int) -> None:
         "clip_block": "block",
         "block_shard": "shard",
     }
-    timepoint = Repeat(np.repeat(source.fov_experiment, np.diff(a["fov_first_frame"])), times)
     arrays = {}
     for name, values in a.items():
         table = tables.get("obs" if name.startswith("label_") else name.partition("_")[0])
@@ -104,16 +102,15 @@ def repeat_set(source: ShardSet, target: Path, times: int) -> None:
             values = tables[points_to[name]].rows[:, values].astype(values.dtype)
         elif name.endswith("_lineage"):
             values = (values + lineages * np.arange(times)[:, None]).astype(values.dtype)
-        elif name in ("clip_first", "block_first", "fov_first_frame"):
+        elif name in ("obs_track_id", "obs_parent_track_id"):
+            values = np.where(values < 0, values, values + MOST_TRACKS * np.arange(times)[:, None])
+        elif name in ("clip_first", "block_first"):
             assert table is not None
-            counts = table.spread(np.diff(values))
-            arrays[name] = np.concatenate([[0], np.cumsum(counts)]).astype(values.dtype)
+            arrays[name] = np.concatenate([[0], np.cumsum(table.spread(np.diff(values)))]).astype(values.dtype)
             continue
-        elif name == "stats_dataset":
+        elif name.startswith(("fov_", "stats_")):
             arrays[name] = np.asarray(values)
             continue
-        elif name.startswith("stats_"):
-            table = timepoint if name == "stats_timepoint" else tables["fov"]
         assert table is not None, name
         arrays[name] = table.spread(np.asarray(values))
     write_set(source, target, times, tables, arrays)
@@ -135,22 +132,18 @@ def write_set(
         if file.path.endswith(".parquet"):
             shutil.copy(source.root / file.path, target / file.path)
             files.append(file)
-    shards, fovs = {}, {}
+    shards = {}
     for copy in range(times):
         for row, shard in enumerate(m.shards):
             record = dataclasses.replace(shard, path=f"{copy:05d}/{shard.path}")
             shards[int(tables["shard"].rows[copy, row])] = record
             (target / record.path).parent.mkdir(parents=True, exist_ok=True)
             os.link(source.root / shard.path, target / record.path)
-        for row, fov in enumerate(m.fovs):
-            fovs[int(tables["fov"].rows[copy, row])] = dataclasses.replace(fov, fov_name=f"{fov.fov_name}_{copy:05d}")
     counts = ("observations", "with_candidate", "lineages", "clips", "patches", "shards", "bytes")
     manifest: Manifest = dataclasses.replace(
         m,
         files=tuple(sorted(files, key=lambda file: file.path)),
         shards=tuple(shards[row] for row in range(len(shards))),
-        fovs=tuple(fovs[row] for row in range(len(fovs))),
-        sources=(),
         partitions=tuple(
             dataclasses.replace(p, **{name: times * getattr(p, name) for name in counts}) for p in m.partitions
         ),
