@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import http.server
+import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -192,6 +194,31 @@ def test_a_cache_that_can_not_be_written_says_so(bucket, tmp_path):
     storage = Storage(parse_place(bucket.url), parse_options(bucket.storage_options()))
     with pytest.raises(StorageError, match=r"cache_dir: .*file.* can't be written \(Not a directory\)"):
         IndexCache(storage, b"manifest", tmp_path / "file").fetch([])
+
+
+def test_ctrl_c_does_not_wait_for_a_server_that_may_come_back(bucket, tmp_path, proxy_before):
+    content = b"content" * 1000
+    obstore.put(bucket.store(), "x.npy", content)
+    proxy = proxy_before(bucket.endpoint, Schedule(0, (Rule(kinds=("503",), methods=("GET",)),)))
+    options = proxy.before(bucket).storage_options() | {"retry_timeout": 60.0}
+    cache = IndexCache(Storage(parse_place(bucket.url), parse_options(options)), b"manifest", tmp_path)
+
+    def press(*_: object) -> None:
+        while proxy.faults["503"] < 2:  # it is waiting to try again
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, press)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        begin = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            cache.fetch([record("x.npy", content)])
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert time.monotonic() - begin < 30, "it waited until there were no more tries"
+    assert [path for path in cache.folder.rglob("*") if path.is_file()] == []
 
 
 def test_small_objects_are_written_and_read_back(bucket):

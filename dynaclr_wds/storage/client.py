@@ -75,8 +75,8 @@ class Storage:
     def __repr__(self) -> str:
         return f"Storage({str(self.root)!r})"
 
-    def info(self, name: str) -> ObjectInfo:
-        """Ask for size and ETag of an object.
+    def info(self, name: str, sleep: Sleep = _sleep) -> ObjectInfo:
+        """Ask for size and ETag of an object; waits between tries with `sleep`.
 
         Raises
         ------
@@ -86,7 +86,7 @@ class Storage:
             The request failed.
         """
         key = (self.root / name).key
-        return to_info(self.request(name, "", lambda store: obstore.head(store, key)))
+        return to_info(self.request(name, "", lambda store: obstore.head(store, key), sleep))
 
     def list(self, folder: str = "", *, nested: bool = True) -> dict[str, ObjectInfo] | None:
         """List a folder: name below it → size and ETag; None where there is no listing, or none for this key.

@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -50,6 +51,7 @@ class IndexCache:
 
     def __init__(self, storage: Storage, manifest: bytes, folder: str | Path | None = None) -> None:
         self._storage = storage
+        self._over = threading.Event()
         name = hashlib.sha256(manifest).hexdigest()[:32]
         self.base = default_folder() if folder is None else Path(folder).expanduser()
         """Folder of all caches."""
@@ -122,7 +124,7 @@ class IndexCache:
 
     def _download(self, files: Sequence[FileRecord], listed: Mapping[str, ObjectInfo] | None) -> None:
         """Download files, many ranges at a time; those that came damaged once more."""
-        with ThreadPoolExecutor(_DOWNLOADS, thread_name_prefix="dynaclr-index") as pool:
+        with ThreadPoolExecutor(_DOWNLOADS, thread_name_prefix="dynaclr-index") as pool, self._called_off(pool):
             found = dict(zip([f.path for f in files], pool.map(lambda f: self._find(f, listed), files), strict=True))
             damaged = self._copy_ranges(files, found, pool)
             damaged = self._copy_ranges(damaged, found, pool) if damaged else []
@@ -132,6 +134,20 @@ class IndexCache:
                 "another. The set was replaced while it was opened, or a copy of it was left half done. Copy it again, "
                 "or open it again."
             )
+
+    @contextmanager
+    def _called_off(self, pool: ThreadPoolExecutor) -> Iterator[None]:
+        """After an error, or Ctrl-C, drop what has not begun, and don't wait for a server that may come back."""
+        self._over.clear()
+        try:
+            yield
+        except BaseException:
+            self._over.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+    def _sleep(self, seconds: float) -> bool:
+        return not self._over.wait(seconds)
 
     def _copy_ranges(
         self, files: Sequence[FileRecord], found: Mapping[str, ObjectInfo], pool: ThreadPoolExecutor
@@ -147,7 +163,7 @@ class IndexCache:
             def copy(job: tuple[FileRecord, int]) -> None:
                 file, begin = job
                 end = min(begin + step, file.bytes)
-                data = self._storage.read_range(file.path, begin, end, found[file.path])[0]
+                data = self._storage.read_range(file.path, begin, end, found[file.path], self._sleep)[0]
                 with partials[file.path].open("r+b", buffering=0) as target:
                     while begin < end:
                         begin += os.pwrite(target.fileno(), data[begin - end :], begin)
@@ -173,7 +189,7 @@ class IndexCache:
         """Return what is known of a file's object, which must have the size that the manifest says."""
         where = self._storage.root / file.path
         try:
-            found = self._storage.info(file.path) if listed is None else listed[file.path]
+            found = self._storage.info(file.path, self._sleep) if listed is None else listed[file.path]
         except (FileNotFoundError, KeyError):
             raise FormatError(
                 f"{where}: is missing, though the manifest lists it. Restore it, or build the shards again."
