@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from dynaclr_wds.errors import ConfigError, StorageError
-from etl.index import Index, build_index
+from etl.index import Index
+from etl.indexing import build_index
 from etl.source.experiments import BuildConfig
 from etl.source.preflight import open_plates
 from etl.source.track_formats import READERS, TableFile

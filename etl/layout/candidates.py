@@ -36,6 +36,31 @@ class ObservationColumns:
     track_lineage: Int[np.ndarray, " tracks"]
 
 
+def has_temporal(
+    lineage: Ints, t: Int[np.ndarray, " n"], low: int, high: int
+) -> tuple[Bool[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
+    """Whether the lineage of each observation was seen low to high frames later, and so many frames before.
+
+    Parameters
+    ----------
+    low, high
+        τ range in frames, both ends included, the lower at least 1.
+    """
+    found = np.zeros((2, t.size), bool)
+    if not t.size:
+        return found[0], found[1]
+    key = lineage.astype(np.int64) * (int(t.max()) + max(high, 0) + 2) + t
+    order = np.argsort(key, kind="stable")  # a track is a run in order already
+    key = key[order]
+    later = np.searchsorted(key, key + low)
+    found[0, order] = key[np.minimum(later, t.size - 1)] <= key + high
+    found[0, order] &= later < t.size
+    before = np.searchsorted(key, key - low, "right") - 1
+    found[1, order] = key[np.maximum(before, 0)] >= key - high
+    found[1, order] &= before >= 0
+    return found[0], found[1]
+
+
 def count_candidates(observations: ObservationColumns) -> Ints:
     """Count the candidates of each observation."""
     step = time_step(observations)

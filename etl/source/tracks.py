@@ -1,4 +1,4 @@
-"""Reads track files to one table: every tracked cell of every FOV, as written, checked row by row.
+"""Opens and reads track files: every tracked cell of a FOV, as written, checked row by row.
 
 One file per FOV at `tracks_path/<row>/<col>/<fov>/`, under any name, in any format of `etl.source.track_formats`.
 All files are found and their columns checked before the first is read. A missing parent is empty, NaN or -1;
@@ -9,7 +9,6 @@ no track are left out and counted.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,75 +40,65 @@ SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrackRows:
-    """The rows of all track files, one file after the other."""
+class TrackFile:
+    """The track file of one FOV, whose columns are checked and whose values are not read yet."""
 
-    rows: pa.Table
-    """`SCHEMA`, and `row`, the number of the row."""
-    labels: pa.Table
-    """One dictionary-encoded column per label of `label_columns`, null where an experiment has it not."""
-    outside_tracks: Mapping[str, int]
-    """Experiment → spots of TrackMate that are in no track, where there are any; they have no row."""
-    notes: tuple[str, ...]
-    """What the user should be told: files that are not UTF-8."""
+    file: TableFile
+    experiment: ExperimentConfig
+    fov: int
+    """Counts the FOVs asked for."""
+
+    @property
+    def rows(self) -> int:
+        """Number of rows; of a text, a guess from its size."""
+        if self.file.rows is not None:
+            return self.file.rows
+        return self.file.path.stat().st_size // _TEXT_BYTES_PER_ROW
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _FovTracks:
+class FovTracks:
     """The rows of one track file."""
 
     rows: pa.Table
     """`SCHEMA`, and one dictionary-encoded column per label."""
     outside: int
-    """Spots in no track, which are left out."""
+    """Spots of TrackMate that are in no track; they have no row."""
     is_latin_1: bool
     """Whether labels were read from a text that is not UTF-8."""
 
 
-def parse_track_files(config: BuildConfig, fovs: Mapping[str, Sequence[str]], tables: Tables) -> TrackRows:
-    """Read the track files of all FOVs.
+_TEXT_BYTES_PER_ROW = 24
+
+
+def open_track_files(config: BuildConfig, fovs: Mapping[str, Sequence[str]], tables: Tables) -> list[TrackFile]:
+    """Open the track files of all FOVs, in the order in which `fov` counts them.
 
     Parameters
     ----------
     config
-        Says what the files hold, and how many are read at a time.
+        Says what the files hold.
     fovs
-        Experiment → FOV names (`row/col/fov`), in the order in which `fov` counts them.
+        Experiment → FOV names (`row/col/fov`).
     tables
         Finds the files.
 
     Raises
     ------
     ConfigError
-        A missing or doubled track file, a missing column, a unit that is not the one of the config, a track id or frame
-        that is not a whole number, a centroid that is not finite, a (track_id, t) that occurs twice, a damaged or cut
-        file.
+        A missing or doubled track file, a missing column, a unit that is not the one of the config, a damaged file.
     StorageError
         A file cannot be read.
     """
-    files: list[tuple[TableFile, ExperimentConfig]] = []
+    files: list[TrackFile] = []
     for number, experiment in enumerate(config.experiments):
         where = f"{config.where}: experiments[{number}]"
         for place in tables.find_tracks(number, fovs.get(experiment.name, ())):
             file = rename_columns(open_table(place), experiment.columns, f"{where}.columns")
             check_columns(file, (*TRACK_COLUMNS, *experiment.label_columns), MORE_TRACK_COLUMNS, where, "columns")
             _check_units(file, experiment, where)
-            files.append((file, experiment))
-    with ThreadPoolExecutor(config.workers) as pool:
-        parsed = list(pool.map(_parse_track_file, files, range(len(files))))
-    table = pa.concat_tables([SCHEMA.empty_table(), *(t.rows for t in parsed)], promote_options="default")
-    table = table.unify_dictionaries()
-    row = pa.array(np.arange(len(table), dtype=np.int32))
-    outside: dict[str, int] = {}
-    for (_, experiment), found in zip(files, parsed, strict=True):
-        if found.outside:
-            outside[experiment.name] = outside.get(experiment.name, 0) + found.outside
-    return TrackRows(
-        rows=table.select(SCHEMA.names).append_column("row", row),
-        labels=table.drop_columns(SCHEMA.names),
-        outside_tracks=outside,
-        notes=note_latin_1([str(file) for (file, _), found in zip(files, parsed, strict=True) if found.is_latin_1]),
-    )
+            files.append(TrackFile(file=file, experiment=experiment, fov=len(files)))
+    return files
 
 
 def is_latin_1(table: pa.Table) -> bool:
@@ -150,9 +139,18 @@ def _check_units(file: TableFile, experiment: ExperimentConfig, where: str) -> N
                 raise ConfigError(f"{file}: {theirs} is in {unit!r}, but {given}. {advice}.")
 
 
-def _parse_track_file(source: tuple[TableFile, ExperimentConfig], fov: int) -> _FovTracks:
-    """Read one file and check its values."""
-    file, experiment = source
+def parse_track_file(source: TrackFile) -> FovTracks:
+    """Read one track file and check its values.
+
+    Raises
+    ------
+    ConfigError
+        A track id or frame that is not a whole number, a centroid that is not finite, a (track_id, t) that occurs
+        twice, a damaged or cut file.
+    StorageError
+        The file cannot be read.
+    """
+    file, experiment = source.file, source.experiment
     labels = experiment.label_columns
     raw = read_table(file, [name for name in (*TRACK_COLUMNS, *MORE_TRACK_COLUMNS) if name in file.columns], labels)
     track_id = parse_integers(raw, "track_id", file, optional=bool(file.units))
@@ -162,7 +160,7 @@ def _parse_track_file(source: tuple[TableFile, ExperimentConfig], fov: int) -> _
     _refuse_repeats_in_tracks(file, track_id, t)
     z, y, x = _parse_positions(raw, experiment, file)
     columns = {
-        "fov": np.full(len(t), fov, dtype=np.int32),
+        "fov": np.full(len(t), source.fov, dtype=np.int32),
         "track_id": track_id,
         "t": t,
         "y": y,
@@ -176,7 +174,7 @@ def _parse_track_file(source: tuple[TableFile, ExperimentConfig], fov: int) -> _
     outside = int((~in_track).sum())
     if outside:
         rows = rows.filter(pa.array(in_track))
-    return _FovTracks(rows=rows, outside=outside, is_latin_1=bool(labels) and is_latin_1(raw))
+    return FovTracks(rows=rows, outside=outside, is_latin_1=bool(labels) and is_latin_1(raw))
 
 
 def _parse_positions(
