@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from etl.sql import read_query
 from etl.source.patch_grid import PatchGrid
+from etl.sql import read_query
 from tests.plates import Rows, table
 
 
