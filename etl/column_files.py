@@ -50,9 +50,9 @@ class ColumnFiles:
         assert len(counts) == 1, "columns are of one length"
         for name, dtype in self._dtypes.items():
             with naming_file(self._path(name)), self._path(name).open("ab", buffering=0) as file:
-                left = memoryview(np.ascontiguousarray(columns[name], dtype)).cast("B")
-                while left:
-                    left = left[file.write(left) :]
+                left = np.ascontiguousarray(columns[name], dtype).view(np.uint8)
+                while left.size:
+                    left = left[file.write(left.data) :]
         self.rows += counts.pop()
 
     def read(self, first: int, stop: int, *names: str) -> dict[str, Shaped[np.ndarray, " _"]]:

@@ -115,7 +115,7 @@ def plan_batches(rows: Sequence[int], memory_limit: int) -> list[range]:
 def _connect(config: BuildConfig, folder: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     """Open DuckDB with the threads and the memory of a build; what does not fit goes to files in the folder."""
     limit = max(config.memory_limit // 2, 64 * 2**20)  # the other half is for what numpy makes of it
-    settings = {
+    settings: dict[str, str | bool | int | float | list[str]] = {
         "threads": config.workers,
         "memory_limit": f"{limit // 2**20}MiB",
         "temp_directory": str(folder / "duckdb"),

@@ -17,7 +17,7 @@ from dynaclr_wds.contract import ExperimentRecord, SourceRecord, checksum, forma
 from etl.cut.job import CutJob
 from etl.index import Index
 from etl.layout.candidates import ObservationColumns
-from etl.layout.clips import Clips, plan_clips, plan_key, sort_clips
+from etl.layout.clips import Clips, format_keys, plan_clips, plan_keys, sort_clips
 from etl.source.experiments import BuildConfig, ExperimentConfig
 from etl.source.plates import Fov, Plate
 from etl.source.scales import stored_pixel_size
@@ -148,12 +148,11 @@ def plan_named_clips(config: BuildConfig, index: Index, columns: Columns) -> tup
             track_lineage=index.tracks["lineage_index"].to_numpy(),
         )
     )
-    heads = index.observations.select(["experiment", "fov_name", "lineage_id", "track_id", "t"]).take(clips.clip_head)
-    keys = [
-        plan_key(config.seed, (name, fov, lineage.rpartition("/")[2], track, t))
-        for name, fov, lineage, track, t in zip(*(column.to_pylist() for column in heads.columns), strict=True)
-    ]
-    return sort_clips(clips, np.array(keys))
+    head = clips.clip_head
+    names = [f"{fov.experiment}/{fov.fov_name}" for fov in index.fovs]
+    own = [columns[name][head] for name in ("track_id", "t")]  # a sample of one clip only
+    clips, keys = sort_clips(clips, plan_keys(config.seed, columns["fov_index"][head], names, own))
+    return clips, format_keys(keys)
 
 
 def lineage_ids(index: Index, columns: Columns) -> list[str]:
