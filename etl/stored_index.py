@@ -61,10 +61,18 @@ class StoredIndex:
     """One row per track with kept observations, by (fov, track_id)."""
 
     def take(self, first: int, stop: int) -> Index:
-        """Take the FOVs `first … stop` as an index of its own, whose numbers begin at 0.
+        """Take the FOVs `first … stop` as an index of its own, whose numbers all begin at 0, and whose names are few.
 
-        Only `experiment_index` is that of the whole collection. `dropped`, `tables` and `notes` stay behind.
+        The same cells give the same small index, whatever else there is. `dropped`, `tables` and `notes` stay behind.
         """
+        return self._take(first, stop, int(self.experiment_index[first]))
+
+    def take_all(self) -> Index:
+        """Take the whole index into memory, with what was counted on the way: for small collections."""
+        whole = self._take(0, len(self.fovs), 0)
+        return replace(whole, dropped=self.dropped, tables=self.tables, notes=self.notes)
+
+    def _take(self, first: int, stop: int, first_experiment: int) -> Index:
         rows = self.observations.read(*self.first_observation[[first, stop]].tolist())
         tracks = self._take_tracks(first, stop)
         of_track = np.repeat(np.arange(tracks["fov"].size), tracks["observations"])
@@ -74,7 +82,7 @@ class StoredIndex:
         start, minutes = self.clock[first:stop][fov].T
         numbers = {
             "hpi": (start + rows["t"] * minutes / 60).astype(np.float32),
-            "experiment_index": self.experiment_index[first:stop].astype(np.int16)[fov],
+            "experiment_index": (self.experiment_index[first:stop] - first_experiment).astype(np.int16)[fov],
             "fov_index": fov,
             "partition_index": partition.reshape(-1).astype(np.int32),
             "track_index": of_track.astype(np.int32),
@@ -98,11 +106,6 @@ class StoredIndex:
             dropped={},
             tables=(),
         )
-
-    def take_all(self) -> Index:
-        """Take the whole index into memory, with what was counted on the way: for small collections."""
-        whole = self.take(0, len(self.fovs))
-        return replace(whole, dropped=self.dropped, tables=self.tables, notes=self.notes)
 
     def _take_tracks(self, first: int, stop: int) -> dict[str, Any]:
         """Take tracks; lineages and parents are counted from the first of the range."""
