@@ -7,8 +7,9 @@ array once, in chunks, and never a shard; whether the bytes are those that were 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int, Shaped
@@ -19,7 +20,7 @@ from dynaclr_wds.errors import FormatError
 Arrays = Mapping[str, Shaped[np.ndarray, "*shape"]]
 """Name → array: all of `contract.ARRAYS` and one `label_<name>` for each label."""
 
-_CHUNK = 1 << 18
+_CHUNK = 1 << 16
 _MEMBER_HEADER = 512
 _LEAST_MEMBER = 1024
 """Bytes of the smallest tar member that isn't empty: what lies between two clips of a block."""
@@ -143,8 +144,9 @@ def _check_patches(manifest: Manifest, arrays: Arrays) -> None:
     member = _MEMBER_HEADER + -(-(header + size) // _MEMBER_HEADER) * _MEMBER_HEADER
     edges = arrays["clip_first"][arrays["block_first"]]  # edges of the blocks, in patches
     chunks = list(_chunks(len(arrays["patch_obs"])))
+    halves = [chunks[: (len(chunks) + 1) // 2], chunks[(len(chunks) + 1) // 2 :]]
     with ThreadPoolExecutor(2) as pool:
-        samples = sum(pool.map(lambda rows: _check_chunk(arrays, rows, member, edges), chunks))
+        samples = sum(pool.map(lambda half: _check_chunks(arrays, half, member, edges), halves))
     if samples != len(arrays["obs_patch"]):
         raise _error("patch_is_sample", f"marks {samples} rows, but there are {len(arrays['obs_patch'])} observations")
     found = arrays["patch_offset"][edges[:-1]]
@@ -155,50 +157,114 @@ def _check_patches(manifest: Manifest, arrays: Arrays) -> None:
     _require("patch_offset", end <= arrays["block_end"], end, "must end in its block", 0, "last row of block")
 
 
-def _check_chunk(
-    arrays: Arrays, rows: slice, member: Int[np.ndarray, " clips"], edges: Int[np.ndarray, " blocks_and_one"]
+class _Room:
+    """Memory for a chunk of rows, used again and again: to get fresh memory would take longer than the checks."""
+
+    def __init__(self) -> None:
+        self._flat = {name: np.empty(_CHUNK, dtype) for name, dtype in _ROOM.items()}
+        self._count = np.arange(_CHUNK)
+
+    def __call__(self, name: str, rows: int) -> Any:
+        """Return room for so many rows."""
+        return self._flat[name][:rows]
+
+    def take(self, values: Int[np.ndarray, " n"], at: Int[np.ndarray, " rows"]) -> Int[np.ndarray, " rows"]:
+        """Take values at places that were checked; they are there until others of their size are taken."""
+        out = self("taken_8" if values.dtype.itemsize == 8 else "taken_4", len(at)).view(values.dtype)
+        return np.take(values, at, out=out, mode="clip")
+
+    def count(self, rows: slice) -> Int[np.ndarray, " rows"]:
+        """Number rows."""
+        size = rows.stop - rows.start
+        numbers: Int[np.ndarray, " rows"] = np.add(self._count[:size], rows.start, out=self("number", size))
+        return numbers
+
+    def number_runs(self, edges: Int[np.ndarray, " runs"], rows: slice) -> Int[np.ndarray, " rows"]:
+        """Number the runs that begin at `edges` from 0, the first at the begin of the rows or before it."""
+        begins = self("begins", rows.stop - rows.start)
+        begins[:] = 0
+        begins[edges[1:] - rows.start] = 1
+        numbers: Int[np.ndarray, " rows"] = np.cumsum(begins, out=self("run", len(begins)))
+        return numbers
+
+
+_ROOM = {
+    **{"row": np.intp, "run": np.intp, "number": np.int64, "taken_4": np.int32, "taken_8": np.int64, "gap": np.int64},
+    **{"begins": np.int8, "good": np.bool_, "same": np.bool_},
+}
+
+
+def _check_chunks(
+    arrays: Arrays,
+    chunks: Sequence[slice],
+    member: Int[np.ndarray, " clips"],
+    edges: Int[np.ndarray, " blocks_and_one"],
 ) -> int:
     """Check some rows of patches; return how many are samples."""
+    room, most = _Room(), int(arrays["block_end"].max(initial=0))  # below it, no sum and no difference wraps around
+    for rows in chunks:
+        _check_chunk(arrays, rows, room)
+        _check_range("patch_offset", arrays["patch_offset"][rows], 0, most, "a byte of a block", rows.start)
+        _check_offsets(arrays, rows, member, edges, room)
+    return sum(int(np.count_nonzero(arrays["patch_is_sample"][rows])) for rows in chunks)
+
+
+def _check_chunk(arrays: Arrays, rows: slice, room: _Room) -> None:
+    """Check a chunk of rows of patches."""
     at, obs, clip = rows.start, arrays["patch_obs"][rows], arrays["patch_clip"][rows]
-    count = len(arrays["obs_patch"])
-    _check_range("patch_obs", obs, 0, count - 1, "an observation", at)
-    row_of = obs.astype(np.intp)  # once, or every take would convert it
-    first = arrays["clip_first"]
+    size, first = len(obs), arrays["clip_first"]
+    _check_range("patch_obs", obs, 0, len(arrays["obs_patch"]) - 1, "an observation", at)
+    row_of, good = room("row", size), room("good", size)
+    np.copyto(row_of, obs)  # once, or every take would convert it
     low, high = np.searchsorted(first, np.array([rows.start, rows.stop - 1], first.dtype), "right") - 1
-    patches = np.minimum(first[low + 1 : high + 2], rows.stop) - np.maximum(first[low : high + 1], rows.start)
-    expected = np.repeat(np.arange(low, high + 1, dtype=np.int32), patches)
-    _require("patch_clip", clip == expected, clip, "must be the clip of clip_first", at)
+    run = room.number_runs(first[low : high + 1], rows)
+    np.equal(np.subtract(clip, low, out=room("taken_8", size)), run, out=good)
+    _require("patch_clip", good, clip, "must be the clip of clip_first", at)
     t, is_sample = arrays["patch_t"][rows], arrays["patch_is_sample"][rows]
-    _require("patch_t", t == arrays["obs_t"].take(row_of), t, "must be the frame of the observation", at)
-    good = t[1:] >= t[:-1]
-    good |= clip[1:] != clip[:-1]
-    _require("patch_t", good, t[1:], "must ascend in a clip", at + 1)
-    lineage = np.repeat(arrays["clip_lineage"][low : high + 1], patches)
-    good = lineage == arrays["obs_lineage"].take(row_of)
+    np.equal(t, room.take(arrays["obs_t"], row_of), out=good)
+    _require("patch_t", good, t, "must be the frame of the observation", at)
+    np.greater_equal(t[1:], t[:-1], out=good[1:])
+    good[1:] |= np.not_equal(clip[1:], clip[:-1], out=room("same", size)[1:])
+    _require("patch_t", good[1:], t[1:], "must ascend in a clip", at + 1)
+    lineage = room.take(arrays["clip_lineage"][low : high + 1], run)
+    wanted = room("number", size).view(np.int32)[:size]
+    np.equal(lineage, np.take(arrays["obs_lineage"], row_of, out=wanted, mode="clip"), out=good)
     _require("clip_lineage", good, lineage, "must be the lineage of the clip's observations", at, "patch row")
-    home = arrays["obs_patch"].take(row_of)
-    good = (home == np.arange(rows.start, rows.stop)) == is_sample
+    home = room.take(arrays["obs_patch"], row_of)
+    np.equal(np.equal(home, room.count(rows), out=good), is_sample, out=good)
     _require("obs_patch", good, home, "must be the one row where its observation is a sample", at, "patch row")
-    good = is_sample >= arrays["patch_has_candidate"][rows]
+    np.greater_equal(is_sample, arrays["patch_has_candidate"][rows], out=good)
     _require("patch_has_candidate", good, ~good, "must be False where patch_is_sample is", at)
-    _check_offsets(arrays, rows, member, edges)
-    return int(np.count_nonzero(is_sample))
 
 
 def _check_offsets(
-    arrays: Arrays, rows: slice, member: Int[np.ndarray, " clips"], edges: Int[np.ndarray, " blocks_and_one"]
+    arrays: Arrays,
+    rows: slice,
+    member: Int[np.ndarray, " clips"],
+    edges: Int[np.ndarray, " blocks_and_one"],
+    room: _Room,
 ) -> None:
-    """Check that the patches of a clip lie side by side, and clips of a block behind each other."""
-    begin = max(rows.start - 1, 0)
-    most = int(arrays["block_end"].max(initial=0))  # below it, no sum and no difference wraps around
-    _check_range("patch_offset", arrays["patch_offset"][rows], 0, most, "a byte of a block", rows.start)
-    offset, clip = arrays["patch_offset"][begin : rows.stop], arrays["patch_clip"][begin : rows.stop]
-    gap = np.diff(offset) - member.take(clip[:-1])
-    wrong = np.flatnonzero(np.where(clip[1:] == clip[:-1], gap != 0, gap < _LEAST_MEMBER)) + begin + 1
+    """Check that the patches of a clip lie side by side, and clips of a block behind each other.
+
+    Looks from each row to the next, which may be the first of the next chunk.
+    """
+    stop = min(rows.stop + 1, len(arrays["patch_offset"]))
+    offset, clip = arrays["patch_offset"][rows.start : stop], arrays["patch_clip"][rows]
+    steps = len(offset) - 1
+    if steps <= 0:
+        return
+    size = room.take(member[int(clip[0]) : int(clip[-1]) + 1], room("run", len(clip)))  # as `_check_chunk` left it
+    gap = np.subtract(offset[1:], offset[:-1], out=room("gap", steps))
+    gap -= size[:steps]
+    other = np.flatnonzero(gap)
+    next_clip = arrays["patch_clip"][other + rows.start + 1]
+    wrong = other[(next_clip == clip[other]) | (gap[other] < _LEAST_MEMBER)] + rows.start + 1
     wrong = wrong[edges[np.searchsorted(edges, wrong)] != wrong]  # a block may begin a new shard
     if wrong.size:
         row = int(wrong[0])
-        raise _error("patch_offset", f"row {row} is {offset[row - begin]}; it must lie behind the patch before it")
+        raise _error(
+            "patch_offset", f"row {row} is {arrays['patch_offset'][row]}; it must lie behind the patch before it"
+        )
 
 
 def _check_range(name: str, values: Int[np.ndarray, " n"], low: int, high: int, what: str, start: int) -> None:

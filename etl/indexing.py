@@ -7,6 +7,7 @@ the number of threads and the size of the batches.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -32,7 +33,7 @@ from etl.labels import (
     refuse_change,
 )
 from etl.ordering import OrderedBatch, RepeatedRow, order_batch
-from etl.queries import TrackTable, list_fovs, run_queries
+from etl.queries import BatchResult, TrackTable, list_fovs, run_queries
 from etl.source.annotations import AnnotationRows, parse_annotations
 from etl.source.experiments import BuildConfig, check_shard_by
 from etl.source.plates import Plate
@@ -86,9 +87,15 @@ def store_index(config: BuildConfig, plates: Mapping[str, Plate], folder: Path) 
         check_shard_by(config, names)
         files = open_track_files(config, chosen, tables)
         indexing = Indexing(config, list_fovs(config, plates, chosen), annotations, files, folder)
-        with _connect(config, folder) as con:
+        with _connect(config, folder) as con, ThreadPoolExecutor(1) as after:
+            added = after.submit(int)
             for batch in plan_batches([file.rows for file in files], config.memory_limit):
-                indexing.add(con, batch)
+                try:
+                    found = indexing.query(con, batch)
+                finally:
+                    added.result()  # what is wrong in an earlier batch is said first
+                added = after.submit(indexing.add, batch, found)  # while DuckDB reads the next one
+            added.result()
         notes = (*annotations.notes, *indexing.reader.notes, *_note_unmatched(config, tables, indexing))
     return indexing.finish(notes)
 
@@ -173,15 +180,18 @@ class Indexing:
         self._dropped: dict[str, dict[str, int]] = {}
         self._tables: list[TrackTable] = []
 
-    def add(self, con: duckdb.DuckDBPyConnection, batch: range) -> None:
-        """Read the track files of a run of FOVs, and append what they hold."""
+    def query(self, con: duckdb.DuckDBPyConnection, batch: range) -> BatchResult:
+        """Read the track files of a run of FOVs."""
         fovs = self._fovs.slice(batch.start, len(batch))
         annotations = None
         if len(self.annotations.rows):
             of = self.annotations.rows["fov"]
             within = pc.and_(pc.greater_equal(of, batch.start), pc.less(of, batch.stop))
             annotations = self.annotations.rows.filter(within)
-        found = run_queries(con, self.reader, self._files[batch.start : batch.stop], fovs, annotations)
+        return run_queries(con, self.reader, self._files[batch.start : batch.stop], fovs, annotations)
+
+    def add(self, batch: range, found: BatchResult) -> None:
+        """Append what the track files of a run of FOVs hold."""
         for experiment, reason, count in found.dropped:
             reasons = self._dropped.setdefault(experiment, {})
             reasons[reason] = reasons.get(reason, 0) + count
