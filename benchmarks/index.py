@@ -1,7 +1,8 @@
 """Track tables to index and layout, and opening it in the loader: seconds and memory, up to 81 million observations.
 
-Track tables are simulated as Parquet: a table a field of view, 25 fields of view an experiment, tracks of 8 to 32 frames of
-which every tenth divides. Everything after that is what a build and a training run: only plates and pixels are missing.
+Track tables are simulated as Parquet: a table a field of view, 25 fields of view an experiment, tracks of 8 to 32
+frames of which every tenth divides. Everything after that is what a build and a training run: only plates and pixels
+are missing.
 Every size is measured in a process of its own. Scratch files go to `--scratch`, and are removed.
 """
 
@@ -11,12 +12,11 @@ import argparse
 import json
 import os
 import platform
-import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,7 +49,10 @@ def simulate_table(seed: int) -> pa.Table:
     roots = TRACKS - daughters
     first = 2 * (TRACKS * 2 // 25)  # daughters of roots; those that follow are of daughters
     parent = np.full(TRACKS, -1)
-    mothers = [rng.choice(roots, first // 2, replace=False), roots + rng.choice(first, (daughters - first) // 2, replace=False)]
+    mothers = [
+        rng.choice(roots, first // 2, replace=False),
+        roots + rng.choice(first, (daughters - first) // 2, replace=False),
+    ]
     parent[roots:] = np.repeat(np.concatenate(mothers), 2)
     length, start = rng.integers(8, 33, TRACKS), np.zeros(TRACKS, np.int64)
     start[:roots] = rng.integers(0, 60, roots)
@@ -163,3 +166,48 @@ def measure_build(folder: Path, memory_limit: int) -> dict[str, object]:
         stored = sum(path.stat().st_size for path in Path(work).rglob("*") if path.is_file())
     rows = index.observations.rows
     return {"observations": rows, "clips": clips, "patches": patches, "bytes": stored / rows, **meter.phases}
+
+
+def measure_process(arguments: Sequence[str]) -> dict[str, object]:
+    """Measure in a fresh process, which prints its figures as JSON."""
+    command = [sys.executable, __file__, "--inside", *arguments]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
+    found: dict[str, object] = json.loads(done.stdout)
+    return found
+
+
+def print_line(millions: float, found: dict[str, object]) -> None:
+    """Print the figures of one size."""
+    phases = {name: value for name, value in found.items() if isinstance(value, list)}
+    seconds = sum(seconds for seconds, _ in phases.values())
+    each = ", ".join(f"{name} {seconds:.1f} s {peak:.2f} GiB" for name, (seconds, peak) in phases.items())
+    rows = found["observations"]
+    assert isinstance(rows, int)
+    print(
+        f"{millions:g} million: {rows:,} observations, {found['clips']:,} clips, {found['patches']:,} patches; {each}; "
+        f"together {seconds:.1f} s, {rows / seconds / 1e6:.2f} million/s, {found['bytes']:.0f} bytes of scratch each",
+        flush=True,
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(allow_abbrev=False, prog="python benchmarks/index.py", description=__doc__)
+    parser.add_argument("--millions", type=float, nargs="+", default=[1, 10], help="of observations (%(default)s)")
+    parser.add_argument("--memory_limit", type=parse_size, default=parse_size("8G"), help="as the build's (8G)")
+    parser.add_argument("--scratch", type=Path, default=None, help="folder for scratch files (the system's)")
+    parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args(arguments)
+    if given.inside is not None:
+        print(json.dumps(measure_build(given.inside, given.memory_limit)))
+        return 0
+    print(f"{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}, numpy {np.__version__}")
+    for millions in given.millions:
+        with tempfile.TemporaryDirectory(dir=given.scratch) as scratch:
+            simulate(Path(scratch, "tables"), max(round(millions * 1e6 / (20 * TRACKS)), 1))
+            print_line(millions, measure_process([f"{scratch}/tables", "--memory_limit", str(given.memory_limit)]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

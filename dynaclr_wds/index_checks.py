@@ -161,7 +161,7 @@ class _Room:
     """Memory for a chunk of rows, used again and again: to get fresh memory would take longer than the checks."""
 
     def __init__(self) -> None:
-        self._flat = {name: np.empty(_CHUNK, dtype) for name, dtype in _ROOM.items()}
+        self._flat: dict[str, np.ndarray[Any, Any]] = {name: np.empty(_CHUNK, dtype) for name, dtype in _ROOM.items()}
         self._count = np.arange(_CHUNK)
 
     def __call__(self, name: str, rows: int) -> Any:

@@ -97,29 +97,20 @@ class ShardSet:
         StorageError
             A request to object storage failed.
         """
-        place, remote = parse_place(root), None
+        place, remote, known = parse_place(root), None, None
         if isinstance(place, Path):
             manifest = find_local(place)
             folder = place / manifest.folder
+            files = [place / contract.MANIFEST, *(folder / file.path for file in list_arrays(manifest))]
+            known = KnownFiles(find_memory(cache_dir), str(folder.resolve()), files)
         else:
             remote = find_remote(place, parse_options(storage_options), cache_dir, verify=verify)
             manifest, folder = remote.manifest, remote.index.folder
-        known = None
-        if remote is None:
-            files = [place / contract.MANIFEST, *(folder / file.path for file in list_arrays(manifest))]
-            known = KnownFiles(find_memory(cache_dir), str(folder.resolve()), files)
-        is_known = known is not None and known.are_known()
-        if known is not None and verify and not is_known:
-            check_contents(folder, list_arrays(manifest))
-        arrays = {name: map_array(folder / contract.array_path(name)) for name in contract.array_dtypes(manifest)}
-        if not is_known:
-            try:
-                check_arrays(manifest, arrays)
-            except FormatError as error:
-                error.add_note(f"in the shard set {place}")
-                raise
-            if known is not None and verify:
-                known.remember()
+        try:
+            arrays = _map_arrays(folder, manifest, known, verify=verify)
+        except FormatError as error:
+            error.add_note(f"in the shard set {place}")
+            raise
         return cls(root=place, manifest=manifest, arrays=arrays, remote=remote, verify=verify)
 
     def find_table(self, path: str) -> Path:
@@ -365,3 +356,18 @@ class ShardSet:
             channels_per_sample,
             [e.name in experiments for e in records],
         )
+
+
+def _map_arrays(
+    folder: Path, manifest: Manifest, known: KnownFiles | None, *, verify: bool
+) -> dict[str, Shaped[np.ndarray, "*shape"]]:
+    """Map the arrays of the index, and check those that are not known to be whole."""
+    is_known = known is not None and known.are_known()
+    if known is not None and verify and not is_known:
+        check_contents(folder, list_arrays(manifest))
+    arrays = {name: map_array(folder / contract.array_path(name)) for name in contract.array_dtypes(manifest)}
+    if not is_known:
+        check_arrays(manifest, arrays)
+        if known is not None and verify:
+            known.remember()
+    return arrays

@@ -7,7 +7,7 @@ the number of threads and the size of the batches.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -49,6 +49,9 @@ from etl.track_rows import TrackReader
 _BYTES_PER_ROW = 1024
 """Of memory, for a row of a batch: what DuckDB and numpy hold of it, at most."""
 
+_LEAST_MEMORY = 64 * 2**20
+"""Bytes without which DuckDB can't work."""
+
 _MOST_ROWS = 2_000_000
 """Of a batch of several FOVs; larger ones are not faster."""
 
@@ -88,7 +91,7 @@ def store_index(config: BuildConfig, plates: Mapping[str, Plate], folder: Path) 
         files = open_track_files(config, chosen, tables)
         indexing = Indexing(config, list_fovs(config, plates, chosen), annotations, files, folder)
         with _connect(config, folder) as con, ThreadPoolExecutor(1) as after:
-            added = after.submit(int)
+            added: Future[None] = after.submit(lambda: None)
             for batch in plan_batches([file.rows for file in files], config.memory_limit):
                 try:
                     found = indexing.query(con, batch)
@@ -121,7 +124,7 @@ def plan_batches(rows: Sequence[int], memory_limit: int) -> list[range]:
 @contextmanager
 def _connect(config: BuildConfig, folder: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     """Open DuckDB with the threads and the memory of a build; what does not fit goes to files in the folder."""
-    limit = max(config.memory_limit // 2, 64 * 2**20)  # the other half is for what numpy makes of it
+    limit = max(config.memory_limit // 2, _LEAST_MEMORY)  # the other half is for what numpy makes of it
     settings: dict[str, str | bool | int | float | list[str]] = {
         "threads": config.workers,
         "memory_limit": f"{limit // 2**20}MiB",

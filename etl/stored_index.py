@@ -87,11 +87,13 @@ class StoredIndex:
             "partition_index": partition.reshape(-1).astype(np.int32),
             "track_index": of_track.astype(np.int32),
         }
+        names = {name: _encode(self._values(name), code) for name, code in codes.items()}
+        names |= self._name(self.fovs[first:stop], tracks, of_track)
         observations = pa.table(
             {
                 "observation": np.arange(fov.size, dtype=np.int32),
-                **self._name(self.fovs[first:stop], tracks, of_track),
-                **{name: _encode(self._values(name), code) for name, code in codes.items()},
+                **{name: names.pop(name) for name in _FIRST_NAMES},
+                **names,  # of other labels
                 **_list_numbers(rows, tracks, of_track, numbers),
             }
         )
@@ -157,6 +159,9 @@ class StoredIndex:
             "global_track_id": _encode(track_ids, of_track.astype(np.int32)),
             "lineage_id": _encode(root_ids.take(pa.array(first)), number.astype(np.int32)[of_track]),
         }
+
+
+_FIRST_NAMES = ("experiment", "fov_name", "well", "condition", "global_track_id", "lineage_id")
 
 
 def _encode(values: Sequence[str] | pa.Array, codes: Int32[np.ndarray, " rows"]) -> pa.DictionaryArray:

@@ -20,6 +20,11 @@ from etl.source.tracks import SCHEMA, FovTracks, TrackFile, note_latin_1, parse_
 from etl.sql import read_sql
 
 _KNOWN = (*TRACK_COLUMNS, *MORE_TRACK_COLUMNS)
+_NOT_OF_FILES = (
+    *(duckdb.BinderException, duckdb.CatalogException, duckdb.ParserException, duckdb.InternalException),
+    *(duckdb.OutOfMemoryException, duckdb.InterruptException),
+)
+"""Errors of DuckDB that are not about what a file holds."""
 _PATTERN = set("*?[]{}")
 """Letters of a path that DuckDB would take for a pattern."""
 
@@ -66,7 +71,7 @@ class TrackReader:
             try:
                 _place(con, direct, parsed)
                 wrong = con.execute("SELECT DISTINCT fov FROM placed WHERE track_id IS NULL").fetchall()
-            except duckdb.OutOfMemoryException:
+            except _NOT_OF_FILES:
                 raise
             except duckdb.Error:  # a damaged file among them
                 wrong = [(file.fov,) for file in direct]
@@ -153,7 +158,7 @@ def _select_layout(files: Sequence[TrackFile], numbers: Sequence[int]) -> str:
     ours = {ours: theirs for theirs, ours in zip(file.header, file.columns, strict=True) if ours in _KNOWN}
     columns = [f"{_quote(ours[name])} AS {name}" if name in ours else f"NULL AS {name}" for name in _KNOWN]
     paths = ", ".join("'" + str(files[number].file.path).replace("'", "''") + "'" for number in numbers)
-    places = f"[{', '.join(map(str, numbers))}][file_index + 1]"
+    places = f"[{', '.join(map(str, numbers))}][(file_index + 1)::BIGINT]"
     return f"SELECT {places} AS file, {', '.join(columns)} FROM read_parquet([{paths}], hive_partitioning = false)"
 
 

@@ -15,12 +15,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int, Shaped
 
-from dynaclr_wds.contract import checksum
 from dynaclr_wds.errors import ConfigError
 from etl.layout.candidates import (
     ObservationColumns,
@@ -197,41 +197,35 @@ def _assemble(
 
 
 def plan_keys(
-    seed: int, fov: Int[np.ndarray, " clips"], names: Sequence[str], identity: Sequence[Int[np.ndarray, " clips"]]
+    seed: int,
+    fovs: Sequence[tuple[str, str]],
+    fov: Int[np.ndarray, " clips"],
+    root: Sequence[str],
+    head: Sequence[Int[np.ndarray, " clips"]],
 ) -> Shaped[np.ndarray, " clips"]:
-    """Hash the seed and what each clip is to its key, of 64 bits, uniform over clips.
+    """Name clips: 16 hex digits of a hash (BLAKE2b) of the seed and what each is, uniform over clips.
 
-    The field of view is hashed by XXH3; every further number is added to the hash, which is then mixed as SplitMix64
-    does (Steele, Lea and Flood, 2014).
+    What is hashed is the JSON of `[seed, experiment, fov, root, track_id, t]`, without spaces; only its numbers differ
+    between clips of a lineage, so the rest is made once.
 
     Parameters
     ----------
+    fovs
+        Experiment and name of each field of view.
     fov
-        Place in `names` of each clip's field of view.
-    names
-        `experiment/row/col/fov`.
-    identity
-        The numbers that tell the clips of a field of view apart.
+        Place in `fovs` of each clip.
+    root
+        `track_id` of the root of each clip's lineage, as text.
+    head
+        `track_id` and `t` of each clip's first sample.
     """
-    hashes = [checksum(json.dumps([seed, name], ensure_ascii=True).encode()) for name in names]
-    key = np.array(hashes, np.uint64)[fov]
-    for number in identity:
-        key += number.astype(np.int64).view(np.uint64)  # wraps around
-        key = _mix(key)
-    return key
-
-
-def format_keys(keys: Shaped[np.ndarray, " clips"]) -> Shaped[np.ndarray, " clips"]:
-    """Write keys as 16 hex digits each, as clips are named."""
-    return np.frombuffer(keys.astype(">u8").tobytes().hex().encode(), "S16").astype("U16")
-
-
-def _mix(key: Shaped[np.ndarray, " n"]) -> Shaped[np.ndarray, " n"]:
-    """Mix 64 bits, so that each depends on all: the output function of SplitMix64."""
-    key = key + np.uint64(0x9E3779B97F4A7C15)
-    key = (key ^ (key >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    key = (key ^ (key >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return key ^ (key >> np.uint64(31))
+    begins = [json.dumps([seed, *names, ""], separators=(",", ":"))[:-2] for names in fovs]
+    columns = (fov.tolist(), root, *(numbers.tolist() for numbers in head))
+    keys = [
+        blake2b(f'{begins[place]}{name}",{track},{t}]'.encode(), digest_size=8).digest()
+        for place, name, track, t in zip(*columns, strict=True)
+    ]
+    return np.frombuffer(b"".join(keys).hex().encode(), "S16").astype("U16")
 
 
 def sort_clips(clips: Clips, keys: Shaped[np.ndarray, " clips"]) -> tuple[Clips, Shaped[np.ndarray, " clips"]]:

@@ -17,7 +17,7 @@ from dynaclr_wds.contract import ExperimentRecord, SourceRecord, checksum, forma
 from etl.cut.job import CutJob
 from etl.index import Index
 from etl.layout.candidates import ObservationColumns
-from etl.layout.clips import Clips, format_keys, plan_clips, plan_keys, sort_clips
+from etl.layout.clips import Clips, plan_clips, plan_keys, sort_clips
 from etl.source.experiments import BuildConfig, ExperimentConfig
 from etl.source.plates import Fov, Plate
 from etl.source.scales import stored_pixel_size
@@ -149,10 +149,16 @@ def plan_named_clips(config: BuildConfig, index: Index, columns: Columns) -> tup
         )
     )
     head = clips.clip_head
-    names = [f"{fov.experiment}/{fov.fov_name}" for fov in index.fovs]
-    own = [columns[name][head] for name in ("track_id", "t")]  # a sample of one clip only
-    clips, keys = sort_clips(clips, plan_keys(config.seed, columns["fov_index"][head], names, own))
-    return clips, format_keys(keys)
+    column = index.observations["lineage_id"].combine_chunks()
+    roots = [name.rpartition("/")[2] for name in column.dictionary.to_pylist()]
+    keys = plan_keys(
+        config.seed,
+        [(fov.experiment, fov.fov_name) for fov in index.fovs],
+        columns["fov_index"][head],
+        [roots[code] for code in column.indices.to_numpy()[head].tolist()],
+        [columns[name][head] for name in ("track_id", "t")],
+    )
+    return sort_clips(clips, keys)
 
 
 def lineage_ids(index: Index, columns: Columns) -> list[str]:
