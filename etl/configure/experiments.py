@@ -12,7 +12,8 @@ from etl.configure.templates import MARK, Value, fill_template, quote
 from etl.source.column_names import is_in_micrometres, propose_columns, write_names
 from etl.source.config import MORE_TRACK_COLUMNS, TRACK_COLUMNS
 from etl.source.plates import Fov, Plate, open_plate
-from etl.source.track_formats import list_tables, open_table
+from etl.source.track_formats import TablePlace
+from etl.source.track_sources.formats import list_sources, open_source
 
 _LARGEST_PATCH, _SMALLEST_PATCH = 192, 32
 _TABLES = "<row>/<col>/<fov>/*.csv, .tsv or .parquet, one table per FOV"
@@ -120,17 +121,18 @@ def _write_entry(template: str, plate: Plate, tracks: Path | None, name: Value, 
     return "\n".join(lines)
 
 
-def _find_table(plate: Plate, tracks: Path) -> Path | None:
-    """Return the first track table of a plate."""
-    return next((table for fov in plate.fovs for table in list_tables(tracks / fov)), None)
+def _find_table(plate: Plate, tracks: Path) -> tuple[Path, str] | None:
+    """Return the first source of tracks of a plate, and its format."""
+    return next((source for fov in plate.fovs for source in list_sources(tracks / fov, None).items()), None)
 
 
 def _describe_columns(plate: Plate, tracks: Path) -> list[tuple[str, Value]]:
     """Map the columns of the first table, where they have other names than ours."""
-    path = _find_table(plate, tracks)
-    if path is None:
+    source = _find_table(plate, tracks)
+    if source is None:
         return []
-    file = open_table(path)
+    path, form = source
+    file = open_source(TablePlace.of(path), form)
     wanted = [name for name in TRACK_COLUMNS if name not in file.columns]
     if not wanted:
         return []

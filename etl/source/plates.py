@@ -23,12 +23,10 @@ from dynaclr_wds.storage.location import Location, parse_place
 from dynaclr_wds.storage.options import StorageOptions
 from etl.source.plate_metadata import Normalization, as_mapping, ome_of, parse_model, parse_normalization
 from etl.source.plate_store import PlateStore
+from etl.source.units import MICROMETRES, MINUTES
 
 PixelSize = tuple[float | None, float | None, float | None]
 """Micrometres per pixel along z, y and x; None where it is not known."""
-
-_MINUTES = {"millisecond": 1 / 60_000, "second": 1 / 60, "minute": 1.0, "hour": 60.0, "day": 1440.0}
-_MICROMETRES = {"angstrom": 1e-4, "nanometer": 1e-3, "micrometer": 1.0, "millimeter": 1e3, "centimeter": 1e4}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +118,7 @@ class Fov:
         said = [factor > 0 and factor != 1 for factor in factors]
         said[3] = said[4] = said[3] or said[4]
         said[2] |= said[3] and depth > 1 and factors[2] > 0
-        units: list[Mapping[str, float]] = [_MINUTES, {}, *[_MICROMETRES] * 3]
+        units: list[Mapping[str, float]] = [MINUTES, {}, *[MICROMETRES] * 3]
         t, _, z, y, x = (
             _round(factor * unit[str(axis.unit)]) if is_said and str(axis.unit) in unit else None
             for factor, unit, is_said, axis in zip(factors, units, said, multiscale.axes, strict=True)
