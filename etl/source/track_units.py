@@ -11,7 +11,7 @@ from etl.source.config import ExperimentConfig
 from etl.source.table_values import parse_floats, parse_integers, refuse_rows
 from etl.source.track_formats import TableFile
 from etl.source.trackmate import name_unit
-from etl.source.units import MINUTES, find_micrometres, is_pixel
+from etl.source.units import find_micrometres, find_minutes, is_pixel
 
 _FRAMES = ("", "frame", "frames")
 _ALMOST = 1e-3
@@ -33,7 +33,7 @@ def check_units(file: TableFile, experiment: ExperimentConfig, where: str) -> No
         )
     for theirs, ours in zip(file.header, file.columns, strict=True):
         unit = file.units.get(theirs, "")
-        if ours == "t" and unit not in _FRAMES and not (file.converts and unit in MINUTES):
+        if ours == "t" and unit not in _FRAMES and not (file.converts and find_minutes(unit)):
             raise ConfigError(
                 f"{file}: {theirs} is in {unit!r}, but t must be frames. Map FRAME to t in {where}.columns."
             )
@@ -59,12 +59,13 @@ def _check_position(file: TableFile, theirs: str, unit: str, experiment: Experim
 def parse_frames(raw: pa.Table, file: TableFile, experiment: ExperimentConfig) -> Int64[np.ndarray, " rows"]:
     """Return frames; times that a format says in another unit are divided by the frame interval."""
     unit = _find_unit(file, "t")
-    if unit in _FRAMES or not file.converts:
+    minutes = find_minutes(unit)
+    if minutes is None or not file.converts:
         return parse_integers(raw, "t", file)
     times = parse_floats(raw, "t", file)
-    frames = times * MINUTES[unit] / experiment.minutes if experiment.has_time else times
+    frames = times * minutes / experiment.minutes if experiment.has_time else times
     whole = np.abs(frames - np.round(frames)) <= _ALMOST
-    refuse_rows(file, "t", ~whole, times, f"a multiple of interval_minutes={experiment.minutes:g} (it is in {unit}s)")
+    refuse_rows(file, "t", ~whole, times, f"a multiple of interval_minutes={experiment.minutes:g} (it is in {unit!r})")
     return np.round(frames).astype(np.int64)
 
 

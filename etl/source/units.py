@@ -32,6 +32,15 @@ _LENGTHS = {
 }
 """How programs write a unit of length, in lower case → its name in OME-Zarr."""
 
+_TIMES = {
+    **dict.fromkeys(("ms", "msec"), "millisecond"),
+    **dict.fromkeys(("s", "sec", "secs"), "second"),
+    **dict.fromkeys(("min", "mins"), "minute"),
+    **dict.fromkeys(("h", "hr", "hrs"), "hour"),
+    "d": "day",
+}
+"""How programs write a unit of time, in lower case → its name in OME-Zarr."""
+
 
 def is_pixel(unit: str) -> bool:
     """Whether a unit of positions is the pixel."""
@@ -42,3 +51,9 @@ def find_micrometres(unit: str) -> float | None:
     """Return how many micrometres a unit of length is, whichever way it is written; None for anything else."""
     name = _LENGTHS.get(unit.lower())
     return None if name is None else MICROMETRES[name]
+
+
+def find_minutes(unit: str) -> float | None:
+    """Return how many minutes a unit of time is, whichever way it is written; None for anything else."""
+    name = unit.lower()
+    return MINUTES.get(_TIMES.get(name, name.removesuffix("s")))

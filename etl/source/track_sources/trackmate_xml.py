@@ -38,7 +38,7 @@ def is_trackmate_xml(path: Path) -> bool:
 def open_trackmate_xml(path: Path) -> TableFile:
     """Open a TrackMate file: features of spots are the columns, with branches of tracks."""
     unit, features = _read_head(path)
-    header = (*_MADE, "ID", *(name for name in features if name != "ID"))
+    header = (*_MADE, *dict.fromkeys((*_OURS, *features)))
     units = dict.fromkeys(("POSITION_Z", "POSITION_Y", "POSITION_X"), unit)
     return TableFile(
         path=path,
@@ -62,18 +62,21 @@ def _walk(path: Path) -> Iterator[tuple[str, ElementTree.Element]]:
 
 
 def _read_head(path: Path) -> tuple[str, list[str]]:
-    """Return the unit of positions, and the names of the features of spots."""
-    unit, features, inside = "", [], False
+    """Return the unit of positions, and the names of the features of spots: those that are listed, and the first's."""
+    unit, features, inside, has_model = "", list[str](), False, False
     for event, element in _walk(path):
         if element.tag == "Model":
-            unit = element.get("spatialunits", "")
+            unit, has_model = element.get("spatialunits", ""), True
         elif element.tag == "SpotFeatures":
             inside = event == "start"
         elif element.tag == "Feature" and event == "start" and inside:
             features.append(element.get("feature", ""))
-        elif element.tag == "AllSpots":
-            return unit, list(dict.fromkeys(features))
-    raise ConfigError(f"{path}: holds no <AllSpots>, so it is no TrackMate model. Save it in TrackMate after tracking.")
+        elif element.tag == "Spot" or (element.tag == "AllSpots" and event == "end"):
+            return unit, [*features, *element.keys()]
+        if element.tag == "Model" and event == "end":
+            break
+    what = "no <AllSpots>" if has_model else "no <Model>"
+    raise ConfigError(f"{path}: holds {what}, so there are no tracks in it. Save it in TrackMate after tracking.")
 
 
 def _read(path: Path, header: Sequence[str], places: Sequence[int], text: Collection[int]) -> pa.Table:
