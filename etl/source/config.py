@@ -35,6 +35,7 @@ from etl.source.fields import (
     ReferenceSize,
     Slices,
     Text,
+    WellImages,
     WellLabels,
     choice,
     refuse,
@@ -81,6 +82,10 @@ class ExperimentConfig:
     name: Text
     data_path: Text
     """Plate: an absolute path, or a URL."""
+    wells: Annotated[Mapping[str, tuple[str, ...]] | None, As(WellImages | None)] = None
+    """Where `data_path` is no plate: well (`row/col`) → paths of its images below `data_path`."""
+    level: Text | None = None
+    """Path of the array to read of each image; None is the first level, of full resolution."""
     tracks_path: Text
     """Folder with the tracks of each FOV at `<row>/<col>/<fov>/`: an absolute path, or a URL. Or it says where those of
     each are, with {row}, {col} and {fov}; or is one table, in which a column says the FOV."""

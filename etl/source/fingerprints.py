@@ -187,12 +187,12 @@ def _fingerprint_array(fov: Fov) -> tuple[str, str]:
     metadata, pixels = xxhash.xxh3_64(), xxhash.xxh3_64()
     of_plate = [fov.plate_normalization, fov.plate_focus_slice]
     metadata.update(json.dumps(of_plate, sort_keys=True).encode())
-    image, array = fov.name, fov.array.path
-    names = [f"{folder}/{name}" for folder in (image, array) for name in METADATA]
+    image, array = fov.group, fov.stored.path
+    names = [f"{folder}/{name}".lstrip("/") for folder in (image, array) for name in METADATA]
     if fov.store is not None:
         for name, document in fov.store.read_documents(names).items():
             metadata.update(f"{name}\0".encode() + document)
-        chunks = [(name, info.size, _mark(info)) for name, info in sorted(find_chunks(fov.store, fov.array).items())]
+        chunks = [(name, info.size, _mark(info)) for name, info in sorted(find_chunks(fov.store, fov.stored).items())]
     else:
         plate = Path(fov.plate_path)
         for name in names:
