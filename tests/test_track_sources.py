@@ -287,6 +287,9 @@ def test_axes_of_a_geff_that_are_swapped_or_not_named_are_refused(tmp_path: Path
         rewrite(tracks, said, **changes)
         with pytest.raises(ConfigError, match=match + (f" {offer}" if "time" not in match else "")):
             index_of(make(tmp_path, tracks, FLAT))
+    rewrite(tracks, said, axes=None)
+    columns = {"t": "t", "y": "y", "x": "x"}
+    assert len(anchors(index_of(make(tmp_path, tracks, FLAT, columns=columns)))) == len(expected)
     # what settles it: a hint, or the user
     rewrite(tracks, said, axes=swapped, display_hints=hints)
     assert anchors(index_of(make(tmp_path, tracks, FLAT))) == expected
@@ -407,6 +410,9 @@ def test_tracks_of_a_graph_are_its_branches(data: st.DataObject) -> None:
     flip = data.draw(st.booleans())
     edges = np.array([(ids[b], ids[a]) if flip else (ids[a], ids[b]) for a, b in graph.edges], np.int64).reshape(-1, 2)
     found = split_tracks(ids, t, edges, "graph")
+    if not flip:
+        trusting = split_tracks(ids, None, edges, "graph")
+        assert (trusting.track_id == found.track_id).all()
     kept = nx.DiGraph(graph)
     kept.remove_edges_from([(a, b) for a, b in graph.edges if graph.out_degree(a) > 1])
     for branch in nx.weakly_connected_components(kept):
@@ -415,3 +421,13 @@ def test_tracks_of_a_graph_are_its_branches(data: st.DataObject) -> None:
         for node in branch:
             assert found.track_id[node] == ids[head]
             assert found.parent_track_id[node] == (-1 if mother is None else found.track_id[mother])
+
+
+def test_edges_in_a_circle_are_refused() -> None:
+    ids = np.arange(3)
+    with pytest.raises(ConfigError, match="graph: edges lead in a circle, but must lead to later frames"):
+        split_tracks(ids, None, np.array([[0, 1], [1, 2], [2, 0]]), "graph")
+    with pytest.raises(ConfigError, match=r"1 edges join cells of one frame \(the first joins nodes \[0, 1\]"):
+        split_tracks(ids, np.array([0, 0, 1]), np.array([[0, 1]]), "graph")
+    with pytest.raises(ConfigError, match="edges lead to node 7, but there is no such node"):
+        split_tracks(ids, ids, np.array([[0, 7]]), "graph")

@@ -75,7 +75,8 @@ def name_fov(image: str) -> str:
 def list_images(path: Path) -> list[str]:
     """List the images in a local folder, as `wells` would name them; none where it is a plate, or holds none."""
     said = _read_ome(path)
-    if said is None:  # a plain folder
+    if said is None or not any(key in said for key in ("plate", "well", "multiscales", _LAYOUT)):
+        # a plain folder, or a group of images that says nothing
         inside = sorted(entry for entry in path.iterdir() if entry.is_dir()) if path.is_dir() else []
         return [posixpath.join(entry.name, image) if image != "." else entry.name
                 for entry in inside for image in _list_in_group(entry)]  # fmt: skip

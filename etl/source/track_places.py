@@ -18,7 +18,7 @@ from etl.source.track_sources.formats import FORMATS, fits, list_sources, open_s
 
 PARTS = ("{row}", "{col}", "{fov}")
 
-_OF_ALL = ("table", "ultrack")
+OF_ALL = ("table", "ultrack")
 """Formats that may hold all FOVs of an experiment."""
 
 
@@ -99,7 +99,7 @@ def share(place: TablePlace, form: str, fovs: Sequence[str], where: str) -> Trac
     ConfigError
         There are several FOVs, and the format does not say which cell is in which.
     """
-    if len(fovs) > 1 and form not in _OF_ALL:
+    if len(fovs) > 1 and form not in OF_ALL:
         raise ConfigError(
             f"{where} is {FORMATS[form].what}, which holds the tracks of one FOV, but {len(fovs)} are built "
             f"({', '.join(fovs[:3])}, …). Put one into <row>/<col>/<fov>/ for each, or say where each is, with "

@@ -161,14 +161,16 @@ def _read_tracks(
     """Make tracks of the edges; they are called by the tracklets of the file, where it has them right."""
     edges = _read_ids(group, "edges/ids", path).reshape(-1, 2)
     time = next((name for name, column in ours.items() if column == "t"), None)
-    if time is None:
-        raise ConfigError(
-            f"{path}: its metadata name no axis of time, by which edges have a direction. Write it again with one."
-        )
-    # ranks, so that times need not be frames
-    t = np.unique(_read_property(group, time, path).to_numpy(zero_copy_only=False), return_inverse=True)[1]
-    tracks = split_tracks(ids, t.astype(np.int64), edges, str(path))
     said = _as_mapping(group.attrs["geff"])
+    if time is None and said.get("directed") is False:
+        raise ConfigError(
+            f"{path}: its edges have no direction, and its metadata name no axis of time. Write it again with one."
+        )
+    t = None
+    if time is not None:  # ranks, so that times need not be frames
+        times = _read_property(group, time, path).to_numpy(zero_copy_only=False)
+        t = np.unique(times, return_inverse=True)[1].astype(np.int64)
+    tracks = split_tracks(ids, t, edges, str(path))
     name = _as_mapping(said.get("track_node_props")).get("tracklet")
     return tracks if name is None else _rename_tracks(tracks, ids, _read_property(group, str(name), path))
 

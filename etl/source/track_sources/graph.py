@@ -26,7 +26,10 @@ class NodeTracks:
 
 
 def split_tracks(
-    ids: Int64[np.ndarray, " nodes"], t: Int64[np.ndarray, " nodes"], edges: Int64[np.ndarray, "edges 2"], where: str
+    ids: Int64[np.ndarray, " nodes"],
+    t: Int64[np.ndarray, " nodes"] | None,
+    edges: Int64[np.ndarray, "edges 2"],
+    where: str,
 ) -> NodeTracks:
     """Follow edges from frame to frame; a track ends where there are several.
 
@@ -35,16 +38,16 @@ def split_tracks(
     ids
         Of the nodes, each its own.
     t
-        Their frames.
+        Their frames; None where they are not known.
     edges
-        Ids of two nodes each. Time says which comes first, whatever their order.
+        Ids of two nodes each. Time says which comes first, whatever their order; without it the first does.
     where
         The file, for errors.
 
     Raises
     ------
     ConfigError
-        An id that is there twice, an edge to no node or within one frame, or nodes with several parents.
+        An id that is there twice, an edge to no node or within one frame, nodes with several parents, or a cycle.
     """
     before, after = _find_ends(ids, t, edges, where)
     parents = np.bincount(after, minlength=len(ids))
@@ -61,8 +64,10 @@ def split_tracks(
     parent[after] = before
     begins = (parent < 0) | (daughters[parent] > 1)
     head = np.where(begins, np.arange(len(ids)), parent)
-    while not np.array_equal(further := head[head], head):
-        head = further
+    for _ in range(len(ids).bit_length()):  # each step doubles how far back a node looks
+        head = head[head]
+    if not begins[head].all():
+        raise ConfigError(f"{where}: edges lead in a circle, but must lead to later frames. Write the file again.")
     mother = parent[head]
     return NodeTracks(
         track_id=ids[head], parent_track_id=np.where(mother < 0, NO_ID, ids[head[mother]]) if len(ids) else ids[:0]
@@ -70,7 +75,10 @@ def split_tracks(
 
 
 def _find_ends(
-    ids: Int64[np.ndarray, " nodes"], t: Int64[np.ndarray, " nodes"], edges: Int64[np.ndarray, "edges 2"], where: str
+    ids: Int64[np.ndarray, " nodes"],
+    t: Int64[np.ndarray, " nodes"] | None,
+    edges: Int64[np.ndarray, "edges 2"],
+    where: str,
 ) -> tuple[Int64[np.ndarray, " links"], Int64[np.ndarray, " links"]]:
     """Return the places of the earlier and the later node of each edge; an edge that is there twice counts once."""
     order = np.argsort(ids, kind="stable")
@@ -86,6 +94,9 @@ def _find_ends(
             "lost). Write the file again."
         )
     ends = order[place]
+    if t is None:
+        ends = np.unique(ends, axis=0)
+        return ends[:, 0], ends[:, 1]
     late = t[ends[:, 0]] > t[ends[:, 1]]
     ends = np.unique(np.where(late[:, None], ends[:, ::-1], ends), axis=0)
     level = np.flatnonzero(t[ends[:, 0]] == t[ends[:, 1]])
