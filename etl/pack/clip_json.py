@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from dynaclr_wds.contract import STATISTICS
 from dynaclr_wds.tau import candidate_span
-from etl.pack.shard_jobs import COLUMNS, ShardFov, ShardJob
+from etl.pack.shard_jobs import COLUMNS, ShardJob
 
 Table = list[list[float | None]]
 
@@ -29,9 +29,8 @@ def make_clip_json(job: ShardJob, clip: int, known: dict[tuple[str, int], Table]
         Tables of statistics that were made before; filled as new ones are needed.
     """
     first, stop = job.clip_first[clip : clip + 2].tolist()
-    place = int(job.clip_fov[clip])
-    fov = job.fovs[place]
-    experiment, channels = fov.experiment, fov.experiment.shape[0]
+    place, experiment = int(job.clip_fov[clip]), job.experiment
+    fov_name = job.fovs[place].fov_name
     constant, varying = _split_labels(job, first, stop)
     frames = dict(zip(job.columns["t"][first:stop].tolist(), job.frame[first:stop].tolist(), strict=True))
 
@@ -43,7 +42,7 @@ def make_clip_json(job: ShardJob, clip: int, known: dict[tuple[str, int], Table]
     record = {
         "key": job.keys[clip],
         "experiment": experiment.name,
-        "fov_name": fov.fov.fov_name,
+        "fov_name": fov_name,
         "lineage_id": job.lineage_ids[clip],
         "channel_names": experiment.source_channel,
         "shape": experiment.shape,
@@ -51,33 +50,28 @@ def make_clip_json(job: ShardJob, clip: int, known: dict[tuple[str, int], Table]
         "interval_minutes": experiment.interval_minutes,
         "tau_frames": experiment.tau_frames,
         "labels": constant,
-        "patches": _patches_json(job, first, stop, fov, varying),
+        "patches": _patches_json(job, first, stop, f"{experiment.name}/{fov_name}", varying),
         "statistics": {
             "names": STATISTICS,
-            "dataset": table("dataset", place, fov.dataset),
-            "fov": table("fov", place, fov.statistics),
-            "timepoint": {
-                str(t): table("timepoint", row, job.frame_statistics[row, :channels]) for t, row in frames.items()
-            },
+            "fov": table("fov", place, job.fov_statistics[place]),
+            "timepoint": {str(t): table("timepoint", row, job.frame_statistics[row]) for t, row in frames.items()},
         },
     }
     return json.dumps(record, separators=(",", ":"), allow_nan=False).encode()
 
 
-def _patches_json(
-    job: ShardJob, first: int, stop: int, fov: ShardFov, labels: list[dict[str, Any]]
-) -> list[dict[str, Any]]:
-    """Say who is on each patch of a clip, and which patches are a sample's candidates."""
-    t, experiment = job.columns["t"][first:stop], fov.experiment
+def _patches_json(job: ShardJob, first: int, stop: int, fov: str, labels: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Say who is on each patch of a clip, and which patches are a sample's candidates; `fov` is `experiment/fov`."""
+    t = job.columns["t"][first:stop]
     is_sample = job.is_sample[first:stop].tolist()
-    low, high = (places.tolist() for places in candidate_span(t, experiment.tau_frames))
+    low, high = (places.tolist() for places in candidate_span(t, job.experiment.tau_frames))
     rows = [job.columns[name][first:stop] for name in COLUMNS]
     columns = [[_number(v) if v.dtype.kind == "f" else int(v) for v in values] for values in rows]
     width = name_digits(stop - first)
     return [
         {
             "file": f"{place:0{width}d}.npy",
-            "global_track_id": f"{experiment.name}/{fov.fov.fov_name}/{values[0]}",
+            "global_track_id": f"{fov}/{values[0]}",
             **dict(zip(COLUMNS, values, strict=True)),
             "is_sample": is_sample[place],
             "candidates": list(range(low[place], high[place])) if is_sample[place] else [],

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -27,6 +28,7 @@ from dynaclr_wds.files import write_whole
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _MARK = "made-by-etl.build_shards"
+_PARTIAL = ".partial"
 
 
 class HashingFile:
@@ -73,8 +75,12 @@ class HashingFile:
 
 @contextmanager
 def writing(path: Path, edges: Iterable[int] = ()) -> Iterator[HashingFile]:
-    """Write a file that gets its name when the block ends; nothing is left when the block raises."""
-    with naming_file(path), write_whole(path) as raw:
+    """Write a file that gets its name when the block ends; nothing is left when the block raises.
+
+    Two that write the same file at a time do so under names of their own, and the later one replaces the other.
+    """
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}{_PARTIAL}")
+    with naming_file(path), write_whole(path, partial) as raw:
         yield HashingFile(raw, edges)
 
 
