@@ -49,7 +49,7 @@ class JoinedParts:
     """Row of `experiments` of each FOV that is left."""
     fov_names: tuple[str, ...]
     clip_key: UInt64[np.ndarray, " clips"]
-    arrays: Mapping[str, Shaped[np.ndarray, "..."]]
+    arrays: Mapping[str, Shaped[np.ndarray, ...]]
     """All of the contract but those of labels."""
 
 
@@ -118,10 +118,10 @@ def join_parts(
     )
 
 
-def _join_arrays(parts: Sequence[Part], channels: int) -> dict[str, Shaped[np.ndarray, "..."]]:
+def _join_arrays(parts: Sequence[Part], channels: int) -> dict[str, Shaped[np.ndarray, ...]]:
     """Join the arrays of patches, clips, blocks and statistics."""
     before = dict.fromkeys(_SHIFTED.values(), 0)
-    found: dict[str, list[Shaped[np.ndarray, "..."]]] = {name: [] for name in (*_SHIFTED, *_PLAIN)}
+    found: dict[str, list[Shaped[np.ndarray, ...]]] = {name: [] for name in (*_SHIFTED, *_PLAIN)}
     for part in parts:
         for name, kind in _SHIFTED.items():
             values = part.arrays[name][:-1] if name in _CSR else part.arrays[name]

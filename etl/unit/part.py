@@ -7,12 +7,12 @@ finished; zip's own checksums tell whether it is whole. The set keeps it, for la
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Shaped
@@ -36,7 +36,7 @@ class Part:
     """Reason → observations (or candidates) that were left out, as only the unit can tell."""
     lineages: int
     """Lineages that are left."""
-    arrays: Mapping[str, Shaped[np.ndarray, "..."]]
+    arrays: Mapping[str, Shaped[np.ndarray, ...]]
     """`kept` (of the observations that the unit was given) and `fov_kept`; of the observations that are left `z_start`
     and `z_focus`; statistics `timepoint` and `fov` of the FOVs that are left; and the arrays of the contract that begin
     with `patch_`, `clip_` and `block_`, but `patch_clip` and `clip_block`, which follow from others; `clip_key`."""
@@ -46,26 +46,11 @@ class Part:
 
 def write_part(folder: Path, path: str, part: Part) -> FileRecord:
     """Write a part below a folder."""
-    with writing(folder / path) as file, zipfile.ZipFile(_Stream(file), "w") as archive:
-        for name, array in _to_arrays(part).items():
-            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
-                np.lib.format.write_array(member, np.ascontiguousarray(array), allow_pickle=False)
+    buffer = io.BytesIO()
+    np.savez(buffer, **_to_arrays(part))  # type: ignore[arg-type] # the stub takes them for allow_pickle
+    with writing(folder / path) as file:
+        file.write(buffer.getbuffer())
     return FileRecord(path=path, bytes=file.bytes, xxh3=file.xxh3)
-
-
-class _Stream:
-    """A file that can only be written to, as zipfile wants it."""
-
-    def __init__(self, file: Any) -> None:
-        self._file = file
-
-    def write(self, data: Any, /) -> int:
-        """Append."""
-        size: int = self._file.write(data)
-        return size
-
-    def flush(self) -> None:
-        """Nothing waits."""
 
 
 def read_part(path: Path) -> Part | None:
@@ -78,7 +63,7 @@ def read_part(path: Path) -> Part | None:
         return None
 
 
-def _to_arrays(part: Part) -> dict[str, Shaped[np.ndarray, "..."]]:
+def _to_arrays(part: Part) -> dict[str, Shaped[np.ndarray, ...]]:
     record = {
         "digest": part.digest,
         "partitions": [dataclasses.asdict(partition) for partition in part.partitions],
@@ -98,7 +83,7 @@ def _to_arrays(part: Part) -> dict[str, Shaped[np.ndarray, "..."]]:
     return arrays
 
 
-def _from_arrays(arrays: dict[str, Shaped[np.ndarray, "..."]]) -> Part:
+def _from_arrays(arrays: dict[str, Shaped[np.ndarray, ...]]) -> Part:
     record = json.loads(arrays.pop("record").tobytes())
     summaries: list[Summary] = []
     while any(f"{kind}_{len(summaries)}" in arrays for kind in ("size", "moments")):
@@ -114,7 +99,7 @@ def _from_arrays(arrays: dict[str, Shaped[np.ndarray, "..."]]) -> Part:
     )
 
 
-def _take_summary(arrays: dict[str, Shaped[np.ndarray, "..."]], channel: int) -> Summary:
+def _take_summary(arrays: dict[str, Shaped[np.ndarray, ...]], channel: int) -> Summary:
     if f"moments_{channel}" in arrays:
         samples = arrays.pop(f"samples_{channel}")
         return Moments(moments=arrays.pop(f"moments_{channel}"), samples=(samples,))
