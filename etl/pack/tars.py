@@ -1,25 +1,28 @@
 """Packs patches into tars: clips in stored order, each one sample of plain WebDataset.
 
 A sample is `<key>.<nnn>.npy` for every patch and then `<key>.json`, uncompressed. The JSON of a whole shard is made
-first, so every offset is known before a byte is written, and checked while writing. Owner, mode and time of the members
-are fixed: the same input gives the same bytes. Checksums are taken of the bytes on their way.
+first, so every offset is known before a byte is written, and checked while writing. A block is put together in memory,
+and written at once. Owner, mode and time of the members are fixed: the same input gives the same bytes. Checksums are
+taken of the bytes on their way.
 """
 
 from __future__ import annotations
 
 import os
 import tarfile
+import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int, UInt8, UInt32, UInt64
 
-from dynaclr_wds.contract import ShardRecord, channel_checksum, npy_header
+from dynaclr_wds.contract import ShardRecord, channel_checksum, checksum, npy_header
 from etl.layout.clips import MEMBER_HEADER, TAR_TAIL, member_bytes
-from etl.pack.clip_json import Table, make_clip_json, name_digits
+from etl.pack.clip_json import ClipTexts, name_digits
 from etl.pack.shard_jobs import ShardJob
+from etl.pack.tar_headers import make_header, make_patch_headers
 from etl.run.executors import report
 from etl.run.output import HashingFile, writing
 
@@ -48,15 +51,30 @@ class _Members:
     """CSR, in bytes."""
 
 
-def pack_shard(job: ShardJob, patches: UInt8[np.ndarray, "slots bytes"], staged: Path, known: str = "") -> PackedShard:
+@dataclass(slots=True)
+class _Sums:
+    """Checksums of what was written."""
+
+    blocks: list[int] = field(default_factory=list)
+    channels: list[list[int]] = field(default_factory=list)
+    """Of the channels of each patch."""
+
+
+Patches = UInt8[np.ndarray, "slots bytes"]
+"""The patches of a group."""
+
+
+def pack_shard(
+    job: ShardJob, patches: Patches, staged: Path, tables: dict[tuple[str, int], str], known: str = ""
+) -> PackedShard:
     """Write one shard.
 
     Parameters
     ----------
-    patches
-        The patches of the group.
     staged
         Folder for new files of the set.
+    tables
+        As `ClipTexts` takes them; the same for all shards of a group.
     known
         Checksum of the shard that is in place. It is not written again if it would be the same.
 
@@ -65,16 +83,15 @@ def pack_shard(job: ShardJob, patches: UInt8[np.ndarray, "slots bytes"], staged:
     BuildError
         The disk is full, or failed.
     """
-    members = _plan_members(job)
-    edges = members.clip_begin[job.block_first[1:]].tolist()
+    members = _plan_members(job, tables)
     if known:
         with Path(os.devnull).open("wb") as nowhere:
-            file = HashingFile(nowhere, edges)
-            channels = _write_members(job, members, patches, file)
+            file = HashingFile(nowhere)
+            sums = _write_blocks(job, members, patches, file)
     if not known or file.xxh3 != known:
-        with writing(staged / job.path, edges) as file:
-            channels = _write_members(job, members, patches, file)
-    return _describe(job, members, file, channels)
+        with writing(staged / job.path) as file:
+            sums = _write_blocks(job, members, patches, file)
+    return _describe(job, members, file, sums)
 
 
 def sum_channels(data: bytes | memoryview, count: int) -> list[int]:
@@ -83,10 +100,10 @@ def sum_channels(data: bytes | memoryview, count: int) -> list[int]:
     return [channel_checksum(view[channel * size : (channel + 1) * size]) for channel in range(count)]
 
 
-def _plan_members(job: ShardJob) -> _Members:
+def _plan_members(job: ShardJob, tables: dict[tuple[str, int], str]) -> _Members:
     """Make the JSON of a shard's clips and find where every member will be."""
-    statistics: dict[tuple[str, int], Table] = {}
-    texts = [make_clip_json(job, clip, statistics) for clip in range(len(job.keys))]
+    writer = ClipTexts(job, tables)
+    texts = [writer.make(clip) for clip in range(len(job.keys))]
     header = len(npy_header(job.experiment.dtype, job.experiment.shape))
     step = member_bytes(header + job.experiment.patch_bytes)  # bytes from patch to patch
     patches = np.diff(job.clip_first)
@@ -97,39 +114,61 @@ def _plan_members(job: ShardJob) -> _Members:
     return _Members(texts=texts, patch_offset=offset, clip_begin=begin)
 
 
-def _write_members(
-    job: ShardJob, members: _Members, patches: UInt8[np.ndarray, "slots bytes"], file: HashingFile
-) -> list[list[int]]:
-    """Write all members; return the checksums of the channels of each patch."""
-    channels, header = [], npy_header(job.experiment.dtype, job.experiment.shape)
-    for clip, text in enumerate(members.texts):
-        first, last = job.clip_first[clip : clip + 2].tolist()
-        width = name_digits(last - first)
-        for number, slot in enumerate(job.slot[first:last].tolist()):
-            data = patches[slot].data
-            channels.append(sum_channels(data, job.experiment.shape[0]))
-            _write_member(file, f"{job.keys[clip]}.{number:0{width}d}.npy", header, data)
-        _write_member(file, f"{job.keys[clip]}.json", text)
-        assert file.bytes == members.clip_begin[clip + 1], "offsets are known before writing"
+_own = threading.local()
+
+
+def _take_room(size: int) -> UInt8[np.ndarray, " size"]:
+    """Return memory of this thread for one block, the same one again and again."""
+    room: UInt8[np.ndarray, " room"] | None = getattr(_own, "room", None)
+    if room is None or room.size < size:
+        _own.room = room = np.empty(size, np.uint8)
+    return room[:size]
+
+
+def _write_blocks(job: ShardJob, members: _Members, patches: Patches, file: HashingFile) -> _Sums:
+    """Write all members, block by block."""
+    sums = _Sums()
+    for block in range(job.block_first.size - 1):
+        first, last = job.block_first[block : block + 2].tolist()
+        begin, end = members.clip_begin[[first, last]].tolist()
+        room = _take_room(end - begin)
+        for clip in range(first, last):
+            at, stop = (members.clip_begin[clip : clip + 2] - begin).tolist()
+            _fill_clip(job, members.texts[clip], clip, patches, room[at:stop], sums)
+        sums.blocks.append(checksum(room))
+        file.write(room.data)
         report(0)
     file.write(bytes(2 * MEMBER_HEADER))
     file.write(bytes(-file.bytes % tarfile.RECORDSIZE))
     end = int(members.clip_begin[-1])
     assert end + 1024 <= file.bytes <= end + TAR_TAIL, "a tar ends with two blocks of zeros, filled up"
-    return channels
+    return sums
 
 
-def _write_member(file: HashingFile, name: str, *parts: bytes | memoryview) -> None:
-    """Append one member: a ustar header without owner and time, the data, zeros up to whole 512 bytes."""
-    info = tarfile.TarInfo(name)
-    info.size, info.mode = sum(map(len, parts)), 0o444
-    file.write(info.tobuf(tarfile.USTAR_FORMAT))
-    for part in parts:
-        file.write(part)
-    file.write(bytes(-info.size % MEMBER_HEADER))
+def _fill_clip(
+    job: ShardJob, text: bytes, clip: int, patches: Patches, room: UInt8[np.ndarray, " size"], sums: _Sums
+) -> None:
+    """Put the members of a clip together: its patches, and its JSON."""
+    first, last = job.clip_first[clip : clip + 2].tolist()
+    header, channels = npy_header(job.experiment.dtype, job.experiment.shape), job.experiment.shape[0]
+    count, size = last - first, len(header) + job.experiment.patch_bytes
+    step, data = member_bytes(size), MEMBER_HEADER + len(header)
+    members = room[: count * step].reshape(count, step)
+    members[:, :MEMBER_HEADER] = make_patch_headers(job.keys[clip], count, name_digits(count), size)
+    members[:, MEMBER_HEADER:data] = np.frombuffer(header, np.uint8)
+    members[:, MEMBER_HEADER + size :] = 0
+    for member, slot in zip(members, job.slot[first:last].tolist(), strict=True):
+        patch = patches[slot]
+        member[data : data + patch.size] = patch
+        sums.channels.append(sum_channels(patch.data, channels))
+    written = make_header(f"{job.keys[clip]}.json", len(text)) + text
+    rest = room[count * step :]
+    rest[: len(written)] = np.frombuffer(written, np.uint8)
+    rest[len(written) :] = 0
+    assert rest.size == member_bytes(len(text)), "offsets are known before writing"
 
 
-def _describe(job: ShardJob, members: _Members, file: HashingFile, channels: list[list[int]]) -> PackedShard:
+def _describe(job: ShardJob, members: _Members, file: HashingFile, sums: _Sums) -> PackedShard:
     edges = members.clip_begin[job.block_first]
     record = ShardRecord(
         path=job.path,
@@ -142,8 +181,8 @@ def _describe(job: ShardJob, members: _Members, file: HashingFile, channels: lis
     return PackedShard(
         record=record,
         patch_offset=members.patch_offset,
-        patch_xxh3=np.array(channels, np.uint32),
+        patch_xxh3=np.array(sums.channels, np.uint32),
         block_begin=edges[:-1],
         block_end=edges[1:],
-        block_xxh3=np.array(file.pieces, np.uint64),
+        block_xxh3=np.array(sums.blocks, np.uint64),
     )

@@ -55,8 +55,9 @@ def build_unit(job: UnitJob) -> FileRecord:
     slot[order] = np.arange(order.size)
     left = _Left.of(job, done, kept)
     contents = _lay_out(job, left)
+    tables: dict[tuple[str, int], str] = {}
     shards = [
-        pack_shard(plan_shard_job(contents, slot[kept], n), patches, job.staged, job.in_place.get(path, ""))
+        pack_shard(plan_shard_job(contents, slot[kept], n), patches, job.staged, tables, job.in_place.get(path, ""))
         for n, path in enumerate(contents.paths)
     ]
     return write_part(job.staged, job.part, _note(job, left, contents, shards, dropped, kept))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import tempfile
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,20 @@ from jaxtyping import UInt8
 
 from etl.run.output import naming_file
 
+_own = threading.local()
+
+
+def _reuse(size: int) -> UInt8[np.ndarray, " size"]:
+    """Return memory of this thread, the same one for one group after the other: new pages cost as much as a copy."""
+    room: UInt8[np.ndarray, " room"] | None = getattr(_own, "room", None)
+    if room is None or room.size < size:
+        _own.room = room = None  # so that both are never held at once
+        _own.room = room = np.empty(size, np.uint8)
+    return room
+
 
 def hold_patches(count: int, patch_bytes: int, most_memory: int, scratch: Path) -> UInt8[np.ndarray, "count bytes"]:
-    """Make room for patches; it is given back when nothing refers to it any more.
+    """Make room for patches; a thread has one at a time.
 
     Parameters
     ----------
@@ -25,7 +37,7 @@ def hold_patches(count: int, patch_bytes: int, most_memory: int, scratch: Path) 
     """
     size = count * patch_bytes
     if size <= most_memory:
-        return np.empty((count, patch_bytes), np.uint8)
+        return _reuse(most_memory)[:size].reshape(count, patch_bytes)
     scratch.mkdir(parents=True, exist_ok=True)
     with naming_file(scratch), tempfile.TemporaryFile(dir=scratch) as file:
         os.posix_fallocate(file.fileno(), 0, size)  # a full disk is said here, and not by a signal later
