@@ -29,12 +29,16 @@ OBSERVATIONS = "index/observations.parquet"
 PATCHES = "index/patches.parquet"
 STATS = "index/stats.parquet"
 ARRAYS_DIR = "index/arrays"
+PARTS_DIR = "index/parts"
 
 STATISTICS = ("mean", "std", "median", "iqr", "p1", "p99", "min", "max")
 """Last axis of the `stats_*` arrays, in this order."""
 
 LEVELS = ("timepoint", "fov", "dataset")
 """Where a statistic is taken: one frame of a FOV, all frames of a FOV, all FOVs of an experiment."""
+
+CLIP_LEVELS = ("timepoint", "fov")
+"""Levels that stand in a clip: those that no other group of FOVs has a part in."""
 
 NO_ID = -1
 """Stands for "no parent", "no id" and "no label" in integer columns."""
@@ -64,7 +68,7 @@ ARRAYS: dict[str, str] = {
     "obs_z_start": "<f4",  # slice of the plate that the first stored slice lies at
     "obs_z_focus": "<f4",  # slice of the plate that is in focus; NaN where the build did not ask
     "obs_patch": "<i8",  # patch row where this observation is a sample
-    # one row per stored patch, in stored order: by (partition, shard, clip), inside a clip by (t, track)
+    # one row per stored patch, in stored order: by (group, partition, shard, clip), inside a clip by (t, track)
     "patch_obs": "<i4",
     "patch_clip": "<i4",
     "patch_t": "<i4",
@@ -177,8 +181,6 @@ class ShardRecord:
     bytes: int
     xxh3: str
     """Checksum of the file."""
-    content: str
-    """Digest of what the shard is made of: its clips and the fingerprints of their sources."""
     clips: int
     blocks: int
 
@@ -290,6 +292,7 @@ def label_array(name: str) -> str:
 
 
 _MOST_NAME = 100
+_SHARD_DIGITS = 12
 
 
 def quote_name(name: str) -> str:
@@ -303,7 +306,23 @@ def quote_name(name: str) -> str:
     return f"{quoted[: _MOST_NAME - 17]}-{format_checksum(checksum(name.encode()))}"
 
 
-def shard_path(values: tuple[str | None, ...], number: int) -> str:
-    """Path of a shard, relative to the manifest: a folder per label but the last; `~` stands for null."""
+def part_path(digest: str) -> str:
+    """Path of what a build notes of a group of FOVs, relative to the manifest."""
+    return f"{PARTS_DIR}/{digest}.npz"
+
+
+def shard_path(values: tuple[str | None, ...], digest: str, number: int) -> str:
+    """Path of a shard, relative to the manifest: a folder per label but the last; `~` stands for null.
+
+    Parameters
+    ----------
+    digest
+        Of the group that the shard is made of: one path never stands for two contents.
+    """
     names = [quote_name(value) if value is not None else "~" for value in values] or ["all"]
-    return f"{'/'.join(names)}-{number:06d}.tar"
+    return f"{'/'.join(names)}-{digest[:_SHARD_DIGITS]}-{number:06d}.tar"
+
+
+def group_of(path: str) -> str:
+    """Return the digits of a group's digest that stand in the path of each of its shards."""
+    return path.rpartition("-")[0][-_SHARD_DIGITS:]

@@ -157,6 +157,7 @@ def make_parser() -> CommandParser:
     option("shard_by", "labels to partition shards by (default: experiment condition)", nargs="+", metavar="LABEL")
     option("shard_bytes", "largest size of a shard, such as 64M (default: 512M)", metavar="SIZE")
     option("block_bytes", "size of a block, the unit of streaming, such as 512K (default: 8M)", metavar="SIZE")
+    option("group_bytes", _GROUP, metavar="SIZE")
     option("dtype", "of the stored patches (default: source)", choices=("source", "float16", "float32"))
     option("include_wells", "only these wells", nargs="+", metavar="ROW/COL")
     option("exclude_fovs", "leave these out", nargs="+", metavar="ROW/COL/FOV")
@@ -225,6 +226,10 @@ _Z_REDUCTION = (
 _REFERENCE = (
     "rescale patches to this pixel size in micrometres, so that cells have one size in every experiment: y and x, "
     "or z, y and x, or one number for y and x (default: each plate's own)"
+)
+_GROUP = (
+    "patches of fields of view that are built together into shards of their own, such as 256M: what a change rebuilds, "
+    "and what one worker holds in memory (default: 1G)"
 )
 _BORDER = (
     "patches that reach beyond the image: moved inside (shift, the default), filled with the nearest pixels so that "

@@ -116,6 +116,13 @@ def drop_observations(
     """
     if not keep.any():
         raise ConfigError(f"no observation is left: all {len(keep)} are dropped as {reason!r}. Look at the images.")
+    return replace(keep_observations(index, keep, tau_frames), dropped=_count_dropped(index, keep, reason))
+
+
+def keep_observations(
+    index: Index, keep: Bool[np.ndarray, " observations"], tau_frames: Mapping[str, tuple[int, int]]
+) -> Index:
+    """Take some observations, perhaps none, and count nothing; else as `drop_observations`."""
     observations = index.observations.filter(pa.array(keep))
     sizes = {
         "fov_index": len(index.fovs),
@@ -133,7 +140,7 @@ def drop_observations(
         fovs=tuple(fov for fov, number in zip(index.fovs, new["fov_index"], strict=True) if number >= 0),
         labels=keep_present_values(index.labels, observations),
         partitions=tuple(p for p, number in zip(index.partitions, new["partition_index"], strict=True) if number >= 0),
-        dropped=_count_dropped(index, keep, reason),
+        dropped=index.dropped,
         tables=index.tables,
         notes=index.notes,
     )

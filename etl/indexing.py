@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -92,7 +93,7 @@ def store_index(config: BuildConfig, plates: Mapping[str, Plate], folder: Path) 
         indexing = Indexing(config, list_fovs(config, plates, chosen), annotations, files, folder)
         with _connect(config, folder) as con, ThreadPoolExecutor(1) as after:
             added: Future[None] = after.submit(lambda: None)
-            for batch in plan_batches([file.rows for file in files], config.memory_limit):
+            for batch in plan_batches(files, config.memory_limit):
                 try:
                     found = indexing.query(con, batch)
                 finally:
@@ -103,22 +104,29 @@ def store_index(config: BuildConfig, plates: Mapping[str, Plate], folder: Path) 
     return indexing.finish(notes)
 
 
-def plan_batches(rows: Sequence[int], memory_limit: int) -> list[range]:
-    """Put FOVs into batches: as many as fit, at least one.
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Fields of view that are read together."""
 
-    Parameters
-    ----------
-    rows
-        Of the track file of each FOV.
-    """
+    fovs: range
+    files: tuple[TrackFile, ...]
+    """Their track files."""
+
+
+def plan_batches(files: Sequence[TrackFile], memory_limit: int) -> list[Batch]:
+    """Put track files into batches: as many as fit, at least one; a batch holds whole runs of FOVs."""
     most = min(max(memory_limit // _BYTES_PER_ROW, 1), _MOST_ROWS)
-    batches, begin, total = [], 0, 0
-    for number, count in enumerate(rows):
-        if number > begin and total + count > most:
-            batches.append(range(begin, number))
-            begin, total = number, 0
-        total += count
-    return [*batches, range(begin, len(rows))] if len(rows) else []
+    batches: list[Batch] = []
+    own: list[TrackFile] = []
+    total, stop = 0, 0
+    for file in sorted(files, key=lambda file: min(file.fovs.values())):
+        first, rows = min(file.fovs.values()), file.rows
+        if own and first >= stop and total + rows > most:
+            batches.append(Batch(range(batches[-1].fovs.stop if batches else 0, stop), tuple(own)))
+            own, total = [], 0
+        own.append(file)
+        total, stop = total + rows, max(stop, *(fov + 1 for fov in file.fovs.values()))
+    return [*batches, Batch(range(batches[-1].fovs.stop if batches else 0, stop), tuple(own))] if own else []
 
 
 @contextmanager
@@ -158,7 +166,7 @@ class Indexing:
     def __init__(
         self, config: BuildConfig, fovs: pa.Table, annotations: AnnotationRows, files: Sequence[TrackFile], folder: Path
     ) -> None:
-        self._config, self._fovs, self.annotations, self._files = config, fovs, annotations, files
+        self._config, self._fovs, self.annotations = config, fovs, annotations
         in_tracks = {name for experiment in config.experiments for name in experiment.label_columns}
         self._labels = LabelCodes(
             name_labels(config, annotations.names), {*in_tracks, *annotations.labels.column_names}
@@ -183,26 +191,28 @@ class Indexing:
         self._dropped: dict[str, dict[str, int]] = {}
         self._tables: list[TrackTable] = []
 
-    def query(self, con: duckdb.DuckDBPyConnection, batch: range) -> BatchResult:
+    def query(self, con: duckdb.DuckDBPyConnection, batch: Batch) -> BatchResult:
         """Read the track files of a run of FOVs."""
-        fovs = self._fovs.slice(batch.start, len(batch))
+        fovs = self._fovs.slice(batch.fovs.start, len(batch.fovs))
         annotations = None
         if len(self.annotations.rows):
             of = self.annotations.rows["fov"]
-            within = pc.and_(pc.greater_equal(of, batch.start), pc.less(of, batch.stop))
+            within = pc.and_(pc.greater_equal(of, batch.fovs.start), pc.less(of, batch.fovs.stop))
             annotations = self.annotations.rows.filter(within)
-        return run_queries(con, self.reader, self._files[batch.start : batch.stop], fovs, annotations)
+        return run_queries(con, self.reader, batch.files, fovs, annotations)
 
-    def add(self, batch: range, found: BatchResult) -> None:
+    def add(self, batch: Batch, found: BatchResult) -> None:
         """Append what the track files of a run of FOVs hold."""
         for experiment, reason, count in found.dropped:
             reasons = self._dropped.setdefault(experiment, {})
             reasons[reason] = reasons.get(reason, 0) + count
         self._tables += found.tables
         try:
-            ordered = order_batch(found, {number: self._tau(number) for number in batch})
+            ordered = order_batch(found, {number: self._tau(number) for number in batch.fovs})
         except RepeatedRow as error:
-            parse_track_file(self._files[error.fov])  # says which rows
+            for file in batch.files:
+                if error.fov in file.fovs.values():
+                    parse_track_file(file)  # says which rows
             raise
         self._append(ordered)
 

@@ -32,6 +32,8 @@ _EXAMPLES = """examples:
       configs/*.yaml with channels, patches, held-out experiment, batch size and window filled in
   %(prog)s plate.zarr tracks
       experiments.yaml with what the plate says of itself
+  %(prog)s images tracks.parquet
+      the same for a folder of OME-Zarr images, and one table of all tracks (docs/TRACKS.md)
   %(prog)s --recipe DynaCLR-2D-MIP-BagOfChannels
       configs/recipes/DynaCLR-2D-MIP-BagOfChannels.yaml, to be filled in (docs/SWITCHING.md)
   %(prog)s
@@ -48,7 +50,10 @@ def make_parser() -> CommandParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "what", nargs="*", type=parse_yaml_place, help="an experiments.yaml; or local plates, each with its tracks"
+        "what",
+        nargs="*",
+        type=parse_yaml_place,
+        help="an experiments.yaml; or local plates (or OME-Zarr images), each with its tracks",
     )
     parser.add_argument("--out", type=parse_local_path, help="folder for configs (default: configs)")
     parser.add_argument("--recipe", metavar="NAME", help="write a config that labs train with, and nothing else")
@@ -153,11 +158,11 @@ def _write_experiments(what: Sequence[Path], overwrite: bool) -> int:
 
     plates: list[tuple[Path, Path | None]] = []
     for path in what:
-        if not path.is_dir():
+        if not path.exists():
             raise ConfigError(
                 f"{path}: no such folder. Give an experiments.yaml, or a plate and the folder of its tracks."
             )
-        if is_plate(path):
+        if path.is_dir() and is_plate(path):
             plates.append((path, None))
         elif plates and plates[-1][1] is None:
             plates[-1] = (plates[-1][0], path)
@@ -170,7 +175,7 @@ def _write_experiments(what: Sequence[Path], overwrite: bool) -> int:
     text = write_experiments(template, plates, Path())
     _write(EXPERIMENTS, text)
     for entry in yaml.safe_load(text)["experiments"]:
-        there = "" if Path(entry["tracks_path"]).is_dir() else " (not there)"
+        there = "" if Path(entry["tracks_path"]).exists() else " (not there)"
         print(f"{entry['name']}: plate {entry['data_path']}, tracks {entry['tracks_path']}{there}")
     _say_what_is_left(_list_marked(text.splitlines(), MARK, many=len(plates) > 1))
     return 0

@@ -74,14 +74,13 @@ class TrackReader:
             except _NOT_OF_FILES:
                 raise
             except duckdb.Error:  # a damaged file among them
-                wrong = [(file.fov,) for file in direct]
+                wrong = [(fov,) for file in direct for fov in file.fovs.values()]
             if not wrong:
                 return
             doubted = {fov for (fov,) in wrong}
-            parsed = pa.concat_tables(
-                [parsed, self._parse([file for file in direct if file.fov in doubted])], promote_options="default"
-            )
-            direct = [file for file in direct if file.fov not in doubted]
+            again = [file for file in direct if not doubted.isdisjoint(file.fovs.values())]
+            parsed = pa.concat_tables([parsed, self._parse(again)], promote_options="default")
+            direct = [file for file in direct if doubted.isdisjoint(file.fovs.values())]
 
     def _parse(self, files: Sequence[TrackFile]) -> pa.Table:
         """Read files in Python; labels become codes."""
@@ -92,7 +91,7 @@ class TrackReader:
                 name = file.experiment.name
                 self._outside[name] = self._outside.get(name, 0) + tracks.outside
             if tracks.is_latin_1:
-                self._latin_1[file.fov] = str(file.file)
+                self._latin_1[min(file.fovs.values())] = str(file.file)
         tables = [SCHEMA.empty_table(), *(self._encode(tracks) for tracks in found)]
         return pa.concat_tables(tables, promote_options="default")
 
@@ -108,12 +107,12 @@ class TrackReader:
 
 
 def is_direct(source: TrackFile) -> bool:
-    """Whether DuckDB can read a file: one of Parquet, with numbers only and without labels."""
+    """Whether DuckDB can read a file: one of Parquet, of one FOV, with numbers only and without labels."""
     file = source.file
     types = [file.types.get(theirs) for theirs, ours in zip(file.header, file.columns, strict=True) if ours in _KNOWN]
     return (
         bool(file.types)
-        and not source.experiment.label_columns
+        and not (source.labels or file.units or file.converts)
         and not _PATTERN & set(str(file.path))
         and all(kind is not None and (pa.types.is_integer(kind) or pa.types.is_floating(kind)) for kind in types)
     )
@@ -138,7 +137,10 @@ def _list_files(files: Sequence[TrackFile]) -> pa.Table:
         size = experiment.pixel_size_um if experiment.tracks_unit != "pixel" else None
         sizes.append([1.0, 1.0, 1.0] if size is None else [*([None] * (3 - len(size))), *size])  # type: ignore[list-item]
     z, y, x = zip(*sizes, strict=True)
-    columns = {"file": np.arange(len(files)), "fov": np.array([f.fov for f in files], np.int32)}
+    columns = {
+        "file": np.arange(len(files)),
+        "fov": np.array([fov for f in files for fov in f.fovs.values()], np.int32),
+    }
     floats = {name: pa.array(values, pa.float64()) for name, values in (("z_um", z), ("y_um", y), ("x_um", x))}
     return pa.table(columns | floats)
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -27,6 +28,9 @@ from tests.servers.fixtures import proxy_before as proxy_before
 from tests.servers.fixtures import seaweedfs as seaweedfs
 from tests.servers.fixtures import two_hosts as two_hosts
 from tests.shared_build import make_once
+
+if TYPE_CHECKING:
+    from tests.forked_commands import ForkedCommands
 
 FOVS = ("A/1/0", "A/1/1", "B/2/0")
 SHAPE = (10, 2, 3, 48, 48)
@@ -117,6 +121,15 @@ def _same_log_level_for_every_test():
 def _check_first_calls() -> None:
     """Check shapes anew in every test."""
     first_calls.start()
+
+
+@pytest.fixture(scope="session")
+def commands() -> Iterator[ForkedCommands]:
+    """Commands in processes of their own, which are forked from one that has imported torch and Lightning."""
+    from tests.forked_commands import ForkedCommands  # imports them here too
+
+    with ForkedCommands() as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

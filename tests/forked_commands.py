@@ -1,4 +1,4 @@
-"""Runs commands of `python -m dynaclr_wds` as processes that are forked after the imports, which take most of a start.
+"""Runs commands of `python -m dynaclr_wds`, or code, as processes that are forked after the imports: most of a start.
 
 Each is a process of its own, which receives signals and has an exit status.
 """
@@ -83,12 +83,18 @@ class ForkedCommands(Forks):
 
     def run(self, folder: Path, words: Sequence[str], *ranks: dict[str, str], **environment: str) -> Ended:
         """Run `python -m dynaclr_wds` with arguments, in a folder; as many processes as environments are given."""
+        return self._run({"folder": str(folder), "words": list(words)}, *ranks, **environment)
+
+    def run_code(
+        self, folder: Path, code: str, arguments: Sequence[str], *ranks: dict[str, str], **environment: str
+    ) -> Ended:
+        """Run Python code with the words that it finds in `sys.argv[1:]`, as `run` does a command."""
+        return self._run({"folder": str(folder), "code": code, "words": list(arguments)}, *ranks, **environment)
+
+    def _run(self, job: dict[str, Any], *ranks: dict[str, str], **environment: str) -> Ended:
         each = [environment | rank for rank in ranks or ({},)]
-        said = [folder / f"said-{rank}.txt" for rank in range(len(each))]
-        jobs = [
-            {"folder": str(folder), "words": list(words), "environment": variables, "said": str(path)}
-            for variables, path in zip(each, said, strict=True)
-        ]
+        said = [Path(job["folder"], f"said-{rank}.txt") for rank in range(len(each))]
+        jobs = [job | {"environment": variables, "said": str(path)} for variables, path in zip(each, said, strict=True)]
         first, *others = self.ask(jobs)
         return Ended(first, said[0].read_text(), tuple(others))
 
@@ -106,6 +112,9 @@ def _serve() -> None:
 
 def _become(job: dict[str, Any]) -> NoReturn:
     os.chdir(job["folder"])
+    if code := job.get("code"):
+        sys.argv = ["-c", *job["words"]]
+        become(job["said"], job["environment"], lambda: exec(code, {"__name__": "__main__"}) or 0)
     sys.argv = [command.__file__, *job["words"]]
     sys.orig_argv = ["python", "-m", "dynaclr_wds", *job["words"]]
     become(job["said"], job["environment"], command.run)

@@ -59,12 +59,12 @@ def write_plate(
         data = (pixels or {}).get(fov)
         written[fov] = data = (rng.uniform(1, 200, shape) if data is None else data).astype(dtype)
         metadata = set_scale(image_metadata(version, data.ndim, channel_names), **(scales or {}).get(fov, {}))
-        _write_group(path / fov, version, metadata, normalization.get(fov))
-        _write_array(path / fov / "0", version, data, chunks or (1,) * (data.ndim - 2) + data.shape[-2:], shards)
+        write_group(path / fov, version, metadata, normalization.get(fov))
+        write_array(path / fov / "0", version, data, chunks or (1,) * (data.ndim - 2) + data.shape[-2:], shards)
     for well, images in wells.items():
-        _write_group(path / well.split("/")[0], version, {}, None)
-        _write_group(path / well, version, {"well": {"images": [{"path": image} for image in images]}}, None)
-    _write_group(path, version, {"plate": plate_metadata(wells)}, normalization.get(""))
+        write_group(path / well.split("/")[0], version, {}, None)
+        write_group(path / well, version, {"well": {"images": [{"path": image} for image in images]}}, None)
+    write_group(path, version, {"plate": plate_metadata(wells)}, normalization.get(""))
     return written
 
 
@@ -116,7 +116,7 @@ def set_scale(
     return metadata
 
 
-def _write_group(path: Path, version: str, ome: Mapping[str, Any], normalization: Any) -> None:
+def write_group(path: Path, version: str, ome: Mapping[str, Any], normalization: Any) -> None:
     path.mkdir(parents=True, exist_ok=True)
     extra = {} if normalization is None else {"normalization": normalization}
     if version == "0.4":
@@ -129,7 +129,7 @@ def _write_group(path: Path, version: str, ome: Mapping[str, Any], normalization
         (path / "zarr.json").write_text(json.dumps(document))
 
 
-def _write_array(
+def write_array(
     path: Path, version: str, data: np.ndarray, chunks: tuple[int, ...], shards: tuple[int, ...] | None
 ) -> None:
     spec: dict[str, Any] = {"kvstore": {"driver": "file", "path": str(path)}, "create": True, "delete_existing": True}

@@ -28,11 +28,10 @@ import yaml
 import zarr.codecs
 from zarr.codecs._v2 import V2Codec
 
-import etl.cut.frames
 import etl.cut.reading
-import etl.pack.tars
 import etl.run.output
 import etl.run.stages
+import etl.unit.build
 from dynaclr_wds.contract import STATISTICS, Manifest
 from dynaclr_wds.errors import BuildError, ConfigError, PlateError
 from dynaclr_wds.manifest_checks import parse_manifest
@@ -366,44 +365,45 @@ def test_a_build_killed_anywhere_ends_with_the_same_bytes(
     assert digests(out) == digests(built[0])
 
 
-def test_finished_work_is_kept_by_the_next_run(
-    collection: Path, built: tuple[Path, Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    out = tmp_path / "out"
+def test_finished_groups_are_kept_by_the_next_run(collection: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    each_fov = {"group_bytes": 1}
+    expected = build(collection, tmp_path / "whole", **each_fov)
+    out, written, write = tmp_path / "out", [], etl.unit.build.write_part
+
+    def dying(folder: Path, path: str, part: Any) -> Any:
+        if len(written) == 4:
+            raise Killed  # the shards of this group are there, what says so is not
+        written.append((folder, path, part.shards))
+        return write(folder, path, part)
+
     with monkeypatch.context() as patch:
-        patch.setattr(etl.pack.tars, "TAR_TAIL", -1)  # the first shard fails its own check at the end
-        with pytest.raises(AssertionError, match="a tar ends with two blocks of zeros"):
-            build(collection, out, workers=1)
-    assert not list(out.rglob("*.tar"))
-    assert not list(out.rglob("*.partial"))
+        patch.setattr(etl.unit.build, "write_part", dying)
+        with pytest.raises(Killed):
+            build(collection, out, workers=1, **each_fov)
     work = next(out.glob(".build-*"))
-    before = {path.name: path.stat().st_mtime_ns for path in work.glob("*.patches")}
-    assert len(before) == 6
-    written: list[Path] = []
-    write = etl.pack.tars._write_members
+    assert len(list(work.rglob("*.npz"))) == 4
+    shards = [[folder / shard.path for shard in records] for folder, _, records in written]
+    inodes = [[path.stat().st_ino for path in paths] for paths in shards]
+    damaged = shards[0][0].read_bytes()
+    shards[0][0].write_bytes(b"x" * len(damaged))  # damaged meanwhile: its group is built again
+    part = written[1][0] / written[1][1]
+    part.write_bytes(part.read_bytes()[:-100])  # so is one of unknown content
+    cut: list[str] = []
+    cut_fov = etl.unit.build.cut_fov
 
-    def dying(job: Any, *rest: Any) -> Any:
-        if len(written) == 3:
-            raise Killed
-        found = write(job, *rest)
-        written.append(job.staged)
-        return found
+    def watched(job: Any, stored: Any) -> Any:
+        cut.append(job.fov.name)
+        return cut_fov(job, stored)
 
-    monkeypatch.setattr(etl.pack.tars, "_write_members", dying)
-    with pytest.raises(Killed):
-        build(collection, out, workers=1)
-    assert {path.name: path.stat().st_mtime_ns for path in work.glob("*.patches")} == before
-    inodes = [path.stat().st_ino for path in written]
-    damaged = written[0].read_bytes()
-    written[0].write_bytes(b"x" * len(damaged))  # damaged meanwhile: written again
-    written[1].with_name(written[1].name + ".record").write_bytes(b"\xff garbage")  # so is one of unknown content
-    monkeypatch.setattr(etl.pack.tars, "_write_members", write)
-    build(collection, out)
-    found = [
-        (out / path.relative_to(work / "staged")).stat().st_ino == n for path, n in zip(written, inodes, strict=True)
-    ]
-    assert found == [False, False, True]
-    assert digests(out) == digests(built[0])
+    monkeypatch.setattr(etl.unit.build, "cut_fov", watched)
+    build(collection, out, workers=1, **each_fov)
+    assert len(cut) == 4  # two that are damaged, two that had not ended
+    found = [[(out / path.relative_to(work / "staged")).stat().st_ino for path in paths] for paths in shards]
+    assert [one == other for one, other in zip(found, inodes, strict=True)] == [False, False, True, True]
+    assert digests(out) == digests(tmp_path / "whole")
+    assert len(expected.shards) == sum(map(len, shards)) + sum(
+        shard.path not in {s.path for _, _, records in written for s in records} for shard in expected.shards
+    )
 
 
 def test_shard_is_absent_when_writer_raises(collection: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -470,7 +470,7 @@ def test_a_whole_set_is_up_to_date(collection: Path, tmp_path: Path, capsys: pyt
     out = tmp_path / "out"
     assert main([str(collection), "--out", str(out)]) == 0
     first = capsys.readouterr()
-    assert "cut: 48/48 frames" in first.err
+    assert "build: 48/48 frames" in first.err
     assert "control" in first.out
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
     assert main([str(collection), "--out", str(out), "--workers", "1"]) == 0
@@ -613,19 +613,19 @@ def test_other_fovs_stop_when_one_fails(collection: Path, tmp_path: Path, monkey
     seen: list[str] = []
 
     def failing(job: Any, *_: Any) -> Any:
-        if job.source.experiment == "experiment0" and job.source.fov_name == "A/1/0":
+        if job.fov.where.endswith("experiment0/plate.zarr/A/1/0"):
             raise Killed
         try:
             for _ in range(1000):
                 time.sleep(0.01)
                 report(0)
         except Interrupted:
-            seen.append(job.source.fov_name)
+            seen.append(job.fov.name)
             raise
 
-    monkeypatch.setattr(etl.cut.frames, "_cut_frames", failing)
+    monkeypatch.setattr(etl.unit.build, "cut_fov", failing)
     with pytest.raises(Killed):
-        build(collection, tmp_path / "out", workers=2)
+        build(collection, tmp_path / "out", workers=2, group_bytes=1)
     assert 1 <= len(seen) <= 2  # the thread that failed may have taken one more job before the others were called off
     assert not list((tmp_path / "out").rglob("*.partial"))
 
@@ -688,11 +688,11 @@ def test_ctrl_c_during_imports_is_one_line(tmp_path: Path):
 
 
 def test_a_disk_that_fails_is_named_with_the_file(collection: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def failing(*_: Any) -> bytes:
+    def failing(*_: Any) -> int:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(os, "pread", failing)
-    with pytest.raises(BuildError, match=r"fov-[0-9a-f]{16}\.patches: Input/output error \(errno 5\). The disk failed"):
+    monkeypatch.setattr(etl.run.output.HashingFile, "write", failing)
+    with pytest.raises(BuildError, match=r"-000000\.tar: Input/output error \(errno 5\). The disk failed"):
         build(collection, tmp_path / "out")
 
 

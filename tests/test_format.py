@@ -209,7 +209,8 @@ def test_the_manifests_checksum_is_as_documented(shards: Path):
 
 
 def test_names_are_safe_as_paths():
-    assert (
-        contract.shard_path(("a" * 300, None), 0) == f"{'a' * 83}-{xxhash.xxh3_64_hexdigest(b'a' * 300)}/~-000000.tar"
-    )
-    assert contract.shard_path(("Exp 1/β", "A.b~c"), 7) == "Exp%201%2F%CE%B2/A%2Eb%7Ec-000007.tar"
+    digest = "0123456789abcdef" * 2
+    long = f"{'a' * 83}-{xxhash.xxh3_64_hexdigest(b'a' * 300)}"
+    assert contract.shard_path(("a" * 300, None), digest, 0) == f"{long}/~-0123456789ab-000000.tar"
+    assert contract.shard_path(("Exp 1/β", "A.b~c"), digest, 7) == "Exp%201%2F%CE%B2/A%2Eb%7Ec-0123456789ab-000007.tar"
+    assert contract.group_of("Exp%201%2F%CE%B2/A%2Eb%7Ec-0123456789ab-000007.tar") == "0123456789ab"

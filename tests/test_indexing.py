@@ -20,6 +20,8 @@ from etl.index import Index
 from etl.indexing import build_index, plan_batches, store_index
 from etl.source.experiments import BuildConfig, parse_build_config
 from etl.source.preflight import open_plates
+from etl.source.track_formats import TableFile
+from etl.source.tracks import TrackFile
 from tests.plates import cells, make_collection, make_fov, random_tracks, table
 
 
@@ -55,13 +57,31 @@ def test_the_index_is_the_same_in_batches_of_any_size(collection: Path) -> None:
         assert_equal(index_of(parse_build_config(collection, {"memory_limit": limit, "workers": 2})), whole)
 
 
-def test_batches_hold_what_fits_and_at_least_one() -> None:
-    rows = [300, 300, 300, 5000, 10, 10]
-    assert plan_batches(rows, 700 * 1024) == [range(0, 2), range(2, 3), range(3, 4), range(4, 6)]
-    assert plan_batches(rows, 1) == [range(n, n + 1) for n in range(6)]
-    assert plan_batches(rows, 2**40) == [range(6)]
-    assert plan_batches([1_500_000] * 3, 2**40) == [range(n, n + 1) for n in range(3)]
-    assert plan_batches([], 1) == []
+def test_batches_hold_what_fits_and_at_least_one(tmp_path: Path) -> None:
+    experiment = make_fov(tmp_path, []).experiments[0]
+
+    def plan(sizes: list[tuple[int, list[int]]], limit: int) -> list[tuple[range, list[int]]]:
+        files = [
+            TrackFile(
+                file=TableFile(path=Path(str(number)), header=(), columns=(), read=lambda *_: pa.table({}), rows=rows),
+                experiment=experiment,
+                fovs={f"A/1/{fov}": fov for fov in fovs},
+                labels=(),
+            )
+            for number, (rows, fovs) in enumerate(sizes)
+        ]
+        batches = plan_batches(files, limit)
+        return [(batch.fovs, [int(file.file.path.name) for file in batch.files]) for batch in batches]
+
+    one_each = [(rows, [fov]) for fov, rows in enumerate([300, 300, 300, 5000, 10, 10])]
+    found = plan(one_each, 700 * 1024)
+    assert found == [(range(0, 2), [0, 1]), (range(2, 3), [2]), (range(3, 4), [3]), (range(4, 6), [4, 5])]
+    assert plan(one_each, 1) == [(range(n, n + 1), [n]) for n in range(6)]
+    assert plan(one_each, 2**40) == [(range(6), [0, 1, 2, 3, 4, 5])]
+    assert plan([(1_500_000, [n]) for n in range(3)], 2**40) == [(range(n, n + 1), [n]) for n in range(3)]
+    # a table of two fields of view, between whose the other's lies
+    assert plan([(300, [0, 2]), (300, [1]), (300, [3])], 1) == [(range(3), [0, 1]), (range(3, 4), [2])]
+    assert plan([], 1) == []
 
 
 def test_what_does_not_fit_into_memory_waits_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,7 +148,9 @@ def test_duckdb_reads_parquet_as_python_does(
     write_parquet(tmp_path, SOUND | more)
     parsed: list[int] = []
     parse = track_rows.parse_track_file
-    monkeypatch.setattr(track_rows, "parse_track_file", lambda file: (parsed.append(file.fov), parse(file))[1])
+    monkeypatch.setattr(
+        track_rows, "parse_track_file", lambda file: (parsed.extend(file.fovs.values()), parse(file))[1]
+    )
     direct = index_of(config)
     assert parsed == []
     monkeypatch.setattr(track_rows, "is_direct", lambda _: False)

@@ -18,6 +18,7 @@ from tests.conftest import build, write_collection
 from tests.mistakes.document import PATH, as_pattern, parse_document
 from tests.mistakes.in_experiments_yaml import IN_EXPERIMENTS_YAML
 from tests.mistakes.in_sources import IN_SOURCES
+from tests.mistakes.in_track_sources import IN_TRACK_SOURCES
 from tests.mistakes.in_training import IN_TRAINING
 from tests.mistakes.with_shards import WITH_SHARDS
 from tests.mistakes.world import Mistake, World, shorten
@@ -29,6 +30,7 @@ pytestmark = pytest.mark.slow
 SECTIONS = {
     "In experiments.yaml and the options of a build": IN_EXPERIMENTS_YAML,
     "In plates and tables": IN_SOURCES,
+    "In tracks of other programs, and in images": IN_TRACK_SOURCES,
     "With shards": WITH_SHARDS,
     "In training and embedding": IN_TRAINING,
 }

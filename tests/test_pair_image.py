@@ -49,6 +49,13 @@ def test_small_patches_are_enlarged_and_large_ones_reduced():
         assert draw_pairs(Pairs(anchor=x, positive=x)).shape == (44 + drawn + 4, 2 * drawn + 18, 3)
 
 
+def test_an_enlarged_pixel_is_a_square_of_one_grey():
+    x = torch.rand(1, 1, 1, 100, 100)
+    picture = draw_pairs(Pairs(anchor=x, positive=x))[44:244, :200, 0]
+    squares = picture.reshape(100, 2, 100, 2).swapaxes(1, 2).reshape(10_000, 4)
+    assert (squares == squares[:, :1]).all()
+
+
 def test_a_dropped_channel_says_that_it_is_empty():
     x = torch.zeros(1, 1, 1, 40, 40)
     picture = draw_pairs(Pairs(anchor=x, positive=ramp(1, 1)))

@@ -70,7 +70,6 @@ def make_clip(number: int, shape: Sequence[int] = (2, 1, 4, 4), dtype: str = "<u
         "patches": patches,
         "statistics": {
             "names": list(STATISTICS),
-            "dataset": table,
             "fov": table,
             "timepoint": {str(number + place): table for place in range(FRAMES)},
         },
@@ -122,7 +121,7 @@ def test_a_batch_holds_pixels_identities_labels_and_statistics(urls: list[str]):
                     "id": 100 * number + place, "t": number + place, "hpi": 3.0 + (number + place) / 2,
                     "z": None, "y": 8.0, "x": 9.5,
                 }  # fmt: skip
-            assert set(batch[f"{side}_norm_meta"]) == {"timepoint", "fov", "dataset"}
+            assert set(batch[f"{side}_norm_meta"]) == {"timepoint", "fov"}
             for table in batch[f"{side}_norm_meta"].values():
                 assert table.shape == (len(batch[side]), 2, 8)
                 assert table[0].tolist() == [[0, 1, 2, 3, 4, 5, 6, 7], [10, 11, 12, 13, 14, 15, 16, 17]]

@@ -9,10 +9,7 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
-import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,8 +31,6 @@ from dynaclr_wds.read.patches import PatchReader, level_statistics
 from tests.conftest import build, write_collection
 from tests.shared_build import make_once
 
-ROOT = Path(__file__).parent.parent
-
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning"),
     pytest.mark.filterwarnings("ignore:GPU available but not used"),
@@ -43,14 +38,17 @@ pytestmark = [
 
 
 class Flat(nn.Module):
-    """A backbone of one linear layer, of patches (B, C·Z, 12, 12). Slow where the environment says so."""
+    """A backbone of one linear layer, of patches (B, C·Z, 12, 12). Sends the signal that the environment names."""
 
     def __init__(self, planes: int, width: int = 6) -> None:
         super().__init__()
         self.linear = nn.Linear(planes * 12 * 12, width)
+        self.calls = 0
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        time.sleep(float(os.environ.get("TEST_PREDICT_SECONDS", "0")))
+        self.calls += 1
+        if self.calls == 3 and (name := os.environ.get("TEST_PREDICT_SIGNAL")):
+            os.kill(os.getpid(), signal.Signals[name])
         return self.linear(x.flatten(1))
 
 
@@ -595,45 +593,31 @@ def test_ctrl_c_leaves_nothing_and_says_so(ckpt, capsys, monkeypatch):
     assert list(Path.cwd().iterdir()) == []
 
 
-def run_process(argv: Sequence[str], **environment: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, *argv],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "status", "says"),
+    [("SIGINT", 130, "stopped; nothing"), ("SIGTERM", 143, "stopped by SIGTERM; nothing")],
+)
+def test_signals_end_the_process_without_a_trace(ckpt, commands, name, status, says):
+    argv = ["predict", "--accelerator", "cpu", "--ckpt", str(ckpt), "--batch_size", "2", "--out", "out.parquet"]
+    ended = commands.run(Path.cwd(), argv, TEST_PREDICT_SIGNAL=name)
+    assert ended.status == status, ended.said
+    first, *_, last = ended.said.splitlines()
+    assert first.startswith("Embedding ")
+    assert last.startswith(says)
+    assert [path.name for path in Path.cwd().iterdir()] == ["said-0.txt"]
 
 
 @pytest.mark.slow
-def test_signals_end_the_process_without_a_trace(ckpt):
-    expected = {signal.SIGINT: (130, "stopped; nothing"), signal.SIGTERM: (143, "stopped by SIGTERM; nothing")}
-    argv = ["-m", "dynaclr_wds", "predict", "--accelerator", "cpu", "--ckpt", str(ckpt), "--batch_size", "2"]
-    running = {
-        number: run_process([*argv, "--out", f"{number.name}.parquet"], TEST_PREDICT_SECONDS="0.5")
-        for number in expected
-    }
-    for number, process in running.items():
-        assert process.stderr is not None
-        assert process.stderr.readline().startswith("Embedding ")
-        time.sleep(2)
-        process.send_signal(number)
-        _, err = process.communicate(timeout=60)
-        status, says = expected[number]
-        assert process.returncode == status
-        assert says in err.splitlines()[-1]
-    assert list(Path.cwd().iterdir()) == []
-
-
-@pytest.mark.slow
-def test_another_process_loads_the_module_from_the_checkpoint_alone(ckpt):
+def test_another_process_loads_the_module_from_the_checkpoint_alone(ckpt, commands):
     code = (
         "import sys; from dynaclr_wds import ContrastiveModule\n"
+        "assert 'tests.test_predict' not in sys.modules\n"
         "module = ContrastiveModule.load_from_checkpoint(sys.argv[1])\n"
         "backbone = module.encoder.backbone\n"
         "print(type(backbone).__name__, module.lr, module.loss.temperature, backbone.linear.weight.sum().item())"
     )
-    out, err = run_process(["-c", code, str(ckpt)]).communicate(timeout=120)
-    assert err == ""
+    ended = commands.run_code(Path.cwd(), code, [str(ckpt)])
     weights = torch.load(ckpt, weights_only=True)["state_dict"]
-    assert out.split() == ["Flat", "0.05", "0.3", str(float(weights["encoder.backbone.linear.weight"].sum()))]
+    expected = ["Flat", "0.05", "0.3", str(float(weights["encoder.backbone.linear.weight"].sum()))]
+    assert (ended.status, ended.said.split()) == (0, expected)

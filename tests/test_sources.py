@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-import etl.pack.tars
 import etl.run.stages
+import etl.unit.build
 from dynaclr_wds.contract import Manifest
 from dynaclr_wds.errors import BuildError, ConfigError, PlateError
 from dynaclr_wds.manifest_checks import parse_manifest
@@ -142,7 +142,7 @@ def test_a_bad_shard_and_a_plate_that_no_longer_decodes_lose_no_other_shard(coll
     assert {path for path in before if after.get(path) != before[path]} == {str(bad.relative_to(out))}
 
 
-def test_only_the_bad_shard_is_written_again_from_the_fovs_that_it_needs(
+def test_only_the_bad_shard_is_written_again_from_the_fovs_of_its_group(
     collection: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     out = tmp_path / "out"
@@ -151,17 +151,17 @@ def test_only_the_bad_shard_is_written_again_from_the_fovs_that_it_needs(
     bad = next(shard.path for shard in manifest.shards if "experiment0/infected" in shard.path)
     (out / bad).unlink()
     cut: list[str] = []
-    cut_fov = etl.run.stages.cut_fov
+    cut_fov = etl.unit.build.cut_fov
 
-    def watched(job: Any) -> Any:
-        cut.append(f"{job.source.experiment}/{job.source.fov_name}")
-        return cut_fov(job)
+    def watched(job: Any, stored: Any) -> Any:
+        cut.append(job.fov.where.removeprefix(f"{collection.parent}/"))
+        return cut_fov(job, stored)
 
-    monkeypatch.setattr(etl.run.stages, "cut_fov", watched)
+    monkeypatch.setattr(etl.unit.build, "cut_fov", watched)
     build(collection, out)
     assert digests(out) == before
     assert {path for path, inode in inodes(out).items() if kept[path] != inode} == {bad}
-    assert cut == ["experiment0/B/2/0"]
+    assert cut == [f"experiment0/plate.zarr/{fov}" for fov in ("A/1/0", "A/1/1", "B/2/0")]
 
 
 def test_repair_mends_what_only_a_checksum_tells(collection: Path, tmp_path: Path):
@@ -249,13 +249,14 @@ def test_an_unchanged_experiment_keeps_what_its_pixels_ruled_out(collection: Pat
     assert digests(out) == digests(tmp_path / "fresh")
 
 
-def test_a_partition_that_experiments_share_is_written_again_with_both(collection: Path, tmp_path: Path):
+def test_experiments_that_share_a_partition_share_no_shard(collection: Path, tmp_path: Path):
     out, options = tmp_path / "out", {"shard_by": ["condition"], "shard_bytes": 1 << 20}
     build(collection, out, options=options)
     before = inodes(out)
     drop_last_row(collection, "experiment1", "B/2/0")
     build(collection, out, options=options)
-    after = inodes(out)
-    assert {path for path in after if after[path] != before[path]} == {"infected-000000.tar"}
+    kept = [path for path, inode in inodes(out).items() if before.get(path) == inode]
+    assert len(kept) == 2  # control and infected of experiment0
+    assert sorted(path.partition("-")[0] for path in inodes(out)) == ["control", "control", "infected", "infected"]
     build(collection, tmp_path / "fresh", options=options)
     assert digests(out) == digests(tmp_path / "fresh")

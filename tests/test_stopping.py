@@ -13,7 +13,6 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -63,12 +62,6 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
             assert build_shards.main([str(path), "--out", str(root / "shards"), "--quiet"]) == 0
 
     return make_once(tmp_path_factory, "stopping", make) / "shards"
-
-
-@pytest.fixture(scope="module")
-def commands() -> Iterator[ForkedCommands]:
-    with ForkedCommands() as running:
-        yield running
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -22,6 +23,7 @@ from dynaclr_wds.errors import FormatError
 from dynaclr_wds.shardset import ShardSet
 from dynaclr_wds.train.epoch_ledger import EpochLedger
 from dynaclr_wds.world import World
+from tests.forked_commands import ForkedCommands
 
 ROOT = Path(__file__).parent.parent
 STREAMS = {
@@ -293,14 +295,32 @@ if __name__ == "__main__":
 """
 
 
-def fit_processes(shards: Path, out: Path, devices: int, save="", ckpt=None, **options) -> list[list[int]]:
-    """Train in real processes (gloo); return what they saw, in the order of the global sequence."""
+def say(shards: Path, out: Path, devices: int, save="", ckpt=None, **options) -> str:
+    """The words of the script."""
+    given = {"shards": shards, "out": out, "devices": devices, "save": save, "ckpt": ckpt, "options": options}
+    return json.dumps(given, default=str)
+
+
+def fit_forks(commands: ForkedCommands, shards: Path, out: Path, devices: int, **options) -> list[list[int]]:
+    """The same, in processes that are started as on a cluster: each is told its rank."""
+    out.mkdir()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    place = {"NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    ranks = [place | {"LOCAL_RANK": str(rank)} for rank in range(devices)]
+    ended = commands.run_code(out, DDP, [say(shards, out, devices, **options)], *ranks)
+    assert (ended.status, set(ended.others)) == (0, {0}), ended.said
+    return read_ranks(out, devices)
+
+
+def fit_processes(shards: Path, out: Path, devices: int, save="", **options) -> list[list[int]]:
+    """Train in real processes (gloo), which Lightning starts; return what they saw, in the order of the sequence."""
     out.mkdir()
     script = out / "train.py"
     script.write_text(DDP)
-    given = {"shards": shards, "out": out, "devices": devices, "save": save, "ckpt": ckpt, "options": options}
     done = subprocess.run(
-        [sys.executable, str(script), json.dumps(given, default=str)],
+        [sys.executable, str(script), say(shards, out, devices, save=save, **options)],
         env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
         cwd=out,
         capture_output=True,
@@ -309,18 +329,22 @@ def fit_processes(shards: Path, out: Path, devices: int, save="", ckpt=None, **o
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
+    return read_ranks(out, devices)
+
+
+def read_ranks(out: Path, devices: int) -> list[list[int]]:
     ranks = [json.loads((out / f"{rank}.json").read_text()) for rank in range(devices)]
     return [step for steps in zip(*ranks, strict=True) for step in steps]
 
 
 @pytest.mark.slow
-def test_processes_see_disjoint_batches_and_go_on_as_another_number(shards, tmp_path):
+def test_processes_see_disjoint_batches_and_go_on_as_another_number(shards, tmp_path, commands):
     save = tmp_path / "save"
     save.mkdir()
     whole = fit_processes(shards, tmp_path / "two", 2, save=save, batch_size=40)
     assert whole == fit(shards, batch_size=40)
     assert len(whole) % 4 == 0
-    assert fit_processes(shards, tmp_path / "four", 4, ckpt=save / "2.ckpt", batch_size=40) == whole[4:]
+    assert fit_forks(commands, shards, tmp_path / "four", 4, ckpt=save / "2.ckpt", batch_size=40) == whole[4:]
 
 
 @pytest.mark.slow

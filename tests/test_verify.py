@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import tarfile
 from dataclasses import replace
@@ -17,15 +18,13 @@ import pytest
 import xxhash
 import yaml
 
-import etl.run.stages
-from dynaclr_wds.contract import ARRAYS, Manifest, array_path
+import etl.unit.build
+from dynaclr_wds.contract import ARRAYS, PARTS_DIR, Manifest, array_path
 from dynaclr_wds.errors import FormatError
 from dynaclr_wds.manifest_checks import parse_manifest
 from dynaclr_wds.shardset import ShardSet
 from etl.build_shards import build_shards
 from etl.pack.cells import TrackCells, count_cells, describe_cells
-from etl.pack.previous import CUT_ARRAYS
-from etl.pack.restore import restore_arrays
 from etl.run.progress import Progress
 from etl.source.experiments import parse_build_config
 from etl.verify import main, verify
@@ -90,7 +89,8 @@ def test_quick_says_that_the_pixels_were_not_looked_at(whole: Path, shards: Path
     (shards / read_manifest(whole).shards[0].path).unlink()
     assert main([str(shards), "--quick"]) == 1
     finding, closing = capsys.readouterr().out.splitlines()
-    assert finding.startswith("experiment0/control-000000.tar: is missing; it holds 12 cells: experiment0, FOV A/1/1, ")
+    path = read_manifest(whole).shards[0].path
+    assert finding.startswith(f"{path}: is missing; it holds 12 cells: experiment0, FOV A/1/1, ")
     assert finding.endswith("; track_id 16, t 5 to 7; and 2 cells of 2 more tracks")
     assert closing.startswith(
         f"{shards}: 1 finding; up to 12 of 323 cells are damaged. The content of the {count} shards was not read,"
@@ -135,8 +135,8 @@ def test_changed_bytes_that_are_no_pixels_name_the_cells_of_the_block(shards: Pa
     named = [(c.experiment, c.fov_name, c.track_id, t) for c in finding.cells for t in c.t]
     assert named == [(row["experiment"], row["fov_name"], row["track_id"], row["t"]) for row in rows]
     assert str(finding) == (
-        "experiment0/control-000000.tar: block 0: the bytes are not those that were written; any of its 7 cells may be "
-        "damaged: experiment0, FOV A/1/1, track_id 4, t 0 to 1, 3 to 5; track_id 21, t 6; track_id 22, t 6"
+        f"{read_manifest(shards).shards[0].path}: block 0: the bytes are not those that were written; any of its 7 "
+        "cells may be damaged: experiment0, FOV A/1/1, track_id 4, t 0 to 1, 3 to 5; track_id 21, t 6; track_id 22, t 6"
     )
 
 
@@ -319,7 +319,7 @@ HOSTILE = {
     "slices": (("config", "z_range"), 0.5, r"config.z_range=0.5 must be null or two integers"),
     "a long path": (("shards", 0, "path"), "x" * 300, r"the path 'x+.? leaves the folder or is no plain path"),
     "half a letter": (("shards", 0, "path"), "\ud800", r"it holds half of a character"),
-    "a shard twice": (("shards", 0, "path"), "experiment0/control-000001.tar", r"files must differ, but 'experiment0"),
+    "a path twice": (("shards", 0, "path"), "index/stats.parquet", r"files must differ, but 'index/stats.parquet'"),
     "a value twice": (("labels", 1, "values", 0), "infected", r"values of 'condition' must differ, but 'infected' is"),
     "no such value": (("partitions", 0, "labels", "condition"), "x", r"the partition .*'condition': 'x'.* must give a"),
     "a label too few": (("partitions", 0, "labels"), {}, r"the partition \{\} must give a value that is there to each"),
@@ -455,7 +455,8 @@ def test_a_set_of_several_channel_counts_dtypes_and_labels_is_well(channels: Pat
         ("TOMM20", "infected"),
         ("TOMM20", "mock"),
     ]
-    assert {shard.path for shard in manifest.shards} >= {"TOMM20/mock-000000.tar", "~/infected-000000.tar"}
+    paths = {re.sub("[0-9a-f]{12}", "DIGEST", shard.path) for shard in manifest.shards}
+    assert paths >= {"TOMM20/mock-DIGEST-000000.tar", "~/infected-DIGEST-000000.tar"}
     assert verify(channels) == []
 
 
@@ -477,7 +478,7 @@ def test_checksums_of_channels_are_taken_anew_from_whole_shards(
     channels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     shards = Path(shutil.copytree(channels, tmp_path / "shards"))
-    monkeypatch.setattr(etl.run.stages, "cut_fov", refuse_to_cut)
+    monkeypatch.setattr(etl.unit.build, "cut_fov", refuse_to_cut)
     flip(shards / array_path("patch_xxh3"), 200)
     said = repair(channels.parent / "experiments.yaml", shards)
     assert said[-1].startswith(f"mended. Built again: 0 of {len(read_manifest(channels).shards)} shards and 1 of ")
@@ -517,7 +518,7 @@ def repair(collection: Path, shards: Path) -> list[str]:
     """Repair a set; return what was said of it, its folder left out."""
     told = Told()
     build_shards(parse_build_config(collection, {}), shards, repair=True, progress=told)
-    return [line.replace(f"{shards}: ", "") for line in told.lines if not line.startswith(("index:", "cut:", "pack:"))]
+    return [line.replace(f"{shards}: ", "") for line in told.lines if not line.startswith(("index:", "build:"))]
 
 
 def test_a_repair_says_what_it_builds_again_and_why(collection: Path, whole: Path, shards: Path):
@@ -526,22 +527,22 @@ def test_a_repair_says_what_it_builds_again_and_why(collection: Path, whole: Pat
     flip(shards / second, 5000)
     sums = f"checksum {_sum(shards / second)}, the manifest says {_sum(whole / second)}"
     assert repair(collection, shards) == [
-        "2 of 78 files are not what was written:",
+        "2 of 79 files are not what was written:",
         f"  {first}: is missing",
         f"  {second}: the bytes are not those that were written ({sums})",
-        "Built again from the plates: 2 of 39 shards. The others stay; the index is written again.",
-        "mended. Built again: 2 of 39 shards and 0 of 39 index files; the others are as they were.",
+        "Built again from the plates: 2 of 38 shards. The others stay; the index is written again.",
+        "mended. Built again: 2 of 38 shards and 0 of 41 index files; the others are as they were.",
     ]
     assert digests(shards) == digests(whole)
 
 
 def test_a_repair_of_a_whole_set_says_so(collection: Path, whole: Path):
     nothing, up_to_date, *_ = repair(collection, whole)
-    assert nothing == "all 78 files are what was written; nothing to mend."
+    assert nothing == "all 79 files are what was written; nothing to mend."
     assert up_to_date.startswith("up to date, nothing to do: ")
 
 
-def refuse_to_cut(job: object) -> None:
+def refuse_to_cut(job: object, _: object) -> None:
     raise AssertionError(f"{job} is cut again")
 
 
@@ -560,39 +561,26 @@ def refuse_to_cut(job: object) -> None:
 def test_a_damaged_index_is_written_again_without_the_plates(
     collection: Path, whole: Path, shards: Path, names: list[str], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(etl.run.stages, "cut_fov", refuse_to_cut)
+    monkeypatch.setattr(etl.unit.build, "cut_fov", refuse_to_cut)
     for name in names:
         (shards / array_path(name)).unlink()
     said = repair(collection, shards)
     assert said[-2:] == [
-        "All 39 shards are whole and stay; only the index is written again.",
-        f"mended. Built again: 0 of 39 shards and {len(names)} of 39 index files; the others are as they were.",
+        "All 38 shards are whole and stay; only the index is written again.",
+        f"mended. Built again: 0 of 38 shards and {len(names)} of 41 index files; the others are as they were.",
     ]
     assert digests(shards) == digests(whole)
 
 
-def test_statistics_of_fewer_channels_than_others_are_restored(channels: Path):
-    """Rows of the table are those channels that an experiment has; the array is filled up with NaN."""
-    arrays = {name: np.load(channels / array_path(name)) for name in CUT_ARRAYS}
-    restored = restore_arrays(
-        channels, read_manifest(channels), {"index/observations.parquet", "index/stats.parquet"}, CUT_ARRAYS
-    )
-    assert set(restored) == set(CUT_ARRAYS)
-    for name in CUT_ARRAYS:
-        assert restored[name].dtype == arrays[name].dtype
-        np.testing.assert_array_equal(restored[name], arrays[name])
-
-
-def test_a_repair_says_beforehand_why_all_is_cut_again(collection: Path, whole: Path, shards: Path):
-    flip(shards / array_path("stats_fov"), 200)
-    (shards / "index/stats.parquet").unlink()
+def test_a_repair_says_beforehand_why_groups_are_cut_again(collection: Path, whole: Path, shards: Path):
+    part = next(file.path for file in read_manifest(shards).files if file.path.startswith(PARTS_DIR))
+    flip(shards / part, 200)
     said = repair(collection, shards)
-    assert said[3] == (
-        "index/arrays/stats_fov.npy is damaged, and so is index/stats.parquet, which would say the same. Without it, "
-        "nothing tells what was cut, so all cells are cut again. Of the 39 shards, those that are whole and come out "
-        "the same are kept."
+    assert said[2] == (
+        f"{part} says what was cut, so 1 group of fields of view (of 2) must be cut again; shards that are whole and "
+        "come out the same are kept."
     )
-    assert said[-1] == "mended. Built again: 0 of 39 shards and 2 of 39 index files; the others are as they were."
+    assert said[-1] == "mended. Built again: 0 of 38 shards and 1 of 41 index files; the others are as they were."
     assert digests(shards) == digests(whole)
 
 

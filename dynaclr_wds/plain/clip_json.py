@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from dynaclr_wds.contract import LEVELS, STATISTICS
+from dynaclr_wds.contract import CLIP_LEVELS, STATISTICS
 from dynaclr_wds.errors import FormatError
 from dynaclr_wds.npy_files import NUMBERS
 from dynaclr_wds.strict_json import parse_json
@@ -98,12 +98,8 @@ def read_statistics(clip: ClipRecord, patch: int) -> dict[str, Float32[np.ndarra
     tables = clip.statistics
     try:
         order = [tables["names"].index(name) for name in STATISTICS]
-        levels = {
-            "timepoint": tables["timepoint"][str(clip.t[patch])],
-            "fov": tables["fov"],
-            "dataset": tables["dataset"],
-        }
-        found = {level: _parse_table(levels[level], order) for level in LEVELS}
+        levels = {"timepoint": tables["timepoint"][str(clip.t[patch])], "fov": tables["fov"]}
+        found = {level: _parse_table(levels[level], order) for level in CLIP_LEVELS}
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
         raise _not_a_clip(clip.where, error) from error
     for level, table in found.items():

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import Int64, Shaped
 
-from dynaclr_wds.contract import LEVELS
+from dynaclr_wds.contract import CLIP_LEVELS
 from dynaclr_wds.errors import FormatError
 from dynaclr_wds.npy_files import parse_npy_header
 from dynaclr_wds.plain.clip_json import ClipRecord, parse_clip, read_statistics
@@ -85,7 +85,8 @@ def collate_triplets(triplets: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         batch[name] = torch.from_numpy(np.stack(arrays).astype(dtype, copy=False))
         batch[f"{name}_meta"] = [t[f"{name}_meta"] for t in triplets]
         batch[f"{name}_norm_meta"] = {
-            level: torch.from_numpy(np.stack([t[f"{name}_norm_meta"][level] for t in triplets])) for level in LEVELS
+            level: torch.from_numpy(np.stack([t[f"{name}_norm_meta"][level] for t in triplets]))
+            for level in CLIP_LEVELS
         }
     return batch
 

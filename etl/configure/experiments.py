@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dynaclr_wds.errors import ConfigError
@@ -11,11 +11,15 @@ from dynaclr_wds.words import count_of
 from etl.configure.templates import MARK, Value, fill_template, quote
 from etl.source.column_names import is_in_micrometres, propose_columns, write_names
 from etl.source.config import MORE_TRACK_COLUMNS, TRACK_COLUMNS
+from etl.source.images import list_images, open_images, propose_wells
 from etl.source.plates import Fov, Plate, open_plate
-from etl.source.track_formats import list_tables, open_table
+from etl.source.track_formats import TablePlace
+from etl.source.track_places import OF_ALL
+from etl.source.track_sources.formats import FORMATS, list_sources, open_source, recognise
+from etl.source.track_sources.geff import is_geff
 
 _LARGEST_PATCH, _SMALLEST_PATCH = 192, 32
-_TABLES = "<row>/<col>/<fov>/*.csv, .tsv or .parquet, one table per FOV"
+_TABLES = "<row>/<col>/<fov>/*.csv, .tsv, .parquet or what a tracker wrote, one per FOV"
 _NO_NAMES = (
     "plate",
     "data",
@@ -54,33 +58,51 @@ def write_experiments(template: str, plates: Sequence[tuple[Path, Path | None]],
     PlateError
         Not an OME-Zarr HCS plate.
     """
-    opened = [(_open(path), tracks) for path, tracks in plates]
+    found = [(*_open(path), tracks) for path, tracks in plates]
+    opened = [(plate, tracks) for plate, _, tracks in found]
     first = template.index("  - name:")
     end = template.index("\nshards:")
     names = [_name_experiment(plate, folder) for plate, _ in opened]
     texts = [text for text, _ in names]
     entries = [
-        _write_entry(template[first:end], plate, _find_tracks(plate, tracks), _explain_name(name, texts), folder)
-        for name, (plate, tracks) in zip(names, opened, strict=True)
+        _add_wells(
+            _write_entry(template[first:end], plate, _find_tracks(plate, tracks), _explain_name(name, texts), folder),
+            wells,
+        )
+        for name, (plate, wells, tracks) in zip(names, found, strict=True)
     ]
     head = fill_template(template[:first], {}, "Filled in from the plates; lines marked CHANGE wait for you.")
     tail = fill_template(template[end:], {"shards.yx_patch_size": _choose_patch([plate for plate, _ in opened])}, "")
     return head + "\n".join(entries) + "\n" + tail
 
 
+def _add_wells(entry: str, wells: Mapping[str, Sequence[str]]) -> str:
+    """Add which image is of which well, where `data_path` is no plate."""
+    if not wells:
+        return entry
+    lines = entry.splitlines()
+    place = next(number for number, line in enumerate(lines, 1) if line.lstrip().startswith("data_path:"))
+    text = ", ".join(f"{well}: [{', '.join(map(quote, images))}]" for well, images in wells.items())
+    lines.insert(place, f"    wells: {{{text}}} # {MARK}: well (row/col) to its images below data_path")
+    return "\n".join(lines)
+
+
 def is_plate(path: Path) -> bool:
-    """Whether a folder is a Zarr group; its metadata may still be wrong."""
-    return any((path / name).is_file() for name in ("zarr.json", ".zgroup", ".zattrs"))
+    """Whether a folder is a Zarr group, or holds images; its metadata may still be wrong."""
+    is_group = any((path / name).is_file() for name in ("zarr.json", ".zgroup", ".zattrs"))
+    return (is_group and not is_geff(path)) or bool(list_images(path))
 
 
-def _open(path: Path) -> Plate:
+def _open(path: Path) -> tuple[Plate, dict[str, list[str]]]:
+    """Open a plate; or images that are in none, each in a well of its own, and which well that is."""
+    wells = propose_wells(list_images(path))
     try:
-        plate = open_plate(path)
+        plate = open_images(path, wells) if wells else open_plate(path)
     except FileNotFoundError as error:
         raise ConfigError(f"{path} has no plate. Give the folder of an OME-Zarr HCS plate.") from error
     if not plate.fovs:
         raise ConfigError(f"{path}: the plate lists no field of view. Give a plate with images.")
-    return plate
+    return plate, wells
 
 
 def _name_experiment(plate: Plate, folder: Path) -> tuple[str, bool]:
@@ -120,17 +142,21 @@ def _write_entry(template: str, plate: Plate, tracks: Path | None, name: Value, 
     return "\n".join(lines)
 
 
-def _find_table(plate: Plate, tracks: Path) -> Path | None:
-    """Return the first track table of a plate."""
-    return next((table for fov in plate.fovs for table in list_tables(tracks / fov)), None)
+def _find_table(plate: Plate, tracks: Path) -> tuple[Path, str] | None:
+    """Return the first source of tracks of a plate, which may be `tracks` itself, and its format."""
+    own = recognise(tracks)
+    if own is not None:
+        return tracks, own
+    return next((source for fov in plate.fovs for source in list_sources(tracks / fov, None).items()), None)
 
 
 def _describe_columns(plate: Plate, tracks: Path) -> list[tuple[str, Value]]:
     """Map the columns of the first table, where they have other names than ours."""
-    path = _find_table(plate, tracks)
-    if path is None:
+    source = _find_table(plate, tracks)
+    if source is None:
         return []
-    file = open_table(path)
+    path, form = source
+    file = open_source(TablePlace.of(path), form)
     wanted = [name for name in TRACK_COLUMNS if name not in file.columns]
     if not wanted:
         return []
@@ -177,7 +203,11 @@ def _describe_tracks(plate: Plate, tracks: Path | None, folder: Path) -> Value:
     if tracks is None:
         beside = Path(plate.path).parent / "tracks"
         return Value(quote(_relative(beside, folder)), f"{MARK}: is not there; give the folder of {_TABLES}")
-    if _find_table(plate, tracks) is None:
+    found = _find_table(plate, tracks)
+    if found is not None and found[0] == tracks:
+        of = "all FOVs, which a column fov names" if found[1] in OF_ALL else "the only FOV"
+        return Value(quote(_relative(tracks, folder)), f"{FORMATS[found[1]].what}, of {of}")
+    if found is None:
         return Value(quote(_relative(tracks, folder)), f"{MARK}: has no table of this plate; it must hold {_TABLES}")
     return Value(quote(_relative(tracks, folder)), "one table per FOV at <row>/<col>/<fov>/")
 

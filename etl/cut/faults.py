@@ -7,11 +7,11 @@ patch is blank when every pixel is the array's fill value, or every pixel is zer
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import zarr
 from jaxtyping import Num, Shaped
+
+from etl.source.image_axes import Image
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +23,7 @@ class BlankValues:
     """Whether a channel full of NaN is blank: the fill value is NaN."""
 
     @classmethod
-    def of(cls, array: zarr.Array[Any]) -> BlankValues:
+    def of(cls, array: Image) -> BlankValues:
         """Take them from an array's metadata."""
         fill = array.dtype.type(0 if array.fill_value is None else array.fill_value)
         if np.isnan(fill):

@@ -1,27 +1,31 @@
 """Cuts plates into patches: every source chunk is decoded once, and gives its patches and statistics.
 
 A FOV is read in runs of frames that end where its chunks (its shards, where it has them) end. Each observation's patch
-is appended to the FOV's spill file in time order; the same pixels give the statistics, and tell which patches are blank
-in a channel or hold NaN. A finished FOV is kept by a run that goes on later, if its source is still the same.
+goes to its place in memory, in time order; the same pixels give the statistics, and tell which patches are blank in a
+channel or hold NaN.
 """
 
 from __future__ import annotations
 
 import numpy as np
+from jaxtyping import Num
 
 from dynaclr_wds.contract import STATISTICS
 from etl.cut.faults import BlankValues, count_nonfinite, is_blank
-from etl.cut.finished import read_finished, write_finished
 from etl.cut.job import CutJob, FovCut
 from etl.cut.patches import PatchMaker
 from etl.cut.reading import read_frames
 from etl.cut.statistics import empty_summary, summarize_frame
 from etl.run.executors import report
-from etl.run.output import HashingFile, writing
 
 
-def cut_fov(job: CutJob) -> FovCut:
-    """Cut one FOV: write its spill file, or find that it is there.
+def cut_fov(job: CutJob, stored: Num[np.ndarray, "obs c z y x"]) -> FovCut:
+    """Pass over the frames of a FOV once.
+
+    Parameters
+    ----------
+    stored
+        Where the patches go, in the order of `job.t`.
 
     Raises
     ------
@@ -29,21 +33,7 @@ def cut_fov(job: CutJob) -> FovCut:
         A chunk that does not decode; NaN or infinite pixels in a patch where `job.on_nan` is "error".
     ConfigError
         Values that the stored dtype can't hold.
-    BuildError
-        The disk is full, or failed.
     """
-    done = read_finished(job)
-    if done is not None:
-        report(job.fov.shape[0])
-        return done
-    with writing(job.spill) as file:
-        cut = _cut_frames(job, file)
-    write_finished(job, cut)  # after the patches: it says that they are whole
-    return cut
-
-
-def _cut_frames(job: CutJob, file: HashingFile) -> FovCut:
-    """Pass over the frames of a FOV once."""
     array = job.fov.array
     frames, channels = array.shape[0], len(job.channels)
     timepoint = np.full((frames, channels, len(STATISTICS)), np.nan)
@@ -69,7 +59,7 @@ def _cut_frames(job: CutJob, file: HashingFile) -> FovCut:
             if any(map(count_nonfinite, patch)) and not (blank[row] and job.on_blank == "drop"):
                 nonfinite[row] = not blank[row]
                 patch = patches.mend(used, patch, t)
-            file.write(patches.finish(patch, row, frame).data)
+            patches.finish(patch, row, frame, stored[row])
         report(1, frame.pixels.nbytes)
     return FovCut(
         timepoint=timepoint,

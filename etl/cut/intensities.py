@@ -1,7 +1,9 @@
 """Merges FOV statistics into stored ones: per frame, FOV and experiment, with what the plates carry.
 
-Statistics found in a plate's VisCy-style `normalization` attributes take the place of computed ones, one by one: a
-plate that carries mean and std only keeps those, and the rest is computed.
+Those of frames and FOVs are made by the unit that cuts them. Those of an experiment are merged from all of its groups,
+by the index; nothing in a shard depends on them. Statistics found in a plate's VisCy-style `normalization` attributes
+take the place of computed ones, one by one: a plate that carries mean and std only keeps those, and the rest is
+computed.
 """
 
 from __future__ import annotations
@@ -12,20 +14,21 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from dynaclr_wds.contract import STATISTICS, ExperimentRecord, FovRecord
+from dynaclr_wds.contract import STATISTICS
 from etl.cut.job import FovCut
 from etl.cut.statistics import Summary, apply_normalization
 from etl.source.plates import Fov
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ExperimentStatistics:
-    """Statistics of one experiment; the last axes are (stored channel, `contract.STATISTICS`)."""
+class GroupStatistics:
+    """Statistics of a group of FOVs; the last axes are (stored channel, `contract.STATISTICS`)."""
 
-    timepoint: tuple[Float[np.ndarray, "_ channels 8"], ...]
-    """One per FOV."""
+    timepoint: Float[np.ndarray, "frames channels 8"]
+    """Of the frames of all FOVs, one after the other."""
     fov: Float[np.ndarray, "fovs channels 8"]
-    dataset: Float[np.ndarray, "channels 8"]
+    summaries: tuple[Summary, ...]
+    """One per channel: what merges into the statistics of the experiment. Empty where there is no FOV."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,10 +44,10 @@ class Intensities:
     dataset: Float[np.ndarray, "experiments channels 8"]
 
 
-def plan_experiment_statistics(
+def plan_group_statistics(
     fovs: Sequence[Fov], cuts: Sequence[FovCut], channels: tuple[str, ...], *, fill_blank: bool
-) -> ExperimentStatistics:
-    """Merge the statistics of an experiment upward.
+) -> GroupStatistics:
+    """Merge the statistics of a group upward.
 
     Parameters
     ----------
@@ -53,83 +56,68 @@ def plan_experiment_statistics(
     channels
         Stored channels.
     fill_blank
-        Give blank frames, which have no statistics of their own, those of their FOV, or of the experiment: cells in
-        them are kept, and must be normalised as their neighbours are.
+        Give blank frames, which have no statistics of their own, those of their FOV: cells in them are kept, and must
+        be normalised as their neighbours are.
     """
-    timepoint, fov_table = [], []
-    merged: tuple[Summary, ...] | None = None
+    timepoint, fov_table = [np.empty((0, len(channels), len(STATISTICS)))], []
+    merged: tuple[Summary, ...] = ()
     for fov, cut in zip(fovs, cuts, strict=True):
         frames = cut.timepoint.copy()
         for t in np.flatnonzero(np.isfinite(frames[..., 0]).any(axis=1)).tolist():
             apply_normalization(frames[t], fov.normalization, channels, "timepoint", t)
-        timepoint.append(frames)
         row = np.array([summary.statistics() for summary in cut.summaries])
         apply_normalization(row, fov.normalization, channels, "fov")
+        if fill_blank:
+            _fill(row, np.broadcast_to(_NEUTRAL, row.shape))
+            _fill(frames, np.broadcast_to(row, frames.shape))
+        timepoint.append(frames)
         fov_table.append(row)
-        merged = cut.summaries if merged is None else _merged(merged, cut.summaries)
-    assert merged is not None, "an experiment without observations has no statistics"
-    dataset = np.array([summary.statistics() for summary in merged])
-    for fov in reversed(fovs):  # the first FOV that carries any counts
-        apply_normalization(dataset, fov.normalization, channels, "dataset")
-    if fill_blank:
-        _fill_blank(timepoint, fov_table, dataset)
-    return ExperimentStatistics(timepoint=tuple(timepoint), fov=np.array(fov_table), dataset=dataset)
+        merged = merge_summaries(merged, cut.summaries)
+    rows = np.array(fov_table).reshape(len(fov_table), len(channels), len(STATISTICS))
+    return GroupStatistics(timepoint=np.concatenate(timepoint), fov=rows, summaries=merged)
 
 
-def plan_intensities(
-    fovs: Sequence[FovRecord],
-    experiments: Sequence[ExperimentRecord],
-    statistics: Sequence[ExperimentStatistics | None],
-) -> Intensities:
-    """Put the statistics of all experiments into tables.
+def plan_dataset_statistics(
+    fovs: Sequence[Fov], summaries: tuple[Summary, ...], channels: tuple[str, ...], *, fill_blank: bool
+) -> Float[np.ndarray, "channels 8"]:
+    """Take the statistics of an experiment.
 
     Parameters
     ----------
     fovs
-        In the order of the index, which is that of the experiments.
-    experiments
-        In the order of the manifest.
-    statistics
-        One per experiment; None where it has no observation.
+        Those that have observations, in the order of the index.
+    summaries
+        Merged from all groups; empty where there is no observation.
     """
-    width = max(experiment.shape[0] for experiment in experiments)
-    found = [s for s in statistics if s is not None]
-    frames = [_widen(table, width) for s in found for table in s.timepoint]
-    assert [len(table) for table in frames] == [fov.frames for fov in fovs], "FOVs are in the order of the index"
-    nothing = np.full((1, width, len(STATISTICS)), np.nan)
-    return Intensities(
-        fov_first_frame=np.cumsum([0, *(len(table) for table in frames)]),
-        timepoint=np.concatenate(frames).astype(np.float32),
-        fov=np.concatenate([_widen(s.fov, width) for s in found]).astype(np.float32),
-        dataset=np.concatenate([nothing if s is None else _widen(s.dataset[None], width) for s in statistics]).astype(
-            np.float32
-        ),
-    )
+    if not summaries:
+        return np.full((len(channels), len(STATISTICS)), np.nan)
+    dataset = np.array([summary.statistics() for summary in summaries])
+    for fov in reversed(fovs):  # the first FOV that carries any counts
+        apply_normalization(dataset, fov.normalization, channels, "dataset")
+    if fill_blank:
+        _fill(dataset, np.broadcast_to(_NEUTRAL, dataset.shape))
+    return dataset
 
 
-def _widen(table: Float[np.ndarray, "n c 8"], width: int) -> Float[np.ndarray, "n width 8"]:
-    wide = np.full((len(table), width, len(STATISTICS)), np.nan)
+def merge_summaries(before: tuple[Summary, ...], more: tuple[Summary, ...]) -> tuple[Summary, ...]:
+    """Merge the summaries of channels; an empty tuple is that of no frame at all."""
+    if not before or not more:
+        return before or more
+    return tuple(a.merged(b) for a, b in zip(before, more, strict=True))  # type: ignore[arg-type]
+
+
+def widen(table: Float[np.ndarray, "n c 8"], width: int) -> Float[np.ndarray, "n width 8"]:
+    """Fill the channel axis up with NaN; what is stored is float32."""
+    wide = np.full((len(table), width, len(STATISTICS)), np.nan, np.float32)
     wide[:, : table.shape[1]] = table
     return wide
 
 
-def _fill_blank(
-    timepoint: Sequence[Float[np.ndarray, "_ c 8"]],
-    fovs: Sequence[Float[np.ndarray, "c 8"]],
-    dataset: Float[np.ndarray, "c 8"],
-) -> None:
-    """Replace NaN from above: a frame takes its FOV's, a FOV the experiment's; an empty channel is left as it is."""
-    scale = np.array([0.0 if name not in ("std", "iqr") else 1.0 for name in STATISTICS])
-    _fill(dataset, np.broadcast_to(scale, dataset.shape))
-    for frames, fov in zip(timepoint, fovs, strict=True):
-        _fill(fov, dataset)
-        _fill(frames, np.broadcast_to(fov, frames.shape))
+_NEUTRAL = np.array([0.0 if name not in ("std", "iqr") else 1.0 for name in STATISTICS])
+"""Of a channel that is blank throughout: its pixels stay as they are."""
 
 
 def _fill(table: Float[np.ndarray, "... 8"], above: Float[np.ndarray, "... 8"]) -> None:
+    """Replace NaN by what stands above."""
     missing = np.isnan(table)
     table[missing] = above[missing]
-
-
-def _merged(before: tuple[Summary, ...], more: tuple[Summary, ...]) -> tuple[Summary, ...]:
-    return tuple(a.merged(b) for a, b in zip(before, more, strict=True))  # type: ignore[arg-type]

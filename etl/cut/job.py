@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from dynaclr_wds.contract import SourceRecord
 from etl.cut.statistics import Summary
 from etl.source.config import OnBlank, OnNan
 from etl.source.patch_grid import PatchGrid
@@ -19,13 +16,9 @@ from etl.source.stored import Stack, StoredPatch
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CutJob:
-    """What to take from one FOV, and where to put it."""
+    """What to take from one FOV."""
 
-    spill: Path
-    """File for the patches, without header, in the order of `t`."""
     fov: Fov
-    source: SourceRecord
-    """What the FOV was when the build began."""
     channel_names: tuple[str, ...]
     """Stored channels, in stored order."""
     channels: tuple[int, ...]
@@ -33,7 +26,7 @@ class CutJob:
     patch: StoredPatch
     stack: Stack
     t: Int[np.ndarray, " obs"]
-    """Frame of each observation, ascending: their order in the spill."""
+    """Frame of each observation, ascending."""
     y: Int[np.ndarray, " obs"]
     """Row of the image where the middle of the patch is."""
     x: Int[np.ndarray, " obs"]
@@ -51,17 +44,6 @@ class CutJob:
         """Where pixels lie along y and x."""
         (height, width), (y, x) = self.patch.shape[2:], self.patch.scale[1:]
         return PatchGrid(size=height, scale=y), PatchGrid(size=width, scale=x)
-
-    @property
-    def digest(self) -> str:
-        """Hash of all that decides the spill file."""
-        array, source = self.fov.array, self.source
-        text = [source.experiment, source.fov_name, source.metadata, source.pixels, self.channels, self.stack]
-        text += [self.patch, array.shape, array.dtype.str, self.on_blank, self.on_nan]
-        digest = hashlib.sha256(repr(text).encode())
-        for column in (self.t, self.y, self.x):
-            digest.update(np.ascontiguousarray(column, "<i8").tobytes())
-        return digest.hexdigest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -78,21 +78,21 @@ class PatchMaker:
             )
         return patch
 
-    def finish(self, patch: Channels, row: int, frame: Frame) -> Num[np.ndarray, "c z height width"]:
+    def finish(self, patch: Channels, row: int, frame: Frame, stored: Num[np.ndarray, "c z height width"]) -> None:
         """Bring the pixels of a patch to the stored depth, size and dtype.
 
         Parameters
         ----------
         patch
             As `crop` returns it, with the margin where it is resampled.
+        stored
+            Where they go.
         """
         kind = self._job.patch
-        stored = np.empty(kind.shape, kind.dtype)
         for c, (pixels, how) in enumerate(zip(patch, kind.reductions, strict=True)):
             reduced = pixels.max(axis=0, keepdims=True) if how == "mip" else pixels
             sized = self._resample(reduced, row, frame.offset) if kind.is_resampled else self._pad(reduced, row)
             self._convert(sized, stored[c], frame.t)
-        return stored
 
     def _resample(self, pixels: Num[np.ndarray, "z h w"], row: int, z: float) -> Num[np.ndarray, "zs height width"]:
         """Resample to the stored pixel size; integers that stay integers are rounded. The first slice lies at `z`."""

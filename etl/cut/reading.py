@@ -10,16 +10,15 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import zarr
 from jaxtyping import Num
 
 from dynaclr_wds.errors import DynaCLRError, PlateError
 from etl.cut.focus import find_focus
 from etl.cut.job import CutJob
 from etl.run.executors import Interrupted
+from etl.source.image_axes import Image
 from etl.source.plate_boxes import read_box
 from etl.source.plate_store import PlateStore
 
@@ -83,7 +82,7 @@ def _read_runs(job: CutJob, runs: Sequence[Run]) -> Iterator[Num[np.ndarray, "fr
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _count_ahead(array: zarr.Array[Any], runs: Sequence[Run]) -> int:
+def _count_ahead(array: Image, runs: Sequence[Run]) -> int:
     """Say how many runs to read ahead; none from a disk, or where they are large."""
     if not isinstance(array.store, PlateStore):
         return 0
@@ -128,7 +127,7 @@ def _read_run(job: CutJob, begin: int, end: int, z: slice) -> Num[np.ndarray, "f
         ) from error
 
 
-def plan_runs(array: zarr.Array[Any], z: slice) -> Iterator[tuple[int, int]]:
+def plan_runs(array: Image, z: slice) -> Iterator[tuple[int, int]]:
     """Yield runs of frames [begin, end) that share no chunk: whole shards while they fit, else whole chunks."""
     frames, chunk = array.shape[0], array.chunks[0]
     run = array.shards[0] if array.shards else chunk
@@ -142,7 +141,7 @@ def plan_runs(array: zarr.Array[Any], z: slice) -> Iterator[tuple[int, int]]:
 
 
 def _read_channels(
-    array: zarr.Array[Any], begin: int, end: int, channels: tuple[int, ...], z: slice
+    array: Image, begin: int, end: int, channels: tuple[int, ...], z: slice
 ) -> Num[np.ndarray, "frames channels z y x"]:
     """Read some frames; one read for all channels that share a chunk."""
     chunk = array.chunks[1]

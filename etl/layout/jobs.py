@@ -5,15 +5,13 @@ Pure but for the arrays' metadata: turns the index's columns into what `cut`, `l
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Int, Shaped
 
-from dynaclr_wds.contract import ExperimentRecord, SourceRecord, checksum, format_checksum
+from dynaclr_wds.contract import ExperimentRecord
 from etl.cut.job import CutJob
 from etl.index import Index
 from etl.layout.candidates import ObservationColumns
@@ -30,18 +28,6 @@ Columns = Mapping[str, Shaped[np.ndarray, " obs"]]
 """Numeric columns of the observations."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CutPlan:
-    """Where each observation's patch is before it is packed."""
-
-    jobs: Mapping[tuple[str, str], CutJob]
-    """(experiment, fov_name) → job, for every FOV of the index."""
-    obs_slot: Int[np.ndarray, " obs"]
-    """Place in the spill file of the observation's FOV, in patches."""
-    order: Int[np.ndarray, " obs"]
-    """Observations by job, in the order of the spill files."""
-
-
 def read_columns(observations: pa.Table) -> Columns:
     """Return the numeric columns of the observations; NaN where a float is missing."""
     columns = {}
@@ -50,11 +36,6 @@ def read_columns(observations: pa.Table) -> Columns:
         if pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or pa.types.is_boolean(column.type):
             columns[name] = column.to_numpy(zero_copy_only=False)
     return columns
-
-
-def index_fovs(index: Index, plates: Mapping[str, Plate]) -> tuple[Fov, ...]:
-    """Return the FOVs in the order of the index."""
-    return tuple(plates[record.experiment].fovs[record.fov_name] for record in index.fovs)
 
 
 def plan_experiments(config: BuildConfig, plates: Mapping[str, Plate]) -> tuple[ExperimentRecord, ...]:
@@ -82,52 +63,35 @@ def plan_experiments(config: BuildConfig, plates: Mapping[str, Plate]) -> tuple[
 
 
 def plan_cuts(
-    config: BuildConfig,
-    index: Index,
-    columns: Columns,
-    plates: Mapping[str, Plate],
-    sources: Mapping[tuple[str, str], SourceRecord],
-    work: Path,
-) -> CutPlan:
-    """Plan one cut per FOV, its patches in time order."""
+    config: BuildConfig, experiment: ExperimentConfig, fovs: Sequence[Fov], columns: Columns
+) -> tuple[tuple[CutJob, ...], Int[np.ndarray, " obs"]]:
+    """Plan one cut per FOV of a group, its patches in time order.
+
+    Returns
+    -------
+    tuple
+        The cuts, and the observations in the order of their patches.
+    """
     fov_index, t = columns["fov_index"], columns["t"]
     order = np.lexsort((t, fov_index))
-    first = np.searchsorted(fov_index[order], np.arange(len(index.fovs) + 1))
-    slot = np.empty(t.size, np.int64)
-    slot[order] = np.arange(t.size) - first[fov_index[order]]
-    experiments = {experiment.name: experiment for experiment in config.experiments}
-    jobs = {}
-    for number, (record, fov) in enumerate(zip(index.fovs, index_fovs(index, plates), strict=True)):
-        key = record.experiment, record.fov_name
+    first = np.searchsorted(fov_index[order], np.arange(len(fovs) + 1))
+    cuts = []
+    for number, fov in enumerate(fovs):
         rows = order[first[number] : first[number + 1]]
-        jobs[key] = _plan_cut(config, experiments[record.experiment], fov, sources[key], columns, rows, work)
-    return CutPlan(jobs=jobs, obs_slot=slot, order=order)
-
-
-def _plan_cut(
-    config: BuildConfig,
-    experiment: ExperimentConfig,
-    fov: Fov,
-    source: SourceRecord,
-    columns: Columns,
-    rows: Int[np.ndarray, " rows"],
-    work: Path,
-) -> CutJob:
-    name = format_checksum(checksum(f"{experiment.name}/{fov.name}".encode()))
-    return CutJob(
-        spill=work / f"fov-{name}.patches",
-        fov=fov,
-        source=source,
-        channel_names=experiment.source_channel,
-        channels=experiment.channel_indices,
-        patch=plan_stored(config, experiment, fov),
-        stack=plan_stack(config, experiment, fov),
-        t=columns["t"][rows],
-        y=columns["y_clamp"][rows],
-        x=columns["x_clamp"][rows],
-        on_blank=config.on_blank,
-        on_nan=config.on_nan,
-    )
+        cut = CutJob(
+            fov=fov,
+            channel_names=experiment.source_channel,
+            channels=experiment.channel_indices,
+            patch=plan_stored(config, experiment, fov),
+            stack=plan_stack(config, experiment, fov),
+            t=t[rows],
+            y=columns["y_clamp"][rows],
+            x=columns["x_clamp"][rows],
+            on_blank=config.on_blank,
+            on_nan=config.on_nan,
+        )
+        cuts.append(cut)
+    return tuple(cuts), order
 
 
 def plan_named_clips(config: BuildConfig, index: Index, columns: Columns) -> tuple[Clips, Shaped[np.ndarray, " clips"]]:
@@ -169,16 +133,11 @@ def lineage_ids(index: Index, columns: Columns) -> list[str]:
     return ids
 
 
-def estimate_bytes(config: BuildConfig, jobs: Mapping[tuple[str, str], CutJob]) -> int:
-    """Estimate what a build of some FOVs writes, from counts alone: patches as they are cut, and shards.
+def estimate_bytes(config: BuildConfig, experiment: ExperimentConfig, observations: int, patch_bytes: int) -> int:
+    """Estimate what some observations take on the disk, from counts alone.
 
     An observation is stored once as a sample and again in clips whose samples reach it by τ; lines that divide count
     double. Index files are a few hundred bytes per observation.
     """
-    experiments = {experiment.name: experiment for experiment in config.experiments}
-    total = 0
-    for (name, _), job in jobs.items():
-        experiment = experiments[name]
-        copies = 1 + 2 * config.tau_frames(experiment)[1] / config.clip_anchors_for(experiment)
-        total += int(job.t.size * (job.patch_bytes * (1 + copies) + copies * _TEXT_BYTES_PER_PATCH))
-    return total
+    copies = 1 + 2 * config.tau_frames(experiment)[1] / config.clip_anchors_for(experiment)
+    return int(observations * copies * (patch_bytes + _TEXT_BYTES_PER_PATCH))

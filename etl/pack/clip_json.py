@@ -1,109 +1,134 @@
 """Writes clips as JSON: who is on each patch, what may be drawn from the clip, how bright its frames are.
 
-The text of a clip is a pure function of its shard's job. It names the cell, frame and position of every patch.
+The text of a clip is a pure function of its shard's job. It names the cell, frame and position of every patch. A shard
+may have a hundred thousand patches, so what stands in each of them is written column by column.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Float, Shaped
 
 from dynaclr_wds.contract import STATISTICS
 from dynaclr_wds.tau import candidate_span
-from etl.pack.shard_jobs import COLUMNS, ShardFov, ShardJob
+from etl.pack.shard_jobs import COLUMNS, ShardJob
 
-Table = list[list[float | None]]
+_NULL = "null"
 
 
-def make_clip_json(job: ShardJob, clip: int, known: dict[tuple[str, int], Table]) -> bytes:
-    """Make the text of one clip.
+class ClipTexts:
+    """Makes the texts of a shard's clips.
 
     Parameters
     ----------
-    clip
-        Its number in the shard.
+    job
+        The shard.
     known
-        Tables of statistics that were made before; filled as new ones are needed.
+        Tables of statistics of the group that were written before; filled as new ones are needed.
     """
-    first, stop = job.clip_first[clip : clip + 2].tolist()
-    place = int(job.clip_fov[clip])
-    fov = job.fovs[place]
-    experiment, channels = fov.experiment, fov.experiment.shape[0]
-    constant, varying = _split_labels(job, first, stop)
-    frames = dict(zip(job.columns["t"][first:stop].tolist(), job.frame[first:stop].tolist(), strict=True))
 
-    def table(level: str, number: int, values: Float[np.ndarray, "channels 8"]) -> Table:
-        if (level, number) not in known:
-            known[level, number] = [[_number(v) for v in channel] for channel in values]
-        return known[level, number]
+    def __init__(self, job: ShardJob, known: dict[tuple[str, int], str]) -> None:
+        self._job, self._known = job, known
+        experiment = job.experiment
+        self._head = _inside(
+            channel_names=experiment.source_channel,
+            shape=experiment.shape,
+            dtype=experiment.dtype,
+            interval_minutes=experiment.interval_minutes,
+            tau_frames=experiment.tau_frames,
+        )
+        columns = [_write_column(job.columns[name]) for name in COLUMNS]
+        keys = [f'"{name}":' for name in COLUMNS]
+        joined = ",".join(f"{key}%s" for key in keys)
+        self._patches = [joined % values for values in zip(*columns, strict=True)]
+        self._track_id = columns[COLUMNS.index("track_id")]
+        self._numbers = [str(number) for number in range(int(np.diff(job.clip_first).max(initial=0)))]
 
-    record = {
-        "key": job.keys[clip],
-        "experiment": experiment.name,
-        "fov_name": fov.fov.fov_name,
-        "lineage_id": job.lineage_ids[clip],
-        "channel_names": experiment.source_channel,
-        "shape": experiment.shape,
-        "dtype": experiment.dtype,
-        "interval_minutes": experiment.interval_minutes,
-        "tau_frames": experiment.tau_frames,
-        "labels": constant,
-        "patches": _patches_json(job, first, stop, fov, varying),
-        "statistics": {
-            "names": STATISTICS,
-            "dataset": table("dataset", place, fov.dataset),
-            "fov": table("fov", place, fov.statistics),
-            "timepoint": {
-                str(t): table("timepoint", row, job.frame_statistics[row, :channels]) for t, row in frames.items()
-            },
-        },
-    }
-    return json.dumps(record, separators=(",", ":"), allow_nan=False).encode()
+    def make(self, clip: int) -> bytes:
+        """Make the text of one clip, of which the number in the shard is given."""
+        job = self._job
+        first, stop = job.clip_first[clip : clip + 2].tolist()
+        place, experiment = int(job.clip_fov[clip]), job.experiment
+        fov_name = job.fovs[place].fov_name
+        constant, varying = self._split_labels(first, stop)
+        who = _inside(
+            key=job.keys[clip], experiment=experiment.name, fov_name=fov_name, lineage_id=job.lineage_ids[clip]
+        )
+        patches = ",".join(self._write_patches(first, stop, f"{experiment.name}/{fov_name}", varying))
+        frames = dict(zip(job.columns["t"][first:stop].tolist(), job.frame[first:stop].tolist(), strict=True))
+        timepoint = ",".join(
+            f'"{t}":{self._table("timepoint", row, job.frame_statistics[row])}' for t, row in frames.items()
+        )
+        statistics = f'"names":{_NAMES},"fov":{self._table("fov", place, job.fov_statistics[place])}'
+        return (
+            f'{{{who},{self._head},"labels":{_dump(constant)},"patches":[{patches}],'
+            f'"statistics":{{{statistics},"timepoint":{{{timepoint}}}}}}}'
+        ).encode()
+
+    def _table(self, level: str, number: int, values: Float[np.ndarray, "channels 8"]) -> str:
+        if (level, number) not in self._known:
+            rows = [",".join(_write_column(channel)) for channel in values]
+            self._known[level, number] = f"[{','.join(f'[{row}]' for row in rows)}]"
+        return self._known[level, number]
+
+    def _write_patches(self, first: int, stop: int, fov: str, labels: Sequence[dict[str, Any]]) -> list[str]:
+        """Say who is on each patch of a clip, and which patches are candidates; `fov` is `experiment/fov`."""
+        job = self._job
+        low, high = candidate_span(job.columns["t"][first:stop], job.experiment.tau_frames)
+        is_sample, width, prefix = job.is_sample[first:stop].tolist(), name_digits(stop - first), _dump(f"{fov}/")[:-1]
+        texts = []
+        for place, (sample, begin, end) in enumerate(zip(is_sample, low.tolist(), high.tolist(), strict=True)):
+            row = first + place
+            flag, candidates = ("true", ",".join(self._numbers[begin:end])) if sample else ("false", "")
+            more = f',"labels":{_dump(labels[place])}' if labels[place] else ""
+            texts.append(
+                f'{{"file":"{place:0{width}d}.npy","global_track_id":{prefix}{self._track_id[row]}",'
+                f'{self._patches[row]},"is_sample":{flag},"candidates":[{candidates}]{more}}}'
+            )
+        return texts
+
+    def _split_labels(self, first: int, stop: int) -> tuple[dict[str, str | None], list[dict[str, str | None]]]:
+        """Split the labels of a clip's patches into those that all share and, patch by patch, those that change."""
+        constant: dict[str, str | None] = {}
+        varying: list[dict[str, str | None]] = [{} for _ in range(first, stop)]
+        for name, known in self._job.labels.items():
+            codes = self._job.label_codes[name][first:stop].tolist()
+            if len(set(codes)) == 1:
+                constant[name] = known[codes[0]]
+            else:
+                for patch, code in zip(varying, codes, strict=True):
+                    patch[name] = known[code]
+        return constant, varying
 
 
-def _patches_json(
-    job: ShardJob, first: int, stop: int, fov: ShardFov, labels: list[dict[str, Any]]
-) -> list[dict[str, Any]]:
-    """Say who is on each patch of a clip, and which patches are a sample's candidates."""
-    t, experiment = job.columns["t"][first:stop], fov.experiment
-    is_sample = job.is_sample[first:stop].tolist()
-    low, high = (places.tolist() for places in candidate_span(t, experiment.tau_frames))
-    rows = [job.columns[name][first:stop] for name in COLUMNS]
-    columns = [[_number(v) if v.dtype.kind == "f" else int(v) for v in values] for values in rows]
-    width = name_digits(stop - first)
-    return [
-        {
-            "file": f"{place:0{width}d}.npy",
-            "global_track_id": f"{experiment.name}/{fov.fov.fov_name}/{values[0]}",
-            **dict(zip(COLUMNS, values, strict=True)),
-            "is_sample": is_sample[place],
-            "candidates": list(range(low[place], high[place])) if is_sample[place] else [],
-            **({"labels": labels[place]} if labels[place] else {}),
-        }
-        for place, values in enumerate(zip(*columns, strict=True))
-    ]
+def _dump(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), allow_nan=False)
 
 
-def _split_labels(job: ShardJob, first: int, stop: int) -> tuple[dict[str, str | None], list[dict[str, str | None]]]:
-    """Split the labels of a clip's patches into those that all share and, patch by patch, those that change."""
-    constant: dict[str, str | None] = {}
-    varying: list[dict[str, str | None]] = [{} for _ in range(first, stop)]
-    for name, known in job.labels.items():
-        codes = job.label_codes[name][first:stop].tolist()
-        if len(set(codes)) == 1:
-            constant[name] = known[codes[0]]
-        else:
-            for patch, code in zip(varying, codes, strict=True):
-                patch[name] = known[code]
-    return constant, varying
+_NAMES = _dump(STATISTICS)
 
 
-def _number(value: np.floating[Any]) -> float | None:
-    """Shortest decimal that gives the same float32; null for NaN."""
-    return None if np.isnan(value) else float(str(np.float32(value)))
+def _inside(**values: Any) -> str:
+    """Write the keys and values of an object, without its braces."""
+    return _dump(values)[1:-1]
+
+
+def _write_column(values: Shaped[np.ndarray, " n"]) -> list[str]:
+    """Write numbers: floats as the shortest decimals that give the same float32, NaN as null."""
+    if values.dtype.kind != "f":
+        return list(map(str, values.tolist()))
+    found = pa.array(values.astype(np.float32, copy=False), from_pandas=True)  # NaN is null
+    texts = pc.cast(found, pa.string())
+    whole = pc.match_substring_regex(texts, r"^-?\d+$")
+    texts = pc.if_else(whole, pc.binary_join_element_wise(texts, "0", "."), texts)
+    written: list[str] = pc.fill_null(texts, _NULL).to_pylist()
+    return written
 
 
 def name_digits(patches: int) -> int:

@@ -306,11 +306,9 @@ class _ClipReader:
 
     def _check_statistics(self, record: dict[str, Any], experiment: ExperimentRecord) -> Iterator[Finding]:
         row = int(self._arrays["obs_fov"][self._arrays["patch_obs"][self._first]])
-        number = [e.name for e in self._manifest.experiments].index(experiment.name)
         first, channels = int(self._arrays["fov_first_frame"][row]), experiment.shape[0]
         said = record.get("statistics", {})
-        tables = [("dataset", said.get("dataset"), self._arrays["stats_dataset"][number])]
-        tables.append(("fov", said.get("fov"), self._arrays["stats_fov"][row]))
+        tables = [("fov", said.get("fov"), self._arrays["stats_fov"][row])]
         for t in sorted(set(self._arrays["patch_t"][self._first : self._last].tolist())):
             timepoint = said.get("timepoint", {}).get(str(t))
             tables.append((f"timepoint {t}", timepoint, self._arrays["stats_timepoint"][first + t]))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dynaclr_wds.contract import MANIFEST, OBSERVATIONS, STATS, Manifest, array_path
+from dynaclr_wds.contract import MANIFEST, Manifest
 from dynaclr_wds.words import count_of
-from etl.pack.previous import CUT_ARRAYS, PreviousSet
+from etl.pack.previous import PreviousSet
 from etl.run.commit import list_checksums, list_files
 
 _MOST = 20
@@ -17,7 +17,7 @@ def describe_faults(found: PreviousSet) -> list[str]:
     Parameters
     ----------
     found
-        The set that is there, its arrays opened.
+        The set that is there, its parts checked.
     """
     files = len(list_files(found.manifest))
     if not found.faults:
@@ -32,30 +32,20 @@ def describe_faults(found: PreviousSet) -> list[str]:
 
 def _describe_work(found: PreviousSet) -> str:
     """Say what has to be made again, which may be more than what is damaged."""
-    shards = count_of(len(found.manifest.shards), "shard")
+    shards, parts = count_of(len(found.manifest.shards), "shard"), [p for p in found.parts if p in found.faults]
     bad = sum(shard.path in found.faults for shard in found.manifest.shards)
-    if found.cut is None:
-        return (
-            f"{_name_lost(found)} Without it, nothing tells what was cut, so all cells are cut again. Of the {shards}, "
-            "those that are whole and come out the same are kept."
+    said = []
+    if parts:
+        more = f" and {len(parts) - 1:,} more" if len(parts) > 1 else ""
+        said.append(
+            f"{parts[0]}{more} says what was cut, so {count_of(len(parts), 'group')} of fields of view (of "
+            f"{len(found.parts):,}) must be cut again; shards that are whole and come out the same are kept."
         )
-    if found.places is None and not any(found.is_here(shard.path) for shard in found.manifest.shards):
-        return (
-            f"The index says where cells lie in the shards, so all {shards} are built again here. Those that "
-            "are whole and come out the same are not sent again."
-        )
-    if not bad:
-        return f"All {shards} are whole and stay; only the index is written again."
-    return f"Built again from the plates: {bad:,} of {shards}. The others stay; the index is written again."
-
-
-def _name_lost(found: PreviousSet) -> str:
-    """Name the arrays that no table can replace."""
-    damaged = [name for name in CUT_ARRAYS if array_path(name) in found.faults]
-    tables = [path for path in (OBSERVATIONS, STATS) if path in found.faults]
-    if not damaged or not tables:
-        return "The index arrays don't fit each other."
-    return f"{array_path(damaged[0])} is damaged, and so is {tables[-1]}, which would say the same."
+    if bad:
+        said.append(f"Built again from the plates: {bad:,} of {shards}. The others stay; the index is written again.")
+    if not said:
+        said.append(f"All {shards} are whole and stay; only the index is written again.")
+    return " ".join(said)
 
 
 def describe_damaged_manifest(why: str) -> str:

@@ -12,8 +12,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,42 +27,22 @@ from dynaclr_wds.files import write_whole
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _MARK = "made-by-etl.build_shards"
+_PARTIAL = ".partial"
 
 
 class HashingFile:
-    """A file being written: counts and hashes what passes.
+    """A file being written: counts and hashes what passes."""
 
-    Parameters
-    ----------
-    file
-        The file.
-    edges
-        Where pieces with a checksum of their own end, ascending, in bytes. Writers may buffer, so the bytes are told
-        apart by their place and not by the call that brings them.
-    """
-
-    def __init__(self, file: BinaryIO, edges: Iterable[int] = ()) -> None:
+    def __init__(self, file: BinaryIO) -> None:
         self._file = file
-        self._edges = deque(edges)
         self._whole = xxhash.xxh3_64()
-        self._piece = xxhash.xxh3_64()
         self.bytes = 0
-        self.pieces: list[int] = []
-        """Checksums of the pieces that are complete."""
 
     def write(self, data: bytes | memoryview) -> int:
         """Append."""
         self._file.write(data)
         self._whole.update(data)
-        begin, view = self.bytes, memoryview(data)
-        self.bytes += len(view)
-        while self._edges and self._edges[0] <= self.bytes:
-            cut = self._edges.popleft() - begin
-            self._piece.update(view[:cut])
-            self.pieces.append(self._piece.intdigest())
-            self._piece.reset()
-            begin, view = begin + cut, view[cut:]
-        self._piece.update(view)
+        self.bytes += len(data)
         return len(data)
 
     @property
@@ -72,10 +52,14 @@ class HashingFile:
 
 
 @contextmanager
-def writing(path: Path, edges: Iterable[int] = ()) -> Iterator[HashingFile]:
-    """Write a file that gets its name when the block ends; nothing is left when the block raises."""
-    with naming_file(path), write_whole(path) as raw:
-        yield HashingFile(raw, edges)
+def writing(path: Path) -> Iterator[HashingFile]:
+    """Write a file that gets its name when the block ends; nothing is left when the block raises.
+
+    Two that write the same file at a time do so under names of their own, and the later one replaces the other.
+    """
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}{_PARTIAL}")
+    with naming_file(path), write_whole(path, partial) as raw:
+        yield HashingFile(raw)
 
 
 @contextmanager

@@ -1,52 +1,59 @@
-"""Runs the stages of a build, one after the other, from the index to the manifest.
+"""Runs the stages of a build, from the index to the manifest.
 
-What changed is cut; cells that the pixels rule out are dropped; what is left is laid out once; shards that are not
-there yet are packed; the index follows. Every new file is staged; nothing that is there is touched.
+FOVs are put into groups; the groups that are not there yet are built, each by a unit of its own; what all units noted
+is joined to the index. Every new file is staged; nothing that is there is touched.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import dataclass, replace
+from itertools import groupby
 
-import numpy as np
-from jaxtyping import Bool, Int
-
-from dynaclr_wds.contract import Manifest, SourceRecord
+from dynaclr_wds.contract import FileRecord, Manifest, SourceRecord, part_path
+from dynaclr_wds.errors import BuildError
 from dynaclr_wds.words import count_of
-from etl.cut.frames import cut_fov
-from etl.cut.intensities import ExperimentStatistics, plan_experiment_statistics, plan_intensities
-from etl.cut.job import CutJob, FovCut
+from etl.fov_rows import find_edges, take_fovs
 from etl.index import Index, add_stack_places, drop_observations
-from etl.labels import label_codes
-from etl.layout.clips import plan_shards
-from etl.layout.jobs import (
-    Columns,
-    CutPlan,
-    estimate_bytes,
-    index_fovs,
-    lineage_ids,
-    plan_cuts,
-    plan_experiments,
-    plan_named_clips,
-    read_columns,
-)
-from etl.pack.contents import SetContents, estimate_clip_bytes
+from etl.layout.groups import plan_groups
+from etl.layout.jobs import estimate_bytes, plan_experiments, read_columns
+from etl.pack.joining import join_dropped, join_kept, join_parts, join_places
 from etl.pack.manifest import make_manifest, write_index
-from etl.pack.previous import PreviousSet
-from etl.pack.shard_jobs import estimate_shard_bytes, plan_shard_job
-from etl.pack.tars import PackedShard, pack_shard
+from etl.pack.previous import PreviousSet, check_parts
 from etl.run.executors import MakeExecutor, run_units
+from etl.run.mending import describe_faults
 from etl.run.output import OutFolder
 from etl.run.progress import Progress
 from etl.source.experiments import BuildConfig
-from etl.source.plates import Plate
+from etl.source.plates import Fov, Plate
 from etl.suspicious.cells import check_anchors
 from etl.suspicious.report import make_report
+from etl.unit.build import build_unit
+from etl.unit.job import UnitJob, digest_group
+from etl.unit.part import Part, read_part
 
 Sources = Mapping[tuple[str, str], SourceRecord]
 """(experiment, fov_name) → fingerprint."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """FOVs that are built together."""
+
+    experiment: int
+    """Row of the config's experiments."""
+    first: int
+    """The first FOV of the index."""
+    last: int
+    """One past the last."""
+    rows: slice
+    """Observations of the index."""
+    digest: str
+
+    @property
+    def part(self) -> str:
+        """Path of the part, relative to the set."""
+        return part_path(self.digest)
 
 
 class Build:
@@ -63,179 +70,123 @@ class Build:
         make_executor: MakeExecutor,
     ) -> None:
         self._config, self._folder, self._plates, self._sources = config, folder, plates, sources
-        self._previous, self._progress, self._make_executor = previous, progress, make_executor
-        self._unchanged = previous.unchanged(config, sources) if previous is not None else frozenset()
+        self.previous, self._progress, self._make_executor = previous, progress, make_executor
+        self._experiments = plan_experiments(config, plates)
 
     def run(self, index: Index) -> Manifest:
-        """Cut, drop, lay out, pack; stage every new file; return the manifest, which is not written."""
+        """Build the groups that are not there, join all; stage every new file; return the manifest, not written."""
+        check_anchors(self._config, read_columns(index.observations), index)
+        groups = self._plan_groups(index)
+        if self.previous is not None:
+            self.previous = check_parts(self.previous, [group.part for group in groups])
+            for line in describe_faults(self.previous) if self.previous.faults else ():
+                self._progress.say(line)
+        records = self._build(index, groups)
+        parts = [self._read_part(group) for group in groups]
+        index = self._drop(index, groups, parts)
         columns = read_columns(index.observations)
-        check_anchors(self._config, columns, index)
-        cuts = plan_cuts(self._config, index, columns, self._plates, self._sources, self._folder.work)
-        changed = {key: job for key, job in cuts.jobs.items() if key[0] not in self._unchanged}
-        self._folder.check_space(estimate_bytes(self._config, changed))
-        found = self._cut(changed)
-        index, keep = self._drop(index, columns, cuts, found)
-        if not keep.all():
-            columns = read_columns(index.observations)
-            check_anchors(self._config, columns, index)
-        index = self._place_stacks(index, columns, found)
-        columns = read_columns(index.observations)
-        contents = self._lay_out(index, columns, cuts, cuts.obs_slot[keep], found)
-        packed = self._pack(contents, cuts, set(changed))
-        files = write_index(self._folder.staged, contents, packed, index)
+        names = [self._config.experiments[group.experiment].name for group in groups]
+        joined = join_parts(self._config, self._plates, self._experiments, index, list(zip(names, parts, strict=True)))
+        files = (*write_index(self._folder.staged, joined, index), *records)
         report = make_report(self._config, self._plates, index, columns)
-        return make_manifest(self._config, contents, packed, files, report)
+        return make_manifest(self._config, joined, index, list(self._sources.values()), files, report)
 
-    def _cut(self, jobs: Mapping[tuple[str, str], CutJob]) -> dict[tuple[str, str], FovCut]:
-        if not jobs:
-            return {}
-        self._progress.say("cut: reading the plates, and cutting out a patch for each cell in each frame")
-        frames = sum(job.fov.shape[0] for job in jobs.values())
-        workers = self._config.workers
-        with self._progress.stage("cut", frames, "frames") as advance, self._make_executor(workers, advance) as pool:
-            return dict(zip(jobs, run_units(pool, cut_fov, jobs.values(), workers), strict=True))
+    def _plan_groups(self, index: Index) -> list[Group]:
+        """Put the FOVs of each experiment into groups."""
+        edges = find_edges(index).tolist()
+        numbers = {experiment.name: row for row, experiment in enumerate(self._config.experiments)}
+        groups = []
+        for name, run in groupby(range(len(index.fovs)), lambda row: index.fovs[row].experiment):
+            rows, record = list(run), self._experiments[numbers[name]]
+            sizes = [(edges[row + 1] - edges[row]) * record.patch_bytes for row in rows]
+            names = [index.fovs[row].fov_name for row in rows]
+            for fovs in plan_groups(names, sizes, self._config.group_bytes):
+                first, last = rows[fovs.start], rows[fovs.stop - 1] + 1
+                groups.append(self._plan_group(index, numbers[name], first, last, slice(edges[first], edges[last])))
+        return groups
 
-    def _drop(
-        self, index: Index, columns: Columns, cuts: CutPlan, found: Mapping[tuple[str, str], FovCut]
-    ) -> tuple[Index, Bool[np.ndarray, " obs"]]:
-        """Leave out what the pixels rule out, and count it; return what is left, and which observations that is."""
-        keep = np.ones(columns["t"].size, bool)
-        counts: dict[str, dict[str, int]] = {}
-        for key, rows in _rows_by_fov(cuts):
-            reasons = counts.setdefault(key[0], {})
-            if key in found:
-                keep[rows] = _judge(self._config, found[key], reasons)
-            else:
-                assert self._previous is not None, "only unchanged experiments are not cut"
-                keep[rows] = self._previous.was_kept(*key, columns["track_id"][rows], columns["t"][rows])
-        for name in self._unchanged:
-            assert self._previous is not None, "only a set that is there has unchanged experiments"
-            counts[name] = self._previous.pixel_reasons(name)
-        tau = {experiment.name: self._config.tau_frames(experiment) for experiment in self._config.experiments}
-        left = index if keep.all() else drop_observations(index, keep, "blank_channel", tau)
-        names = dict.fromkeys((*index.dropped, *(name for name in counts if counts[name])))
-        dropped = {name: {**index.dropped.get(name, {}), **counts.get(name, {})} for name in names}
-        return replace(left, dropped=dropped), keep
+    def _plan_group(self, index: Index, experiment: int, first: int, last: int, rows: slice) -> Group:
+        own, fovs = take_fovs(index, first, last, rows), self._take_fovs(index, first, last)
+        digest = digest_group(self._config_of(experiment), self._experiments[experiment], fovs, own, self._sources)
+        return Group(experiment=experiment, first=first, last=last, rows=rows, digest=digest)
 
-    def _place_stacks(self, index: Index, columns: Columns, found: Mapping[tuple[str, str], FovCut]) -> Index:
-        """Add to each observation which slices of the stack its patch holds; observations are ordered by FOV."""
-        z_start, z_focus = np.empty((2, columns["t"].size), np.float32)
-        edges = np.searchsorted(columns["fov_index"], np.arange(len(index.fovs) + 1)).tolist()
-        for number, fov in enumerate(index.fovs):
-            rows = slice(edges[number], edges[number + 1])
-            if fov.experiment in self._unchanged:
-                assert self._previous is not None, "only a set that is there has unchanged experiments"
-                z_start[rows], z_focus[rows] = self._previous.stack_places(fov.experiment, fov.fov_name)
-            else:
-                cut, t = found[fov.experiment, fov.fov_name], columns["t"][rows]
-                z_start[rows], z_focus[rows] = cut.z_start[t], cut.z_focus[t]
-        return add_stack_places(index, z_start, z_focus)
+    def _config_of(self, experiment: int) -> BuildConfig:
+        return replace(self._config, experiments=(self._config.experiments[experiment],))
 
-    def _lay_out(
-        self,
-        index: Index,
-        columns: Columns,
-        cuts: CutPlan,
-        obs_slot: Int[np.ndarray, " obs"],
-        found: Mapping[tuple[str, str], FovCut],
-    ) -> SetContents:
-        """Put what is left into clips and shards, and gather all that they are made of."""
-        config = self._config
-        experiments = plan_experiments(config, self._plates)
-        clips, keys = plan_named_clips(config, index, columns)
-        clip_bytes = estimate_clip_bytes(clips, experiments, columns["experiment_index"][clips.clip_head])
-        return SetContents(
-            clips=clips,
-            keys=keys,
-            shards=plan_shards(clips.clip_partition, clip_bytes, config.shard_bytes, config.block_bytes),
-            labels=index.labels,
-            label_codes={label.name: label_codes(index.observations, label) for label in index.labels},
-            shard_by=config.shard_by,
-            partitions=index.partitions,
-            fovs=index.fovs,
-            experiments=experiments,
-            columns=columns,
-            lineage_ids=lineage_ids(index, columns),
-            intensities=plan_intensities(
-                index.fovs, experiments, [self._statistics(index, e.name, found) for e in experiments]
-            ),
-            sources=self._sources,
-            spill=[cuts.jobs[fov.experiment, fov.fov_name].spill for fov in index.fovs],
-            obs_slot=obs_slot,
-        )
+    def _take_fovs(self, index: Index, first: int, last: int) -> tuple[Fov, ...]:
+        return tuple(self._plates[fov.experiment].fovs[fov.fov_name] for fov in index.fovs[first:last])
 
-    def _statistics(
-        self, index: Index, name: str, found: Mapping[tuple[str, str], FovCut]
-    ) -> ExperimentStatistics | None:
-        """Merge the statistics of an experiment, or take them from the set that is there."""
-        if name in self._unchanged:
-            assert self._previous is not None, "only a set that is there has unchanged experiments"
-            return self._previous.statistics(name)
-        pairs = zip(index.fovs, index_fovs(index, self._plates), strict=True)
-        fovs = [fov for record, fov in pairs if record.experiment == name]
-        if not fovs:
+    def _build(self, index: Index, groups: Sequence[Group]) -> tuple[FileRecord, ...]:
+        """Build the groups that are not there; return the records of all parts."""
+        kept = {group.digest: self._find_kept(group) for group in groups}
+        todo = [group for group in groups if kept[group.digest] is None]
+        self._folder.check_space(sum(self._estimate(group) for group in todo))
+        if todo and len(todo) < len(groups):
+            self._progress.say(f"build: {count_of(len(groups) - len(todo), 'group')} of {len(groups):,} kept")
+        built = iter(self._run(index, todo))
+        return tuple(kept[group.digest] or next(built) for group in groups)
+
+    def _find_kept(self, group: Group) -> FileRecord | None:
+        """Return the part of a group that is whole and in place, with all of its shards."""
+        previous = self.previous
+        part = previous.read_part(group.part) if previous is not None else None
+        if previous is None or part is None or part.digest != group.digest:
             return None
-        channels = next(e.source_channel for e in self._config.experiments if e.name == name)
-        cuts = [found[name, fov.name] for fov in fovs]
-        return plan_experiment_statistics(fovs, cuts, channels, fill_blank=self._config.on_blank == "keep")
+        in_place = previous.list_in_place(group.digest)
+        is_whole = all(in_place.get(shard.path) == shard.xxh3 for shard in part.shards)
+        return previous.parts[group.part] if is_whole else None
 
-    def _pack(self, contents: SetContents, cuts: CutPlan, is_cut: set[tuple[str, str]]) -> tuple[PackedShard, ...]:
-        """Write the shards that are not there; cut what they need and was not cut yet."""
-        packed: dict[int, PackedShard] = {}
-        earlier: dict[int, tuple[Path, str]] = {}
-        needed: set[tuple[str, str]] = set()
-        new_bytes = 0
-        for number in range(len(contents.paths)) if self._previous is not None else ():
-            job = plan_shard_job(contents, number, self._folder.staged)
-            kept = self._previous.find_shard(job.path, job.content, job.partition) if self._previous else None
-            if isinstance(kept, PackedShard):
-                packed[number] = kept
-            elif kept is not None:
-                earlier[number] = self._folder.out / kept.path, kept.xxh3
-            else:
-                needed |= {(fov.fov.experiment, fov.fov.fov_name) for fov in job.fovs}
-                new_bytes += estimate_shard_bytes(job)
-        cut_bytes = sum(cuts.jobs[key].t.size * cuts.jobs[key].patch_bytes for key in needed | is_cut)
-        self._folder.check_space(cut_bytes + new_bytes)
-        self._cut({key: job for key, job in cuts.jobs.items() if key in needed - is_cut})
-        todo = [number for number in range(len(contents.paths)) if number not in packed]
-        if packed:
-            self._progress.say(f"pack: {count_of(len(packed), 'shard')} kept, {count_of(len(todo), 'shard')} to write")
-        packed |= self._write(contents, todo, earlier)
-        return tuple(packed[number] for number in range(len(contents.paths)))
-
-    def _write(
-        self, contents: SetContents, todo: Sequence[int], earlier: Mapping[int, tuple[Path, str]]
-    ) -> dict[int, PackedShard]:
+    def _run(self, index: Index, todo: Sequence[Group]) -> tuple[FileRecord, ...]:
         if not todo:
-            return {}
-        self._progress.say("pack: writing the patches to shards")
+            return ()
+        self._progress.say("build: reading the plates, cutting out a patch for each cell, and packing them into shards")
+        frames = sum(fov.frames for group in todo for fov in index.fovs[group.first : group.last])
         workers = self._config.workers
-        edges = contents.clips.clip_first[contents.shards.shard_first]
-        patches = int(np.diff(edges)[list(todo)].sum())
-        jobs = (plan_shard_job(contents, n, self._folder.staged, *earlier.get(n, (None, ""))) for n in todo)
+        jobs = (self._plan_job(index, group) for group in todo)
         with (
-            self._progress.stage("pack", patches, "patches") as advance,
+            self._progress.stage("build", frames, "frames") as advance,
             self._make_executor(workers, advance) as pool,
         ):
-            return dict(zip(todo, run_units(pool, pack_shard, jobs, workers), strict=True))
+            return run_units(pool, build_unit, jobs, workers)
 
+    def _plan_job(self, index: Index, group: Group) -> UnitJob:
+        return UnitJob(
+            config=self._config_of(group.experiment),
+            experiment=self._experiments[group.experiment],
+            fovs=self._take_fovs(index, group.first, group.last),
+            index=take_fovs(index, group.first, group.last, group.rows),
+            digest=group.digest,
+            staged=self._folder.staged,
+            scratch=self._folder.work,
+            in_place=self.previous.list_in_place(group.digest) if self.previous is not None else {},
+            memory_bytes=self._config.group_bytes,
+        )
 
-def _rows_by_fov(cuts: CutPlan) -> Sequence[tuple[tuple[str, str], Int[np.ndarray, " rows"]]]:
-    """Return the observations of each FOV, in the order of its spill file."""
-    edges = np.cumsum([0, *(job.t.size for job in cuts.jobs.values())])
-    return [(key, cuts.order[edges[n] : edges[n + 1]]) for n, key in enumerate(cuts.jobs)]
+    def _estimate(self, group: Group) -> int:
+        experiment = self._config.experiments[group.experiment]
+        patch_bytes = self._experiments[group.experiment].patch_bytes
+        return estimate_bytes(self._config, experiment, group.rows.stop - group.rows.start, patch_bytes)
 
+    def _read_part(self, group: Group) -> Part:
+        """Read the part of a group that was just built, or is in place."""
+        part = read_part(self._folder.staged / group.part)
+        if part is None and self.previous is not None:
+            part = self.previous.read_part(group.part)
+        if part is None:
+            raise BuildError(
+                f"{self._folder.staged / group.part}: is not there, or damaged, though it was just written. Look at "
+                "the disk, then run the same command again."
+            )
+        return part
 
-def _judge(config: BuildConfig, cut: FovCut, reasons: dict[str, int]) -> Bool[np.ndarray, " obs"]:
-    """Say which observations of a FOV stay, and count the others."""
-    keep = np.ones(cut.blank.size, bool)
-    blank, nonfinite = int(cut.blank.sum()), int(cut.nonfinite.sum())
-    if blank:
-        reason = "blank_channel" if config.on_blank == "drop" else "blank_channel_kept"
-        reasons[reason] = reasons.get(reason, 0) + blank
-        keep &= ~cut.blank | (config.on_blank == "keep")
-    if nonfinite:
-        reasons["nan_pixels"] = reasons.get("nan_pixels", 0) + nonfinite
-        keep &= ~cut.nonfinite | (config.on_nan == "zero")
-    return keep
+    def _drop(self, index: Index, groups: Sequence[Group], parts: Sequence[Part]) -> Index:
+        """Leave out what the pixels rule out, count it, and say which slices the patches hold."""
+        names = [self._config.experiments[group.experiment].name for group in groups]
+        dropped = join_dropped(index, names, parts)
+        keep = join_kept(parts)
+        if not keep.all():
+            tau = {experiment.name: self._config.tau_frames(experiment) for experiment in self._config.experiments}
+            index = drop_observations(index, keep, "blank_channel", tau)
+            check_anchors(self._config, read_columns(index.observations), index)
+        index = replace(index, dropped=dropped)
+        return add_stack_places(index, join_places(parts, "z_start"), join_places(parts, "z_focus"))

@@ -17,7 +17,7 @@ from dynaclr_wds.errors import BuildError, FormatError
 from dynaclr_wds.file_checks import read_manifest_file
 from etl.index import Index
 from etl.indexing import build_index
-from etl.pack.previous import PreviousSet, load_arrays, read_previous
+from etl.pack.previous import PreviousSet, read_previous
 from etl.run.commit import commit, finish_commits
 from etl.run.executors import MakeExecutor, ThreadUnits
 from etl.run.mending import describe_damaged_manifest, describe_faults, describe_mended
@@ -119,11 +119,13 @@ def build_in(
         discard_work(folder.work)
     folder.begin()
     folder.discard_others()
-    kept = _open_arrays(previous, mode, progress) if previous is not None and not mode.overwrite else None
-    manifest = Build(config, folder, plates, sources, kept, progress, make_executor).run(index)
+    if previous is not None and mode.repair and previous.is_whole:
+        progress.say(describe_faults(previous)[0])
+    build = Build(config, folder, plates, sources, None if mode.overwrite else previous, progress, make_executor)
+    manifest = build.run(index)
     _refuse_moving_sources(config, sources, trusted)
     commit(folder, manifest)
-    return Built(manifest=manifest, anew=True, kept=kept)
+    return Built(manifest=manifest, anew=True, kept=build.previous)
 
 
 def _read_index(config: BuildConfig, plates: Mapping[str, Plate], progress: Progress) -> Index:
@@ -181,14 +183,6 @@ def _check_sources(config: BuildConfig) -> None:
             tables.find_tracks(number, plan_fovs(config, experiment, plates[experiment.name].fovs))
             if experiment.annotations is not None:
                 tables.find_annotations(number)
-
-
-def _open_arrays(previous: PreviousSet, mode: BuildMode, progress: Progress) -> PreviousSet:
-    """Open the index arrays of the set that is there; say what of the set is damaged."""
-    kept = load_arrays(previous)
-    for line in describe_faults(kept) if kept.faults or mode.repair else ():
-        progress.say(line)
-    return kept
 
 
 def _refuse_foreign_folder(folder: OutFolder, mode: BuildMode) -> None:

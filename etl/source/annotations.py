@@ -17,8 +17,9 @@ from dynaclr_wds.errors import ConfigError
 from etl.source.column_names import check_columns, rename_columns
 from etl.source.config import RESERVED, BuildConfig, ExperimentConfig
 from etl.source.table_places import Tables
+from etl.source.table_values import parse_integers, refuse_repeats, refuse_rows
 from etl.source.track_formats import TableFile, open_table, read_table
-from etl.source.tracks import is_latin_1, note_latin_1, parse_integers, refuse_repeats, refuse_rows
+from etl.source.tracks import is_latin_1, note_latin_1
 
 KEYS = ("fov_name", "track_id")
 MAYBE_KEYS = ("t",)

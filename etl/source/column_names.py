@@ -100,12 +100,22 @@ def check_columns(file: TableFile, required: Sequence[str], optional: Sequence[s
         if file.columns.count(column) > 1:
             raise ConfigError(f"{file}: column {column!r} is there twice. Remove one.")
     missing = [column for column in required if column not in file.columns]
+    if doubtful := [column for column in missing if column in file.doubts]:
+        raise ConfigError(
+            f"{file}: {file.doubts[doubtful[0]]} Say in {where} which is which: {_offer(file, doubtful)}."
+        )
     if missing:
         asked = "" if missing[0] in SYNONYMS else f" {where}.label_columns asks for it."
         raise ConfigError(
             f"{file}: column {missing[0]!r} is missing; there are {_list_columns(file.header)}.{asked} Needed are "
             f"{list(required)}, known too are {list(optional)}. {_advise(file, required, optional, where, key)}"
         )
+
+
+def _offer(file: TableFile, wanted: Sequence[str]) -> str:
+    """Write the line of experiments.yaml that would name columns, with what looks right."""
+    found, lost = propose_columns(file, wanted, ())
+    return f"`columns: {write_names({**found, **{f'<property for {ours}>': ours for ours in lost}})}`"
 
 
 def _advise(file: TableFile, required: Sequence[str], optional: Sequence[str], where: str, key: str) -> str:

@@ -35,6 +35,7 @@ from etl.source.fields import (
     ReferenceSize,
     Slices,
     Text,
+    WellImages,
     WellLabels,
     choice,
     refuse,
@@ -51,11 +52,14 @@ OnNan = Literal["error", "drop", "zero"]
 OnNoAnchor = Literal["error", "keep"]
 Border = Literal["shift", "pad", "drop"]
 TracksUnit = Literal["pixel", "um"]
+TracksFormat = Literal["table", "ultrack", "ctc", "trackmate", "btrack", "geff"]
 
 TRACK_COLUMNS = ("track_id", "t", "y", "x")
 """Columns that a track table must have."""
 MORE_TRACK_COLUMNS = ("z", "id", "parent_track_id", "parent_id")
 """Columns that a track table may have."""
+FOV_COLUMN = "fov_name"
+"""Column that says which FOV (`row/col/fov`) a row is of, in a track table of a whole experiment."""
 
 INDEX_COLUMNS = (
     *("observation", "experiment", "fov_name", "well", "condition", "global_track_id", "lineage_id"),
@@ -78,9 +82,13 @@ class ExperimentConfig:
     name: Text
     data_path: Text
     """Plate: an absolute path, or a URL."""
+    wells: Annotated[Mapping[str, tuple[str, ...]] | None, As(WellImages | None)] = None
+    """Where `data_path` is no plate: well (`row/col`) → paths of its images below `data_path`."""
+    level: Text | None = None
+    """Path of the array to read of each image; None is the first level, of full resolution."""
     tracks_path: Text
-    """Folder with one track file per FOV at `<row>/<col>/<fov>/`: an absolute path, or a URL; a URL may also say where
-    each file is, with {row}, {col} and {fov}."""
+    """Folder with the tracks of each FOV at `<row>/<col>/<fov>/`: an absolute path, or a URL. Or it says where those of
+    each are, with {row}, {col} and {fov}; or is one table, in which a column says the FOV."""
     source_channel: Annotated[tuple[str, ...], As(texts())]
     """Channels to store, in the order of the C axis of a patch."""
     condition_wells: Annotated[Mapping[str, tuple[str, ...]], As(well_groups("condition", "infected"))]
@@ -101,6 +109,10 @@ class ExperimentConfig:
     """Columns of the track files that are labels."""
     columns: ColumnMap = field(default_factory=dict)
     """Column of the track files as it stands there → our name for it; other columns keep their names."""
+    tracks_format: Annotated[TracksFormat | None, As(choice(TracksFormat, "Leave it out to have it found.") | None)] = (
+        None
+    )
+    """What the tracks are, a key of `etl.source.track_sources.formats.FORMATS`; None is what is there."""
     tracks_unit: Annotated[TracksUnit, As(choice(TracksUnit, "Leave it out for pixels."))] = "pixel"
     """Unit of z, y and x in the track files; `um` is converted by `pixel_size_um`."""
     annotations: Text | None = None
@@ -173,7 +185,7 @@ class ExperimentConfig:
     @model_validator(mode="after")
     def _check_columns(self) -> ExperimentConfig:
         """Check that maps of columns lead to names that are known, each to another one."""
-        known = (*TRACK_COLUMNS, *MORE_TRACK_COLUMNS, *self.label_columns)
+        known = (*TRACK_COLUMNS, *MORE_TRACK_COLUMNS, FOV_COLUMN, *self.label_columns)
         for theirs, ours in self.columns.items():
             if ours not in known:
                 advice = "Correct it; a label must stand in label_columns too."
@@ -230,6 +242,8 @@ class BuildOptions:
     """Most bytes of a shard: a number, or a size such as `512M`."""
     block_bytes: Annotated[int, As(Bytes)] = 8 * 2**20
     """About the bytes of a block, the unit of streaming: a number, or a size such as `512K`."""
+    group_bytes: Annotated[int, As(Bytes)] = 2**30
+    """About the bytes of the patches of a group: FOVs that are built together, into shards of their own."""
     dtype: Annotated[Dtype, As(choice(Dtype, "Use `source` to keep the plate's."))] = "source"
     """Dtype of the stored patches; `source` keeps the plate's."""
     include_wells: Annotated[tuple[str, ...] | None, As(texts(*WELL) | None)] = None

@@ -48,10 +48,10 @@ class Shorthands:
 
 _PATHS = ("data_path", "tracks_path", "annotations")
 _SHORTHANDS = tuple(f.name for f in dataclasses.fields(Shorthands))
-_AS_TEXT = ("labels", "well_labels", "organelle", "date", "columns", "annotation_columns")
+_AS_TEXT = ("wells", "level", "labels", "well_labels", "organelle", "date", "columns", "annotation_columns")
 _MAY_BE_EMPTY = (
     *("labels", "well_labels", "label_columns", "channel_markers", "columns", "annotation_columns"),
-    *("interval_minutes", "pixel_size_um", "exclude_fovs", "channel_names"),
+    *("interval_minutes", "pixel_size_um", "exclude_fovs", "channel_names", "tracks_format", "wells", "level"),
 )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import posixpath
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -237,6 +238,29 @@ ColumnMap = Annotated[
     Mapping[Text, Text],
     says("a mapping of your columns to ours", "Write {FRAME: t, POSITION_Y: y}."),
     AfterValidator(_check_names),
+]
+
+
+def _check_images(wells: Mapping[str, tuple[str, ...]]) -> Mapping[str, tuple[str, ...]]:
+    """Check that images lie below `data_path`, and that none is of two wells."""
+    owner: dict[str, str] = {}
+    for well, images in wells.items():
+        for place, image in enumerate(images):
+            inside = posixpath.normpath(image)
+            if inside.startswith("/") or inside.split("/")[0] == "..":
+                raise refuse(image, "a path below data_path", "Move data_path up, or the image below it.", well, place)
+            if inside in owner:
+                raise refuse(image, f"of one well only, but {owner[inside]!r} has it too", "Remove it.", well, place)
+            owner[inside] = well
+    return wells
+
+
+_Well = Annotated[Text, Field(pattern=WELL[0]), says("of the form A/1", "Correct it.")]
+WellImages: Any = Annotated[
+    Mapping[_Well, texts(example="movie_1.zarr")],  # type: ignore[misc]  # pydantic reads it, nobody else
+    Field(min_length=1),
+    says("a mapping of well to images", "Write {A/1: [movie_1.zarr]}."),
+    AfterValidator(_check_images),
 ]
 WellLabels: Any = Annotated[
     Mapping[Text, well_groups("value", "TOMM20")],  # type: ignore[misc]  # pydantic reads it, nobody else

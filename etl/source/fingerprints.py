@@ -25,8 +25,8 @@ from etl.source.experiments import BuildConfig, ExperimentConfig
 from etl.source.plate_store import METADATA, find_chunks
 from etl.source.plates import Fov, Plate
 from etl.source.preflight import plan_fovs
-from etl.source.table_places import AT_ONCE, RemoteTracks
-from etl.source.track_formats import list_tables
+from etl.source.remote_tracks import AT_ONCE, RemoteTracks
+from etl.source.track_places import is_source, list_fov_sources
 
 Key = tuple[str, str]
 """(experiment, fov_name)."""
@@ -78,17 +78,29 @@ class _Tables:
         self.experiment = experiment
         self._remote = RemoteTracks(experiment, where) if is_url(experiment.tracks_path) else None
         self._annotations = self._fingerprint_annotations()
+        self._shared = self._fingerprint_shared()
 
     def fingerprint(self, fov_name: str) -> str:
         """Hash the track files of a FOV, and the annotation table, which is read once for all FOVs."""
         digest = xxhash.xxh3_64(self._annotations)
         if self._remote is not None:
-            for name, info in self._remote.list(fov_name).items():
-                digest.update(f"{name}\0{info.size}\0{_mark(info)}\n".encode())
+            for source in self._remote.list_sources(fov_name):
+                for name, info in source.objects.items():
+                    digest.update(f"{name}\0{info.size}\0{_mark(info)}\n".encode())
+        elif self._shared:
+            digest.update(self._shared)
         else:
-            for path in list_tables(Path(self.experiment.tracks_path) / fov_name):
-                _add_file(digest, path)
+            for path in list_fov_sources(self.experiment, fov_name):
+                _add_source(digest, path)
         return digest.hexdigest()
+
+    def _fingerprint_shared(self) -> bytes:
+        """Hash the one table of all FOVs, once; empty where each FOV has its own."""
+        if self._remote is not None or not is_source(self.experiment):
+            return b""
+        digest = xxhash.xxh3_64()
+        _add_source(digest, Path(self.experiment.tracks_path))
+        return digest.digest()
 
     def _fingerprint_annotations(self) -> bytes:
         """Empty without a table, or where it is not there: the index says so."""
@@ -160,17 +172,27 @@ def _add_file(digest: Any, path: Path) -> None:
             digest.update(data)
 
 
+def _add_source(digest: Any, path: Path) -> None:
+    """Add the bytes of a file; of a folder, as that of a GEFF, the names, sizes and times of what is in it."""
+    if not path.is_dir():
+        _add_file(digest, path)
+        return
+    for file in sorted(file for file in path.rglob("*") if file.is_file()):
+        status = file.stat()
+        digest.update(f"{file.relative_to(path)}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+
+
 def _fingerprint_array(fov: Fov) -> tuple[str, str]:
     """Hash metadata documents, and the names, sizes and times of chunk files."""
     metadata, pixels = xxhash.xxh3_64(), xxhash.xxh3_64()
     of_plate = [fov.plate_normalization, fov.plate_focus_slice]
     metadata.update(json.dumps(of_plate, sort_keys=True).encode())
-    image, array = fov.name, fov.array.path
-    names = [f"{folder}/{name}" for folder in (image, array) for name in METADATA]
+    image, array = fov.group, fov.stored.path
+    names = [f"{folder}/{name}".lstrip("/") for folder in (image, array) for name in METADATA]
     if fov.store is not None:
         for name, document in fov.store.read_documents(names).items():
             metadata.update(f"{name}\0".encode() + document)
-        chunks = [(name, info.size, _mark(info)) for name, info in sorted(find_chunks(fov.store, fov.array).items())]
+        chunks = [(name, info.size, _mark(info)) for name, info in sorted(find_chunks(fov.store, fov.stored).items())]
     else:
         plate = Path(fov.plate_path)
         for name in names:

@@ -19,6 +19,7 @@ import zarr
 from jaxtyping import Int64, Num
 from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
 
+from etl.source.image_axes import AxesView, Image
 from etl.source.plate_store import PlateStore
 
 _AT_ONCE = 16
@@ -41,8 +42,10 @@ class ShardPart:
     """Numbers of the wanted chunks in the index of the shard."""
 
 
-def read_box(array: zarr.Array[Any], asked: Sequence[slice]) -> Num[np.ndarray, "*shape"]:
+def read_box(array: Image, asked: Sequence[slice]) -> Num[np.ndarray, "*shape"]:
     """Read pixels; `asked` are ranges along the first axes, the others are read whole."""
+    if isinstance(array, AxesView):
+        return array.arrange(read_box(array.source, array.find_box(asked)), asked)
     store = array.store
     if not isinstance(store, PlateStore) or array.shards is None:
         return np.asarray(array[tuple(asked)])

@@ -14,6 +14,7 @@ from ome_zarr_models.v05.well_types import WellMeta as WellV05
 from pydantic import ValidationError
 
 from dynaclr_wds.errors import PlateError
+from etl.source.image_axes import find_axes, sort_axes
 
 Normalization = Mapping[str, Mapping[str, Any]]
 """Channel → level (`fov_statistics`, `dataset_statistics`, `timepoint_statistics`) → statistics."""
@@ -55,6 +56,23 @@ def parse_model(attributes: Mapping[str, Any], key: str, where: str) -> Any:
         what = "; ".join(f"{place or key}: {message}" for place, message in faults)
         version = "0.5" if new else "0.4"
         raise PlateError(f"{where}: `{key}` is not OME-Zarr {version} ({what}). Correct the plate.") from error
+
+
+def parse_multiscale(attributes: Mapping[str, Any], where: str) -> tuple[Any, str]:
+    """Check the metadata of an image; return them with their axes sorted, and the axes of its arrays in their order.
+
+    Raises
+    ------
+    PlateError
+        They are not OME-Zarr, or axes have no names that are known.
+    """
+    ome = ome_of(attributes)
+    found = ome.get("multiscales")
+    if not (isinstance(found, list) and found and isinstance(found[0], Mapping)):
+        return parse_model(attributes, "multiscales", where), ""
+    axes = find_axes(found[0].get("axes"), where)
+    said = {"multiscales": [sort_axes(found[0], axes)]}
+    return parse_model({"ome": said} if "ome" in attributes else said, "multiscales", where), axes
 
 
 def parse_normalization(raw: object, where: str) -> Normalization | None:

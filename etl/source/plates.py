@@ -21,14 +21,20 @@ from ome_zarr_models.v05.multiscales import Multiscale as MultiscaleV05
 from dynaclr_wds.errors import DynaCLRError, PlateError, StorageError
 from dynaclr_wds.storage.location import Location, parse_place
 from dynaclr_wds.storage.options import StorageOptions
-from etl.source.plate_metadata import Normalization, as_mapping, ome_of, parse_model, parse_normalization
+from etl.source.image_axes import AXES, AxesView, Image
+from etl.source.plate_metadata import (
+    Normalization,
+    as_mapping,
+    ome_of,
+    parse_model,
+    parse_multiscale,
+    parse_normalization,
+)
 from etl.source.plate_store import PlateStore
+from etl.source.units import MICROMETRES, MINUTES
 
 PixelSize = tuple[float | None, float | None, float | None]
 """Micrometres per pixel along z, y and x; None where it is not known."""
-
-_MINUTES = {"millisecond": 1 / 60_000, "second": 1 / 60, "minute": 1.0, "hour": 60.0, "day": 1440.0}
-_MICROMETRES = {"angstrom": 1e-4, "nanometer": 1e-3, "micrometer": 1.0, "millimeter": 1e3, "centimeter": 1e4}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +54,10 @@ class Fov:
     """Where the plate is: a path or URL."""
     name: str
     """`row/col/fov`."""
+    image: str | None = None
+    """Path of its image below `plate_path`, empty where it is that itself; None is `name`, as in a plate."""
+    level: str | None = None
+    """Path of the array in the image; None is the first level, of full resolution."""
     store: PlateStore | None = field(default=None, repr=False, compare=False)
     """Reads the plate where that is in object storage."""
     plate_normalization: Normalization | None = field(default=None, repr=False)
@@ -58,7 +68,12 @@ class Fov:
     @property
     def where(self) -> str:
         """The FOV, as errors name it."""
-        return f"{self.plate_path}/{self.name}"
+        return f"{self.plate_path}/{self.group}".rstrip("/")
+
+    @property
+    def group(self) -> str:
+        """Path of its image below `plate_path`."""
+        return self.name if self.image is None else self.image
 
     @property
     def well(self) -> str:
@@ -66,26 +81,42 @@ class Fov:
         return self.name.rpartition("/")[0]
 
     @cached_property
-    def array(self) -> zarr.Array[Any]:
-        """Full resolution, (T, C, Z, Y, X), any integer or float dtype."""
-        path = self._multiscale.datasets[0].path
-        axes = [str(axis.name).lower() for axis in self._multiscale.axes]
-        if axes != ["t", "c", "z", "y", "x"]:
-            raise PlateError(f"{self.where}: axes {axes} must be [t, c, z, y, x]. Write the plate with all five axes.")
+    def array(self) -> Image:
+        """The chosen level, (T, C, Z, Y, X), any integer or float dtype."""
+        axes = self._multiscale[1]
+        return self.stored if axes == AXES else AxesView(source=self.stored, axes=axes)
+
+    @cached_property
+    def stored(self) -> zarr.Array[Any]:
+        """The chosen level as it is on disk, whatever its axes."""
+        path, axes = self._dataset.path, self._multiscale[1]
         try:
             with _naming_plate(f"{self.where}/{path}"):
                 place, more = _find(self.plate_path, self.store)
-                array = zarr.open_array(place, path=f"{self.name}/{path}", mode="r", **more)
+                array = zarr.open_array(place, path=f"{self.group}/{path}".lstrip("/"), mode="r", **more)
         except FileNotFoundError as error:
             raise PlateError(f"{self.where}: level {path!r} is not there. Write the plate again.") from error
         if min(array.chunks, default=1) < 1:
             raise PlateError(f"{self.where}/{path}: chunks {array.chunks} must be above 0. Write the plate again.")
-        if array.ndim != 5 or array.dtype.kind not in "iuf":
+        if array.ndim != len(axes) or array.dtype.kind not in "iuf":
             raise PlateError(
-                f"{self.where}/{path}: shape {array.shape}, dtype {array.dtype} must be a 5-D (T, C, Z, Y, X) "
-                "array of integers or floats. Convert the plate."
+                f"{self.where}/{path}: shape {array.shape}, dtype {array.dtype} must be a {len(axes)}-D "
+                f"({', '.join(axes.upper())}) array of integers or floats. Convert the plate."
             )
         return array
+
+    @property
+    def _dataset(self) -> Any:
+        datasets = self._multiscale[0].datasets
+        if self.level is None:
+            return datasets[0]
+        for dataset in datasets:
+            if dataset.path == self.level:
+                return dataset
+        raise PlateError(
+            f"{self.where}: level {self.level!r} must be one of {[dataset.path for dataset in datasets]}. Correct "
+            "`level`, or leave it out for the first."
+        )
 
     @property
     def shape(self) -> tuple[int, int, int, int, int]:
@@ -111,19 +142,23 @@ class Fov:
         A scale of exactly 1 along t, or along both y and x, counts as not said: writers fill it in where they know
         nothing. So does a 1 along z where there is one slice.
         """
-        depth, multiscale = self.shape[2], self._multiscale
-        factors = [1.0] * 5
+        depth, (multiscale, _) = self.shape[2], self._multiscale
+        factors = [1.0] * len(multiscale.axes)
         whole: Any = multiscale.coordinateTransformations or ()
-        for transform in (*multiscale.datasets[0].coordinateTransformations, *whole):
+        for transform in (*self._dataset.coordinateTransformations, *whole):
             if transform.type == "scale":
-                factors = [a * b for a, b in zip(factors, getattr(transform, "scale", [1.0] * 5), strict=True)]
-        said = [factor > 0 and factor != 1 for factor in factors]
-        said[3] = said[4] = said[3] or said[4]
-        said[2] |= said[3] and depth > 1 and factors[2] > 0
-        units: list[Mapping[str, float]] = [_MINUTES, {}, *[_MICROMETRES] * 3]
-        t, _, z, y, x = (
-            _round(factor * unit[str(axis.unit)]) if is_said and str(axis.unit) in unit else None
-            for factor, unit, is_said, axis in zip(factors, units, said, multiscale.axes, strict=True)
+                factors = [a * b for a, b in zip(factors, getattr(transform, "scale", factors), strict=True)]
+        letters = sorted(self._multiscale[1], key=AXES.index)
+        along = {letter: (factor, axis) for letter, factor, axis in zip(letters, factors, multiscale.axes, strict=True)}
+        said = {letter: factor > 0 and factor != 1 for letter, (factor, _) in along.items()}
+        said["y"] = said["x"] = said["y"] or said["x"]
+        if "z" in along:
+            said["z"] |= said["y"] and depth > 1 and along["z"][0] > 0
+        t, z, y, x = (
+            _round(along[letter][0] * units[str(along[letter][1].unit)])
+            if said.get(letter) and str(along[letter][1].unit) in units
+            else None
+            for letter, units in zip("tzyx", (MINUTES, *[MICROMETRES] * 3), strict=True)
         )
         return Scale(interval_minutes=t, pixel_size_um=(z, y, x))
 
@@ -145,11 +180,15 @@ class Fov:
 
     @cached_property
     def _attributes(self) -> dict[str, Any]:
-        return _read_attributes(self.plate_path, self.name, self.store)
+        try:
+            return _read_attributes(self.plate_path, self.group, self.store)
+        except FileNotFoundError as error:
+            raise PlateError(f"{self.where}: no such image. Correct `wells`, or restore the image.") from error
 
     @cached_property
-    def _multiscale(self) -> MultiscaleV04 | MultiscaleV05:
-        return parse_model(self._attributes, "multiscales", self.where)
+    def _multiscale(self) -> tuple[MultiscaleV04 | MultiscaleV05, str]:
+        """Metadata with sorted axes, and the axes of the array."""
+        return parse_multiscale(self._attributes, self.where)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,7 +202,12 @@ class Plate:
     """`row/col/fov` → FOV of the opened wells, in the plate's order."""
 
 
-def open_plate(path: str | Path, wells: Collection[str] | None = None, options: StorageOptions | None = None) -> Plate:
+def open_plate(
+    path: str | Path,
+    wells: Collection[str] | None = None,
+    options: StorageOptions | None = None,
+    level: str | None = None,
+) -> Plate:
     """Open a plate; no pixels are read.
 
     Parameters
@@ -174,6 +218,8 @@ def open_plate(path: str | Path, wells: Collection[str] | None = None, options: 
         Open the FOVs of these wells only (`row/col`); None is all. Names that are not there are ignored.
     options
         How requests to object storage are made.
+    level
+        Path of the array to take of each image; None is the first.
 
     Raises
     ------
@@ -201,12 +247,13 @@ def open_plate(path: str | Path, wells: Collection[str] | None = None, options: 
         for image in parse_model(_read_attributes(path, well, store), "well", f"{path}/{well}").images
     ]
     if store is not None:
-        store.fetch_metadata(names, [f"{name}/0" for name in names])
+        store.fetch_metadata(names, [f"{name}/{level or 0}" for name in names])
     focus_slice = as_mapping(attributes.get("focus_slice"))
     fovs = {
         name: Fov(
             plate_path=path,
             name=name,
+            level=level,
             store=store,
             plate_normalization=normalization,
             plate_focus_slice=focus_slice,

@@ -6,9 +6,12 @@ Reads metadata, never pixels. Every error names the YAML path of the value that 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
-from dynaclr_wds.errors import ConfigError
+from dynaclr_wds.errors import ConfigError, PlateError
+from dynaclr_wds.storage.location import is_url
 from etl.source.experiments import BuildConfig, ExperimentConfig
+from etl.source.images import list_images, open_images
 from etl.source.plates import Fov, Plate, open_plate
 from etl.source.stored import check_focus
 
@@ -29,13 +32,34 @@ def open_plates(config: BuildConfig) -> dict[str, Plate]:
     for number, experiment in enumerate(config.experiments):
         where = f"{config.where}: experiments[{number}].data_path={experiment.data_path!r}"
         try:
-            plates[experiment.name] = open_plate(experiment.data_path, experiment.well_conditions, experiment.storage)
-        except FileNotFoundError as error:
+            plates[experiment.name] = _open(experiment)
+        except (FileNotFoundError, PlateError) as error:
+            if images := _list_unnamed(experiment):
+                raise ConfigError(
+                    f"{where} is no plate, but holds images {images[:8]}. Say which is of which well, such as "
+                    f"`wells: {{A/1: [{images[0]}]}}`."
+                ) from error
+            if isinstance(error, PlateError):
+                error.add_note(f"This plate is {where}.")
+                raise
             raise ConfigError(f"{where} has no plate. Give the folder of an OME-Zarr HCS plate.") from error
         except (ValueError, OSError) as error:
             error.add_note(f"This plate is {where}.")
             raise
     return plates
+
+
+def _open(experiment: ExperimentConfig) -> Plate:
+    if experiment.wells is None:
+        return open_plate(experiment.data_path, experiment.well_conditions, experiment.storage, experiment.level)
+    return open_images(experiment.data_path, experiment.wells, experiment.storage, experiment.level)
+
+
+def _list_unnamed(experiment: ExperimentConfig) -> list[str]:
+    """List the images on a disk that an experiment does not give a well, where it gives none at all."""
+    if experiment.wells is not None or is_url(experiment.data_path):
+        return []
+    return list_images(Path(experiment.data_path))
 
 
 def plan_fovs(config: BuildConfig, experiment: ExperimentConfig, names: Iterable[str]) -> tuple[str, ...]:

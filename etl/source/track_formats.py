@@ -1,7 +1,8 @@
 """Opens and reads one table file: the formats that track files and annotations may have.
 
 A new format is one function here and one entry of `READERS`. It opens a file, which reads its column names, and
-returns how to read values. What the columns mean is not known here; see `etl.source.tracks`.
+returns how to read values. What the columns mean is not known here; see `etl.source.tracks`. Tracks that are no tables
+are in `etl.source.track_sources`.
 """
 
 from __future__ import annotations
@@ -51,7 +52,13 @@ class TableFile:
     columns: tuple[str | None, ...]
     """Names that we give these columns; None for one that is not used."""
     units: Mapping[str, str] = field(default_factory=dict)
-    """Name in the file → unit, where the table is TrackMate's; "" for a column without a unit."""
+    """Name in the file → unit, where the file says it; "" for a column without a unit."""
+    kind: str = ""
+    """What the file is, for errors: `CSV`, `GEFF`."""
+    converts: bool = False
+    """Whether positions are converted from the units that the file says, whatever `tracks_unit` is."""
+    doubts: Mapping[str, str] = field(default_factory=dict)
+    """Our name → why the file does not say for certain which of its columns that is."""
     read: Callable[[Sequence[int], Collection[int]], pa.Table]
     """(places, places of text) → table with a column `str(place)` for each; text comes as it is written in the file."""
     rows: int | None = None
@@ -162,15 +169,15 @@ def open_table(place: Path | TablePlace) -> TableFile:
         raise ConfigError(
             f"{place.name}: the suffix {place.path.suffix!r} must be one of {list(READERS)}. Write it in such a format."
         )
-    with _naming(place, suffix):
-        return replace(READERS[suffix](place.path), name=place.name)
+    with naming_table(place, suffix[1:].upper()):
+        return replace(READERS[suffix](place.path), name=place.name, kind=suffix[1:].upper())
 
 
 @contextmanager
-def _naming(place: TablePlace, suffix: str) -> Iterator[None]:
+def naming_table(place: TablePlace, kind: str) -> Iterator[None]:
     """Name a table in errors as the user knows it, not by the path of a copy."""
     try:
-        with naming_file(place.name, suffix[1:].upper()):
+        with naming_file(place.name, kind):
             yield
     except (ConfigError, StorageError) as error:
         if place.name == str(place.path):
@@ -196,7 +203,7 @@ def read_table(file: TableFile, names: Sequence[str], labels: Sequence[str]) -> 
         The file cannot be read.
     """
     place = {name: file.columns.index(name) for name in (*names, *labels)}
-    with _naming(TablePlace(file.path, str(file)), str(table_suffix(file.path))):
+    with naming_table(TablePlace(file.path, str(file)), file.kind):
         table = file.read(list(place.values()), [place[name] for name in labels])
         columns = {name: table[str(place[name])] for name in names}
         for name in labels:

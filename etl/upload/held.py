@@ -116,7 +116,7 @@ def find_previous(folder: OutFolder, held: Held, mode: BuildMode) -> PreviousSet
     staged = read_previous(str(folder.out), LocalFiles(folder.out), manifest, checked=mode.repair)
     shared = find_shared(manifest, held)
     faults = {path: fault for path, fault in staged.faults.items() if path not in shared}
-    return dataclasses.replace(staged, faults=faults)
+    return dataclasses.replace(staged, faults=faults, behind=held.set)
 
 
 def find_shared(manifest: Manifest, held: Held) -> frozenset[str]:

@@ -1,0 +1,49 @@
+"""Fields of view to groups: which FOVs are built together, by one unit of work, into shards of their own. Pure.
+
+A group is closed before it would grow beyond a size, and from half of that size on behind a FOV whose name says so, by
+a hash. So where a FOV comes or goes, groups a little further on begin and end where they did before, and their shards
+stay. The same FOVs always make the same groups, whatever there was before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+_ONE_IN = 4
+"""Of so many FOVs, one closes its group early."""
+
+
+def plan_groups(names: Sequence[str], sizes: Sequence[int], group_bytes: int) -> list[range]:
+    """Put the FOVs of one experiment into groups.
+
+    Parameters
+    ----------
+    names
+        Of the FOVs, in order.
+    sizes
+        Bytes of the patches of each.
+    group_bytes
+        Most bytes of a group of several FOVs.
+
+    Returns
+    -------
+    list
+        Runs of FOVs; together they hold each FOV once.
+    """
+    groups, begin, total = [], 0, 0
+    for number, (name, size) in enumerate(zip(names, sizes, strict=True)):
+        if number > begin and total + size > group_bytes:
+            groups.append(range(begin, number))
+            begin, total = number, 0
+        total += size
+        if 2 * total >= group_bytes and _closes(name):
+            groups.append(range(begin, number + 1))
+            begin, total = number + 1, 0
+    if begin < len(names):
+        groups.append(range(begin, len(names)))
+    return groups
+
+
+def _closes(name: str) -> bool:
+    return hashlib.blake2b(name.encode(), digest_size=1).digest()[0] % _ONE_IN == 0

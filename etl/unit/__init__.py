@@ -1,0 +1,9 @@
+"""Groups of fields of view to shards: the unit of a build, which needs no other unit.
+
+| module | what it is |
+| --- | --- |
+| `job.py` | All that a unit is given, and the digest that says whether its result is there already. |
+| `build.py` | The unit: cut, judge, lay out, pack, note. |
+| `patches.py` | Memory for the patches of a group, or a file without a name where that is too little. |
+| `part.py` | What a finished unit notes for the index, beside its shards. |
+"""

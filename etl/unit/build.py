@@ -1,0 +1,245 @@
+"""The unit of a build: cuts a group of FOVs into memory, lays out what is left, packs it, and notes what it did.
+
+It reads the plates and writes shards and a part of its own; it looks at nothing that another unit writes. The part
+comes last: a unit that was stopped is run again, one whose part and shards are whole is not. Two copies of a unit that
+run at the same time write the same bytes under names of their own, so neither harms the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Int, UInt8
+
+from dynaclr_wds.contract import FileRecord, PartitionRecord
+from etl.cut.frames import cut_fov
+from etl.cut.intensities import GroupStatistics, plan_group_statistics
+from etl.cut.job import CutJob, FovCut
+from etl.fov_rows import find_edges
+from etl.index import Index, add_stack_places, keep_observations
+from etl.labels import label_codes
+from etl.layout.clips import plan_shards
+from etl.layout.jobs import plan_cuts, plan_named_clips, read_columns
+from etl.pack.contents import GroupContents, estimate_clip_bytes
+from etl.pack.shard_jobs import plan_shard_job
+from etl.pack.tars import PackedShard, pack_shard
+from etl.run.executors import report
+from etl.run.output import checksum_file, file_size
+from etl.unit.job import UnitJob
+from etl.unit.part import Part, read_part, write_part
+from etl.unit.patches import hold_patches
+
+
+def build_unit(job: UnitJob) -> FileRecord:
+    """Build one group, or find that it is there; return its part.
+
+    Raises
+    ------
+    PlateError, ConfigError
+        Pixels that can't be read, or may not be stored.
+    BuildError
+        The disk is full, or failed.
+    """
+    found = find_staged(job)
+    if found is not None:
+        report(count_frames(job))
+        return found
+    columns = read_columns(job.index.observations)
+    cuts, order = plan_cuts(job.config, job.config.experiments[0], job.fovs, columns)
+    patches = hold_patches(order.size, job.experiment.patch_bytes, job.memory_bytes, job.scratch)
+    done = _cut(cuts, patches)
+    kept, dropped = _judge(job, done, order)
+    slot = np.empty(order.size, np.int64)
+    slot[order] = np.arange(order.size)
+    left = _Left.of(job, done, kept)
+    contents = _lay_out(job, left)
+    tables: dict[tuple[str, int], str] = {}
+    shards = [
+        pack_shard(plan_shard_job(contents, slot[kept], n), patches, job.staged, tables, job.in_place.get(path, ""))
+        for n, path in enumerate(contents.paths)
+    ]
+    return write_part(job.staged, job.part, _note(job, left, contents, shards, dropped, kept))
+
+
+def count_frames(job: UnitJob) -> int:
+    """Return the frames that a unit reads."""
+    return sum(fov.frames for fov in job.index.fovs)
+
+
+def find_staged(job: UnitJob) -> FileRecord | None:
+    """Return the part of a unit that a stopped build finished, if it and its shards are whole."""
+    path = job.staged / job.part
+    part = read_part(path)
+    if part is None or part.digest != job.digest:
+        return None
+    for shard in part.shards:
+        staged = job.staged / shard.path
+        is_staged = file_size(staged) == shard.bytes and checksum_file(staged) == shard.xxh3
+        if not is_staged and job.in_place.get(shard.path) != shard.xxh3:
+            return None
+        report(0)
+    return FileRecord(path=job.part, bytes=file_size(path), xxh3=checksum_file(path))
+
+
+def _cut(cuts: Sequence[CutJob], patches: UInt8[np.ndarray, "n bytes"]) -> list[FovCut]:
+    """Cut every FOV into its run of the patches."""
+    done, first = [], 0
+    for cut in cuts:
+        room = patches[first : first + cut.t.size]
+        done.append(cut_fov(cut, room.view(cut.patch.dtype).reshape(cut.t.size, *cut.patch.shape)))
+        first += cut.t.size
+    return done
+
+
+def _judge(
+    job: UnitJob, done: Sequence[FovCut], order: Int[np.ndarray, " obs"]
+) -> tuple[Bool[np.ndarray, " obs"], dict[str, int]]:
+    """Say which observations stay when the pixels are known, and count the others."""
+    config = job.config
+    blank, nonfinite = np.empty((2, order.size), bool)
+    blank[order] = np.concatenate([cut.blank for cut in done])
+    nonfinite[order] = np.concatenate([cut.nonfinite for cut in done])
+    reason = "blank_channel" if config.on_blank == "drop" else "blank_channel_kept"
+    counts = {reason: int(blank.sum()), "nan_pixels": int(nonfinite.sum())}
+    kept = (~blank | (config.on_blank == "keep")) & (~nonfinite | (config.on_nan == "zero"))
+    return kept, {reason: count for reason, count in counts.items() if count}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Left:
+    """What is left of a group when the pixels are known."""
+
+    index: Index
+    fov_kept: Bool[np.ndarray, " fovs"]
+    statistics: GroupStatistics
+
+    @classmethod
+    def of(cls, job: UnitJob, done: Sequence[FovCut], kept: Bool[np.ndarray, " obs"]) -> _Left:
+        """Take what stays, and where its slices lie."""
+        (entry,) = job.config.experiments
+        index = job.index
+        fov, t = (index.observations[name].to_numpy() for name in ("fov_index", "t"))
+        edges = find_edges(index).tolist()
+        z_start, z_focus = np.empty((2, t.size), np.float32)
+        for number, cut in enumerate(done):
+            rows = slice(edges[number], edges[number + 1])
+            z_start[rows], z_focus[rows] = cut.z_start[t[rows]], cut.z_focus[t[rows]]
+        if not kept.all():
+            index = keep_observations(index, kept, {entry.name: job.config.tau_frames(entry)})
+        fov_kept = np.bincount(fov[kept], minlength=len(job.fovs)) > 0
+        rows_kept = np.flatnonzero(fov_kept).tolist()
+        statistics = plan_group_statistics(
+            [job.fovs[row] for row in rows_kept],
+            [done[row] for row in rows_kept],
+            entry.source_channel,
+            fill_blank=job.config.on_blank == "keep",
+        )
+        return cls(
+            index=add_stack_places(index, z_start[kept], z_focus[kept]), fov_kept=fov_kept, statistics=statistics
+        )
+
+
+def _lay_out(job: UnitJob, left: _Left) -> GroupContents:
+    """Put what is left into clips, blocks and shards."""
+    index, config = left.index, job.config
+    columns = read_columns(index.observations)
+    clips, keys = plan_named_clips(config, index, columns)
+    clip_bytes = estimate_clip_bytes(clips, job.experiment)
+    return GroupContents(
+        digest=job.digest,
+        experiment=job.experiment,
+        clips=clips,
+        keys=keys,
+        shards=plan_shards(clips.clip_partition, clip_bytes, config.shard_bytes, config.block_bytes),
+        labels=index.labels,
+        label_codes={label.name: label_codes(index.observations, label) for label in index.labels},
+        partitions=index.partitions,
+        fovs=index.fovs,
+        columns=columns,
+        lineage_ids=_lineage_ids(index),
+        fov_first_frame=np.cumsum([0, *(fov.frames for fov in index.fovs)]),
+        timepoint=left.statistics.timepoint.astype(np.float32),
+        fov=left.statistics.fov.astype(np.float32),
+    )
+
+
+def _lineage_ids(index: Index) -> list[str]:
+    """Return the lineage_id of each lineage_index."""
+    numbers, first = np.unique(index.observations["lineage_index"].to_numpy(), return_index=True)
+    assert numbers.size == 0 or numbers[-1] == numbers.size - 1, "the index numbers lineages densely"
+    ids: list[str] = index.observations["lineage_id"].take(first).to_pylist()
+    return ids
+
+
+def _note(
+    job: UnitJob,
+    left: _Left,
+    contents: GroupContents,
+    shards: Sequence[PackedShard],
+    dropped: Mapping[str, int],
+    kept: Bool[np.ndarray, " obs"],
+) -> Part:
+    """Gather what the index needs."""
+    clips, columns, channels = contents.clips, contents.columns, job.experiment.shape[0]
+    candidates = int(clips.obs_dropped.sum())
+    packed = {
+        name: np.concatenate([np.empty((0, *more), dtype), *(getattr(shard, name) for shard in shards)])
+        for name, dtype, more in (
+            ("patch_offset", np.int64, ()),
+            ("patch_xxh3", np.uint32, (channels,)),
+            ("block_begin", np.int64, ()),
+            ("block_end", np.int64, ()),
+            ("block_xxh3", np.uint64, ()),
+        )
+    }
+    arrays = {
+        "kept": kept,
+        "fov_kept": left.fov_kept,
+        "z_start": columns["z_start"].astype(np.float32),
+        "z_focus": columns["z_focus"].astype(np.float32),
+        "timepoint": contents.timepoint,
+        "fov": contents.fov,
+        "patch_obs": clips.patch_obs.astype(np.int32),
+        "patch_t": clips.patch_t.astype(np.int32),
+        "patch_is_sample": clips.patch_is_sample,
+        "patch_has_candidate": clips.patch_has_candidate,
+        "clip_first": clips.clip_first,
+        "clip_lineage": clips.clip_lineage.astype(np.int32),
+        "clip_key": np.array([int(key, 16) for key in contents.keys.tolist()], np.uint64),
+        "block_first": contents.shards.block_first,
+        "block_shard": contents.shards.block_shard,
+        **packed,
+    }
+    return Part(
+        digest=job.digest,
+        partitions=_count_partitions(contents, shards),
+        shards=tuple(shard.record for shard in shards),
+        dropped={**dropped, **({"candidates_dropped": candidates} if candidates else {})},
+        lineages=len(contents.lineage_ids),
+        arrays=arrays,
+        summaries=left.statistics.summaries,
+    )
+
+
+def _count_partitions(contents: GroupContents, shards: Sequence[PackedShard]) -> tuple[PartitionRecord, ...]:
+    """Count what is stored of each partition."""
+    count, columns, clips = len(contents.partitions), contents.columns, contents.clips
+    partition = columns["partition_index"]
+    lineage_partition = np.zeros(len(contents.lineage_ids), np.int64)
+    lineage_partition[columns["lineage_index"]] = partition
+    size = np.array([shard.record.bytes for shard in shards], np.int64)
+    table = {
+        "observations": np.bincount(partition, minlength=count),
+        "with_candidate": np.bincount(partition[columns["has_candidate"]], minlength=count),
+        "lineages": np.bincount(lineage_partition, minlength=count),
+        "clips": np.bincount(clips.clip_partition, minlength=count),
+        "patches": np.bincount(partition[clips.patch_obs], minlength=count),
+        "shards": np.bincount(contents.shards.shard_partition, minlength=count),
+        "bytes": np.bincount(contents.shards.shard_partition, weights=size, minlength=count),
+    }
+    return tuple(
+        PartitionRecord(labels=labels, **{name: int(values[row]) for name, values in table.items()})
+        for row, labels in enumerate(contents.partitions)
+    )

@@ -1,0 +1,109 @@
+"""What a finished unit notes for the index, beside its shards: rows of arrays whose numbers count within the group.
+
+One npz file without pickle: arrays, and a JSON text for the rest. It is written last, so a unit whose part is there has
+finished; zip's own checksums tell whether it is whole. The set keeps it, for later builds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Shaped
+
+from dynaclr_wds.contract import FileRecord, PartitionRecord, ShardRecord
+from etl.cut.statistics import Counts, Moments, Summary
+from etl.run.output import writing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """What the index needs of one group."""
+
+    digest: str
+    """Of all that the group is made of."""
+    partitions: tuple[PartitionRecord, ...]
+    """What is stored of each partition."""
+    shards: tuple[ShardRecord, ...]
+    """Their `partition` is a row of `partitions`."""
+    dropped: Mapping[str, int]
+    """Reason → observations (or candidates) that were left out, as only the unit can tell."""
+    lineages: int
+    """Lineages that are left."""
+    arrays: Mapping[str, Shaped[np.ndarray, ...]]
+    """`kept` (of the observations that the unit was given) and `fov_kept`; of the observations that are left `z_start`
+    and `z_focus`; statistics `timepoint` and `fov` of the FOVs that are left; and the arrays of the contract that begin
+    with `patch_`, `clip_` and `block_`, but `patch_clip` and `clip_block`, which follow from others; `clip_key`."""
+    summaries: tuple[Summary, ...]
+    """What merges into the statistics of the experiment, one per channel; empty where nothing is left."""
+
+
+def write_part(folder: Path, path: str, part: Part) -> FileRecord:
+    """Write a part below a folder."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **_to_arrays(part))  # type: ignore[arg-type] # the stub takes them for allow_pickle
+    with writing(folder / path) as file:
+        file.write(buffer.getbuffer())
+    return FileRecord(path=path, bytes=file.bytes, xxh3=file.xxh3)
+
+
+def read_part(path: Path) -> Part | None:
+    """Read a part; None where there is none, or it is damaged."""
+    try:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        return _from_arrays(arrays)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+def _to_arrays(part: Part) -> dict[str, Shaped[np.ndarray, ...]]:
+    record = {
+        "digest": part.digest,
+        "partitions": [dataclasses.asdict(partition) for partition in part.partitions],
+        "shards": [dataclasses.asdict(shard) for shard in part.shards],
+        "dropped": dict(part.dropped),
+        "lineages": part.lineages,
+    }
+    arrays = {"record": np.frombuffer(json.dumps(record).encode(), np.uint8), **part.arrays}
+    for channel, summary in enumerate(part.summaries):
+        if isinstance(summary, Counts):
+            present = np.flatnonzero(summary.counts)
+            arrays |= {f"present_{channel}": present.astype(np.int32), f"counts_{channel}": summary.counts[present]}
+            arrays[f"size_{channel}"] = np.array([summary.counts.size, summary.lowest])
+        else:
+            arrays[f"moments_{channel}"] = summary.moments
+            arrays[f"samples_{channel}"] = np.concatenate([np.empty(0), *summary.samples])
+    return arrays
+
+
+def _from_arrays(arrays: dict[str, Shaped[np.ndarray, ...]]) -> Part:
+    record = json.loads(arrays.pop("record").tobytes())
+    summaries: list[Summary] = []
+    while any(f"{kind}_{len(summaries)}" in arrays for kind in ("size", "moments")):
+        summaries.append(_take_summary(arrays, len(summaries)))
+    return Part(
+        digest=record["digest"],
+        partitions=tuple(PartitionRecord(**partition) for partition in record["partitions"]),
+        shards=tuple(ShardRecord(**shard) for shard in record["shards"]),
+        dropped=record["dropped"],
+        lineages=record["lineages"],
+        arrays=arrays,
+        summaries=tuple(summaries),
+    )
+
+
+def _take_summary(arrays: dict[str, Shaped[np.ndarray, ...]], channel: int) -> Summary:
+    if f"moments_{channel}" in arrays:
+        samples = arrays.pop(f"samples_{channel}")
+        return Moments(moments=arrays.pop(f"moments_{channel}"), samples=(samples,))
+    size, lowest = arrays.pop(f"size_{channel}").tolist()
+    counts = np.zeros(size, np.int64)
+    counts[arrays.pop(f"present_{channel}")] = arrays.pop(f"counts_{channel}")
+    return Counts(counts=counts, lowest=lowest)
