@@ -120,12 +120,6 @@ def test_listed_well_without_group_is_an_error(tmp_path: Path) -> None:
         open_plate(tmp_path)
 
 
-def test_array_that_is_not_tczyx_is_an_error(tmp_path: Path) -> None:
-    write_plate(tmp_path, shape=(2, 1, 8, 8))
-    with pytest.raises(PlateError, match=r"axes \['c', 'z', 'y', 'x'\] must be \[t, c, z, y, x\]"):
-        _ = open_plate(tmp_path).fovs["A/1/0"].array
-
-
 def test_array_that_belies_its_axes_is_an_error(tmp_path: Path) -> None:
     write_plate(tmp_path, shape=(2, 1, 8, 8))
     document = json.loads((tmp_path / "A/1/0/zarr.json").read_text())
