@@ -228,7 +228,7 @@ _REFERENCE = (
 )
 _GROUP = (
     "patches of fields of view that are built together into shards of their own, such as 256M: what a change rebuilds, "
-    "and what one worker holds in memory (default: 1G)"
+    "and what one worker holds in memory (default: 256M)"
 )
 _BORDER = (
     "patches that reach beyond the image: moved inside (shift, the default), filled with the nearest pixels so that "

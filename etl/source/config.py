@@ -242,7 +242,7 @@ class BuildOptions:
     """Most bytes of a shard: a number, or a size such as `512M`."""
     block_bytes: Annotated[int, As(Bytes)] = 8 * 2**20
     """About the bytes of a block, the unit of streaming: a number, or a size such as `512K`."""
-    group_bytes: Annotated[int, As(Bytes)] = 2**30
+    group_bytes: Annotated[int, As(Bytes)] = 2**28
     """About the bytes of the patches of a group: FOVs that are built together, into shards of their own."""
     dtype: Annotated[Dtype, As(choice(Dtype, "Use `source` to keep the plate's."))] = "source"
     """Dtype of the stored patches; `source` keeps the plate's."""
