@@ -11,6 +11,7 @@ import pytest
 import zarr
 
 from dynaclr_wds.errors import PlateError
+from etl.source.plate_boxes import read_box
 from etl.source.plates import open_plate
 from tests.plates import write_plate
 
@@ -118,6 +119,13 @@ def test_listed_well_without_group_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "A/2/zarr.json").unlink()
     with pytest.raises(PlateError, match=r"lists A/2, but has no such group"):
         open_plate(tmp_path)
+
+
+def test_array_without_time_has_one_frame(tmp_path: Path) -> None:
+    (written,) = write_plate(tmp_path, shape=(2, 1, 8, 8)).values()
+    fov = open_plate(tmp_path).fovs["A/1/0"]
+    assert fov.shape == (1, 2, 1, 8, 8)
+    np.testing.assert_array_equal(read_box(fov.array, ()), written[None])
 
 
 def test_array_that_belies_its_axes_is_an_error(tmp_path: Path) -> None:
