@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "predict": ("dynaclr_wds.commands.predict", "Embed cells with a trained network, as it was trained."),
     "shuffle": ("dynaclr_wds.commands.shuffle", "Show how well batches would be mixed, without reading a pixel."),
     "evaluate": ("dynaclr_wds.commands.evaluate", "Judge embeddings side by side: smooth, informative, alive?"),
+    "export": ("dynaclr_wds.commands.export", "Write a trained encoder as ONNX, for programs without torch."),
     "bench-storage": (
         "dynaclr_wds.commands.bench_storage",
         "Measure how fast shards come from object storage, and what to set.",
@@ -36,7 +37,19 @@ LIGHTNING: dict[str, str] = {
 }
 """Name → one line of help."""
 
-_ORDER = ("init", "build", "simulate", "fit", "validate", "predict", "evaluate", "shuffle", "verify", "bench-storage")
+_ORDER = (
+    "init",
+    "build",
+    "simulate",
+    "fit",
+    "validate",
+    "predict",
+    "evaluate",
+    "export",
+    "shuffle",
+    "verify",
+    "bench-storage",
+)
 
 _EXAMPLES = """From plates to embeddings:
 

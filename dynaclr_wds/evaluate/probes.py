@@ -121,6 +121,18 @@ def probe_label(x: Float64[np.ndarray, "n d"], label: str, cells: Cells, folds: 
     )
 
 
+def vote_accuracy(x: Float64[np.ndarray, "n d"], values: Shaped[np.ndarray, " n"], cells: Cells) -> float | None:
+    """Balanced accuracy of the vote of neighbours of other FOVs (or lineages); None where nothing can be held out."""
+    rows = np.flatnonzero(values != "")
+    code = number(values[rows])[1]
+    own = cells.take(rows)
+    folds = plan_folds(code, own) if len(np.unique(code)) > 1 else None
+    if folds is None:
+        return None
+    guess = _guess(unit_length(x[rows]), code, folds, _make_vote)
+    return balanced_accuracy(guess, code, np.zeros(len(code), np.int64), np.ones((1, 1))).value
+
+
 def _make_linear(_: int) -> Any:
     return LogisticRegression(max_iter=200, tol=1e-3)
 

@@ -103,6 +103,18 @@ def measure_smoothness(x: Float32[np.ndarray, "n d"], cells: Cells, weights: Wei
     )
 
 
+def compare_pairs(anchor: Float32[np.ndarray, "n d"], positive: Float32[np.ndarray, "n d"]) -> float | None:
+    """Mean cosine distance of anchors to their positives, over that of any two rows; None where all are alike.
+
+    It is smoothness over τ in place of one frame, for batches, which hold no adjacent frames.
+    """
+    unit = unit_length(standardise(np.concatenate([anchor, positive])))
+    near = 1 - np.einsum("nd,nd->n", unit[: len(anchor)], unit[len(anchor) :])
+    rows = np.zeros(len(unit), np.int64)
+    random = float(_mean_distances(unit, rows, np.ones((1, 1)))[0])
+    return float(near.mean()) / random if unit.any() and random > 0 else None
+
+
 def _mean_distances(
     unit: Float64[np.ndarray, "n d"], lineage: Int64[np.ndarray, " n"], weights: Weights
 ) -> Float64[np.ndarray, " draws"]:
