@@ -74,12 +74,27 @@ def read_table(path: Path, name: str, which: Which, most_cells: int, lineages: f
     ConfigError
         It isn't there, or isn't a table of embeddings.
     """
-    if not path.exists():
-        raise ConfigError(f"{path}: no such table. Give what `dynaclr-wds predict` wrote, or NAME=PATH.")
-    if path.suffix == ".zarr":
+    if path.suffix == ".zarr" and path.exists():
         from dynaclr_wds.evaluate.anndata_input import read_anndata
 
         return read_anndata(path, name, which, most_cells, lineages)
+    found = _open(path, which)
+    columns = found.schema.names
+    total = found.count_rows()
+    if lineages is None and total > most_cells:
+        lineages = _draw(found, most_cells)
+    chosen = None if lineages is None else pc.field("lineage_id").isin(pa.array(sorted(lineages), pa.string()))
+    other = {"features", "projections"} - {which}
+    rows = found.to_table(columns=[c for c in columns if c not in other], filter=chosen)
+    if not len(rows):
+        raise ConfigError(f"{path}: has no cell to judge. Give a table of the same cells, or one with rows.")
+    cells, embeddings = _split_channels(rows, name, which)
+    return Table(cells=cells, embeddings=embeddings, total=total, yx=_seen(found.schema.metadata), lineages=lineages)
+
+
+def _open(path: Path, which: Which) -> pads.Dataset:
+    if not path.exists():
+        raise ConfigError(f"{path}: no such table. Give what `dynaclr-wds predict` wrote, or NAME=PATH.")
     try:
         found = pads.dataset(path, format="parquet", exclude_invalid_files=False)
         columns = found.schema.names
@@ -93,16 +108,7 @@ def read_table(path: Path, name: str, which: Which, most_cells: int, lineages: f
             f"{path}: has no column {', '.join(missing)}; it has {', '.join(columns)}. Give a table that "
             "`dynaclr-wds predict` wrote."
         )
-    total = found.count_rows()
-    if lineages is None and total > most_cells:
-        lineages = _draw(found, most_cells)
-    chosen = None if lineages is None else pc.field("lineage_id").isin(pa.array(sorted(lineages), pa.string()))
-    other = {"features", "projections"} - {which}
-    rows = found.to_table(columns=[c for c in columns if c not in other], filter=chosen)
-    if not len(rows):
-        raise ConfigError(f"{path}: has no cell to judge. Give a table of the same cells, or one with rows.")
-    cells, embeddings = _split_channels(rows, name, which)
-    return Table(cells=cells, embeddings=embeddings, total=total, yx=_seen(found.schema.metadata), lineages=lineages)
+    return found
 
 
 def _draw(found: pads.Dataset, most_cells: int) -> frozenset[str]:
