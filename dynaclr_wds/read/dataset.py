@@ -27,6 +27,7 @@ from dynaclr_wds.read.prefetch import BlockWindow
 from dynaclr_wds.read.substitution import Substitution
 from dynaclr_wds.shardset import ShardSet
 from dynaclr_wds.store import BlockStore, RemoteStore
+from dynaclr_wds.track_names import keep_tracks
 from dynaclr_wds.words import count_of
 
 _REQUESTS_PER_WORKER, _MOST_REQUESTS = 16, 64
@@ -329,12 +330,17 @@ def list_observations(
     keep_fov: Bool[np.ndarray, " f"],
     limit: int | None = None,
     choices: ChannelChoices | None = None,
+    tracks: Sequence[str] | None = None,
 ) -> BatchPlan:
     """List every observation of some FOVs once (the first `limit` of them), in the order of the index.
 
-    Where channels are chosen, it stands there once for each choice.
+    Where channels are chosen, it stands there once for each choice. Where tracks are named, only theirs are listed.
     """
-    wanted = np.flatnonzero(keep_fov[shards.arrays["obs_fov"]])[:limit]
+    keep = keep_fov[shards.arrays["obs_fov"]]
+    if tracks is not None:
+        of = (shards.arrays[name].astype(np.int64) for name in ("obs_fov", "obs_track_id"))
+        keep = keep & keep_tracks(tracks, shards.manifest.fovs, *of)
+    wanted = np.flatnonzero(keep)[:limit]
     choice = None
     if choices is not None:
         count = choices.count[shards.fov_experiment[shards.arrays["obs_fov"][wanted]]]
