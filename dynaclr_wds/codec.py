@@ -32,7 +32,7 @@ def compress(data: Any) -> bytes:
 def compress_patch(header: bytes, data: bytes | memoryview, channels: int) -> list[bytes]:
     """Compress the npy header of a patch, and each channel of its data."""
     view, size = memoryview(data), len(data) // channels
-    return [compress(header), *(compress(view[at : at + size]) for at in range(0, size * channels, size))]
+    return [compress(header), *(compress(view[k * size : (k + 1) * size]) for k in range(channels))]
 
 
 def decompress(data: Any, size: int) -> bytes:

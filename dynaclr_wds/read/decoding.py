@@ -233,7 +233,7 @@ class DecodingStore:
         with self._stored(shard, *self._at.find_stored(runs)) as found:
             return [self._decode_run(place, data, runs) for place, data in enumerate(found)]
 
-    def _decode_run(self, place: int, data: UInt8[np.ndarray, " b"], runs: ChannelRuns) -> UInt8[np.ndarray, " b"]:
+    def _decode_run(self, place: int, data: UInt8[np.ndarray, " b"], runs: ChannelRuns) -> UInt8[np.ndarray, " d"]:
         """Decode one run of channels.
 
         Raises
