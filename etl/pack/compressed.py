@@ -1,4 +1,4 @@
-"""Puts blocks of compressed patches together: how long each channel is, and so where things are, is known afterwards."""
+"""Puts blocks of compressed patches together: where things are is known only afterwards."""
 
 from __future__ import annotations
 
@@ -53,7 +53,9 @@ def compress_block(
             head, *data = compress_patch(header, patches[slot].data, channels)
             places.offset.append(begin + MEMBER_HEADER + len(head))
             places.lengths.append([len(part) for part in data])
-            begin += _append(parts, f"{job.keys[clip]}.{number:0{width}d}{SUFFIXES[job.codec]}", b"".join([head, *data]))
+            begin += _append(
+                parts, f"{job.keys[clip]}.{number:0{width}d}{SUFFIXES[job.codec]}", b"".join([head, *data])
+            )
         begin += _append(parts, f"{job.keys[clip]}.json", texts[clip])
     return b"".join(parts)
 

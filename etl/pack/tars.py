@@ -1,9 +1,9 @@
 """Packs patches into tars: clips in stored order, each one sample of plain WebDataset.
 
 A sample is `<key>.<nnn>.npy` for every patch, or `.npy.gz` where the build has a codec, and then `<key>.json`. The JSON
-of a whole shard is made first, so without a codec every offset is known before a byte is written. A block is put together in memory,
-and written at once. Owner, mode and time of the members are fixed: the same input gives the same bytes. Checksums are
-taken of the bytes on their way.
+of a whole shard is made first, so without a codec every offset is known before a byte is written. A block is put
+together in memory, and written at once. Owner, mode and time of the members are fixed: the same input gives the same
+bytes. Checksums are taken of the bytes on their way.
 """
 
 from __future__ import annotations
