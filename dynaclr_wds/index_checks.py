@@ -7,8 +7,9 @@ array once, in chunks, and never a shard; whether the bytes are those that were 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -16,7 +17,7 @@ from jaxtyping import Int
 from dynaclr_wds.contract import MEMBER_HEADER, NO_CODEC, NO_ID, STATISTICS, Manifest, array_dtypes, label_array
 from dynaclr_wds.offset_checks import Arrays, PlainOffsets, StoredOffsets, check_range, index_error, require
 
-_CHUNK = 1 << 18
+_CHUNK = 1 << 16
 
 
 def check_arrays(manifest: Manifest, arrays: Arrays) -> None:
@@ -138,8 +139,9 @@ def _check_patches(manifest: Manifest, arrays: Arrays) -> None:
     """Check the columns of patches; every observation must be a sample in one row, the one that it points to."""
     offsets = PlainOffsets(manifest, arrays) if manifest.codec == NO_CODEC else StoredOffsets(manifest, arrays)
     chunks = list(_chunks(len(arrays["patch_obs"])))
+    halves = [chunks[: (len(chunks) + 1) // 2], chunks[(len(chunks) + 1) // 2 :]]
     with ThreadPoolExecutor(2) as pool:
-        samples = sum(pool.map(lambda rows: _check_chunk(arrays, rows, offsets), chunks))
+        samples = sum(pool.map(lambda half: _check_chunks(arrays, half, offsets), halves))
     if samples != len(arrays["obs_patch"]):
         raise index_error(
             "patch_is_sample", f"marks {samples} rows, but there are {len(arrays['obs_patch'])} observations"
@@ -147,32 +149,78 @@ def _check_patches(manifest: Manifest, arrays: Arrays) -> None:
     offsets.check_blocks()
 
 
-def _check_chunk(arrays: Arrays, rows: slice, offsets: PlainOffsets) -> int:
+class _Room:
+    """Memory for a chunk of rows, used again and again: to get fresh memory would take longer than the checks."""
+
+    def __init__(self) -> None:
+        self._flat: dict[str, np.ndarray[Any, Any]] = {name: np.empty(_CHUNK, dtype) for name, dtype in _ROOM.items()}
+        self._count = np.arange(_CHUNK)
+
+    def __call__(self, name: str, rows: int) -> Any:
+        """Return room for so many rows."""
+        return self._flat[name][:rows]
+
+    def take(self, values: Int[np.ndarray, " n"], at: Int[np.ndarray, " rows"]) -> Int[np.ndarray, " rows"]:
+        """Take values at places that were checked; they are there until others of their size are taken."""
+        out = self("taken_8" if values.dtype.itemsize == 8 else "taken_4", len(at)).view(values.dtype)
+        return np.take(values, at, out=out, mode="clip")
+
+    def count(self, rows: slice) -> Int[np.ndarray, " rows"]:
+        """Number rows."""
+        size = rows.stop - rows.start
+        numbers: Int[np.ndarray, " rows"] = np.add(self._count[:size], rows.start, out=self("number", size))
+        return numbers
+
+    def number_runs(self, edges: Int[np.ndarray, " runs"], rows: slice) -> Int[np.ndarray, " rows"]:
+        """Number the runs that begin at `edges` from 0, the first at the begin of the rows or before it."""
+        begins = self("begins", rows.stop - rows.start)
+        begins[:] = 0
+        begins[edges[1:] - rows.start] = 1
+        numbers: Int[np.ndarray, " rows"] = np.cumsum(begins, out=self("run", len(begins)))
+        return numbers
+
+
+_ROOM = {
+    **{"row": np.intp, "run": np.intp, "number": np.int64, "taken_4": np.int32, "taken_8": np.int64, "gap": np.int64},
+    **{"begins": np.int8, "good": np.bool_, "same": np.bool_},
+}
+
+
+def _check_chunks(arrays: Arrays, chunks: Sequence[slice], offsets: PlainOffsets) -> int:
     """Check some rows of patches; return how many are samples."""
+    room = _Room()
+    for rows in chunks:
+        _check_chunk(arrays, rows, room)
+        offsets.check_rows(rows)
+    return sum(int(np.count_nonzero(arrays["patch_is_sample"][rows])) for rows in chunks)
+
+
+def _check_chunk(arrays: Arrays, rows: slice, room: _Room) -> None:
+    """Check a chunk of rows of patches."""
     at, obs, clip = rows.start, arrays["patch_obs"][rows], arrays["patch_clip"][rows]
-    count = len(arrays["obs_patch"])
-    check_range("patch_obs", obs, 0, count - 1, "an observation", at)
-    row_of = obs.astype(np.intp)  # once, or every take would convert it
-    first = arrays["clip_first"]
+    size, first = len(obs), arrays["clip_first"]
+    check_range("patch_obs", obs, 0, len(arrays["obs_patch"]) - 1, "an observation", at)
+    row_of, good = room("row", size), room("good", size)
+    np.copyto(row_of, obs)  # once, or every take would convert it
     low, high = np.searchsorted(first, np.array([rows.start, rows.stop - 1], first.dtype), "right") - 1
-    patches = np.minimum(first[low + 1 : high + 2], rows.stop) - np.maximum(first[low : high + 1], rows.start)
-    expected = np.repeat(np.arange(low, high + 1, dtype=np.int32), patches)
-    require("patch_clip", clip == expected, clip, "must be the clip of clip_first", at)
+    run = room.number_runs(first[low : high + 1], rows)
+    np.equal(np.subtract(clip, low, out=room("taken_8", size)), run, out=good)
+    require("patch_clip", good, clip, "must be the clip of clip_first", at)
     t, is_sample = arrays["patch_t"][rows], arrays["patch_is_sample"][rows]
-    require("patch_t", t == arrays["obs_t"].take(row_of), t, "must be the frame of the observation", at)
-    good = t[1:] >= t[:-1]
-    good |= clip[1:] != clip[:-1]
-    require("patch_t", good, t[1:], "must ascend in a clip", at + 1)
-    lineage = np.repeat(arrays["clip_lineage"][low : high + 1], patches)
-    good = lineage == arrays["obs_lineage"].take(row_of)
+    np.equal(t, room.take(arrays["obs_t"], row_of), out=good)
+    require("patch_t", good, t, "must be the frame of the observation", at)
+    np.greater_equal(t[1:], t[:-1], out=good[1:])
+    good[1:] |= np.not_equal(clip[1:], clip[:-1], out=room("same", size)[1:])
+    require("patch_t", good[1:], t[1:], "must ascend in a clip", at + 1)
+    lineage = room.take(arrays["clip_lineage"][low : high + 1], run)
+    wanted = room("number", size).view(np.int32)[:size]
+    np.equal(lineage, np.take(arrays["obs_lineage"], row_of, out=wanted, mode="clip"), out=good)
     require("clip_lineage", good, lineage, "must be the lineage of the clip's observations", at, "patch row")
-    home = arrays["obs_patch"].take(row_of)
-    good = (home == np.arange(rows.start, rows.stop)) == is_sample
+    home = room.take(arrays["obs_patch"], row_of)
+    np.equal(np.equal(home, room.count(rows), out=good), is_sample, out=good)
     require("obs_patch", good, home, "must be the one row where its observation is a sample", at, "patch row")
-    good = is_sample >= arrays["patch_has_candidate"][rows]
+    np.greater_equal(is_sample, arrays["patch_has_candidate"][rows], out=good)
     require("patch_has_candidate", good, ~good, "must be False where patch_is_sample is", at)
-    offsets.check_rows(rows)
-    return int(np.count_nonzero(is_sample))
 
 
 def _check_steps(name: str, values: Int[np.ndarray, " n"], rows: slice, most: int) -> None:

@@ -6,12 +6,13 @@ node, and shards are pinned: by one listing where there is one, else when each i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from dynaclr_wds import contract
-from dynaclr_wds.contract import Manifest
+from dynaclr_wds.contract import FileRecord, Manifest
 from dynaclr_wds.errors import FormatError
 from dynaclr_wds.file_checks import MOST_MANIFEST_BYTES, check_content, check_size, read_manifest_file
 from dynaclr_wds.manifest_checks import parse_manifest
@@ -20,6 +21,8 @@ from dynaclr_wds.storage.index_cache import IndexCache
 from dynaclr_wds.storage.location import Location
 from dynaclr_wds.storage.options import StorageOptions
 from dynaclr_wds.storage.versions import ObjectInfo
+
+_CHECKED_AT_ONCE = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,14 +42,14 @@ class RemoteFiles:
         return self.index.folder / path
 
 
-def find_local(root: Path, *, verify: bool) -> Manifest:
-    """Read the manifest of a folder, and check that every file is there.
+def find_local(root: Path) -> Manifest:
+    """Read the manifest of a folder, and check that every file is there and of the right size.
 
     Raises
     ------
     FileNotFoundError
         There is no manifest.
-    FormatError, ChecksumError
+    FormatError
         As `dynaclr_wds.shardset.ShardSet.open` says.
     """
     path = root / contract.MANIFEST
@@ -56,10 +59,28 @@ def find_local(root: Path, *, verify: bool) -> Manifest:
     folder = root / manifest.folder
     for path_and_size in [(f.path, f.bytes) for f in manifest.files] + [(s.path, s.bytes) for s in manifest.shards]:
         check_size(folder / path_and_size[0], path_and_size[1])
-    if verify:
-        for file in manifest.files:
-            check_content(folder / file.path, file.xxh3)
     return manifest
+
+
+def list_arrays(manifest: Manifest) -> list[FileRecord]:
+    """List the files of the index that are mapped, the largest first."""
+    paths = {contract.array_path(name) for name in contract.array_dtypes(manifest)}
+    return sorted((file for file in manifest.files if file.path in paths), key=lambda file: -file.bytes)
+
+
+def check_contents(folder: Path, files: Sequence[FileRecord]) -> None:
+    """Check that files have the checksums that the manifest says, some at a time.
+
+    Raises
+    ------
+    ChecksumError
+        One has another.
+    StorageError
+        One can't be read.
+    """
+    with ThreadPoolExecutor(_CHECKED_AT_ONCE, thread_name_prefix="dynaclr-check") as pool:
+        for _ in pool.map(lambda file: check_content(folder / file.path, file.xxh3), files):
+            pass
 
 
 def find_remote(root: Location, options: StorageOptions, cache_dir: str | Path | None, *, verify: bool) -> RemoteFiles:
@@ -77,8 +98,7 @@ def find_remote(root: Location, options: StorageOptions, cache_dir: str | Path |
     storage = enter_folder(storage, manifest)
     listed = _list_files(storage, manifest)
     index = IndexCache(storage, content, cache_dir)
-    arrays = {contract.array_path(name) for name in contract.array_dtypes(manifest)}
-    index.fetch([file for file in manifest.files if file.path in arrays], listed, verify=verify)
+    index.fetch(list_arrays(manifest), listed, verify=verify)
     return RemoteFiles(storage=storage, manifest=manifest, index=index, listed=listed)
 
 

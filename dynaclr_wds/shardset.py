@@ -22,13 +22,14 @@ from dynaclr_wds.errors import ConfigError, FormatError
 from dynaclr_wds.file_checks import PARQUET_ERRORS
 from dynaclr_wds.fov_names import Places, check_experiments, keep_fovs
 from dynaclr_wds.index_checks import check_arrays
+from dynaclr_wds.known_files import KnownFiles, find_memory
 from dynaclr_wds.npy_files import map_array
 from dynaclr_wds.plan.channels import ChannelChoices, ChannelsPerSample, list_choices
 from dynaclr_wds.plan.columns import CodeBook, ExperimentClock, PlanColumns, keep_lineages
 from dynaclr_wds.plan.config import TEMPORAL, PositiveRule
 from dynaclr_wds.plan.index import PlanIndex
 from dynaclr_wds.plan.listing import plan_index
-from dynaclr_wds.shard_files import RemoteFiles, find_local, find_remote
+from dynaclr_wds.shard_files import RemoteFiles, check_contents, find_local, find_remote, list_arrays
 from dynaclr_wds.split import LabelledCells, Side, Split, split_fovs, split_lineages
 from dynaclr_wds.split_config import EXPERIMENTS, FOVS, SplitConfig
 from dynaclr_wds.storage.location import Place, parse_place
@@ -46,6 +47,8 @@ class ShardSet:
     """`contract.ARRAYS` and the labels, memory-mapped."""
     remote: RemoteFiles | None = None
     """Where the files are; None = in `root`, on a disk."""
+    verify: bool = True
+    """Check the checksum of a table of the index before it is read."""
 
     def __repr__(self) -> str:
         m = self.manifest
@@ -73,11 +76,13 @@ class ShardSet:
         root
             The folder of the manifest: a path, or a URL such as `s3://bucket/prefix`.
         verify
-            Check the checksum of every index file: some 10 GB/s from the page cache, else as fast as the disk.
+            Check the checksums of the index: of its arrays now, of a table when it is first read. Arrays that were
+            found whole on this node, and that nobody has touched since, are not read through again.
         storage_options
             How requests to object storage are made; see `dynaclr_wds.storage.options`.
         cache_dir
-            Where index files from object storage are kept on this node; None = the cache folder of the user.
+            Where index files from object storage are kept on this node, and what is known of those on a disk; None =
+            the cache folder of the user.
 
         Raises
         ------
@@ -93,26 +98,30 @@ class ShardSet:
         StorageError
             A request to object storage failed.
         """
-        place, remote = parse_place(root), None
+        place, remote, known = parse_place(root), None, None
         if isinstance(place, Path):
-            manifest = find_local(place, verify=verify)
+            manifest = find_local(place)
             folder = place / manifest.folder
+            files = [place / contract.MANIFEST, *(folder / file.path for file in list_arrays(manifest))]
+            known = KnownFiles(find_memory(cache_dir), str(folder.resolve()), files)
         else:
             remote = find_remote(place, parse_options(storage_options), cache_dir, verify=verify)
             manifest, folder = remote.manifest, remote.index.folder
-        arrays = {name: map_array(folder / contract.array_path(name)) for name in contract.array_dtypes(manifest)}
         try:
-            check_arrays(manifest, arrays)
+            arrays = _map_arrays(folder, manifest, known, verify=verify)
         except FormatError as error:
             error.add_note(f"in the shard set {place}")
             raise
-        return cls(root=place, manifest=manifest, arrays=arrays, remote=remote)
+        return cls(root=place, manifest=manifest, arrays=arrays, remote=remote, verify=verify)
 
     def find_table(self, path: str) -> Path:
         """Return where a table of the index is on this node, such as `contract.OBSERVATIONS`."""
         if self.remote is not None:
             return self.remote.find_table(path)
-        return Path(str(self.files_root), path)
+        folder = Path(str(self.files_root))
+        if self.verify:
+            check_contents(folder, [file for file in self.manifest.files if file.path == path])
+        return folder / path
 
     @property
     def files_root(self) -> Place:
@@ -353,3 +362,18 @@ class ShardSet:
             channels_per_sample,
             [e.name in experiments for e in records],
         )
+
+
+def _map_arrays(
+    folder: Path, manifest: Manifest, known: KnownFiles | None, *, verify: bool
+) -> dict[str, Shaped[np.ndarray, "*shape"]]:
+    """Map the arrays of the index, and check those that are not known to be whole."""
+    is_known = known is not None and known.are_known()
+    if known is not None and verify and not is_known:
+        check_contents(folder, list_arrays(manifest))
+    arrays = {name: map_array(folder / contract.array_path(name)) for name in contract.array_dtypes(manifest)}
+    if not is_known:
+        check_arrays(manifest, arrays)
+        if known is not None and verify:
+            known.remember()
+    return arrays

@@ -168,6 +168,7 @@ def make_parser() -> CommandParser:
     option("on_nan", "NaN and infinite pixels in a patch (default: error)", choices=("error", "drop", "zero"))
     option("on_no_anchor", "no cell has a positive in the tau range (default: error)", choices=("error", "keep"))
     option("workers", "threads (default: all CPUs); changes no byte", type=int)
+    option("memory_limit", _MEMORY, metavar="SIZE")
     option("seed", "order of the clips (default: 0)", type=int)
     return parser
 
@@ -241,6 +242,10 @@ _BORDER = (
 _MAX_SHIFT = (
     "with --border shift, leave out cells whose patch would have to move by more stored pixels, so that all cells are "
     "near the middle of their patch (default: a quarter of the patch's larger side; 9999 keeps all)"
+)
+_MEMORY = (
+    "most memory that the build takes, such as 8G (default: half of the machine's): what does not fit is read in "
+    "pieces, or waits on the disk; changes no byte"
 )
 _SWITCHES = {
     "replace": "replace a set of another config; what both have in common is kept",

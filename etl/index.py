@@ -1,8 +1,7 @@
-"""Makes the index from track tables: which cells exist, whose descendants they are, which labels they have.
+"""Holds the index of some fields of view: which cells exist, whose descendants they are, which labels they have.
 
-DuckDB works on integer keys (`etl.queries`); names and labels are added at the end, as dictionaries. The rows have
-one order, whatever the number of threads. No pixel is read: `drop_observations` later takes out what only the
-pixels can tell, such as a frame that is all zero.
+`etl.indexing` makes it from track tables, and no pixel is read for it. `drop_observations` later takes out what only
+the pixels can tell, such as a frame that is all zero. Pure.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Float32, Int32
@@ -19,14 +17,9 @@ from jaxtyping import Bool, Float32, Int32
 from dynaclr_wds.contract import FovRecord, LabelRecord
 from dynaclr_wds.errors import ConfigError
 from dynaclr_wds.tau import least_tau, reaches_a_frame
-from etl.labels import keep_present_values, list_labels, make_label_columns, name_labels, number_partitions
-from etl.queries import QueryResult, TrackTable, read_query, run_queries
-from etl.source.annotations import parse_annotations
-from etl.source.experiments import BuildConfig, check_shard_by
-from etl.source.plates import Plate
-from etl.source.preflight import check_plates, plan_fovs
-from etl.source.table_places import open_tables
-from etl.suspicious.tables import find_in_tables
+from etl.labels import keep_present_values
+from etl.layout.candidates import has_temporal
+from etl.queries import TrackTable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,65 +52,6 @@ class Index:
     """What the user should be told: annotations that are about no observation."""
 
 
-def build_index(config: BuildConfig, plates: Mapping[str, Plate]) -> Index:
-    """Build the index from the track files and annotation tables.
-
-    Parameters
-    ----------
-    config
-        Experiments and build options.
-    plates
-        Experiment → plate, as `etl.source.preflight.open_plates` gives them.
-
-    Raises
-    ------
-    ConfigError
-        The config does not fit the plates, a track file or annotation table is missing or wrong, tracks are
-        their own ancestors, a label of `shard_by` changes within a lineage, or no observation is left.
-    """
-    check_plates(config, plates)
-    chosen = {e.name: plan_fovs(config, e, plates[e.name].fovs) for e in config.experiments}
-    with open_tables(config) as tables:
-        annotations = parse_annotations(config, chosen, tables)
-        names = name_labels(config, annotations.names)
-        check_shard_by(config, names)
-        found = run_queries(config, plates, chosen, annotations.rows, tables)
-    if not len(found.observations):
-        raise _explain_nothing_left(config, found)
-    fovs = tuple(FovRecord(**{name: fov[name] for name in FovRecord.__slots__}) for fov in found.fovs)
-    labels = make_label_columns(config, fovs, found.track_labels, annotations, found.observations)
-    observations = _name_observations(found, labels)
-    records = list_labels(config, observations, names)
-    partition, partitions = number_partitions(config, records, observations)
-    observations = _set_column(observations, "partition_index", pa.array(partition))
-    tau_frames = {experiment.name: config.tau_frames(experiment) for experiment in config.experiments}
-    return Index(
-        observations=mark_candidates(observations, tau_frames),
-        tracks=found.tracks.select(["track_index", "lineage_index", "parent_track_index"]),
-        fovs=fovs,
-        labels=records,
-        partitions=partitions,
-        dropped=found.dropped,
-        tables=found.tables,
-        notes=(*annotations.notes, *found.notes),
-    )
-
-
-def _explain_nothing_left(config: BuildConfig, found: QueryResult) -> ConfigError:
-    """Make the error for an index without observations; what is suspicious in the track tables may be the reason."""
-    near = any("near_border" in reasons for reasons in found.dropped.values())
-    pad = "Lower yx_patch_size, or give --border pad to keep cells near the border. " if near else ""
-    error = ConfigError(
-        f"{config.where}: no observation is left; dropped were {found.dropped}. "
-        f"{pad}Compare tracks_path, condition_wells, include_wells and exclude_fovs."
-    )
-    for experiment in config.experiments:
-        tables = [table for table in found.tables if table.experiment == experiment.name]
-        for reason in find_in_tables(experiment, tables):
-            error.add_note(reason.text)
-    return error
-
-
 def mark_candidates(observations: pa.Table, tau_frames: Mapping[str, tuple[int, int]]) -> pa.Table:
     """Set `has_candidate` and `is_candidate` from the rows that are there.
 
@@ -142,23 +76,18 @@ def mark_candidates(observations: pa.Table, tau_frames: Mapping[str, tuple[int, 
                 f"tau_frames[{name!r}]={(low, high)} must be (shortest, longest), 0 ≤ shortest ≤ longest, "
                 "with at least one frame. Change tau_range_hours."
             )
-    numbers, first = np.unique(observations["experiment_index"].to_numpy(), return_index=True)
+    experiment, lineage, t = (observations[name].to_numpy() for name in ("experiment_index", "lineage_index", "t"))
+    numbers, first = np.unique(experiment, return_index=True)
     names = [observations["experiment"][row].as_py() for row in first.tolist()]
     if missing := [name for name in names if name not in tau_frames]:
         raise ValueError(f"tau_frames has {sorted(tau_frames)}, but no {missing}. Give all experiments.")
-    tau = {
-        "experiment_index": pa.array(numbers),
-        "tau_min": pa.array([int(least_tau(tau_frames[name][0])) for name in names], pa.int32()),
-        "tau_max": pa.array([tau_frames[name][1] for name in names], pa.int32()),
-    }
-    order = pa.array(np.arange(len(observations), dtype=np.int32))
-    cells = observations.select(["experiment_index", "lineage_index", "t"]).append_column("observation", order)
-    with duckdb.connect() as con:
-        con.register("observations", cells)
-        con.register("tau", pa.table(tau))
-        flags = read_query(con, "candidates").to_arrow_table()
-    for name in ("has_candidate", "is_candidate"):
-        observations = _set_column(observations, name, flags[name])
+    found = np.zeros((2, t.size), bool)
+    for number, name in zip(numbers.tolist(), names, strict=True):
+        low, high = tau_frames[name]
+        rows = np.flatnonzero(experiment == number)
+        found[:, rows] = has_temporal(lineage[rows], t[rows], int(least_tau(low)), high)
+    for name, flags in zip(("has_candidate", "is_candidate"), found, strict=True):
+        observations = _set_column(observations, name, pa.array(flags))
     return observations
 
 
@@ -257,19 +186,6 @@ def _renumber_tracks(
         "parent_track_index": np.where(parent < 0, -1, track[parent]).astype(np.int32)[kept],
     }
     return pa.table(columns)
-
-
-def _name_observations(found: QueryResult, labels: Mapping[str, pa.DictionaryArray]) -> pa.Table:
-    """Add row numbers, names and labels; a value is one dictionary entry, however many rows have it."""
-    fovs = {name: [fov[name] for fov in found.fovs] for name in ("experiment", "fov_name", "well", "condition")}
-    per_track = {name: found.tracks[name].combine_chunks() for name in ("global_track_id", "lineage_id")}
-    names = {name: ("fov_index", pa.array(values, pa.string())) for name, values in fovs.items()}
-    names |= {name: ("track_index", values) for name, values in per_track.items()}
-    columns: dict[str, Any] = {"observation": pa.array(np.arange(len(found.observations), dtype=np.int32))}
-    for name, (number, values) in names.items():
-        columns[name] = values.dictionary_encode().take(found.observations[number].combine_chunks())
-    numbers = found.observations.drop_columns(["row", "annotation"])
-    return pa.table({**columns, **labels, **{name: numbers[name] for name in numbers.column_names}})
 
 
 def _set_column(table: pa.Table, name: str, values: Any) -> pa.Table:

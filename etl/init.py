@@ -104,8 +104,9 @@ def _write_configs(path: Place, out: Path, shards: str, *, overwrite: bool) -> i
     import yaml
 
     from etl.configure.choices import choose_values, describe, explain_bag, is_bag
-    from etl.configure.facts import find_facts, usable_memory
+    from etl.configure.facts import find_facts
     from etl.configure.templates import fill_template, find_templates, name_files
+    from etl.run.executors import usable_memory
     from etl.source.experiments import parse_build_config
 
     templates = [file for file in sorted(find_templates().glob("*.yaml")) if file.name not in _NOT_FILLED]

@@ -1,21 +1,20 @@
 """Label sources to label columns, their codes, and the partitions that they make.
 
 A label comes from the experiment, the wells, the track files or an annotation table, one source per experiment.
-All stays dictionary-encoded: a value is one text, however many observations have it.
+While tables are read its values are numbered as they are met; they get their order when all are known.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from jaxtyping import Int32
+from jaxtyping import Int, Int32
 
-from dynaclr_wds.contract import NO_ID, OWN_LABELS, FovRecord, LabelRecord
+from dynaclr_wds.contract import NO_ID, OWN_LABELS, LabelRecord
 from dynaclr_wds.errors import ConfigError
-from etl.source.annotations import AnnotationRows
 from etl.source.experiments import BuildConfig, ExperimentConfig
 from etl.source.track_formats import refuse_measurement
 
@@ -32,85 +31,99 @@ def name_labels(config: BuildConfig, annotated: Mapping[str, Sequence[str]]) -> 
     return tuple(dict.fromkeys((*OWN_LABELS, *given)))
 
 
-def make_label_columns(
-    config: BuildConfig,
-    fovs: Sequence[FovRecord],
-    track_labels: pa.Table,
-    annotations: AnnotationRows,
-    observations: pa.Table,
-) -> dict[str, pa.DictionaryArray]:
-    """Make the label columns but `experiment`, `condition` and `well`.
+class LabelCodes:
+    """Numbers the values of labels in the order in which they are met.
 
     Parameters
     ----------
-    fovs
-        In order of `fov_index`.
-    track_labels, annotations
-        Labels of the rows of the track files and of the annotation tables; taken at `observations["row"]` and
-        `observations["annotation"]`.
-    observations
-        One row per observation with `fov_index`, `row`, `annotation` (null without one).
+    names
+        All labels of a collection.
+    of_rows
+        Those whose values may differ inside a FOV: they stand in track files or annotation tables.
+    """
 
-    Raises
-    ------
-    ConfigError
-        A label has too many values to be a category.
+    def __init__(self, names: Sequence[str], of_rows: Collection[str]) -> None:
+        self.names, self.of_rows = tuple(names), tuple(name for name in names if name in of_rows)
+        self._codes: dict[str, dict[str, int]] = {name: {} for name in names}
+
+    def column(self, name: str) -> str:
+        """Return the name of the column with the codes of a label of rows."""
+        return f"label_{self.of_rows.index(name)}"
+
+    def encode(self, name: str, values: Sequence[str | None]) -> Int32[np.ndarray, " n"]:
+        """Number values of a label; `NO_ID` for null.
+
+        Raises
+        ------
+        ConfigError
+            The label has too many values to be a category.
+        """
+        known = self._codes[name]
+        codes = [NO_ID if value is None else known.setdefault(value, len(known)) for value in values]
+        refuse_measurement(len(known), f"label {name!r}")
+        return np.array(codes, np.int32)
+
+    def values(self, name: str) -> tuple[str, ...]:
+        """Return the values of a label, by code."""
+        return tuple(self._codes[name])
+
+
+def encode_fovs(
+    config: BuildConfig, labels: LabelCodes, wells: Sequence[tuple[str, str]]
+) -> dict[str, Int32[np.ndarray, " fovs"]]:
+    """Number the value of each label that each FOV has as a whole; `NO_ID` where its rows have it, or nothing.
+
+    Parameters
+    ----------
+    wells
+        Experiment and well of each FOV.
     """
     experiments = {experiment.name: experiment for experiment in config.experiments}
-    place = {name: observations[name].combine_chunks() for name in ("fov_index", "row", "annotation")}
-    columns = {}
-    for name in name_labels(config, annotations.names):
-        if name in OWN_LABELS:
-            continue
-        sources = []
-        values = [_value_of_fov(experiments[fov.experiment], fov.well, name) for fov in fovs]
-        if any(value is not None for value in values):
-            sources.append(pa.array(values, pa.string()).dictionary_encode().take(place["fov_index"]))
-        for table, at in ((track_labels, "row"), (annotations.labels, "annotation")):
-            if name in table.column_names:
-                sources.append(_take(table[name], place[at]))
-        columns[name] = _merge(name, sources, len(observations))
-    return columns
+    codes = {}
+    for name in labels.names:
+        values = [_value_of_fov(experiments[experiment], well, name) for experiment, well in wells]
+        codes[name] = labels.encode(name, values)
+    return codes
 
 
 def _value_of_fov(experiment: ExperimentConfig, well: str, name: str) -> str | None:
     """Return a label's value that the experiment or the well gives."""
+    own = dict(zip(OWN_LABELS, (experiment.name, experiment.well_conditions[well], well), strict=True))
+    if name in own:
+        return own[name]
     for value, wells in experiment.well_labels.get(name, {}).items():
         if well in wells:
             return value
     return experiment.labels.get(name)
 
 
-def _take(column: pa.ChunkedArray, rows: pa.Array) -> pa.DictionaryArray:
-    """Take rows of a column whose chunks share a dictionary; null for a null row."""
-    whole = column.combine_chunks()
-    if isinstance(whole, pa.ChunkedArray):  # no chunk at all
-        whole = pa.array([], column.type)
-    return whole.take(rows)
+def list_labels(config: BuildConfig, labels: LabelCodes, present: Mapping[str, set[int]]) -> tuple[LabelRecord, ...]:
+    """List labels and their values: experiments and conditions in the order of the YAML, others sorted.
 
-
-def _merge(name: str, sources: Sequence[pa.DictionaryArray], rows: int) -> pa.DictionaryArray:
-    """Merge sources that never have a value in the same row; the values are sorted."""
-    values = sorted({value for source in sources for value in source.dictionary.to_pylist()})
-    refuse_measurement(len(values), f"label {name!r}")
-    merged = pa.array(values, pa.string())
-    codes = np.full(rows, NO_ID, dtype=np.int32)
-    for source in sources:
-        new = pc.index_in(source.dictionary, value_set=merged).take(source.indices).fill_null(NO_ID).to_numpy()
-        np.copyto(codes, new, where=new >= 0)
-    return pa.DictionaryArray.from_arrays(pa.array(codes, mask=codes < 0), merged)
-
-
-def list_labels(config: BuildConfig, observations: pa.Table, names: Sequence[str]) -> tuple[LabelRecord, ...]:
-    """List labels and their values: experiments and conditions in the order of the YAML, others sorted."""
+    Parameters
+    ----------
+    present
+        Label → codes that an observation has.
+    """
     conditions = [c for experiment in config.experiments for c in experiment.conditions]
     order = {"experiment": [e.name for e in config.experiments], "condition": list(dict.fromkeys(conditions))}
     records = []
-    for name in names:
-        present = {value for value in pc.unique(observations[name]).to_pylist() if value is not None}
-        ordered = order.get(name) or sorted(present)
-        records.append(LabelRecord(name=name, values=tuple(value for value in ordered if value in present)))
+    for name in labels.names:
+        values = labels.values(name)
+        there = {values[code] for code in present[name] if code != NO_ID}
+        ordered = order.get(name) or sorted(there)
+        records.append(LabelRecord(name=name, values=tuple(value for value in ordered if value in there)))
     return tuple(records)
+
+
+def order_codes(labels: LabelCodes, records: Sequence[LabelRecord]) -> dict[str, Int32[np.ndarray, " codes_and_one"]]:
+    """Return label → place in its record of each code; the last, which -1 finds, is `NO_ID`."""
+    tables = {}
+    for record in records:
+        place = {value: number for number, value in enumerate(record.values)}
+        found = [place.get(value, NO_ID) for value in labels.values(record.name)]
+        tables[record.name] = np.array([*found, NO_ID], np.int32)
+    return tables
 
 
 def keep_present_values(labels: Sequence[LabelRecord], observations: pa.Table) -> tuple[LabelRecord, ...]:
@@ -131,50 +144,46 @@ def label_codes(observations: pa.Table, label: LabelRecord) -> Int32[np.ndarray,
     return np.asarray(codes.take(column.indices).fill_null(NO_ID).to_numpy(zero_copy_only=False), np.int32)
 
 
-def number_partitions(
-    config: BuildConfig, labels: Sequence[LabelRecord], observations: pa.Table
-) -> tuple[Int32[np.ndarray, " observations"], tuple[Mapping[str, str | None], ...]]:
-    """Number the values of the `shard_by` labels without gaps, in the order of the labels; null comes first.
+def name_partitions(
+    records: Sequence[LabelRecord], shard_by: Sequence[str], codes: Int32[np.ndarray, "p labels"]
+) -> tuple[Mapping[str, str | None], ...]:
+    """Return label → value of each partition.
 
-    Returns
-    -------
-    tuple
-        The partition of each observation, and label → value of each partition.
-
-    Raises
-    ------
-    ConfigError
-        A label of `shard_by` changes within a lineage, whose clips hold all its cells.
+    Parameters
+    ----------
+    codes
+        Places of its values in the labels' records, in the order of `shard_by`; `NO_ID` for null.
     """
-    records = [next(label for label in labels if label.name == name) for name in config.shard_by]
-    number = np.zeros(len(observations), dtype=np.int64)
-    for record in records:
-        codes = label_codes(observations, record)
-        _refuse_change(config, record, codes, observations)
-        # one number per combination of values, made dense at every step so that it can't overflow
-        number = np.unique(number * (len(record.values) + 1) + codes + 1, return_inverse=True)[1].reshape(-1)
-    first = np.unique(number, return_index=True)[1]
-    rows = observations.select(list(config.shard_by)).take(first)
-    values = [rows[name].to_pylist() for name in config.shard_by]
-    partitions = tuple(dict(zip(config.shard_by, row, strict=True)) for row in zip(*values, strict=True))
-    return number.astype(np.int32), partitions
+    values = {record.name: (*record.values, None) for record in records}  # NO_ID is the last
+    return tuple({name: values[name][code] for name, code in zip(shard_by, row, strict=True)} for row in codes.tolist())
 
 
-def _refuse_change(
-    config: BuildConfig, label: LabelRecord, codes: Int32[np.ndarray, " observations"], observations: pa.Table
+def refuse_change(
+    config: BuildConfig,
+    label: LabelRecord,
+    codes: Int32[np.ndarray, " rows"],
+    lineage: Int[np.ndarray, " rows"],
+    name_lineage: Callable[[int], str],
 ) -> None:
-    """Raise an error that names the first lineage in which a label changes, if any."""
-    lineage = observations["lineage_index"].to_numpy()
+    """Raise an error that names the first lineage in which a label of `shard_by` changes, if any.
+
+    Parameters
+    ----------
+    label
+        Its values, in the order of `codes`.
+    lineage
+        Number of the lineage of each row, from 0.
+    name_lineage
+        Gives the `lineage_id` of a row.
+    """
     first = np.zeros(int(lineage.max(initial=-1)) + 1, dtype=np.int64)
     first[lineage[::-1]] = np.arange(lineage.size)[::-1]
     changed = np.flatnonzero(codes != codes[first[lineage]])
     if changed.size:
         rows = [int(first[lineage[changed[0]]]), int(changed[0])]
-        name = observations["lineage_id"][rows[0]].as_py()
-        one, other = (observations[label.name][row].as_py() for row in rows)
-        one, other = ("no value" if value is None else repr(value) for value in (one, other))
+        one, other = ("no value" if codes[row] == NO_ID else repr(label.values[codes[row]]) for row in rows)
         raise ConfigError(
             f"{config.where}: shards.shard_by={list(config.shard_by)}: {label.name} must be the same in all of a "
-            f"lineage, but lineage {name} has {one} and {other}. Leave {label.name} out of shard_by, or give the "
-            "lineage one value."
+            f"lineage, but lineage {name_lineage(rows[0])} has {one} and {other}. Leave {label.name} out of shard_by, "
+            "or give the lineage one value."
         )

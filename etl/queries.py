@@ -1,25 +1,27 @@
-"""Runs the queries of `etl/sql/` on the track files: the part of the index that DuckDB makes.
+"""Runs the queries of `etl/sql/` on the track files of some fields of view: the part of the index that DuckDB makes.
 
-Keys are integers; texts stay outside, and row numbers lead to them. Tables that other queries need are kept in the
-connection under the name of their query.
+Lineages never leave their FOV, so FOVs are indexed batch by batch, and memory grows with the batch. Keys are integers;
+texts stay outside, and row numbers lead to them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from dynaclr_wds.contract import NO_ID
 from dynaclr_wds.errors import ConfigError
+from etl.column_files import Columns
 from etl.source.config import BuildConfig, ExperimentConfig
 from etl.source.plates import Fov, Plate
-from etl.source.table_places import Tables
-from etl.source.track_formats import open_table
-from etl.source.tracks import parse_track_files
+from etl.source.tracks import TrackFile
+from etl.sql import read_query, read_sql
+from etl.track_rows import TrackReader
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,104 +52,78 @@ class TrackTable:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class QueryResult:
-    """What the queries found."""
+class BatchResult:
+    """What the queries found in some fields of view."""
 
-    observations: pa.Table
-    """Output of `observations.sql`."""
-    tracks: pa.Table
-    """Output of `kept_tracks.sql`."""
-    fovs: list[dict[str, Any]]
-    """Rows of `kept_fovs.sql`."""
-    track_labels: pa.Table
-    """As `etl.source.tracks.TrackRows.labels`."""
-    dropped: dict[str, dict[str, int]]
-    """Experiment → reason → observations left out."""
+    rows: Columns
+    """Output of `observations.sql`, and of `annotated.sql` where there are annotations: all rows, in any order."""
+    tracks: Columns
+    """Output of `kept_tracks.sql`; numbers count from 0 in every batch."""
+    dropped: list[tuple[str, str, int]]
+    """(experiment, reason, observations left out)."""
     tables: tuple[TrackTable, ...]
-    """One per FOV that was asked for."""
-    notes: tuple[str, ...]
-    """As `etl.index.Index.notes`."""
+    """One per FOV."""
 
 
 def run_queries(
-    config: BuildConfig,
-    plates: Mapping[str, Plate],
-    chosen: Mapping[str, Sequence[str]],
-    annotations: pa.Table,
-    tables: Tables,
-) -> QueryResult:
-    """Read the track files and run the queries.
+    con: duckdb.DuckDBPyConnection,
+    reader: TrackReader,
+    files: Sequence[TrackFile],
+    fovs: pa.Table,
+    annotations: pa.Table | None,
+) -> BatchResult:
+    """Read some track files and run the queries.
 
     Parameters
     ----------
-    config
-        Experiments and build options.
-    plates
-        Experiment → plate.
-    chosen
-        Experiment → names of the FOVs that are built.
+    con
+        What an earlier batch left in it is replaced.
+    files
+        Those of some FOVs.
+    fovs
+        Rows of `list_fovs`, those of these FOVs.
     annotations
-        As `etl.source.annotations.AnnotationRows.rows`.
-    tables
-        Finds track files, and annotations to name their rows.
+        Rows of `etl.source.annotations.AnnotationRows.rows`, those about these FOVs; None without any.
 
     Raises
     ------
     ConfigError
         A track file is wrong, or tracks are their own ancestors.
     """
-    parsed = parse_track_files(config, chosen, tables)
-    track_labels, rows = parsed.labels, parsed.rows
-    dropped = {experiment: {"outside_tracks": count} for experiment, count in parsed.outside_tracks.items()}
-    notes = parsed.notes
-    del parsed
-    with duckdb.connect(config={"threads": config.workers}) as con:
-        con.register("rows", rows)
-        del rows
-        con.register("fovs", _list_fovs(config, plates, chosen))
-        con.register("annotations", annotations)
-        _make_placed(con)
-        con.unregister("rows")  # nothing else holds them, and they are half of the memory
-        for name in ("links", "descent"):
-            _make_table(con, name)
-        _refuse_cycles(con)
-        for name in ("kept_tracks", "kept_fovs", "annotated"):
-            _make_table(con, name)
-        for experiment, reason, count in read_query(con, "dropped").fetchall():
-            dropped.setdefault(experiment, {})[reason] = count
-        return QueryResult(
-            observations=read_query(con, "observations").to_arrow_table(),
-            tracks=con.table("kept_tracks").to_arrow_table(),
-            fovs=con.table("kept_fovs").to_arrow_table().to_pylist(),
-            track_labels=track_labels,
-            dropped=dropped,
-            tables=tuple(TrackTable(**row) for row in read_query(con, "track_tables").to_arrow_table().to_pylist()),
-            notes=(*notes, *_note_unmatched(con, config, tables)),
-        )
-
-
-def _make_placed(con: duckdb.DuckDBPyConnection) -> None:
-    """Make the tables that need the rows of the track files."""
+    con.register("fovs", fovs)
+    reader.place(con, files)
     _make_table(con, "tracks")
     _refuse_conflicts(con)
-    _make_table(con, "placed")
+    for name in ("links", "descent"):
+        _make_table(con, name)
+    _refuse_cycles(con)
+    rows = read_query(con, "observations")
+    if annotations is not None:
+        con.register("annotations", annotations)
+        rows.create_view("observations", replace=True)
+        rows = read_query(con, "annotated")
+    tables = read_query(con, "track_tables").to_arrow_table().to_pylist()
+    return BatchResult(
+        rows=_to_numpy(rows.to_arrow_table()),
+        tracks=_to_numpy(read_query(con, "kept_tracks").to_arrow_table()),
+        dropped=read_query(con, "dropped").fetchall(),
+        tables=tuple(TrackTable(**row) for row in tables),
+    )
 
 
-def _note_unmatched(con: duckdb.DuckDBPyConnection, config: BuildConfig, tables: Tables) -> tuple[str, ...]:
-    """Say how many annotations are about no observation."""
-    notes = []
-    for number, unmatched, count, first in read_query(con, "unmatched").fetchall():
-        experiment = config.experiments[number]
-        file = open_table(tables.find_annotations(number))
-        notes.append(
-            f"{file}: rows about no cell of {experiment.name} that is built: {unmatched:,} of {count:,}; the "
-            f"first is {file.name_rows([first])[0]}."
-        )
-    return tuple(notes)
+def _to_numpy(table: pa.Table) -> Columns:
+    """Take columns as arrays; a float that is null is NaN, an integer `NO_ID`."""
+    columns = {}
+    for name in table.column_names:
+        column = table[name]
+        if column.null_count and pa.types.is_integer(column.type):
+            column = pc.fill_null(column, pa.scalar(NO_ID, column.type))
+        columns[name] = column.to_numpy()
+    return columns
 
 
-def _list_fovs(config: BuildConfig, plates: Mapping[str, Plate], chosen: Mapping[str, Sequence[str]]) -> pa.Table:
-    """Table of the FOVs asked for; `fov` counts them as `parse_track_files` does."""
+def list_fovs(config: BuildConfig, plates: Mapping[str, Plate], chosen: Mapping[str, Sequence[str]]) -> pa.Table:
+    """Table of the FOVs asked for; `fov` counts them as `etl.source.tracks.open_track_files` does."""
     columns: dict[str, list[Any]] = {name: [] for name in _FOVS.names}
     for number, experiment in enumerate(config.experiments):
         for name in chosen[experiment.name]:
@@ -218,12 +194,6 @@ def _refuse_cycles(con: duckdb.DuckDBPyConnection) -> None:
     )
 
 
-def read_query(con: duckdb.DuckDBPyConnection, name: str, **params: Any) -> duckdb.DuckDBPyRelation:
-    """Run `etl/sql/<name>.sql`."""
-    query = resources.files("etl").joinpath("sql", f"{name}.sql").read_text(encoding="utf-8")
-    return con.sql(query, params=params) if params else con.sql(query)
-
-
-def _make_table(con: duckdb.DuckDBPyConnection, name: str, **params: Any) -> None:
+def _make_table(con: duckdb.DuckDBPyConnection, name: str) -> None:
     """Keep the rows of `etl/sql/<name>.sql` as the table of that name."""
-    read_query(con, name, **params).create(name)
+    con.execute(f"CREATE OR REPLACE TEMP TABLE {name} AS {read_sql(name)}")

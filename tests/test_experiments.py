@@ -35,7 +35,7 @@ def parse(tmp_path: Path, *entries: dict[str, Any], **options: Any) -> BuildConf
 
 
 def test_defaults_are_those_of_the_documentation(tmp_path: Path) -> None:
-    config = parse(tmp_path, ENTRY, workers=1)
+    config = parse(tmp_path, ENTRY, workers=1, memory_limit="4G")
     experiment = config.experiments[0]
     assert (experiment.interval_minutes, experiment.start_hpi) == (30.0, 0.0)
     assert experiment.labels == {}
@@ -278,6 +278,7 @@ BAD_OPTIONS = [
     ("exclude_fovs", ["A/1"], r"exclude_fovs\[0\]='A/1' must be of the form A/1/0"),
     ("max_border_shift_px", -1, r"max_border_shift_px=-1 must be a number ≥ 0"),
     ("workers", 0, r"workers=0 must be a whole number ≥ 1"),
+    ("memory_limit", "lots", r"memory_limit='lots' must be a size in bytes ≥ 1"),
     ("seed", "x", r"seed='x' must be a whole number ≥ 0"),
     ("patch_size", 96, r"unknown key 'patch_size'\. Did you mean 'yx_patch_size'\? Allowed are "),
 ]

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from dynaclr_wds.errors import ConfigError, PlateError
 from etl.build_shards import build_shards
-from etl.index import build_index
+from etl.indexing import build_index
 from etl.source.config import BuildConfig
 from etl.source.experiments import parse_build_config
 from etl.source.fingerprints import fingerprint_sources

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from dynaclr_wds.contract import FovRecord
 from dynaclr_wds.errors import ConfigError
-from etl.index import Index, build_index, drop_observations, mark_candidates
+from etl.index import Index, drop_observations, mark_candidates
+from etl.indexing import build_index
+from etl.layout.candidates import has_temporal
 from etl.source.experiments import BuildConfig, parse_build_config
 from etl.source.preflight import open_plates
 from tests.plates import cells, make_collection, make_fov, random_tracks, table
@@ -170,6 +172,14 @@ def test_candidates_equal_a_slow_recomputation(forest: tuple[pa.Table, dict[str,
     marked = mark_candidates(observations, tau)
     assert marked["has_candidate"].to_pylist() == has_candidate
     assert marked["is_candidate"].to_pylist() == is_candidate
+
+
+def test_candidates_of_six_observations() -> None:
+    # lineage 0: seen at 0, 1, 4 (twice), 9; lineage 1: at 1. τ of 2 to 4 frames: 0 → 4, 1 → 4; 4 → 9 is too far
+    lineage, t = np.array([0, 0, 0, 0, 0, 1], np.int32), np.array([0, 1, 4, 4, 9, 1], np.int32)
+    has, is_one = has_temporal(lineage, t, 2, 4)
+    assert has.tolist() == [True, True, False, False, False, False]
+    assert is_one.tolist() == [False, False, True, True, False, False]
 
 
 @pytest.mark.parametrize("tau", [(-1, 3), (3, 2), (-1, 0)])

@@ -27,7 +27,7 @@ from dynaclr_wds.shardset import ShardSet
 from etl.configure.choices import choose_values
 from etl.configure.facts import AnchorCells, ExperimentFacts, find_facts
 from etl.configure.templates import Value, fill_template, find_templates, quote
-from etl.index import build_index
+from etl.indexing import build_index
 from etl.simulate.__main__ import SimulationConfig, simulate_collection
 from etl.source.experiments import parse_build_config
 from etl.source.preflight import open_plates

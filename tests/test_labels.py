@@ -13,7 +13,8 @@ import pytest
 
 from dynaclr_wds.contract import LabelRecord
 from dynaclr_wds.errors import ConfigError
-from etl.index import Index, build_index, drop_observations
+from etl.index import Index, drop_observations
+from etl.indexing import build_index
 from etl.labels import label_codes
 from etl.source.config import INDEX_COLUMNS
 from etl.source.experiments import BuildConfig, parse_build_config

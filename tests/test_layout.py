@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from etl.layout.candidates import ObservationColumns
-from etl.layout.clips import TAR_TAIL, Clips, plan_clips, plan_key, plan_shards, sort_clips
+from etl.layout.clips import TAR_TAIL, Clips, plan_clips, plan_keys, plan_shards, sort_clips
 from etl.layout.lineage_tree import plan_descent
 
 # one cell: (lineage, track, t); tracks: {track: parent or -1}; written down, not computed
@@ -267,9 +268,13 @@ def test_clips_are_stored_by_partition_then_key():
 
 
 def test_a_key_is_a_hash_of_seed_and_identity():
-    assert plan_key(0, ["exp", "A/1/0", 4, 4, 7]) == plan_key(0, ["exp", "A/1/0", 4, 4, 7])
-    assert plan_key(0, ["exp", "A/1/0", 4, 4, 7]) != plan_key(1, ["exp", "A/1/0", 4, 4, 7])
-    assert len(plan_key(0, ["µ"])) == 16
+    fovs, fov, root = [("µ", "A/1/0"), ("µ", "A/1/1")], np.array([0, 0, 1, 0]), ["4", "4", "4", "11"]
+    head = [np.array([4, 4, 4, 2**40]), np.array([7, 8, 7, 7])]
+    keys = plan_keys(0, fovs, fov, root, head)
+    text = b'[0,"\\u00b5","A/1/0","4",4,7]'
+    assert keys[0] == hashlib.blake2b(text, digest_size=8).hexdigest()
+    assert keys.dtype == np.dtype("U16")
+    assert len({*keys.tolist(), *plan_keys(1, fovs, fov, root, head).tolist()}) == 8
 
 
 def test_shards_fill_up_and_blocks_close_when_full():

@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from etl.queries import read_query
 from etl.source.patch_grid import PatchGrid
+from etl.sql import read_query
 from tests.plates import Rows, table
 
 
@@ -32,17 +32,25 @@ SIX = table(
     (1, 5, 0, 9),
 )
 TRACKS = table(
-    "track fov track_id parent_track_id other_parent_track_id",
-    (0, 0, 0, 5, 5),
-    (1, 0, 5, -1, -1),
-    (2, 0, 7, 5, 5),
-    (3, 1, 5, 9, 9),
+    "track fov track_id parent_track_id other_parent_track_id kept",
+    (0, 0, 0, 5, 5, True),
+    (1, 0, 5, -1, -1, False),
+    (2, 0, 7, 5, 5, True),
+    (3, 1, 5, 9, 9, True),
 )
 NAMES = table("fov experiment_index experiment fov_name", (0, 0, "a", "A/1/0"), (1, 0, "a", "A/1/1"))
 
 
 def test_tracks_are_numbered_by_fov_and_id() -> None:
-    assert query("tracks", {"rows": SIX}) == [(0, 0, 0, 5, 5), (1, 0, 5, -1, -1), (2, 0, 7, 5, 5), (3, 1, 5, 9, 9)]
+    placed = [row | {"reason": None} for row in SIX]
+    placed[0]["reason"] = placed[1]["reason"] = placed[2]["reason"] = "outside_image"
+    # track 5 of FOV 0 has lost both rows, track 7 one of two
+    assert query("tracks", {"placed": placed}) == [
+        (0, 0, 0, 5, 5, True),
+        (1, 0, 5, -1, -1, False),
+        (2, 0, 7, 5, 5, True),
+        (3, 1, 5, 9, 9, True),
+    ]
 
 
 def test_rows_that_disagree_on_the_parent_are_found() -> None:
@@ -112,7 +120,7 @@ def test_track_tables_are_summed_before_anything_is_left_out() -> None:
         "fov track_id t y x", (0, 5, 0, 1.5, 2.0), (0, 7, 4, 3.0, 4.0), (0, 0, 1, 25.0, 15.0), (2, 5, 1, 0.0, 0.0)
     )
     tracks = [row | {"fov": 2 if row["fov"] == 1 else 0} for row in TRACKS]
-    tracks.append({"track": 4, "fov": 2, "track_id": 6, "parent_track_id": 0, "other_parent_track_id": 0})
+    tracks.append({"track": 4, "fov": 2, "track_id": 6, "parent_track_id": 0, "other_parent_track_id": 0, "kept": True})
     links = table("track parent", (0, 1), (1, None), (2, 1), (3, None), (4, None))
     header = "fov experiment fov_name condition frames height width"
     fovs = table(header, *[(k, "a", f"A/1/{k}", "mock", 4, 20, 30) for k in range(3)])
@@ -126,10 +134,7 @@ def test_track_tables_are_summed_before_anything_is_left_out() -> None:
 
 
 def test_links_stay_inside_a_fov_and_an_absent_parent_makes_a_root() -> None:
-    placed = [{"fov": row["fov"], "track_id": row["track_id"], "reason": None} for row in SIX]
-    placed[0]["reason"] = placed[1]["reason"] = placed[2]["reason"] = "outside_image"
-    links = query("links", {"tracks": TRACKS, "placed": placed})
-    # track 1 (5 of FOV 0) has lost both rows, track 2 (7) one of two
+    links = query("links", {"tracks": TRACKS})
     assert sorted(links) == [(0, 1, True), (1, None, False), (2, 1, True), (3, None, True)]
 
 
@@ -150,65 +155,50 @@ def test_kept_tracks_are_numbered_without_gaps() -> None:
     descent = table(
         "track root ancestor kept", (0, 1, None, True), (1, 1, None, False), (2, 1, 0, True), (3, 3, None, True)
     )
-    assert query("kept_tracks", {"tracks": TRACKS, "descent": descent, "fovs": NAMES}) == [
-        (0, 0, 0, 5, 0, -1, "a/A/1/0/0", "a/A/1/0/5"),
-        (1, 0, 7, 5, 0, 0, "a/A/1/0/7", "a/A/1/0/5"),
-        (2, 1, 5, 9, 1, -1, "a/A/1/1/5", "a/A/1/1/5"),
+    assert query("kept_tracks", {"tracks": TRACKS, "descent": descent}) == [
+        (0, 0, 0, 5, 0, -1, 5),
+        (1, 0, 7, 5, 0, 0, 5),
+        (2, 1, 5, 9, 1, -1, 5),
     ]
 
 
-def test_kept_fovs_are_numbered_without_gaps() -> None:
-    header = "fov experiment_index experiment condition"
-    fovs = table(header, (0, 0, "a", "v"), (1, 0, "a", "m"), (2, 0, "a", "x"), (3, 1, "b", "m"))
-    kept = query("kept_fovs", {"fovs": fovs, "kept_tracks": table("fov", (3,), (0,), (1,), (1,))})
-    # FOV 2 has no kept track
-    assert [row[:2] for row in kept] == [(0, 0), (1, 1), (2, 3)]
-
-
-def test_observations_are_sorted_and_know_their_hours() -> None:
-    header = "row fov track_id t z y x id parent_id y_clamp x_clamp reason"
-    rows = [(0, 7, 3), (0, 7, 2), (1, 5, 0), (0, 0, 2), (0, 5, 0), (0, 5, 1)]
-    placed = table(header, *[(k, *row, None, 1.5, 2.5, -1, -1, 4, 4, None) for k, row in enumerate(rows)])
-    placed[-1]["reason"] = placed[-2]["reason"] = "outside_image"
-    tracks = table(
-        "fov track_id parent_track_id track_index lineage_index", (0, 0, 5, 0, 0), (0, 7, 5, 1, 0), (1, 5, -1, 2, 1)
+def test_observations_have_their_types_and_know_what_is_kept() -> None:
+    header = "fov track_id t z y x id parent_track_id parent_id label_0 y_clamp x_clamp reason"
+    placed = table(
+        header,
+        (0, 7, 3, None, 1.5, 2.5, -1, 5, -1, 2, 4, 4, None),
+        (0, 7, 1 << 40, 0.5, 1e300, 2.5, 8, 5, 7, 0, 4, 4, "outside_time"),
     )
-    fovs = table(
-        "fov fov_index experiment_index start_hpi interval_minutes",
-        (0, 0, 0, 3.0, 20.0),
-        (1, 1, 0, 3.0, 20.0),
-    )
-    annotated = table("row annotation", (2, 70), (0, 71))
-    found = query("observations", {"placed": placed, "kept_tracks": tracks, "kept_fovs": fovs, "annotated": annotated})
-    # row of the track files, annotation
-    assert [row[-2:] for row in found] == [(3, None), (1, None), (0, 71), (2, 70)]
-    # track_id, t, hpi = 3 h + t * 20 min, fov, track, lineage
-    short = [(row[0], row[2], round(row[10], 4), row[12], row[13], row[14]) for row in found]
-    assert short == [(0, 2, 3.6667, 0, 0, 0), (7, 2, 3.6667, 0, 1, 0), (7, 3, 4.0, 0, 1, 0), (5, 0, 3.0, 1, 2, 1)]
-
-
-def test_candidates_of_six_rows() -> None:
-    # lineage 0: seen at 0, 1, 4 (twice), 9; lineage 1: at 1. τ of 2 to 4 frames: 0 → 4, 1 → 4; 4 → 9 is too far
-    rows = ((0, 0), (0, 1), (0, 4), (0, 4), (0, 9), (1, 1))
-    observations = [
-        {"observation": k, "experiment_index": 0, "lineage_index": i, "t": t} for k, (i, t) in enumerate(rows)
+    assert query("observations", {"placed": placed}) == [
+        (0, 7, 3, None, 1.5, 2.5, -1, -1, 2, 4, 4, True),
+        (0, 7, 1 << 40, 0.5, None, 2.5, 8, 7, 0, 4, 4, False),
     ]
-    flags = query(
-        "candidates", {"observations": observations, "tau": table("experiment_index tau_min tau_max", (0, 2, 4))}
+
+
+def test_parquet_rows_become_pixels_and_what_may_not_be_has_no_track() -> None:
+    header = "file track_id t y x z id parent_track_id parent_id"
+    nan = float("nan")
+    written = table(
+        header,
+        (0, 5.0, 1, 3.0, 4.0, None, None, nan, 2.0),
+        (0, 5.5, 2, 3.0, 4.0, None, None, nan, 2.0),
+        (0, -1.0, 2, 3.0, 4.0, None, None, nan, 2.0),
+        (0, nan, 2, 3.0, 4.0, None, None, nan, 2.0),
+        (0, 6.0, 2, nan, 4.0, None, None, nan, 2.0),
+        (0, 6.0, 3, 3.0, 4.0, None, None, 0.5, 2.0),
+        (0, 2.0**60, 4, 3.0, 4.0, None, None, nan, 2.0),
+        (1, 6.0, 5, 3.0, 4.0, 1.0, 9, nan, nan),
+        (2, 6.0, 6, 3.0, 4.0, 1.0, 9, nan, nan),
     )
-    assert [has for has, _ in flags] == [True, True, False, False, False, False]
-    assert [is_one for _, is_one in flags] == [False, False, True, True, False, False]
+    files = table("file fov z_um y_um x_um", (0, 10, 1.0, 1.0, 1.0), (1, 11, 2.0, 0.5, 0.25), (2, 12, None, 0.5, 0.5))
+    found = query("parquet_rows", {"written": written, "files": files})
+    assert found[0] == (10, 5, 1, 3.0, 4.0, None, -1, -1, 2)
+    assert [row[1] for row in found] == [5, *[None] * 6, 6, None]
+    assert found[7] == (11, 6, 5, 6.0, 16.0, 0.5, 9, -1, -1)
 
 
 def test_an_annotation_is_of_one_frame_or_of_a_whole_track() -> None:
-    placed = table(
-        "row fov track_id t reason",
-        (0, 0, 5, 0, None),
-        (1, 0, 5, 1, None),
-        (2, 0, 7, 0, "outside_image"),
-        (3, 1, 5, 0, None),
-        (4, 1, 6, 0, None),
-    )
+    observations = table("fov track_id t", (0, 5, 0), (0, 5, 1), (1, 5, 0), (1, 6, 0))
     annotations = table(
         "annotation experiment_index fov track_id t",
         (0, 0, 0, 5, 1),
@@ -217,9 +207,9 @@ def test_an_annotation_is_of_one_frame_or_of_a_whole_track() -> None:
         (3, 1, 1, 5, None),
         (4, 1, None, 5, None),
     )
-    found = sorted(query("annotated", {"placed": placed, "annotations": annotations}))
-    assert found == [(1, 0), (3, 3)]
+    found = query("annotated", {"observations": observations, "annotations": annotations})
+    assert sorted(found, key=lambda row: row[:3]) == [(0, 5, 0, None), (0, 5, 1, 0), (1, 5, 0, 3), (1, 6, 0, None)]
     # rows 1 and 2 of the first table: a frame that was not tracked, a cell that is dropped; row 1 of the second: no FOV
-    annotated = table("row annotation", *found)
+    annotated = table("annotation", (0,), (3,))
     unmatched = query("unmatched", {"annotations": annotations, "annotated": annotated})
     assert unmatched == [(0, 2, 3, 1), (1, 1, 2, 1)]

@@ -21,7 +21,7 @@ from dynaclr_wds.manifest_checks import parse_manifest
 from dynaclr_wds.shardset import ShardSet
 from dynaclr_wds.suspicions import SUSPICIONS, FactsRecord
 from etl.build_shards import build_shards, main
-from etl.index import build_index
+from etl.indexing import build_index
 from etl.layout.jobs import read_columns
 from etl.run.progress import Progress, print_summary, summarize_dropped
 from etl.simulate.__main__ import SimulationConfig, simulate_collection

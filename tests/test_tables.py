@@ -13,7 +13,8 @@ import pandas as pd
 import pytest
 
 from dynaclr_wds.errors import ConfigError
-from etl.index import Index, build_index
+from etl.index import Index
+from etl.indexing import build_index
 from etl.source.column_names import guess_columns
 from etl.source.config import BuildConfig
 from etl.source.experiments import parse_build_config

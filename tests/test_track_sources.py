@@ -23,7 +23,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dynaclr_wds.errors import ConfigError
-from etl.index import Index, build_index
+from etl.index import Index
+from etl.indexing import build_index
 from etl.source.config import BuildConfig, ExperimentConfig
 from etl.source.fingerprints import fingerprint_sources
 from etl.source.preflight import open_plates

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+import duckdb
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
 from dynaclr_wds.errors import ConfigError, StorageError
-from etl.index import Index, build_index
+from etl import track_rows
+from etl.index import Index
+from etl.indexing import build_index
 from etl.source.experiments import BuildConfig
 from etl.source.preflight import open_plates
 from etl.source.track_formats import READERS, TableFile
@@ -121,6 +124,13 @@ def test_a_failing_disk_names_the_file(tmp_path: Path, monkeypatch: pytest.Monke
     def fail(*_: object, **__: object) -> pa.Table:
         raise OSError(5, "Input/output error")
 
+    def fail_in_duckdb(con: object, direct: Sequence[object], parsed: object) -> None:
+        if direct:
+            raise duckdb.IOException("Could not read from file")
+        place(con, direct, parsed)
+
+    place = track_rows._place
+    monkeypatch.setattr(track_rows, "_place", fail_in_duckdb)
     monkeypatch.setattr(pa.csv, "read_csv", fail)
     monkeypatch.setattr(pq, "read_table", fail)
     with pytest.raises(StorageError, match=r"A/1/0/tracks\..*: could not be read \(\[Errno 5\].* Look at the disk"):

@@ -72,6 +72,7 @@ def plan_index(
         _tau_frames(e, tau_range_hours) if k and temporal else (0, 0)
         for e, k in zip(codes.experiments, keep, strict=True)
     ]
+    keep_fov = None if keep_fov is None or keep_fov.all() else keep_fov  # then FOVs need not be looked up
     labels = tuple(dict.fromkeys((*batch_group_by, *stratify_by)))
     parents = find_parents(columns) if positives.relatives == "descendants" else None
     strata, samples = [], []

@@ -18,6 +18,7 @@ from dynaclr_wds.plan.relatives import list_rows, on_one_line
 from dynaclr_wds.tau import least_tau
 
 _CHUNK = 1 << 20
+_PIECE = 1 << 14  # of flags, so that what is found fits the processor's cache
 _MOST_COUNTED = 1 << 24  # combinations of labels that are counted in a table
 _EXPERIMENT = "experiment"
 
@@ -148,8 +149,17 @@ def number_keys(key: Int64[np.ndarray, " n"], most: int) -> tuple[Int64[np.ndarr
 
 
 def _positions(flag: Bool[np.ndarray, " n"], begin: int = 0) -> Integer[np.ndarray, " k"]:
-    """Where a flag is set, counted from `begin`, in the smallest dtype that holds it."""
-    return (np.flatnonzero(flag) + begin).astype(np.int32 if begin + len(flag) < 2**31 else np.int64)
+    """Where a flag is set, counted from `begin`, in the smallest dtype that holds it.
+
+    Made piece by piece: to get memory for all of it in 64 bits would take longer than to look.
+    """
+    out = np.empty(np.count_nonzero(flag), np.int32 if begin + len(flag) < 2**31 else np.int64)
+    done = 0
+    for first in range(0, len(flag), _PIECE):
+        found = np.flatnonzero(flag[first : first + _PIECE])
+        np.add(found, begin + first, out=out[done : done + len(found)], casting="same_kind")
+        done += len(found)
+    return out
 
 
 def _patch_range(columns: PlanColumns, partition: int) -> tuple[int, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -13,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Int
 
-from etl.index import build_index
+from etl.indexing import build_index
 from etl.source.experiments import BuildConfig
 from etl.source.plates import Plate
 from etl.source.preflight import open_plates, plan_fovs
@@ -119,11 +118,6 @@ def find_facts(config: BuildConfig) -> tuple[ExperimentFacts, ...]:
         for place, experiment in enumerate(config.experiments)
         if plan_fovs(config, experiment, plates[experiment.name].fovs)
     )
-
-
-def usable_memory() -> int:
-    """Return the bytes of memory of this machine."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _find_experiment(config: BuildConfig, place: int, plate: Plate, cells: pa.Table) -> ExperimentFacts:

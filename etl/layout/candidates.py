@@ -36,13 +36,39 @@ class ObservationColumns:
     track_lineage: Int[np.ndarray, " tracks"]
 
 
+def has_temporal(
+    lineage: Ints, t: Int[np.ndarray, " n"], low: int, high: int
+) -> tuple[Bool[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
+    """Whether the lineage of each observation was seen low to high frames later, and so many frames before.
+
+    Parameters
+    ----------
+    low, high
+        τ range in frames, both ends included, the lower at least 1.
+    """
+    found = np.zeros((2, t.size), bool)
+    if not t.size:
+        return found[0], found[1]
+    key = lineage.astype(np.int64) * (int(t.max()) + max(high, 0) + 2) + t
+    order = np.argsort(key, kind="stable")  # a track is a run in order already
+    key = key[order]
+    later = np.searchsorted(key, key + low)
+    found[0, order] = key[np.minimum(later, t.size - 1)] <= key + high
+    found[0, order] &= later < t.size
+    before = np.searchsorted(key, key - low, "right") - 1
+    found[1, order] = key[np.maximum(before, 0)] >= key - high
+    found[1, order] &= before >= 0
+    return found[0], found[1]
+
+
 def count_candidates(observations: ObservationColumns) -> Ints:
     """Count the candidates of each observation."""
-    step = time_step(observations)
-    order = np.sort(observations.lineage.astype(np.int64) * step + observations.t)
-    here = observations.lineage.astype(np.int64) * step + observations.t
-    low, high = tau_bounds(observations)
-    forward = np.searchsorted(order, here + high, "right") - np.searchsorted(order, here + low)
+    key = observations.lineage.astype(np.int64) * time_step(observations) + observations.t
+    order = np.argsort(key, kind="stable")  # a track is a run in order already
+    key = key[order]  # what is looked up is then in order, too, which is many times faster
+    low, high = (bound[order] for bound in tau_bounds(observations))
+    forward = np.empty(key.size, np.int64)
+    forward[order] = np.searchsorted(key, key + high, "right") - np.searchsorted(key, key + low)
     return np.maximum(forward, 0)
 
 
@@ -67,7 +93,7 @@ def plan_own_line(
     step, (low, high), n = time_step(observations), tau_bounds(observations), observations.track.size
     row_key = observations.track.astype(np.int64) * step + observations.t
     last_t = np.full(observations.track_parent.size, -1, np.int64)
-    np.maximum.at(last_t, observations.track, observations.t)
+    last_t[observations.track] = observations.t  # rows are ordered by (track, t): the last one stays
     latest = last_frame_above(descent, last_t)
     reach = np.zeros(n + 1, np.int64)  # differences of the candidates found per anchor
     clips, members = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
@@ -99,7 +125,10 @@ def _nearest_relatives(
     width = np.maximum(high[alone] - low[alone] + 1, 0)
     anchor, tau = np.repeat(alone, width), concatenate_ranges(low[alone], low[alone] + width)
     nodes, t = descent.begin.size, observations.t[anchor] + tau
-    order = np.lexsort((descent.begin[observations.track], observations.t))
+    of_alone = np.zeros(int(observations.track_lineage.max(initial=-1)) + 1, bool)
+    of_alone[observations.lineage[alone]] = True
+    order = np.flatnonzero(of_alone[observations.lineage])
+    order = order[np.lexsort((descent.begin[observations.track[order]], observations.t[order]))]
     key = observations.t[order].astype(np.int64) * nodes + descent.begin[observations.track[order]]
     node = descent.parent[observations.track[anchor]]
     found_anchor, found = [np.empty(0, np.int64)], [np.empty(0, np.int64)]

@@ -12,10 +12,10 @@ so memory grows with the patches that are stored.
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -108,14 +108,17 @@ def plan_clips(observations: ObservationColumns) -> Clips:
     home[anchors], runs = _runs(observations, tree, anchors, lineages)
     single = np.flatnonzero((runs[observations.lineage] == 1) & (home < 0))
     home[single] = (np.cumsum(runs) - runs)[observations.lineage[single]]
-    line_clip, line = plan_own_line(observations, tree, home, runs[observations.lineage] > 1)
+    is_long = (runs > 1)[observations.lineage]
+    line_clip = line = np.empty(0, np.int64)
+    if is_long.any():
+        line_clip, line = plan_own_line(observations, tree, home, is_long)
     stored = np.full(home.size, _NOWHERE)
     np.minimum.at(stored, line, line_clip)
     home = np.where((home < 0) & (stored < _NOWHERE), stored, home)
     unneeded = np.flatnonzero(home < 0)
     home[unneeded] = _runs(observations, tree, unneeded, lineages)[0] + runs.sum()
-    clip, obs = _unique_members([home, line_clip], [np.arange(home.size), line])
-    return _assemble(observations, clip, obs, home, full)
+    clip, t, obs = _sort_members(observations, [home, line_clip], [np.arange(home.size), line])
+    return _assemble(observations, clip, t, obs, home, full)
 
 
 def _runs(
@@ -128,7 +131,7 @@ def _runs(
     tuple
         Run of each row, and runs of each lineage.
     """
-    order = np.lexsort((observations.t[rows], tree.begin[observations.track[rows]]))
+    order = np.argsort(tree.begin[observations.track[rows]], kind="stable")  # a track is in order of t already
     lineage = observations.lineage[rows[order]].astype(np.int64)  # lineages are in depth-first order too
     size = np.bincount(lineage, minlength=lineages)
     rank = np.arange(rows.size) - (np.cumsum(size) - size)[lineage]
@@ -140,25 +143,34 @@ def _runs(
     return run, count
 
 
-def _unique_members(clips: list[np.ndarray], obs: list[np.ndarray]) -> tuple[Ints, Ints]:
-    """List each (clip, observation) once."""
+def _sort_members(
+    observations: ObservationColumns, clips: list[np.ndarray], obs: list[np.ndarray]
+) -> tuple[Int[np.ndarray, " patches"], Int[np.ndarray, " patches"], Int[np.ndarray, " patches"]]:
+    """List each (clip, observation) once, with its frame, by (clip, t, track).
+
+    The three make one number, so that what is in order already, as most of it is, is sorted in one pass.
+    """
     clip, row = np.concatenate(clips).astype(np.int64), np.concatenate(obs).astype(np.int64)
-    step = int(row.max(initial=0)) + 1
-    key = np.unique(clip * step + row)
-    return key // step, key % step
+    rows, frames = observations.t.size, int(observations.t.max(initial=0)) + 1
+    assert (int(clip.max(initial=0)) + 1) * frames * rows < 2**63, "a layout is of part of a collection"
+    key = (clip * frames + observations.t[row]) * rows + row  # rows are ordered by track
+    key.sort(kind="stable")
+    key = key[np.append(True, key[1:] != key[:-1])] if key.size else key
+    frame, row = np.divmod(key, max(rows, 1))
+    clip, t = np.divmod(frame, frames)
+    return clip, t, row
 
 
 def _assemble(
     observations: ObservationColumns,
-    clip: Ints,
-    obs: Ints,
+    clip: Int[np.ndarray, " patches"],
+    t: Int[np.ndarray, " patches"],
+    obs: Int[np.ndarray, " patches"],
     home: Int[np.ndarray, " obs"],
     full: Int[np.ndarray, " obs"],
 ) -> Clips:
-    """Order the patches, and count the candidates that each anchor has in its clip."""
-    order = np.lexsort((obs, observations.t[obs], clip))  # rows are ordered by track
-    clip, obs = clip[order], obs[order]
-    t, is_sample = observations.t[obs].astype(np.int64), home[obs] == clip
+    """Count the candidates that each anchor has in its clip, and note where clips begin."""
+    is_sample = home[obs] == clip
     key = clip * time_step(observations) + t
     low, high = tau_bounds(observations)
     links = np.searchsorted(key, key + high[obs], "right") - np.searchsorted(key, key + low[obs])
@@ -184,10 +196,36 @@ def _assemble(
     )
 
 
-def plan_key(seed: int, identity: Iterable[str | int]) -> str:
-    """Name a clip: 16 hex digits of a hash (BLAKE2b) of the seed and its identity, uniform over clips."""
-    text = json.dumps([seed, *identity], ensure_ascii=True, separators=(",", ":"))
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+def plan_keys(
+    seed: int,
+    fovs: Sequence[tuple[str, str]],
+    fov: Int[np.ndarray, " clips"],
+    root: Sequence[str],
+    head: Sequence[Int[np.ndarray, " clips"]],
+) -> Shaped[np.ndarray, " clips"]:
+    """Name clips: 16 hex digits of a hash (BLAKE2b) of the seed and what each is, uniform over clips.
+
+    What is hashed is the JSON of `[seed, experiment, fov, root, track_id, t]`, without spaces; only its numbers differ
+    between clips of a lineage, so the rest is made once.
+
+    Parameters
+    ----------
+    fovs
+        Experiment and name of each field of view.
+    fov
+        Place in `fovs` of each clip.
+    root
+        `track_id` of the root of each clip's lineage, as text.
+    head
+        `track_id` and `t` of each clip's first sample.
+    """
+    begins = [json.dumps([seed, *names, ""], separators=(",", ":"))[:-2] for names in fovs]
+    columns = (fov.tolist(), root, *(numbers.tolist() for numbers in head))
+    keys = [
+        blake2b(f'{begins[place]}{name}",{track},{t}]'.encode(), digest_size=8).digest()
+        for place, name, track, t in zip(*columns, strict=True)
+    ]
+    return np.frombuffer(b"".join(keys).hex().encode(), "S16").astype("U16")
 
 
 def sort_clips(clips: Clips, keys: Shaped[np.ndarray, " clips"]) -> tuple[Clips, Shaped[np.ndarray, " clips"]]:
@@ -198,7 +236,8 @@ def sort_clips(clips: Clips, keys: Shaped[np.ndarray, " clips"]) -> tuple[Clips,
     ConfigError
         Two clips have the same key (2⁻⁶⁴ a pair, unless two clips are the same).
     """
-    if np.unique(keys).size != keys.size:
+    ordered = np.sort(keys)
+    if (ordered[1:] == ordered[:-1]).any():
         raise ConfigError("seed: two clips got the same key. Allowed: distinct keys. Build with another seed.")
     order = np.lexsort((keys, clips.clip_partition))
     size = np.diff(clips.clip_first)[order]

@@ -15,7 +15,7 @@ from dynaclr_wds.contract import ExperimentRecord
 from etl.cut.job import CutJob
 from etl.index import Index
 from etl.layout.candidates import ObservationColumns
-from etl.layout.clips import Clips, plan_clips, plan_key, sort_clips
+from etl.layout.clips import Clips, plan_clips, plan_keys, sort_clips
 from etl.source.experiments import BuildConfig, ExperimentConfig
 from etl.source.plates import Fov, Plate
 from etl.source.scales import stored_pixel_size
@@ -112,12 +112,17 @@ def plan_named_clips(config: BuildConfig, index: Index, columns: Columns) -> tup
             track_lineage=index.tracks["lineage_index"].to_numpy(),
         )
     )
-    heads = index.observations.select(["experiment", "fov_name", "lineage_id", "track_id", "t"]).take(clips.clip_head)
-    keys = [
-        plan_key(config.seed, (name, fov, lineage.rpartition("/")[2], track, t))
-        for name, fov, lineage, track, t in zip(*(column.to_pylist() for column in heads.columns), strict=True)
-    ]
-    return sort_clips(clips, np.array(keys))
+    head = clips.clip_head
+    column = index.observations["lineage_id"].combine_chunks()
+    roots = [name.rpartition("/")[2] for name in column.dictionary.to_pylist()]
+    keys = plan_keys(
+        config.seed,
+        [(fov.experiment, fov.fov_name) for fov in index.fovs],
+        columns["fov_index"][head],
+        [roots[code] for code in column.indices.to_numpy()[head].tolist()],
+        [columns[name][head] for name in ("track_id", "t")],
+    )
+    return sort_clips(clips, keys)
 
 
 def lineage_ids(index: Index, columns: Columns) -> list[str]:

@@ -15,7 +15,8 @@ from typing import Any
 from dynaclr_wds.contract import MANIFEST, Manifest
 from dynaclr_wds.errors import BuildError, FormatError
 from dynaclr_wds.file_checks import read_manifest_file
-from etl.index import Index, build_index
+from etl.index import Index
+from etl.indexing import build_index
 from etl.pack.previous import PreviousSet, read_previous
 from etl.run.commit import commit, finish_commits
 from etl.run.executors import MakeExecutor, ThreadUnits

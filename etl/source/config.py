@@ -269,8 +269,13 @@ class BuildOptions:
     """What becomes of a set in which no cell has a temporal positive: the build stops, or makes it all the same."""
     workers: Annotated[int, As(whole(1))] = 1
     """Parallel workers; changes no byte."""
+    memory_limit: Annotated[int, As(Bytes)] = 4 * 2**30
+    """Most bytes of memory that a build takes: a number, or a size such as `8G`; changes no byte."""
     seed: Annotated[int, As(whole(0))] = 0
     """Another seed gives another order of the clips."""
+
+
+_CHANGES_NO_BYTE = ("workers", "memory_limit", "where")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -289,7 +294,7 @@ class BuildConfig(BuildOptions):
 
     def as_record(self) -> dict[str, Any]:
         """What the stored bytes depend on, as JSON types: for the manifest and the hash."""
-        record = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("workers", "where")}
+        record = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in _CHANGES_NO_BYTE}
         record["experiments"] = [experiment.as_record() for experiment in self.experiments]
         record["max_border_shift_px"] = list(self.border_shifts_px) if self.border == "shift" else None
         parsed: dict[str, Any] = json.loads(json.dumps(record, default=dataclasses.asdict))

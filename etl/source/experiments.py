@@ -22,7 +22,7 @@ from dynaclr_wds.errors import ConfigError
 from dynaclr_wds.storage.location import Location, Place, is_url, parse_place
 from dynaclr_wds.storage.options import StorageOptions, parse_options
 from dynaclr_wds.tau import reaches_a_frame
-from etl.run.executors import usable_cpus
+from etl.run.executors import usable_cpus, usable_memory
 from etl.source.collection import is_collection, translate_collection
 from etl.source.config import BuildConfig, BuildOptions, ExperimentConfig
 from etl.source.fields import Label, NotNegative, explain, parse_table, value_error
@@ -94,7 +94,7 @@ def parse_build_config(
     experiments = tuple(
         _parse_experiment(entry, f"{where}: experiments[{number}]", places) for number, entry in enumerate(entries)
     )
-    options: dict[str, Any] = {"workers": usable_cpus()}
+    options: dict[str, Any] = {"workers": usable_cpus(), "memory_limit": usable_memory() // 2}
     options |= _parse_options({} if raw.get("shards") is None else raw["shards"], f"{where}: shards")
     given = {name: value for name, value in (overrides or {}).items() if value is not None}
     options |= _parse_options(given, "build options")

@@ -61,6 +61,10 @@ class TableFile:
     """Our name → why the file does not say for certain which of its columns that is."""
     read: Callable[[Sequence[int], Collection[int]], pa.Table]
     """(places, places of text) → table with a column `str(place)` for each; text comes as it is written in the file."""
+    rows: int | None = None
+    """Rows, where the file says it; None for a text."""
+    types: Mapping[str, pa.DataType] = field(default_factory=dict)
+    """Name in the file → type, where the file says it: of a Parquet file."""
     find_lines: Callable[[Sequence[int]], Sequence[int]] | None = None
     """Rows → the lines that they stand in, counted from 1; None for a file without lines."""
 
@@ -94,7 +98,9 @@ def open_text(path: Path) -> TableFile:
 
 def open_parquet(path: Path) -> TableFile:
     """Open a Parquet file."""
-    header = tuple(pa.parquet.read_schema(path).names)
+    footer = pa.parquet.read_metadata(path)
+    schema = footer.schema.to_arrow_schema()
+    header = tuple(schema.names)
 
     def read(places: Sequence[int], text: Collection[int]) -> pa.Table:
         del text  # a Parquet file says itself what is text
@@ -102,7 +108,14 @@ def open_parquet(path: Path) -> TableFile:
         table = pa.parquet.read_table(path, columns=names, partitioning=None, page_checksum_verification=True)
         return pa.table({str(place): table[name] for place, name in zip(places, names, strict=True)})
 
-    return TableFile(path=path, header=header, columns=_leave_out_index(header), read=read)
+    return TableFile(
+        path=path,
+        header=header,
+        columns=_leave_out_index(header),
+        read=read,
+        rows=footer.num_rows,
+        types=dict(zip(header, schema.types, strict=True)),
+    )
 
 
 def _leave_out_index(header: Sequence[str]) -> tuple[str | None, ...]:

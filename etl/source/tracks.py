@@ -1,4 +1,4 @@
-"""Reads track files to one table: every tracked cell of every FOV, as written, checked row by row.
+"""Opens and reads track files: every tracked cell of every FOV, as written, checked row by row.
 
 One source per FOV, or one table for an experiment whose rows name their FOV (`etl.source.track_places`), in any format
 of `etl.source.track_formats` and `etl.source.track_sources`. All files are found and their columns checked before the
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,33 +45,31 @@ SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrackRows:
-    """The rows of all track files, one file after the other."""
-
-    rows: pa.Table
-    """`SCHEMA`, and `row`, the number of the row."""
-    labels: pa.Table
-    """One dictionary-encoded column per label of `label_columns`, null where an experiment has it not."""
-    outside_tracks: Mapping[str, int]
-    """Experiment → spots of TrackMate that are in no track, where there are any; they have no row."""
-    notes: tuple[str, ...]
-    """What the user should be told: files that are not UTF-8."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Source:
-    """A track file that is open."""
+class TrackFile:
+    """A track file that is open: its columns are checked, and its values are not read yet."""
 
     file: TableFile
     experiment: ExperimentConfig
     fovs: Mapping[str, int]
-    """FOVs that it is about → `fov`."""
+    """FOVs that it is about → `fov`, which counts those asked for."""
     labels: tuple[str, ...]
     """Columns to read as labels; with the FOV, where rows name it."""
 
+    @property
+    def rows(self) -> int:
+        """Number of rows; where the file doesn't say it, a guess from its size."""
+        path = self.file.path
+        if self.file.rows is not None:
+            return self.file.rows
+        return path.stat().st_size // _TEXT_BYTES_PER_ROW if path.is_file() else _ROWS_OF_FOLDER * len(self.fovs)
+
+
+_TEXT_BYTES_PER_ROW = 24
+_ROWS_OF_FOLDER = 50_000
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _FovTracks:
+class FovTracks:
     """The rows of one track file."""
 
     rows: pa.Table
@@ -83,13 +80,13 @@ class _FovTracks:
     """Whether labels were read from a text that is not UTF-8."""
 
 
-def parse_track_files(config: BuildConfig, fovs: Mapping[str, Sequence[str]], tables: Tables) -> TrackRows:
-    """Read the track files of all FOVs.
+def open_track_files(config: BuildConfig, fovs: Mapping[str, Sequence[str]], tables: Tables) -> list[TrackFile]:
+    """Open the track files of all FOVs.
 
     Parameters
     ----------
     config
-        Says what the files hold, and how many are read at a time.
+        Says what the files hold.
     fovs
         Experiment → FOV names (`row/col/fov`), in the order in which `fov` counts them.
     tables
@@ -98,13 +95,11 @@ def parse_track_files(config: BuildConfig, fovs: Mapping[str, Sequence[str]], ta
     Raises
     ------
     ConfigError
-        A missing or doubled track file, a missing column, a unit that is not the one of the config, a track id or frame
-        that is not a whole number, a centroid that is not finite, a (track_id, t) that occurs twice, a damaged or cut
-        file.
+        A missing or doubled track file, a missing column, a unit that is not the one of the config, a damaged file.
     StorageError
         A file cannot be read.
     """
-    sources: list[_Source] = []
+    sources: list[TrackFile] = []
     first = 0
     for number, experiment in enumerate(config.experiments):
         chosen = fovs.get(experiment.name, ())
@@ -112,25 +107,10 @@ def parse_track_files(config: BuildConfig, fovs: Mapping[str, Sequence[str]], ta
         first += len(chosen)
         where = f"{config.where}: experiments[{number}]"
         sources += [_open(place, experiment, numbers, where) for place in tables.find_tracks(number, chosen)]
-    with ThreadPoolExecutor(config.workers) as pool:
-        parsed = list(pool.map(_parse_track_file, sources))
-    table = pa.concat_tables([SCHEMA.empty_table(), *(t.rows for t in parsed)], promote_options="default")
-    table = table.unify_dictionaries()
-    row = pa.array(np.arange(len(table), dtype=np.int32))
-    outside: dict[str, int] = {}
-    for source, found in zip(sources, parsed, strict=True):
-        if found.outside:
-            name = source.experiment.name
-            outside[name] = outside.get(name, 0) + found.outside
-    return TrackRows(
-        rows=table.select(SCHEMA.names).append_column("row", row),
-        labels=table.drop_columns(SCHEMA.names),
-        outside_tracks=outside,
-        notes=note_latin_1([str(s.file) for s, found in zip(sources, parsed, strict=True) if found.is_latin_1]),
-    )
+    return sources
 
 
-def _open(place: TracksPlace, experiment: ExperimentConfig, numbers: Mapping[str, int], where: str) -> _Source:
+def _open(place: TracksPlace, experiment: ExperimentConfig, numbers: Mapping[str, int], where: str) -> TrackFile:
     """Open a source and check its columns and units."""
     file = rename_columns(place.open(), experiment.columns, f"{where}.columns")
     if place.is_shared and FOV_COLUMN not in file.columns and "fov" in file.header:
@@ -140,7 +120,7 @@ def _open(place: TracksPlace, experiment: ExperimentConfig, numbers: Mapping[str
     check_columns(file, (*needed, *TRACK_COLUMNS, *experiment.label_columns), MORE_TRACK_COLUMNS, where, "columns")
     check_units(file, experiment, where)
     named = (FOV_COLUMN,) if place.is_shared and FOV_COLUMN in file.columns else ()
-    return _Source(
+    return TrackFile(
         file=file,
         experiment=experiment,
         fovs={fov: numbers[fov] for fov in place.fovs},
@@ -164,8 +144,17 @@ def note_latin_1(names: Sequence[str]) -> tuple[str, ...]:
     )
 
 
-def _parse_track_file(source: _Source) -> _FovTracks:
-    """Read one file and check its values."""
+def parse_track_file(source: TrackFile) -> FovTracks:
+    """Read one track file and check its values.
+
+    Raises
+    ------
+    ConfigError
+        A track id or frame that is not a whole number, a centroid that is not finite, a (track_id, t) that occurs
+        twice, a damaged or cut file.
+    StorageError
+        The file cannot be read.
+    """
     file, experiment = source.file, source.experiment
     names = [name for name in (*TRACK_COLUMNS, *MORE_TRACK_COLUMNS) if name in file.columns]
     raw = read_table(file, names, source.labels)
@@ -192,10 +181,10 @@ def _parse_track_file(source: _Source) -> _FovTracks:
     if not (in_track & asked).all():
         rows = rows.filter(pa.array(in_track & asked))
     outside = int((~in_track & asked).sum())
-    return _FovTracks(rows=rows, outside=outside, is_latin_1=bool(source.labels) and is_latin_1(raw))
+    return FovTracks(rows=rows, outside=outside, is_latin_1=bool(source.labels) and is_latin_1(raw))
 
 
-def _find_fovs(raw: pa.Table, source: _Source) -> tuple[Int32[np.ndarray, " rows"], Int32[np.ndarray, " rows"]]:
+def _find_fovs(raw: pa.Table, source: TrackFile) -> tuple[Int32[np.ndarray, " rows"], Int32[np.ndarray, " rows"]]:
     """Say which FOV each row is of: a number that only tells FOVs apart, and `fov`, −1 for those that are not built.
 
     Raises

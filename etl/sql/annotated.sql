@@ -1,15 +1,14 @@
--- Which annotation each kept observation has: one of its own, or one of its track.
--- In:  placed (row, fov, track_id, t, reason)
+-- Which annotation each row has: one of its own, or one of its track.
+-- In:  observations (fov, track_id, t, …)
 --      annotations (annotation, fov, track_id, t): fov is NULL for a FOV that is not built, t for all of a track
--- Row: one kept observation that has an annotation.
--- Out: row          of the track files
---      annotation   of the annotation tables
+-- Row: one observation.
+-- Out: the columns of observations
+--      annotation   of the annotation tables; NULL without one
 SELECT
-    placed.row,
+    observations.*,
     coalesce(own.annotation, whole.annotation) AS annotation
-FROM placed
+FROM observations
 LEFT JOIN annotations AS own
-    ON own.fov = placed.fov AND own.track_id = placed.track_id AND own.t = placed.t
+    ON own.fov = observations.fov AND own.track_id = observations.track_id AND own.t = observations.t
 LEFT JOIN (SELECT annotation, fov, track_id FROM annotations WHERE t IS NULL) AS whole
-    ON whole.fov = placed.fov AND whole.track_id = placed.track_id
-WHERE placed.reason IS NULL AND (own.annotation IS NOT NULL OR whole.annotation IS NOT NULL)
+    ON whole.fov = observations.fov AND whole.track_id = observations.track_id

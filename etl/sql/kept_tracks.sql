@@ -1,12 +1,10 @@
 -- The tracks of the index, numbered without gaps.
--- In:  tracks (track, fov, track_id, parent_track_id), descent (track, root, ancestor, kept),
---      fovs (fov, experiment, fov_name)
--- Row: one track with kept observations, in order of (experiment, fov_name, track_id).
+-- In:  tracks (track, fov, track_id, parent_track_id), descent (track, root, ancestor, kept)
+-- Row: one track with kept observations, in order of (fov, track_id).
 -- Out: track_index, fov, track_id, parent_track_id (as written)
 --      lineage_index        numbers the lineages in order of their roots
 --      parent_track_index   nearest ancestor with kept observations; -1 without any
---      global_track_id      experiment/fov_name/track_id
---      lineage_id           global_track_id of the root, whose own observations may all be dropped
+--      root_track_id        track_id of the root, whose own observations may all be dropped
 WITH kept AS (
     SELECT
         track,
@@ -24,11 +22,9 @@ SELECT
     tracks.parent_track_id,
     kept.lineage_index,
     coalesce(parent.track_index, -1)::INTEGER AS parent_track_index,
-    concat_ws('/', experiment, fov_name, tracks.track_id) AS global_track_id,
-    concat_ws('/', experiment, fov_name, root.track_id) AS lineage_id
+    root.track_id AS root_track_id
 FROM kept
 JOIN tracks ON tracks.track = kept.track
 JOIN tracks AS root ON root.track = kept.root
-JOIN fovs ON fovs.fov = tracks.fov
 LEFT JOIN kept AS parent ON parent.track = kept.ancestor
 ORDER BY kept.track_index

@@ -1,5 +1,5 @@
 -- Which track follows from which.
--- In:  tracks (track, fov, track_id, parent_track_id), placed (fov, track_id, reason)
+-- In:  tracks (track, fov, track_id, parent_track_id, kept)
 -- Row: one track of the track files.
 -- Out: track
 --      parent   number of the parent track; NULL for a root: no parent, or one that is not in the table
@@ -7,9 +7,7 @@
 SELECT
     tracks.track,
     parent.track AS parent,
-    kept.track_id IS NOT NULL AS kept
+    tracks.kept
 FROM tracks
 LEFT JOIN tracks AS parent
     ON parent.fov = tracks.fov AND parent.track_id = tracks.parent_track_id
-LEFT JOIN (SELECT DISTINCT fov, track_id FROM placed WHERE reason IS NULL) AS kept
-    ON kept.fov = tracks.fov AND kept.track_id = tracks.track_id
