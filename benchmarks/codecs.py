@@ -30,6 +30,8 @@ import webdataset as wds
 from numcodecs import Blosc, blosc
 from pcodec import ChunkConfig, standalone
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for `benchmarks`, which is not installed
+from benchmarks.compressed import Simulated
 from dynaclr_wds.contract import ExperimentRecord
 from dynaclr_wds.shardset import ShardSet
 
@@ -85,23 +87,6 @@ def load(shards: ShardSet, experiment: ExperimentRecord, most_bytes: int) -> lis
             break
     run = max(1, RUN_BYTES // found[0].nbytes)
     return [np.concatenate(found[k : k + run]) for k in range(0, len(found) - run + 1, run)]
-
-
-class Simulated:
-    """A link that brings bytes no faster than a rate; for several threads."""
-
-    def __init__(self, rate: float) -> None:
-        self.rate = rate
-        self._lock = threading.Lock()
-        self._free_at = time.perf_counter()
-
-    def bring(self, count: int) -> None:
-        """Return when so many bytes have come after those asked for before."""
-        with self._lock:
-            self._free_at = max(self._free_at, time.perf_counter() - 0.02) + count / self.rate
-            wait = self._free_at - time.perf_counter()
-        if wait > 0.002:
-            time.sleep(wait)
 
 
 def measure_link(rate: float, codec: Codec, stored: list[bytes], plain: list[np.ndarray]) -> tuple[float, float]:

@@ -21,6 +21,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "simulate": ("etl.simulate.__main__", "Write plates and tracks of simulated cells."),
     "predict": ("dynaclr_wds.commands.predict", "Embed cells with a trained network, as it was trained."),
     "shuffle": ("dynaclr_wds.commands.shuffle", "Show how well batches would be mixed, without reading a pixel."),
+    "evaluate": ("dynaclr_wds.commands.evaluate", "Judge embeddings side by side: smooth, informative, alive?"),
+    "export": ("dynaclr_wds.commands.export", "Write a trained encoder as ONNX, for programs without torch."),
     "bench-storage": (
         "dynaclr_wds.commands.bench_storage",
         "Measure how fast shards come from object storage, and what to set.",
@@ -35,7 +37,19 @@ LIGHTNING: dict[str, str] = {
 }
 """Name → one line of help."""
 
-_ORDER = ("init", "build", "simulate", "fit", "validate", "predict", "shuffle", "verify", "bench-storage")
+_ORDER = (
+    "init",
+    "build",
+    "simulate",
+    "fit",
+    "validate",
+    "predict",
+    "evaluate",
+    "export",
+    "shuffle",
+    "verify",
+    "bench-storage",
+)
 
 _EXAMPLES = """From plates to embeddings:
 
@@ -43,6 +57,7 @@ _EXAMPLES = """From plates to embeddings:
   {program} build experiments.yaml         # writes shards/
   {program} fit -c configs/fit.yaml
   {program} predict --ckpt last.ckpt --out embeddings.parquet
+  {program} evaluate embeddings.parquet --shards shards --html report.html
 
 `{program} COMMAND --help` explains a command. --debug shows where an error comes from, --version says which
 version this is.

@@ -94,6 +94,20 @@ ARRAYS: dict[str, str] = {
 }
 """Name → dtype of every `index/arrays/<name>.npy` but the labels."""
 
+CODEC_ARRAYS: dict[str, str] = {
+    "patch_stored": "<u4",  # (patches, C): bytes of each channel as it is stored; 0 where an experiment has fewer
+    "block_decoded": "<i8",  # bytes that the block would have without the codec: what a window counts
+}
+"""The same for what only sets with a codec have."""
+
+NO_CODEC, GZIP = "none", "gzip"
+
+SUFFIXES = {NO_CODEC: ".npy", GZIP: ".npy.gz"}
+"""Codec → how the names of patches end in a shard."""
+
+MEMBER_HEADER = 512
+"""Bytes of a tar member before its data."""
+
 LABEL_DTYPE = "<i4"
 """Dtype of `index/arrays/label_<name>.npy`; a row is an observation's place in the label's values, NO_ID for null."""
 
@@ -129,6 +143,17 @@ class ExperimentRecord:
         """Bytes of a patch's data."""
         size: int = int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
         return size
+
+    @property
+    def channel_bytes(self) -> int:
+        """Bytes of one channel of a patch."""
+        return self.patch_bytes // self.shape[0]
+
+    @property
+    def member_bytes(self) -> int:
+        """Bytes of a patch's tar member without a codec, from its header to the next one's."""
+        data = len(npy_header(self.dtype, self.shape)) + self.patch_bytes
+        return MEMBER_HEADER + -(-data // MEMBER_HEADER) * MEMBER_HEADER
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,6 +253,8 @@ class Manifest:
     shards: tuple[ShardRecord, ...]
     files: tuple[FileRecord, ...]
     sources: tuple[SourceRecord, ...]
+    codec: str = NO_CODEC
+    """How the patches are stored: a key of `SUFFIXES`."""
     folder: str = ""
     """Folder beside the manifest that holds the shards and files; empty = the manifest's own folder."""
     dropped: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
@@ -276,9 +303,20 @@ def npy_header(dtype: DTypeLike, shape: tuple[int, ...]) -> bytes:
     return buffer.getvalue()
 
 
+def most_stored(size: int) -> int:
+    """Return how many bytes a gzip member takes at most, of so many that can't be compressed."""
+    return size + (size >> 10) + 64
+
+
+def least_stored(size: int) -> int:
+    """Return how many bytes a gzip member of so many takes at least: deflate makes 1,032 bytes of one at most."""
+    return max(20, size // 1032)
+
+
 def array_dtypes(manifest: Manifest) -> dict[str, str]:
     """Return name → dtype of every array that a set must have."""
-    return ARRAYS | {label_array(label.name): LABEL_DTYPE for label in manifest.labels}
+    stored = ARRAYS if manifest.codec == NO_CODEC else ARRAYS | CODEC_ARRAYS
+    return stored | {label_array(label.name): LABEL_DTYPE for label in manifest.labels}
 
 
 def array_path(name: str) -> str:

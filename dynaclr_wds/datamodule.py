@@ -184,6 +184,8 @@ class MultiExperimentDataModule(LightningDataModule):
         the reference implementation.
     predict_experiments
         Names of experiments to embed; None = all. In prediction only.
+    predict_tracks
+        Names of tracks to embed, `experiment/row/col/fov/track_id`; None = all. In prediction only.
     predict_limit
         Embed the first so many cells only; None = all. In prediction only.
     storage_options
@@ -261,6 +263,7 @@ class MultiExperimentDataModule(LightningDataModule):
         val_values: list[str] | None = None,
         meta_names: dict[str, str] | None = None,
         predict_experiments: list[str] | None = None,
+        predict_tracks: list[str] | None = None,
         predict_limit: int | None = None,
         storage_options: dict[str, Any] | None = None,
         cache_dir: str | None = None,
@@ -333,6 +336,7 @@ class MultiExperimentDataModule(LightningDataModule):
         """What is held out for validation."""
         self.meta_names = dict(meta_names or {})
         self.predict_experiments = predict_experiments
+        self.predict_tracks = predict_tracks
         self.predict_limit = predict_limit
         self.storage_options = parse_options(storage_options)
         self.cache_dir = cache_dir
@@ -464,7 +468,9 @@ class MultiExperimentDataModule(LightningDataModule):
         if chosen is not None:
             check_experiments(chosen, shards.experiments, "predict_experiments")
             keep &= keep_experiments(fovs, chosen)
-        table = list_observations(shards, keep, self.predict_limit, self._predicted_choices(shards))
+        table = list_observations(
+            shards, keep, self.predict_limit, self._predicted_choices(shards), self.predict_tracks
+        )
         if not len(table):
             raise ValueError(
                 f"Nothing to predict: no cell of {self.shards} is in predict_experiments={chosen}, include_wells="

@@ -1,8 +1,8 @@
 """Writes files that are whole or absent: the one home of temporary name, fsync and rename. Standard library only.
 
 A reader never sees half a file under its final name, whatever stops the writer: the bytes go to `<name>.partial`, are
-forced to disk, and only then get the name. A writer that raises leaves nothing behind. `check_new_file` says early
-whether that will work.
+forced to disk, and only then get the name. A writer that raises leaves nothing behind. `check_new_file` and
+`check_new_folder` say early whether that will work.
 """
 
 from __future__ import annotations
@@ -83,6 +83,23 @@ def check_new_file(path: Path, *, overwrite: bool, option: str = "overwrite=True
     """
     if path.is_dir():
         raise StorageError(f"{path}: is a folder. Give the name of a file.")
+    _check_new(path, overwrite=overwrite, option=option)
+
+
+def check_new_folder(path: Path, *, overwrite: bool, option: str = "overwrite=True") -> None:
+    """Check that a folder of data can be written, before the work for it begins.
+
+    Raises
+    ------
+    StorageError
+        It is there already and `overwrite` is False, it is a file, or its own folder can't be written.
+    """
+    if path.is_file():
+        raise StorageError(f"{path}: is a file. Give the name of a folder.")
+    _check_new(path, overwrite=overwrite, option=option)
+
+
+def _check_new(path: Path, *, overwrite: bool, option: str) -> None:
     if path.exists() and not overwrite:
         raise StorageError(f"{path}: is there already. Give another name, or {option} to replace it.")
     folder = path.absolute().parent

@@ -7,23 +7,17 @@ array once, in chunks, and never a shard; whether the bytes are those that were 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int, Shaped
+from jaxtyping import Int
 
-from dynaclr_wds.contract import NO_ID, STATISTICS, Manifest, array_dtypes, label_array, npy_header
-from dynaclr_wds.errors import FormatError
-
-Arrays = Mapping[str, Shaped[np.ndarray, "*shape"]]
-"""Name → array: all of `contract.ARRAYS` and one `label_<name>` for each label."""
+from dynaclr_wds.contract import MEMBER_HEADER, NO_CODEC, NO_ID, STATISTICS, Manifest, array_dtypes, label_array
+from dynaclr_wds.offset_checks import Arrays, PlainOffsets, StoredOffsets, check_range, index_error, require
 
 _CHUNK = 1 << 16
-_MEMBER_HEADER = 512
-_LEAST_MEMBER = 1024
-"""Bytes of the smallest tar member that isn't empty: what lies between two clips of a block."""
 
 
 def check_arrays(manifest: Manifest, arrays: Arrays) -> None:
@@ -54,9 +48,9 @@ def _check_shapes(manifest: Manifest, arrays: Arrays) -> None:
     kinds = array_dtypes(manifest)
     for name, dtype in kinds.items():
         if name not in arrays:
-            raise _error(name, "is missing")
+            raise index_error(name, "is missing")
         if arrays[name].dtype != np.dtype(dtype):
-            raise _error(name, f"has dtype {arrays[name].dtype.str}, the format says {dtype}")
+            raise index_error(name, f"has dtype {arrays[name].dtype.str}, the format says {dtype}")
     observations = sum(partition.observations for partition in manifest.partitions)
     patches = sum(partition.patches for partition in manifest.partitions)
     clips = sum(shard.clips for shard in manifest.shards)
@@ -67,6 +61,7 @@ def _check_shapes(manifest: Manifest, arrays: Arrays) -> None:
         "clip_first": (clips + 1,),
         "block_first": (blocks + 1,),
         "patch_xxh3": (patches, last[0]),
+        "patch_stored": (patches, last[0]),
         "fov_first_frame": (fovs + 1,),
         "stats_timepoint": (sum(fov.frames for fov in manifest.fovs), *last),
         "stats_fov": (fovs, *last),
@@ -76,85 +71,82 @@ def _check_shapes(manifest: Manifest, arrays: Arrays) -> None:
     for name in kinds:
         shape = shapes.get(name) or (lengths[name.partition("_")[0]],)
         if arrays[name].shape != shape:
-            raise _error(name, f"has shape {arrays[name].shape}, the manifest says {shape}")
+            raise index_error(name, f"has shape {arrays[name].shape}, the manifest says {shape}")
 
 
 def _check_runs(manifest: Manifest, arrays: Arrays) -> None:
     """Check the CSR arrays, and the columns that say the same row by row."""
     for name, rows in (("clip_first", "patch_clip"), ("block_first", "clip_block")):
         first, member = arrays[name], arrays[rows]
-        _require(name, first[1:] > first[:-1], first[1:], "must be above the entry before it", offset=1)
+        require(name, first[1:] > first[:-1], first[1:], "must be above the entry before it", offset=1)
         if first[0] != 0 or first[-1] != len(member):
-            raise _error(name, f"runs from {first[0]} to {first[-1]}, not from 0 to {len(member)}")
+            raise index_error(name, f"runs from {first[0]} to {first[-1]}, not from 0 to {len(member)}")
     frames = np.array([fov.frames for fov in manifest.fovs], np.int64)
     first = arrays["fov_first_frame"]
     expected = np.concatenate([[0], np.cumsum(frames)])
-    _require("fov_first_frame", first == expected, first, "must be the sum of the frames of the FOVs before")
+    require("fov_first_frame", first == expected, first, "must be the sum of the frames of the FOVs before")
     clip_block = np.repeat(np.arange(len(arrays["block_shard"])), np.diff(arrays["block_first"]))
-    _require("clip_block", arrays["clip_block"] == clip_block, arrays["clip_block"], "must be the block of block_first")
+    require("clip_block", arrays["clip_block"] == clip_block, arrays["clip_block"], "must be the block of block_first")
 
 
 def _check_blocks(manifest: Manifest, arrays: Arrays) -> None:
     """Check that the blocks of a shard follow each other, and end inside it."""
     counts = np.array([shard.blocks for shard in manifest.shards], np.int64)
     shard = np.repeat(np.arange(len(counts)), counts)
-    _require("block_shard", arrays["block_shard"] == shard, arrays["block_shard"], "must follow the manifest's shards")
+    require("block_shard", arrays["block_shard"] == shard, arrays["block_shard"], "must follow the manifest's shards")
     begin, end = arrays["block_begin"], arrays["block_end"]
     starts = np.diff(shard, prepend=-1) > 0
     before = np.where(starts, 0, np.roll(end, 1))
-    _require("block_begin", begin == before, begin, "must be where the block before it ends, 0 in a new shard")
+    require("block_begin", begin == before, begin, "must be where the block before it ends, 0 in a new shard")
     sizes = np.array([record.bytes for record in manifest.shards], np.int64)
-    good = (end > begin) & (end % _MEMBER_HEADER == 0) & (end <= sizes[shard])
-    _require("block_end", good, end, "must be whole tar members after block_begin, inside the shard")
+    good = (end > begin) & (end % MEMBER_HEADER == 0) & (end <= sizes[shard])
+    require("block_end", good, end, "must be whole tar members after block_begin, inside the shard")
     clips = np.bincount(shard, weights=np.diff(arrays["block_first"]), minlength=len(counts))
     wrong = np.flatnonzero(clips != [record.clips for record in manifest.shards])
     if wrong.size:
         record = manifest.shards[wrong[0]]
-        raise _error("block_first", f"gives {int(clips[wrong[0]])} clips to {record.path}, which has {record.clips}")
+        raise index_error(
+            "block_first", f"gives {int(clips[wrong[0]])} clips to {record.path}, which has {record.clips}"
+        )
 
 
 def _check_observations(manifest: Manifest, arrays: Arrays) -> None:
     """Check the columns of observations, FOV by FOV: they are ordered by FOV."""
     fov = arrays["obs_fov"]
     for rows in _chunks(len(fov)):
-        _check_range("obs_fov", fov[rows], 0, len(manifest.fovs) - 1, "a row of Manifest.fovs", rows.start)
+        check_range("obs_fov", fov[rows], 0, len(manifest.fovs) - 1, "a row of Manifest.fovs", rows.start)
         _check_steps("obs_fov", fov, rows, len(manifest.fovs))
         _check_steps("obs_track", arrays["obs_track"], rows, 1)
         lineage = arrays["obs_lineage"][rows]
-        _check_range("obs_lineage", lineage, 0, len(fov) - 1, "the number of a lineage", rows.start)
+        check_range("obs_lineage", lineage, 0, len(fov) - 1, "the number of a lineage", rows.start)
     if len(fov) and arrays["obs_track"][0] != 0:
-        raise _error("obs_track", f"row 0 is {arrays['obs_track'][0]}; it must be 0")
+        raise index_error("obs_track", f"row 0 is {arrays['obs_track'][0]}; it must be 0")
     edges = np.searchsorted(fov, np.arange(len(manifest.fovs) + 1, dtype=fov.dtype))
     codes = {label.name: {value: code for code, value in enumerate(label.values)} for label in manifest.labels}
     for row, record in enumerate(manifest.fovs):
         fixed = {"experiment": record.experiment, "well": record.well}
         for rows in _chunks(int(edges[row + 1]), int(edges[row])):
-            _check_range("obs_t", arrays["obs_t"][rows], 0, record.frames - 1, "a frame of its FOV", rows.start)
+            check_range("obs_t", arrays["obs_t"][rows], 0, record.frames - 1, "a frame of its FOV", rows.start)
             for name, table in codes.items():
                 low, high = NO_ID, len(table) - 1
                 if name in fixed:
                     low = high = table.get(fixed[name], -2)
                 what = f"a code of {name!r}" + (f", here of {fixed[name]!r}" if name in fixed else "")
-                _check_range(label_array(name), arrays[label_array(name)][rows], low, high, what, rows.start)
+                check_range(label_array(name), arrays[label_array(name)][rows], low, high, what, rows.start)
 
 
 def _check_patches(manifest: Manifest, arrays: Arrays) -> None:
     """Check the columns of patches; every observation must be a sample in one row, the one that it points to."""
-    header, size = _patch_bytes(manifest, arrays)
-    member = _MEMBER_HEADER + -(-(header + size) // _MEMBER_HEADER) * _MEMBER_HEADER
-    edges = arrays["clip_first"][arrays["block_first"]]  # edges of the blocks, in patches
+    offsets = PlainOffsets(manifest, arrays) if manifest.codec == NO_CODEC else StoredOffsets(manifest, arrays)
     chunks = list(_chunks(len(arrays["patch_obs"])))
     halves = [chunks[: (len(chunks) + 1) // 2], chunks[(len(chunks) + 1) // 2 :]]
     with ThreadPoolExecutor(2) as pool:
-        samples = sum(pool.map(lambda half: _check_chunks(arrays, half, member, edges), halves))
+        samples = sum(pool.map(lambda half: _check_chunks(arrays, half, offsets), halves))
     if samples != len(arrays["obs_patch"]):
-        raise _error("patch_is_sample", f"marks {samples} rows, but there are {len(arrays['obs_patch'])} observations")
-    found = arrays["patch_offset"][edges[:-1]]
-    good = found == arrays["block_begin"] + _MEMBER_HEADER + header[arrays["block_first"][:-1]]
-    _require("patch_offset", good, found, "must be behind the headers at block_begin", 0, "first row of block")
-    last = edges[1:] - 1
-    end = arrays["patch_offset"][last] + size[arrays["patch_clip"][last]]
-    _require("patch_offset", end <= arrays["block_end"], end, "must end in its block", 0, "last row of block")
+        raise index_error(
+            "patch_is_sample", f"marks {samples} rows, but there are {len(arrays['obs_patch'])} observations"
+        )
+    offsets.check_blocks()
 
 
 class _Room:
@@ -194,18 +186,12 @@ _ROOM = {
 }
 
 
-def _check_chunks(
-    arrays: Arrays,
-    chunks: Sequence[slice],
-    member: Int[np.ndarray, " clips"],
-    edges: Int[np.ndarray, " blocks_and_one"],
-) -> int:
+def _check_chunks(arrays: Arrays, chunks: Sequence[slice], offsets: PlainOffsets) -> int:
     """Check some rows of patches; return how many are samples."""
-    room, most = _Room(), int(arrays["block_end"].max(initial=0))  # below it, no sum and no difference wraps around
+    room = _Room()
     for rows in chunks:
         _check_chunk(arrays, rows, room)
-        _check_range("patch_offset", arrays["patch_offset"][rows], 0, most, "a byte of a block", rows.start)
-        _check_offsets(arrays, rows, member, edges, room)
+        offsets.check_rows(rows)
     return sum(int(np.count_nonzero(arrays["patch_is_sample"][rows])) for rows in chunks)
 
 
@@ -213,64 +199,28 @@ def _check_chunk(arrays: Arrays, rows: slice, room: _Room) -> None:
     """Check a chunk of rows of patches."""
     at, obs, clip = rows.start, arrays["patch_obs"][rows], arrays["patch_clip"][rows]
     size, first = len(obs), arrays["clip_first"]
-    _check_range("patch_obs", obs, 0, len(arrays["obs_patch"]) - 1, "an observation", at)
+    check_range("patch_obs", obs, 0, len(arrays["obs_patch"]) - 1, "an observation", at)
     row_of, good = room("row", size), room("good", size)
     np.copyto(row_of, obs)  # once, or every take would convert it
     low, high = np.searchsorted(first, np.array([rows.start, rows.stop - 1], first.dtype), "right") - 1
     run = room.number_runs(first[low : high + 1], rows)
     np.equal(np.subtract(clip, low, out=room("taken_8", size)), run, out=good)
-    _require("patch_clip", good, clip, "must be the clip of clip_first", at)
+    require("patch_clip", good, clip, "must be the clip of clip_first", at)
     t, is_sample = arrays["patch_t"][rows], arrays["patch_is_sample"][rows]
     np.equal(t, room.take(arrays["obs_t"], row_of), out=good)
-    _require("patch_t", good, t, "must be the frame of the observation", at)
+    require("patch_t", good, t, "must be the frame of the observation", at)
     np.greater_equal(t[1:], t[:-1], out=good[1:])
     good[1:] |= np.not_equal(clip[1:], clip[:-1], out=room("same", size)[1:])
-    _require("patch_t", good[1:], t[1:], "must ascend in a clip", at + 1)
+    require("patch_t", good[1:], t[1:], "must ascend in a clip", at + 1)
     lineage = room.take(arrays["clip_lineage"][low : high + 1], run)
     wanted = room("number", size).view(np.int32)[:size]
     np.equal(lineage, np.take(arrays["obs_lineage"], row_of, out=wanted, mode="clip"), out=good)
-    _require("clip_lineage", good, lineage, "must be the lineage of the clip's observations", at, "patch row")
+    require("clip_lineage", good, lineage, "must be the lineage of the clip's observations", at, "patch row")
     home = room.take(arrays["obs_patch"], row_of)
     np.equal(np.equal(home, room.count(rows), out=good), is_sample, out=good)
-    _require("obs_patch", good, home, "must be the one row where its observation is a sample", at, "patch row")
+    require("obs_patch", good, home, "must be the one row where its observation is a sample", at, "patch row")
     np.greater_equal(is_sample, arrays["patch_has_candidate"][rows], out=good)
-    _require("patch_has_candidate", good, ~good, "must be False where patch_is_sample is", at)
-
-
-def _check_offsets(
-    arrays: Arrays,
-    rows: slice,
-    member: Int[np.ndarray, " clips"],
-    edges: Int[np.ndarray, " blocks_and_one"],
-    room: _Room,
-) -> None:
-    """Check that the patches of a clip lie side by side, and clips of a block behind each other.
-
-    Looks from each row to the next, which may be the first of the next chunk.
-    """
-    stop = min(rows.stop + 1, len(arrays["patch_offset"]))
-    offset, clip = arrays["patch_offset"][rows.start : stop], arrays["patch_clip"][rows]
-    steps = len(offset) - 1
-    if steps <= 0:
-        return
-    size = room.take(member[int(clip[0]) : int(clip[-1]) + 1], room("run", len(clip)))  # as `_check_chunk` left it
-    gap = np.subtract(offset[1:], offset[:-1], out=room("gap", steps))
-    gap -= size[:steps]
-    other = np.flatnonzero(gap)
-    next_clip = arrays["patch_clip"][other + rows.start + 1]
-    wrong = other[(next_clip == clip[other]) | (gap[other] < _LEAST_MEMBER)] + rows.start + 1
-    wrong = wrong[edges[np.searchsorted(edges, wrong)] != wrong]  # a block may begin a new shard
-    if wrong.size:
-        row = int(wrong[0])
-        raise _error(
-            "patch_offset", f"row {row} is {arrays['patch_offset'][row]}; it must lie behind the patch before it"
-        )
-
-
-def _check_range(name: str, values: Int[np.ndarray, " n"], low: int, high: int, what: str, start: int) -> None:
-    if values.size and (values.min() < low or values.max() > high):
-        allowed = f"must be {what}: {low} to {high}" if high > low else f"must be {what}: {low}"
-        _require(name, (values >= low) & (values <= high), values, allowed, start)
+    require("patch_has_candidate", good, ~good, "must be False where patch_is_sample is", at)
 
 
 def _check_steps(name: str, values: Int[np.ndarray, " n"], rows: slice, most: int) -> None:
@@ -279,20 +229,7 @@ def _check_steps(name: str, values: Int[np.ndarray, " n"], rows: slice, most: in
     step = np.diff(values[begin : rows.stop])
     if step.size and (step.min() < 0 or step.max() > most):
         good = (step >= 0) & (step <= most)
-        _require(name, good, values[begin + 1 : rows.stop], f"must ascend by {most} at most", begin + 1)
-
-
-def _patch_bytes(manifest: Manifest, arrays: Arrays) -> tuple[Int[np.ndarray, " clips"], Int[np.ndarray, " clips"]]:
-    """Bytes of the npy header and of the data of each patch of each clip."""
-    sizes = {e.name: (len(npy_header(e.dtype, e.shape)), e.patch_bytes) for e in manifest.experiments}
-    per_fov = np.array([sizes[fov.experiment] for fov in manifest.fovs], np.int64).reshape(-1, 2)
-    heads = arrays["patch_obs"][arrays["clip_first"][:-1]]
-    count = len(arrays["obs_fov"])
-    bad = np.flatnonzero((heads < 0) | (heads >= count))
-    if bad.size:
-        raise _error("patch_obs", f"is {heads[bad[0]]} at the head of clip {bad[0]}; there are {count} observations")
-    header, size = per_fov[arrays["obs_fov"][heads]].T
-    return header, size
+        require(name, good, values[begin + 1 : rows.stop], f"must ascend by {most} at most", begin + 1)
 
 
 def _check_partitions(manifest: Manifest, arrays: Arrays) -> None:
@@ -307,26 +244,9 @@ def _check_partitions(manifest: Manifest, arrays: Arrays) -> None:
             expected = np.array([NO_ID if v is None else codes.get(v, -2) for v in wanted], np.int64)
             found = arrays[label_array(label.name)][heads]
             good = found == expected[clip]
-            _require(label_array(label.name), good, found, "must be that of the clip's partition", 0, "clip")
+            require(label_array(label.name), good, found, "must be that of the clip's partition", 0, "clip")
 
 
 def _chunks(stop: int, start: int = 0) -> Iterator[slice]:
     for first in range(start, stop, _CHUNK):
         yield slice(first, min(first + _CHUNK, stop))
-
-
-def _require(
-    name: str,
-    good: Bool[np.ndarray, " n"],
-    values: Shaped[np.ndarray, " n"],
-    allowed: str,
-    offset: int = 0,
-    rows: str = "row",
-) -> None:
-    if not good.all():
-        at = int(np.argmin(good))
-        raise _error(name, f"{rows} {at + offset} is {values[at]}; it {allowed}")
-
-
-def _error(name: str, what: str) -> FormatError:
-    return FormatError(f"index/arrays/{name}.npy: {what}. Copy the file again, or build the shards again.")

@@ -19,6 +19,7 @@ from dynaclr_wds.contract import (
     FORMAT_VERSION,
     MANIFEST,
     OWN_LABELS,
+    SUFFIXES,
     ExperimentRecord,
     Manifest,
     array_dtypes,
@@ -123,6 +124,11 @@ _ABOVE_ALL = 1 << 63
 
 def _check_manifest(manifest: Manifest, where: str) -> None:
     """Check what no single value shows: paths, and that records refer to records that are there."""
+    if manifest.codec not in SUFFIXES:
+        raise FormatError(
+            f"{where}: codec={manifest.codec!r:.50}, but this release reads {' and '.join(SUFFIXES)}. "
+            "Build the shards again."
+        )
     if manifest.folder:
         check_relative_path(manifest.folder, where)
     sizes = [(s.path, s.bytes) for s in manifest.shards] + [(f.path, f.bytes) for f in manifest.files]

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float32, Int64, Shaped
 
 from dynaclr_wds import contract
+from dynaclr_wds.addresses import Addresses, find_addresses
 from dynaclr_wds.contract import Manifest
 from dynaclr_wds.errors import ConfigError, FormatError
 from dynaclr_wds.file_checks import PARQUET_ERRORS
@@ -160,6 +161,11 @@ class ShardSet:
         a = self.arrays
         return self.fov_experiment[a["obs_fov"][a["patch_obs"][a["clip_first"][:-1]]]]
 
+    @cached_property
+    def addresses(self) -> Addresses:
+        """Where patches and blocks are, as whoever reads them counts bytes."""
+        return find_addresses(self.manifest, self.arrays, self.clip_experiment)
+
     @property
     def statistics(self) -> dict[str, Float32[np.ndarray, "rows c k"]]:
         """Level → statistics of every frame, FOV or experiment, the last axis as `contract.STATISTICS`."""
@@ -188,7 +194,7 @@ class ShardSet:
             clip_lineage=a["clip_lineage"],
             clip_block=a["clip_block"],
             block_first=a["block_first"],
-            block_bytes=a["block_end"] - a["block_begin"],
+            block_bytes=self.addresses.block_bytes,
             block_partition=shard_partition[a["block_shard"]],
             obs_track=a["obs_track"],
             obs_track_id=a["obs_track_id"],

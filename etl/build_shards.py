@@ -159,6 +159,7 @@ def make_parser() -> CommandParser:
     option("block_bytes", "size of a block, the unit of streaming, such as 512K (default: 8M)", metavar="SIZE")
     option("group_bytes", _GROUP, metavar="SIZE")
     option("dtype", "of the stored patches (default: source)", choices=("source", "float16", "float32"))
+    option("codec", _CODEC, choices=("none", "gzip"))
     option("include_wells", "only these wells", nargs="+", metavar="ROW/COL")
     option("exclude_fovs", "leave these out", nargs="+", metavar="ROW/COL/FOV")
     option("border", _BORDER, choices=("shift", "pad", "drop"))
@@ -223,13 +224,16 @@ _Z_REDUCTION = (
     "reduce each channel's slices to one: a channel, its marker, fluorescence, labelfree or default = center, mip "
     "(maximum) or none"
 )
+_CODEC = (
+    "compress patches, for object storage behind a link below some 300 MB/s: docs/OBJECT_STORAGE.md (default: none)"
+)
 _REFERENCE = (
     "rescale patches to this pixel size in micrometres, so that cells have one size in every experiment: y and x, "
     "or z, y and x, or one number for y and x (default: each plate's own)"
 )
 _GROUP = (
     "patches of fields of view that are built together into shards of their own, such as 256M: what a change rebuilds, "
-    "and what one worker holds in memory (default: 1G)"
+    "and what one worker holds in memory (default: 256M)"
 )
 _BORDER = (
     "patches that reach beyond the image: moved inside (shift, the default), filled with the nearest pixels so that "

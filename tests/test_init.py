@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 import shlex
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,6 +34,7 @@ from etl.source.preflight import open_plates
 from etl.source.scales import fill_in_from_plates
 from tests.plates import write_plate
 from tests.synthetic import Synthetic, make_index
+from tests.test_images import write_image
 
 ROOT = Path(__file__).parent.parent
 SMALL = SimulationConfig(experiments=2, fovs=2, frames=8, size=64, cells=5, cell_radius=7.0)
@@ -629,3 +631,20 @@ def test_what_init_writes_runs_and_has_a_clean_verdict(tmp_path: Path, kind: str
     assert config["data"]["channels_per_sample"] == (1 if kind == "two channels and one" else None)
     ledger = [json.loads(file.read_text()) for file in sorted(Path("logs").rglob("ledger-epoch=*.json"))]
     assert len(ledger) == 2
+
+
+def test_images_fill_in_a_well_for_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("first", "second one"):
+        write_image(tmp_path / f"images/{name}.ome.zarr", "tcyx")
+    shutil.copytree(Path(__file__).parent / "data/tracks", tmp_path / "there")
+    (tmp_path / "tracks/A/1/first").mkdir(parents=True)
+    shutil.copy(tmp_path / "there/ultrack.xml", tmp_path / "tracks/A/1/first/model.xml")
+    assert program.main(["init", "images", "tracks"]) == 0
+    (entry,) = yaml.safe_load(Path("experiments.yaml").read_text())["experiments"]
+    assert entry["data_path"] == "images"
+    assert entry["wells"] == {"A/1": ["first.ome.zarr"], "A/2": ["second one.ome.zarr"]}
+    assert entry["condition_wells"] == {"all": ["A/1", "A/2"]}
+    assert "columns" not in entry
+    assert program.main(["init", "images", "there/ultrack.csv", "--overwrite"]) == 0
+    assert "tracks_path: there/ultrack.csv # a table (.csv, " in Path("experiments.yaml").read_text()

@@ -75,7 +75,7 @@ def url(bucket: Bucket, short_clips: Path) -> str:
 def test_batches_from_a_bucket_are_those_of_the_disk(url, bucket, local_batches, tmp_path, mode, workers):
     data = make_data(url, storage_options=quick(bucket), cache_dir=str(tmp_path), num_workers=workers, **mode)
     assert_same(read_batches(data), local_batches(**mode))
-    assert data.train_dataset._reader._store._blocks == {}
+    assert data.train_dataset._reader._store._held.table.members == []
 
 
 @MODES
@@ -540,7 +540,7 @@ def test_what_nobody_waits_for_any_more_is_not_asked_for_again(url, bucket, prox
     loader.close()
     data.train_dataset._reader._store._requests.shutdown(wait=True)
     assert time.monotonic() - begun < 5
-    assert data.train_dataset._reader._store._blocks == {}
+    assert data.train_dataset._reader._store._held.table.members == []
 
 
 # --- pure

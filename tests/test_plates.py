@@ -11,6 +11,7 @@ import pytest
 import zarr
 
 from dynaclr_wds.errors import PlateError
+from etl.source.plate_boxes import read_box
 from etl.source.plates import open_plate
 from tests.plates import write_plate
 
@@ -120,10 +121,11 @@ def test_listed_well_without_group_is_an_error(tmp_path: Path) -> None:
         open_plate(tmp_path)
 
 
-def test_array_that_is_not_tczyx_is_an_error(tmp_path: Path) -> None:
-    write_plate(tmp_path, shape=(2, 1, 8, 8))
-    with pytest.raises(PlateError, match=r"axes \['c', 'z', 'y', 'x'\] must be \[t, c, z, y, x\]"):
-        _ = open_plate(tmp_path).fovs["A/1/0"].array
+def test_array_without_time_has_one_frame(tmp_path: Path) -> None:
+    (written,) = write_plate(tmp_path, shape=(2, 1, 8, 8)).values()
+    fov = open_plate(tmp_path).fovs["A/1/0"]
+    assert fov.shape == (1, 2, 1, 8, 8)
+    np.testing.assert_array_equal(read_box(fov.array, ()), written[None])
 
 
 def test_array_that_belies_its_axes_is_an_error(tmp_path: Path) -> None:

@@ -28,11 +28,15 @@ from dynaclr_wds.storage.options import parse_options
 from etl.build_shards import build_shards
 from etl.build_shards import main as command
 from etl.cut.reading import read_box
+from etl.index import build_index
 from etl.init import main as init
 from etl.run.executors import ThreadUnits
 from etl.source.experiments import parse_build_config
+from etl.source.fingerprints import fingerprint_sources
 from etl.source.plates import open_plate
-from tests.plates import make_collection, write_plate
+from etl.source.preflight import open_plates
+from etl.source.scales import fill_in_from_plates
+from tests.plates import KEEP_ALL, make_collection, write_plate
 from tests.remote import forget_credentials, quick, serve, upload
 from tests.servers.bucket import Bucket
 from tests.servers.faults import Rule, Schedule
@@ -41,7 +45,9 @@ from tests.servers.proxy import Proxy
 from tests.servers.seaweedfs import ROLES, SeaweedFS
 from tests.shared_build import make_once
 from tests.test_build import digests
+from tests.test_images import write_image
 from tests.test_sources import Told
+from tests.test_track_sources import put
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("without_fsync")]
 
@@ -249,6 +255,49 @@ def test_what_stays_unreadable_is_never_taken_for_absent(
     cause = {"500": "status 500", "403": "status 403 AccessDenied", "short": "bytes came"}
     assert re.search(cause.get(kind, "connection lost|cut short|no answer in time"), str(raised.value))
     assert not (tmp_path / "out").exists() or not (tmp_path / "out/manifest.json").exists()
+
+
+def test_images_and_tracks_of_other_forms_are_read_from_a_bucket(tmp_path: Path, bucket: Bucket) -> None:
+    """A folder of images in two versions of Zarr, and tracks as GEFF, a challenge folder, XML and one table."""
+    for name, version in (("one.zarr", "0.4"), ("two.zarr", "0.5")):
+        write_image(tmp_path / "data/images" / name, "ctyx", version=version)
+    for folder, files in {
+        "geff": {"A/1/one": "ultrack-geff.tar.xz", "B/2/two": "ultrack-ctc.tar.xz"},
+        "xml": {"A/1/one": "ultrack.xml", "B/2/two": "ultrack.csv"},
+    }.items():
+        for fov, file in files.items():
+            put(file, tmp_path / "data" / folder / fov)
+    rows = [(fov, 1, t, 9.0, 9.0 + t) for fov in ("A/1/one", "B/2/two") for t in range(4)]
+    pd.DataFrame(rows, columns=["fov", "track_id", "t", "y", "x"]).to_parquet(tmp_path / "data/all.parquet")
+    upload(bucket, tmp_path / "data", "data")
+
+    def index(root: str, tracks: str) -> Any:
+        entry = {
+            "name": "a",
+            "data_path": f"{root}/images",
+            "tracks_path": f"{root}/{tracks}",
+            "interval_minutes": 30.0,
+        }
+        entry |= {"wells": {"A/1": ["one.zarr"], "B/2": ["two.zarr"]}, "condition_wells": {"mock": ["A/1", "B/2"]}}
+        entry |= {"channel_names": ["P", "G"], "source_channel": ["G"], "interval_minutes": 30.0}
+        path = tmp_path / "experiments.yaml"
+        options = {"yx_patch_size": [8, 8], "tau_range_hours": [0.5, 1.0], **KEEP_ALL}
+        path.write_text(json.dumps({"experiments": [entry], "shards": options, "storage_options": patient(bucket)}))
+        config = parse_build_config(path)
+        plates = open_plates(config)
+        config = fill_in_from_plates(config, plates)
+        assert fingerprint_sources(config, plates) == fingerprint_sources(config, plates)
+        return build_index(config, plates), plates
+
+    for tracks in ("geff", "xml", "all.parquet"):
+        found, plates = index(f"{bucket.url}/data", tracks)
+        expected, local = index(str(tmp_path / "data"), tracks)
+        assert len(expected.observations) >= 8
+        assert found.observations.equals(expected.observations)
+    for name in ("A/1/one", "B/2/two"):
+        np.testing.assert_array_equal(
+            read_box(plates["a"].fovs[name].array, ()), read_box(local["a"].fovs[name].array, ())
+        )
 
 
 def test_a_bucket_that_is_gone_is_no_plate_without_chunks(tmp_path: Path, seaweedfs: SeaweedFS) -> None:

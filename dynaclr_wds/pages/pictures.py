@@ -92,3 +92,10 @@ def _picture(content: bytes, kind: str, alt: str, caption: str) -> Html:
     data = base64.b64encode(content).decode("ascii")
     said = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
     return Html(f'<figure><img alt="{escape(alt)}" src="data:{kind};base64,{data}">{said}</figure>')
+
+
+def to_pixels(figure: Figure) -> UInt8[np.ndarray, "height width 3"]:
+    """Draw a figure as RGB."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()  # type: ignore[no-untyped-call]
+    return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()  # type: ignore[no-untyped-call]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,10 +10,11 @@ import numpy as np
 import torch
 from jaxtyping import Int64, Shaped
 
-from dynaclr_wds.contract import CLIP_LEVELS
+from dynaclr_wds.contract import CLIP_LEVELS, GZIP, SUFFIXES, npy_header
 from dynaclr_wds.errors import FormatError
 from dynaclr_wds.npy_files import parse_npy_header
 from dynaclr_wds.plain.clip_json import ClipRecord, parse_clip, read_statistics
+from dynaclr_wds.plain.tars import MOST_MEMBER_BYTES
 from dynaclr_wds.plan.rng import Tag, make_generator
 from dynaclr_wds.tau import TauFrames, TauHours, check_tau_range, least_tau, tau_range_frames, tau_weights
 
@@ -126,6 +128,8 @@ def _check_one_shape(clips: Sequence[ClipRecord]) -> None:
 def _parse_npy(data: bytes, clip: ClipRecord, file: str) -> Shaped[np.ndarray, "c z y x"]:
     """Read a patch; its header must agree with the clip and with its size before any memory is taken."""
     where = f"{clip.where}, {file}"
+    if file.endswith(SUFFIXES[GZIP]):
+        data = _decode(data, clip, where)
     try:
         shape, dtype, fortran_order, begin = header = parse_npy_header(data)
     except ValueError as error:
@@ -140,3 +144,20 @@ def _parse_npy(data: bytes, clip: ClipRecord, file: str) -> Shaped[np.ndarray, "
             f"{where}: has {len(data) - begin} bytes of numbers, not {header.data_bytes}. Build the shard again."
         )
     return np.frombuffer(data, dtype, offset=begin).reshape(shape)
+
+
+def _decode(data: bytes, clip: ClipRecord, where: str) -> bytes:
+    """Decode a patch that is compressed, to the size that its clip says and no more."""
+    from dynaclr_wds.codec import CodecError, split_members  # only those who read compressed shards need isal
+
+    header, channels = npy_header(clip.dtype, clip.shape), clip.shape[0]
+    channel_bytes = math.prod(clip.shape[1:]) * clip.dtype.itemsize
+    if channel_bytes * channels > MOST_MEMBER_BYTES:
+        raise FormatError(
+            f"{where}: its clip says that it has {channel_bytes * channels:,} bytes; at most {MOST_MEMBER_BYTES:,} are "
+            "decoded. Build the shard again."
+        )
+    try:
+        return b"".join(part for _, part in split_members(data, [len(header), *[channel_bytes] * channels]))
+    except CodecError as error:
+        raise FormatError(f"{where}: can't be decoded ({error}). Copy the shard again, or build it again.") from error

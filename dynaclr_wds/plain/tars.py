@@ -3,8 +3,9 @@
 The readers of `tarfile` and of WebDataset take a damaged header for the end of the archive, so a cut or damaged shard
 looks like a short one. Here each header must have the right checksum, each member its full size, and the shard the
 two blocks of zeros that end a tar; else the error names the shard and the byte. Only what `docs/FORMAT.md` allows is
-read: regular files named `<key>.json` and `<key>.<number>.npy`. A flipped byte inside a patch is not noticed: its
-checksum is in the index, which this pipeline does without.
+read: regular files named `<key>.json`, and `<key>.<number>.npy` or `.npy.gz`; the latter are decoded when they are
+drawn. A flipped byte inside a patch that is not compressed is not noticed: its checksum is in the index, which this
+pipeline does without.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from dynaclr_wds.storage.stream import open_stream
 _BLOCK = 512
 _CHUNK = 1 << 24
 _REGULAR = (tarfile.REGTYPE, tarfile.AREGTYPE)
-_NAME = re.compile(r"([0-9A-Za-z_-]+)\.(json|[0-9]+\.npy)")
+_NAME = re.compile(r"([0-9A-Za-z_-]+)\.(json|[0-9]+\.npy(?:\.gz)?)")
 
 MOST_MEMBER_BYTES = 1 << 32
 """A larger member is refused before it is read."""
@@ -49,7 +50,7 @@ class Member(NamedTuple):
     key: str
     """Key of its clip."""
     file: str
-    """`json` or `<number>.npy`."""
+    """`json`, `<number>.npy` or `<number>.npy.gz`."""
     data: bytes
 
 
@@ -106,8 +107,8 @@ def read_members(stream: ByteStream, url: str) -> Iterator[Member]:
         if match is None or info.type not in _REGULAR or not 0 <= info.size <= most:
             raise FormatError(
                 f"{url}: byte {begin}: holds {info.name!r:.200} of type {info.type.decode('latin-1')!r} and "
-                f"{info.size} bytes. A shard holds only regular files <key>.json and <key>.<number>.npy of at most "
-                f"{most} bytes. Take the shards as the build wrote them."
+                f"{info.size} bytes. A shard holds only regular files <key>.json and <key>.<number>.npy or .npy.gz of "
+                f"at most {most} bytes. Take the shards as the build wrote them."
             )
         data = tape.read(info.size)
         padding = -info.size % _BLOCK

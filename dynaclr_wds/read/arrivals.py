@@ -25,6 +25,9 @@ class Arrival:
         The range.
     parts
         Requests that will fill it.
+    mapped
+        Bytes always come into memory of their own, also those of a single request; so that `drop`
+        can give back a part of it.
     then
         Called in the thread of the last request when all bytes are there, before those who wait go on. What it raises,
         `put` raises.
@@ -35,14 +38,25 @@ class Arrival:
     when Python finds that the last reference is gone: what is resident is to be known at any moment.
     """
 
-    def __init__(self, begin: int, end: int, parts: int, then: Callable[[Arrival], None] | None = None) -> None:
+    def __init__(
+        self,
+        begin: int,
+        end: int,
+        parts: int,
+        then: Callable[[Arrival], None] | None = None,
+        *,
+        mapped: bool = False,
+    ) -> None:
         self.begin, self.end = begin, end
         self.users = 1
         """How many have asked for it and not let go."""
         self.bytes: UInt8[np.ndarray, " n"] = _NOTHING
         self.address = 0
-        if parts > 1:
-            self.overwrite(begin, memoryview(mmap.mmap(-1, end - begin)))
+        self._pages: mmap.mmap | None = None
+        if parts != 1 or mapped:
+            self._pages = mmap.mmap(-1, end - begin, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            self.bytes = np.frombuffer(self._pages, np.uint8)
+            self.address = self.bytes.__array_interface__["data"][0]
         self._left = parts
         self._error: BaseException | None = None
         self._over = False
@@ -101,7 +115,7 @@ class Arrival:
 
     def overwrite(self, begin: int, data: memoryview) -> None:
         """Replace bytes; only for one who holds it, or is called back by `put`."""
-        if len(data) == self.end - self.begin:
+        if self._pages is None and len(data) == self.end - self.begin:
             self.bytes = np.frombuffer(data, np.uint8)
             self.address = self.bytes.__array_interface__["data"][0]
         else:
@@ -156,8 +170,20 @@ class Arrival:
             self._over = True
             self._gate.release()
 
+    def drop(self, begin: int, end: int) -> None:
+        """Give back the memory of a part, as far as it is whole pages; only for one who holds it and reads it alone."""
+        first = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE
+        last = end // mmap.PAGESIZE * mmap.PAGESIZE
+        if self._pages is not None and last > first:
+            self._pages.madvise(mmap.MADV_DONTNEED, first, last - first)
+
+    def finish(self) -> None:
+        """End the wait for bytes that were not `put`, but written in place."""
+        with self._lock:
+            self._end()
+
     def _free(self) -> None:
-        self.bytes = _NOTHING  # the last reference is gone, so that the pages are free now
+        self.bytes, self._pages = _NOTHING, None  # the last references are gone, so that the pages are free now
 
 
 class Arrivals:

@@ -65,7 +65,7 @@ def locate_channels(
     channels = np.array([e.shape[0] for e in experiments], np.int64)[experiment]
     size = np.array([e.patch_bytes // e.shape[0] for e in experiments], np.int64)[experiment]
     count = np.where(before < 0, channels, 1)
-    begin = a["patch_offset"][row].astype(np.int64) + np.maximum(before, 0)
+    begin = shards.addresses.patches(row) + np.maximum(before, 0)
     return ChannelRanges(
         row=row,
         shard=a["block_shard"][a["clip_block"][a["patch_clip"][row]]].astype(np.int64),
@@ -88,14 +88,19 @@ def name_member(shards: ShardSet, row: int) -> str:
 
 
 def _explain(shards: ShardSet, row: int, channel: int, found: int) -> ChecksumError:
+    said = int(shards.arrays["patch_xxh3"][row, channel])
+    return explain_damage(shards, row, channel, f"its checksum is {found:08x}, the index says {said:08x}")
+
+
+def explain_damage(shards: ShardSet, row: int, channel: int, what: str) -> ChecksumError:
     """Make the error for a channel of a patch that is damaged; from a server, it came so twice."""
-    a, said = shards.arrays, int(shards.arrays["patch_xxh3"][row, channel])
+    a = shards.arrays
     observation = int(a["patch_obs"][row])
     fov = shards.manifest.fovs[int(a["obs_fov"][observation])]
     twice = "" if shards.remote is None else ", though it was asked for twice"
     cell = f"{fov.experiment}/{fov.fov_name}/{int(a['obs_track_id'][observation])}"
     return ChecksumError(
         f"{name_member(shards, row)}, channel {channel}, of the cell {cell} at t={int(a['patch_t'][row])}: is not what "
-        f"was written{twice}: its checksum is {found:08x}, the index says {said:08x}. Run `dynaclr-wds verify "
+        f"was written{twice}: {what}. Run `dynaclr-wds verify "
         f"{shards.root}` to see all that is damaged, and restore the shard or build it again."
     )

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Int64
 from torch.utils.data import Dataset
 
+from dynaclr_wds.contract import NO_CODEC
 from dynaclr_wds.errors import FormatError, StorageError
 from dynaclr_wds.plan.batch import BatchPlan, BlockReads
 from dynaclr_wds.plan.channels import ChannelChoices
@@ -27,6 +28,7 @@ from dynaclr_wds.read.prefetch import BlockWindow
 from dynaclr_wds.read.substitution import Substitution
 from dynaclr_wds.shardset import ShardSet
 from dynaclr_wds.store import BlockStore, RemoteStore
+from dynaclr_wds.track_names import keep_tracks
 from dynaclr_wds.words import count_of
 
 _REQUESTS_PER_WORKER, _MOST_REQUESTS = 16, 64
@@ -56,7 +58,7 @@ class MultiExperimentTripletDataset(Dataset[dict[str, Any]]):
     meta_names
         More names for what `anchor_meta`, … hold: name → label or key.
     store
-        Where the bytes are; None = where the set is.
+        Where the bytes are, decoded if the set has a codec (see `DecodingStore`); None = where the set is.
     channel_flags
         What is true of which stored channel of each experiment (E, C); comes with every batch, for its samples.
     choices
@@ -191,7 +193,8 @@ class MultiExperimentTripletDataset(Dataset[dict[str, Any]]):
         for block in np.unique(index.block(cast(SampleIndex, np.arange(len(index.row))))).tolist():
             if total + int(size[block]) > most_bytes:
                 break
-            total += self._reader.load(block)
+            self._reader.load(block)
+            total += int(size[block])
         return total
 
     def _select(self, numbers: Sequence[int]) -> BatchPlan:
@@ -265,9 +268,14 @@ def open_store(
     disk_bytes
         Of a set in object storage: bytes to keep on this node, beside its index; 0 = none.
     """
-    records, root = shards.manifest.shards, shards.files_root
+    records, root, is_plain = shards.manifest.shards, shards.files_root, shards.manifest.codec == NO_CODEC
     if isinstance(root, Path):
-        return FileStore(root, records) if load_copy() is None else MappedStore(root, records, ask=ask)
+        local = FileStore(root, records) if load_copy() is None else MappedStore(root, records, ask=ask)
+        if is_plain:
+            return local
+        from dynaclr_wds.read.decoding import DecodingStore  # only those who read compressed shards need isal
+
+        return DecodingStore(local, shards)
     # only those who read from object storage need these
     from dynaclr_wds.read.disk_pool import DiskPool
     from dynaclr_wds.read.object_store import ObjectStore
@@ -283,7 +291,12 @@ def open_store(
         cache = ByteCache(remote.index.base / "bytes", disk_bytes)
         urls = [str(root / record.path) for record in records]
         disk = DiskPool(cache, remote.index.folder.name, urls, remote.storage.options.request_bytes)
-    return ObjectStore(remote.storage, records, versions, in_flight=in_flight, pool_bytes=pool_bytes, disk=disk)
+    store = ObjectStore(remote.storage, records, versions, in_flight=in_flight, pool_bytes=pool_bytes, disk=disk)
+    if is_plain:
+        return store
+    from dynaclr_wds.read.remote_decoding import RemoteDecodingStore
+
+    return RemoteDecodingStore(store, shards)
 
 
 def keep_apart(kind: Int64[np.ndarray, " n"], batch_size: int) -> Int64[np.ndarray, " m"]:
@@ -329,12 +342,17 @@ def list_observations(
     keep_fov: Bool[np.ndarray, " f"],
     limit: int | None = None,
     choices: ChannelChoices | None = None,
+    tracks: Sequence[str] | None = None,
 ) -> BatchPlan:
     """List every observation of some FOVs once (the first `limit` of them), in the order of the index.
 
-    Where channels are chosen, it stands there once for each choice.
+    Where channels are chosen, it stands there once for each choice. Where tracks are named, only theirs are listed.
     """
-    wanted = np.flatnonzero(keep_fov[shards.arrays["obs_fov"]])[:limit]
+    keep = keep_fov[shards.arrays["obs_fov"]]
+    if tracks is not None:
+        of = (shards.arrays[name].astype(np.int64) for name in ("obs_fov", "obs_track_id"))
+        keep = keep & keep_tracks(tracks, shards.manifest.fovs, *of)
+    wanted = np.flatnonzero(keep)[:limit]
     choice = None
     if choices is not None:
         count = choices.count[shards.fov_experiment[shards.arrays["obs_fov"][wanted]]]

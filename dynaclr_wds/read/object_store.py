@@ -9,7 +9,6 @@ opened, or when it was first read. How requests are repeated, and when they fail
 
 from __future__ import annotations
 
-import ctypes
 import threading
 from bisect import bisect_right
 from collections import deque
@@ -28,7 +27,7 @@ from dynaclr_wds.read.arrivals import Arrival, Arrivals
 from dynaclr_wds.read.coalesce import cut_range, join_ranges
 from dynaclr_wds.read.disk_pool import DiskPool
 from dynaclr_wds.read.files import check_inside
-from dynaclr_wds.read.mapped import copy_runs, load_copy
+from dynaclr_wds.read.held_blocks import HeldBlocks, copy_own
 from dynaclr_wds.read.patch_pool import PatchPool
 from dynaclr_wds.storage.client import Storage, check_process
 from dynaclr_wds.storage.versions import ObjectInfo
@@ -84,8 +83,7 @@ class ObjectStore:
         self._versions = list(versions)
         self._lock = threading.Lock()
         self._starting = threading.Lock()
-        self._blocks: dict[int, Arrival] = {}
-        self._held = Arrivals([])
+        self._held = HeldBlocks(self._bring_block)
         self._gathered = threading.local()
         self._pool = PatchPool(pool_bytes)
         self._disk = disk
@@ -101,20 +99,27 @@ class ObjectStore:
         out: UInt8[np.ndarray, "n k bytes"],
     ) -> None:
         """Copy patches; see `BlockStore.read`."""
-        first, end = begin + offset[0], begin + offset[-1] + out.shape[2]
-        check_inside(first, end, self._bytes[shard])
-        first, end = first + self._base[shard], end + self._base[shard]
-        address = np.zeros(len(shard), np.int64)
-        held: list[Arrival] = []
-        try:
-            self._locate(getattr(self._gathered, "tables", None) or (), first, end, address, held)
+        with self.locate(shard, begin + offset[0], begin + offset[-1] + out.shape[2]) as address:
+            copy_own(address - offset[0], offset, out)
+
+    @contextmanager
+    def locate(
+        self, shard: Int64[np.ndarray, " n"], begin: Int64[np.ndarray, " n"], end: Int64[np.ndarray, " n"]
+    ) -> Iterator[Int64[np.ndarray, " n"]]:
+        """Give the address of each range that was fetched or gathered, once it is there; it stays inside the context.
+
+        Raises
+        ------
+        RowFailure
+            A range can't be had.
+        """
+        check_inside(begin, end, self._bytes[shard])
+        first, last = begin + self._base[shard], end + self._base[shard]
+        with self._held.locate(getattr(self._gathered, "tables", None) or (), first, last) as (address, _):
             if not address.all():  # to ask for them now would bring bytes that nobody checks
                 row = int(np.argmin(address))
                 raise RowFailure(row, self._explain_absence(int(shard[row])))
-            _copy(address - offset[0], offset, out)
-        finally:
-            for arrival in held:
-                arrival.let_go()
+            yield address
 
     @contextmanager
     def gather(
@@ -139,96 +144,40 @@ class ObjectStore:
 
     def fetch(self, shard: int, begin: int, end: int) -> None:
         """Ask for a block, and return at once."""
-        first, last = int(self._base[shard]) + begin, int(self._base[shard]) + end
-        with self._lock:
-            known = self._blocks.get(first)
-            if known is not None and known.end == last:  # also one that failed: whoever holds it gets its error
-                known.users += 1
-            else:
-                self._blocks[first] = self._request(first, last, disk=self._disk)
-                self._held = Arrivals(list(self._blocks.values()))
+        self._held.fetch(int(self._base[shard]) + begin, int(self._base[shard]) + end)
 
     def forget(self, shard: int, begin: int, end: int) -> None:
         """Let go of a block: its memory is free when nobody reads from it any more."""
-        with self._lock:
-            block = self._blocks.get(int(self._base[shard]) + begin)
-            if block is None or block.end != int(self._base[shard]) + end:
-                return
-            block.users -= 1
-            if block.users <= 0:
-                del self._blocks[block.begin]
-                self._held = Arrivals(list(self._blocks.values()))
-                block.give_up()
+        self._held.forget(int(self._base[shard]) + begin, int(self._base[shard]) + end)
 
     def fetch_again(self, shard: int, begin: int, end: int, found: int) -> None:
         """Ask anew for a block that came damaged; see `RemoteStore.fetch_again`."""
-        first, last = int(self._base[shard]) + begin, int(self._base[shard]) + end
-        with self._lock:
-            known = self._blocks.get(first)
-            if known is not None and known.end == last and known.digest == found:
-                known.give_up()
-                if self._disk is not None:
-                    self._disk.drop_spans(shard, np.array([[begin, end]]))
-                self._blocks[first] = self._request(first, last, disk=self._disk)
-                self._blocks[first].users = known.users
-                self._held = Arrivals(list(self._blocks.values()))
+        base = int(self._base[shard])
+        self._held.renew(base + begin, base + end, found, partial(self.drop_kept, shard, begin, end))
 
     def checksum(self, shard: int, begin: int, end: int) -> int:
         """Return the XXH3 of a block, as it came."""
-        self.fetch(shard, begin, end)  # so that to forget it ends the wait
-        try:
-            with self._lock:
-                block = self._blocks.get(int(self._base[shard]) + begin)
-                if block is None or not block.hold():
-                    raise StorageError("A block was let go while its checksum was asked for.")
-            try:
-                return block.checksum()
-            finally:
-                block.let_go()
-        finally:
-            self.forget(shard, begin, end)
+        return self._held.checksum(int(self._base[shard]) + begin, int(self._base[shard]) + end)
+
+    def drop_kept(self, shard: int, begin: int, end: int) -> None:
+        """Forget a block that is kept on this node's disk."""
+        if self._disk is not None:
+            self._disk.drop_spans(shard, np.array([[begin, end]]))
+
+    def request_block(
+        self, shard: int, begin: int, end: int, then: Callable[[Arrival], None] | None = None, *, mapped: bool = False
+    ) -> Arrival:
+        """Send the requests for a block, which nobody but the caller holds; see `Arrival`."""
+        base = int(self._base[shard])
+        return self._request(base + begin, base + end, self._disk, then, mapped=mapped)
 
     def close(self) -> None:
         """Give back memory and threads; requests on their way are not waited for."""
         with self._starting:
             requests, self._requests = self._requests, None
-        with self._lock:
-            for block in self._blocks.values():
-                block.give_up()
-            self._blocks.clear()
-            self._held = Arrivals([])
+        self._held.close()
         if requests is not None:
             requests.shutdown(wait=False, cancel_futures=True)
-
-    def _locate(
-        self,
-        tables: Sequence[Arrivals],
-        begin: Int64[np.ndarray, " n"],
-        end: Int64[np.ndarray, " n"],
-        address: Int64[np.ndarray, " n"],
-        held: list[Arrival],
-    ) -> None:
-        """Write the address of each range that a table or a block holds, once it is there.
-
-        Ranges with an address are left out. Whose memory it is goes to `held`, for the caller to let go of.
-        """
-        for table in (*tables, None):
-            left = np.flatnonzero(address == 0)
-            with self._lock:  # a block that is found is held before anybody can give it up
-                source = self._held if table is None else table
-                place = source.find(begin[left], end[left])
-                left, place = left[place >= 0], place[place >= 0]
-                used, at = np.unique(place, return_index=True)
-                found = [source.members[member] for member in used.tolist() if source.members[member].hold()]
-                held.extend(found)
-            if len(found) < len(used):
-                raise StorageError("These bytes were given up while they were read.")
-            for member, row in zip(found, left[at].tolist(), strict=True):
-                try:
-                    member.wait()
-                except Exception as error:
-                    raise RowFailure(row, error) from None
-            address[left] = source.addresses(place, begin[left])
 
     def _ask(
         self,
@@ -242,7 +191,7 @@ class ObjectStore:
         Each range has the number that `check` knows it by. What is on the disk is not joined with others. Joined ranges
         are the last to look in: between what was asked for they hold bytes that nobody checks.
         """
-        new = self._held.find(begin, end) < 0
+        new = self._held.table.find(begin, end) < 0
         spans, some = np.unique(np.stack([begin[new], end[new]], axis=1), axis=0, return_index=True)
         pooled = self._pool.find(spans)
         absent = np.array([tuple(span) not in pooled for span in spans.tolist()], bool)
@@ -284,19 +233,33 @@ class ObjectStore:
         if self._disk is not None:
             self._disk.keep_spans(piece, shard, base, spans)
 
-    def _request(self, begin: int, end: int, disk: DiskPool | None = None) -> Arrival:
+    def _request(
+        self,
+        begin: int,
+        end: int,
+        disk: DiskPool | None = None,
+        then: Callable[[Arrival], None] | None = None,
+        *,
+        mapped: bool = False,
+    ) -> Arrival:
         """Send the requests for a range of one shard, or read it from the disk where it is there."""
-        arrival, requests = self._plan_requests(begin, end, None, disk)
+        arrival, requests = self._plan_requests(begin, end, then, disk, mapped=mapped)
         for request in requests:
             self._submit(self._bring, request)
         return arrival
 
     def _plan_requests(
-        self, begin: int, end: int, then: Callable[[Arrival], None] | None, disk: DiskPool | None
+        self,
+        begin: int,
+        end: int,
+        then: Callable[[Arrival], None] | None,
+        disk: DiskPool | None,
+        *,
+        mapped: bool = False,
     ) -> tuple[Arrival, list[_Request]]:
         """Return memory for a range of one shard, and the requests that fill it."""
         shard, parts = self._cut(begin, end)
-        arrival = Arrival(begin, end, len(parts), then)
+        arrival = Arrival(begin, end, len(parts), then, mapped=mapped)
         return arrival, [_Request(arrival, shard, first, last, disk) for first, last in parts]
 
     def _submit(self, work: Callable[..., None], *arguments: Any) -> None:
@@ -307,6 +270,9 @@ class ObjectStore:
             if requests is None:
                 requests = self._requests = ThreadPoolExecutor(self.ahead, thread_name_prefix="dynaclr-request")
         requests.submit(work, *arguments)
+
+    def _bring_block(self, begin: int, end: int) -> Arrival:
+        return self._request(begin, end, disk=self._disk)
 
     def _explain_absence(self, shard: int) -> StorageError:
         return StorageError(
@@ -383,17 +349,3 @@ def _find_damage(
         if (error := check(place, piece.bytes[begin - piece.begin : end - piece.begin])) is not None:
             return error
     return None
-
-
-def _copy(
-    address: Int64[np.ndarray, " n"], offset: Int64[np.ndarray, " k"], out: UInt8[np.ndarray, "n k bytes"]
-) -> None:
-    """Copy runs from memory of ours."""
-    if load_copy() is not None:
-        failed = copy_runs(address, offset, out)
-        assert failed is None, "memory of our own can't fail"
-        return
-    for row, start in enumerate((address + offset[0]).tolist()):
-        size = int(offset[-1] - offset[0]) + out.shape[2]
-        span = np.frombuffer((ctypes.c_uint8 * size).from_address(start), np.uint8)
-        out[row] = np.lib.stride_tricks.sliding_window_view(span, out.shape[2])[offset - offset[0]]

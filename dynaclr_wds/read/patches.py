@@ -230,15 +230,16 @@ class PatchReader:
             self._verified[block] = False
         self._store.forget(*self._span(block))
 
-    def load(self, block: int) -> int:
-        """Read a block from front to back, check it, and return its bytes."""
+    def load(self, block: int) -> None:
+        """Read a block from front to back, and check it."""
         shard, begin, end = self._span(block)
         found, expected = self._store.checksum(shard, begin, end), int(self._shards.arrays["block_xxh3"][block])
         if found != expected and self._remote is not None:  # a byte may have been changed on its way
             self._remote.fetch_again(shard, begin, end, found)
             found = self._store.checksum(shard, begin, end)
         if found != expected:
-            path = self._shards.manifest.shards[shard].path
+            path, a = self._shards.manifest.shards[shard].path, self._shards.arrays
+            begin, end = int(a["block_begin"][block]), int(a["block_end"][block])
             raise ChecksumError(
                 f"{self._shards.files_root / path}: block {block}, bytes {begin:,} to {end:,}, is not what was "
                 f"written: its checksum is {contract.format_checksum(found)}, the index says "
@@ -246,7 +247,6 @@ class PatchReader:
                 "is damaged, and restore the shard or build it again."
             )
         self._verified[block] = True
-        return end - begin
 
     def verify_blocks(self, blocks: Shaped[np.ndarray, " b"]) -> None:
         """Check the blocks that this process has not checked yet.
@@ -283,7 +283,7 @@ class PatchReader:
         shard = a["block_shard"][a["clip_block"][a["patch_clip"][rows]]].astype(np.int64)
         offset, run_bytes = self._runs[experiment]
         target = out.reshape(-1).view(np.uint8).reshape(len(rows), len(offset), run_bytes)
-        begin = a["patch_offset"][rows].astype(np.int64)
+        begin = self._shards.addresses.patches(rows)
         self._read_bytes(rows, shard, begin if skip is None else begin + skip, offset, target)
         if self._checked.size:
             is_whole = len(offset) == 1 and run_bytes == self._whole_bytes[experiment]
@@ -361,8 +361,7 @@ class PatchReader:
 
     def _span(self, block: int) -> tuple[int, int, int]:
         """Say where a block is: shard, first byte, end."""
-        a = self._shards.arrays
-        return int(a["block_shard"][block]), int(a["block_begin"][block]), int(a["block_end"][block])
+        return self._shards.addresses.block(block)
 
 
 def is_unreadable(error: Exception, *, remote: bool) -> bool:

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 from dynaclr_wds.lazy_names import make_lazy
 
 if TYPE_CHECKING:
+    from dynaclr_wds.train.anndata_writer import AnnDataWriter
     from dynaclr_wds.train.checkpoints import TrainingCheckpoint
+    from dynaclr_wds.train.embedding_watch import EmbeddingWatch
     from dynaclr_wds.train.embeddings import EmbeddingWriter
     from dynaclr_wds.train.encoder import BACKBONES, MonaiEncoder, ProjectedEncoder
     from dynaclr_wds.train.engine import ContrastiveModule
@@ -25,8 +27,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BACKBONES",
+    "AnnDataWriter",
     "ChannelImages",
     "ContrastiveModule",
+    "EmbeddingWatch",
     "EmbeddingWriter",
     "EpochLedger",
     "FiniteLoss",
@@ -45,9 +49,11 @@ __all__ = [
 ]
 
 _MODULES = {
+    "AnnDataWriter": "dynaclr_wds.train.anndata_writer",
     "BACKBONES": "dynaclr_wds.train.encoder",
     "ChannelImages": "dynaclr_wds.train.frozen_backbone",
     "ContrastiveModule": "dynaclr_wds.train.engine",
+    "EmbeddingWatch": "dynaclr_wds.train.embedding_watch",
     "EmbeddingWriter": "dynaclr_wds.train.embeddings",
     "EpochLedger": "dynaclr_wds.train.epoch_ledger",
     "FiniteLoss": "dynaclr_wds.train.finite_loss",

@@ -101,7 +101,7 @@ class EmbeddingWriter(Callback):
         self._target = self.targets(trainer.world_size)[trainer.global_rank]
         if trainer.world_size > 1:
             self._check_parts(trainer.world_size)
-        check_new_file(self._target, overwrite=self.overwrite)
+        self._check_target()
 
     def on_predict_batch_end(
         self,
@@ -122,14 +122,7 @@ class EmbeddingWriter(Callback):
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Finish the file and give it its name."""
         del trainer, pl_module
-        self._flush()
-        if self._writer is None:
-            return
-        with self._told():
-            self._writer.close()
-            self._writer = None
-            rename_whole(self._partial, self._target)
-            self._begun = False
+        self._finish()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Remove what a failed prediction has written."""
@@ -157,6 +150,19 @@ class EmbeddingWriter(Callback):
                 f"{', '.join(other)}: there already, and would be read together with the {world_size} parts of this "
                 "run. Remove them, or give another name."
             )
+
+    def _check_target(self) -> None:
+        check_new_file(self._target, overwrite=self.overwrite)
+
+    def _finish(self) -> None:
+        self._flush()
+        if self._writer is None:
+            return
+        with self._told():
+            self._writer.close()
+            self._writer = None
+            rename_whole(self._partial, self._target)
+            self._begun = False
 
     def _flush(self) -> None:
         if not self._waiting:

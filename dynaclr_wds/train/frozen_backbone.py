@@ -17,7 +17,7 @@ from torch.nn.functional import interpolate
 
 from dynaclr_wds.describe import Described, ModuleOrDescription, make_module
 from dynaclr_wds.errors import ConfigError
-from dynaclr_wds.train.optional import import_optional
+from dynaclr_wds.optional import import_optional
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

@@ -22,8 +22,12 @@ from dynaclr_wds.config_errors import explain_absent_device
 from dynaclr_wds.datamodule import MultiExperimentDataModule
 from dynaclr_wds.describe import list_undescribed, make_modules
 from dynaclr_wds.errors import CheckpointError, ConfigError
+from dynaclr_wds.files import check_new_folder
+from dynaclr_wds.local_paths import refuse_url
 from dynaclr_wds.storage.location import name_place, parse_place
 from dynaclr_wds.storage.options import parse_options
+from dynaclr_wds.track_names import list_tracks
+from dynaclr_wds.train.anndata_writer import AnnDataWriter
 from dynaclr_wds.train.checkpoint_content import PACKAGE, Checkpoint, check_weights
 from dynaclr_wds.train.device_names import describe_device
 from dynaclr_wds.train.embeddings import EmbeddingWriter
@@ -62,10 +66,14 @@ def predict(asked: Request) -> Written | None:
     StorageError
         The output is there already, or can't be written.
     """
-    place = parse_place(asked.out, "out")
-    check_new_table(place, overwrite=asked.overwrite)
+    place = None if asked.out is None else parse_place(asked.out, "out")
+    if place is not None:
+        check_new_table(place, overwrite=asked.overwrite)
+    if asked.anndata is not None:
+        refuse_url(asked.anndata, "anndata")
+        check_new_folder(Path(asked.anndata), overwrite=asked.overwrite)
     job = settle(asked)
-    if isinstance(place, Path):
+    if place is None or isinstance(place, Path):
         return _embed(job, place, None)
     options = parse_options(choose_storage(asked, job.checkpoint)[0])
     table = RemoteTable(place, options, overwrite=asked.overwrite)
@@ -76,27 +84,36 @@ def predict(asked: Request) -> Written | None:
         raise
 
 
-def _embed(job: Job, out: Path, table: RemoteTable | None) -> Written | None:
-    """Embed into a file; and send it, where `table` says."""
+def _embed(job: Job, out: Path | None, table: RemoteTable | None) -> Written | None:
+    """Embed into a file and an AnnData, as asked; and send the file, where `table` says."""
     asked = job.asked
     data = make_data(job)
     cells = len(data.list_predicted(job.shards))
     module = make_network(job.checkpoint)
-    writer = EmbeddingWriter(str(out), overwrite=asked.overwrite, metadata=json.dumps(describe_origin(job)))
-    trainer = make_trainer(asked, [writer, *choose_progress(True, [])])
+    writers = make_writers(job, out)
+    trainer = make_trainer(asked, [*writers, *choose_progress(True, [])])
     if trainer.is_global_zero:
         print(describe_job(job, cells, trainer), file=sys.stderr, flush=True)
     run(trainer, module, data)
-    files: list[Any] = list(writer.targets(trainer.world_size))
+    files: list[Any] = [file for writer in writers for file in writer.targets(trainer.world_size)]
     if table is not None:
         own = files[trainer.global_rank]
-        files = [table.place(file) for file in files]
+        files[: trainer.world_size] = [table.place(file) for file in files[: trainer.world_size]]
         table.send(own)
     if not trainer.is_global_zero:
         return None
-    schema = writer.schema
+    schema = writers[0].schema
     columns = {} if schema is None else {name: str(schema.field(name).type) for name in schema.names}
     return Written(files=tuple(map(str, files)), rows=cells, columns=columns)
+
+
+def make_writers(job: Job, out: Path | None) -> list[EmbeddingWriter]:
+    """Make what writes the embeddings, the table first."""
+    asked, origin = job.asked, json.dumps(describe_origin(job))
+    made = [] if out is None else [EmbeddingWriter(str(out), overwrite=asked.overwrite, metadata=origin)]
+    if asked.anndata is not None:
+        made.append(AnnDataWriter(asked.anndata, overwrite=asked.overwrite, metadata=origin))
+    return made
 
 
 def make_data(job: Job) -> MultiExperimentDataModule:
@@ -123,6 +140,7 @@ def make_data(job: Job) -> MultiExperimentDataModule:
         include_wells=None if asked.include_wells is None else list(asked.include_wells),
         exclude_fovs=None if asked.exclude_fovs is None else list(asked.exclude_fovs),
         predict_experiments=None if asked.experiments is None else list(asked.experiments),
+        predict_tracks=None if asked.tracks is None else list_tracks(asked.tracks),
         predict_limit=asked.limit,
         storage_options=options,
         cache_dir=cache_dir,

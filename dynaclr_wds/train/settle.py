@@ -39,12 +39,17 @@ class Request:
     """What to embed, with what, and where to."""
 
     ckpt: str
-    out: str
+    out: str | None = None
+    """Table to write, or its URL; None: none, and `anndata` is given."""
+    anndata: str | None = None
+    """Folder of an AnnData to write."""
     shards: str | None = None
     """None: those of the training."""
     experiments: Sequence[str] | None = None
     include_wells: Sequence[str] | None = None
     exclude_fovs: Sequence[str] | None = None
+    tracks: Sequence[str] | None = None
+    """Names or tables of tracks, as `track_names` has them."""
     limit: int | None = None
     """Most cells to embed."""
     z_range: Pair | None = None

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from dynaclr_wds.describe import Described, ModuleOrDescription, make_module
 from dynaclr_wds.errors import ConfigError
+from dynaclr_wds.optional import import_optional
 from dynaclr_wds.train.encoder import check_planes
-from dynaclr_wds.train.optional import import_optional
 
 Triple = tuple[int, int, int]
 

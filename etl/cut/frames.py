@@ -51,7 +51,11 @@ def cut_fov(job: CutJob, stored: Num[np.ndarray, "obs c z y x"]) -> FovCut:
                 timepoint[t, c], summary = summarize_frame(pixels, (t, c))
                 summaries[c] = summaries[c].merged(summary)  # type: ignore[arg-type]
         used = patches.choose_slices(frame)
-        for row in range(first[t], first[t + 1]):
+        suspects = patches.find_suspects(used, slice(first[t], first[t + 1]), values).tolist()
+        for row, is_suspect in enumerate(suspects, first[t]):
+            if not is_suspect:
+                patches.finish(patches.crop(used, row, margin=margin), row, frame, stored[row])
+                continue
             patch = patches.crop(used, row)
             blank[row] = any(is_blank(channel, values) for channel in patch)
             if margin:

@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Num
+from jaxtyping import Bool, Num
 
 from dynaclr_wds.errors import ConfigError, PlateError
-from etl.cut.faults import count_nonfinite, zero_nonfinite
+from etl.cut.faults import BlankValues, count_nonfinite, zero_nonfinite
 from etl.cut.job import CutJob
 from etl.cut.reading import Frame
 from etl.cut.resample import resample, smoothing_margin
@@ -32,6 +32,11 @@ class PatchMaker:
         self._axes = list(zip(job.grids, (job.y.tolist(), job.x.tolist()), (height, width), strict=True))
         self._inner = self._windows(margin=False)
         self._outer = self._windows(margin=True) if job.patch.is_resampled else self._inner
+        self._corners = np.array([(y.start, x.start) for y, x in self._inner], np.int64).reshape(-1, 2)
+        size = job.patch.shape[2:]
+        self._is_whole = [(y.stop - y.start, x.stop - x.start) == size for y, x in self._inner]
+        stored = job.patch.dtype.newbyteorder("=") == job.fov.array.dtype.newbyteorder("=")
+        self._is_copied = stored and not job.patch.is_resampled and "mip" not in job.patch.reductions
 
     def _windows(self, *, margin: bool) -> list[tuple[slice, slice]]:
         """Return the rows and columns of the image that each patch is made of."""
@@ -63,6 +68,19 @@ class PatchMaker:
         y, x = (self._outer if margin else self._inner)[row]
         return [pixels[:, y, x] for pixels in channels]
 
+    def find_suspects(self, channels: Channels, rows: slice, values: BlankValues) -> Bool[np.ndarray, " rows"]:
+        """Say which patches of a frame may be blank in a channel, or hold NaN: most frames have none.
+
+        A channel of a patch can only be blank if its first pixel is, and only NaN make a frame's sum one.
+        """
+        y, x = self._corners[rows].T
+        suspects = np.zeros(y.size, bool)
+        for pixels in channels:
+            if pixels.dtype.kind == "f" and not np.isfinite([pixels.min(), pixels.max()]).all():
+                suspects[:] = True
+            suspects |= np.isin(pixels[0, y, x], values.numbers)
+        return suspects
+
     def mend(self, channels: Channels, patch: Channels, t: int) -> Channels:
         """Do with NaN and infinite pixels as the config says."""
         job = self._job
@@ -89,6 +107,10 @@ class PatchMaker:
             Where they go.
         """
         kind = self._job.patch
+        if self._is_copied and self._is_whole[row]:
+            for pixels, place in zip(patch, stored, strict=True):
+                place[...] = pixels
+            return
         for c, (pixels, how) in enumerate(zip(patch, kind.reductions, strict=True)):
             reduced = pixels.max(axis=0, keepdims=True) if how == "mip" else pixels
             sized = self._resample(reduced, row, frame.offset) if kind.is_resampled else self._pad(reduced, row)

@@ -25,7 +25,7 @@ from etl.source.plate_store import PlateStore
 RUN_BYTES = 1 << 30
 """Frames of one shard are read together up to this size, then in runs of whole chunks."""
 _RUNS_AHEAD, _AHEAD_BYTES = 4, 1 << 28
-"""So many runs are read ahead of need from object storage, of at most so many bytes together."""
+"""Most runs that are read ahead of need from object storage, and most bytes of them together."""
 
 Run = tuple[int, int, slice]
 """First frame, one past the last, slices."""
@@ -65,7 +65,7 @@ def read_frames(job: CutJob) -> Iterator[Frame]:
 
 
 def _read_runs(job: CutJob, runs: Sequence[Run]) -> Iterator[Num[np.ndarray, "frames channels z y x"]]:
-    """Read runs of frames in order; in object storage some ahead of need, because each costs a round trip."""
+    """Read runs of frames in order, ahead of need: from a disk one, in object storage some, each costs a round trip."""
     ahead = _count_ahead(job.fov.array, runs)
     if not ahead:
         yield from (_read_run(job, *run) for run in runs)
@@ -83,12 +83,11 @@ def _read_runs(job: CutJob, runs: Sequence[Run]) -> Iterator[Num[np.ndarray, "fr
 
 
 def _count_ahead(array: Image, runs: Sequence[Run]) -> int:
-    """Say how many runs to read ahead; none from a disk, or where they are large."""
-    if not isinstance(array.store, PlateStore):
-        return 0
+    """Say how many runs to read ahead: one from a disk, none where they are large."""
     pixels = max((end - begin) * (z.stop - z.start) for begin, end, z in runs)
     size = pixels * array.shape[1] * array.shape[3] * array.shape[4] * array.dtype.itemsize
-    return min(_RUNS_AHEAD, _AHEAD_BYTES // size)
+    most = _RUNS_AHEAD if isinstance(array.store, PlateStore) else 1
+    return min(most, _AHEAD_BYTES // size)
 
 
 def _plan_slices(job: CutJob, begin: int, end: int, everything: slice) -> slice:
@@ -143,7 +142,11 @@ def plan_runs(array: Image, z: slice) -> Iterator[tuple[int, int]]:
 def _read_channels(
     array: Image, begin: int, end: int, channels: tuple[int, ...], z: slice
 ) -> Num[np.ndarray, "frames channels z y x"]:
-    """Read some frames; one read for all channels that share a chunk."""
+    """Read some frames; one read for all channels that share a chunk, or lie side by side."""
+    low, high = min(channels), max(channels)
+    if set(channels) == set(range(low, high + 1)):
+        block = read_box(array, (slice(begin, end), slice(low, high + 1), z))
+        return block if list(channels) == sorted(channels) else block[:, [channel - low for channel in channels]]
     chunk = array.chunks[1]
     groups: dict[int, list[int]] = {}
     for place, channel in enumerate(channels):
@@ -152,8 +155,6 @@ def _read_channels(
     for places in groups.values():
         low, high = min(channels[p] for p in places), max(channels[p] for p in places)
         block = read_box(array, (slice(begin, end), slice(low, high + 1), z))
-        if len(groups) == 1 and channels == tuple(range(low, high + 1)):
-            return block
         if pixels is None:
             pixels = np.empty((block.shape[0], len(channels), *block.shape[2:]), block.dtype)
         for place in places:

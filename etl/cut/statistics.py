@@ -14,19 +14,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int, Num, UInt32
+from jaxtyping import Float, Int, Num
 from numpy.typing import DTypeLike
 
 from dynaclr_wds.contract import STATISTICS
 from dynaclr_wds.errors import PlateError
+from etl.cut.counting import count_values, find_order_statistics
 
 SAMPLE = 1024
 """Pixels of a frame and channel that represent it in the quantiles of its FOV and experiment."""
 
 _SAMPLE_TAG = 0x5A3D
-_SLAB = 1 << 17
 _SMALL_SLAB = 1 << 16
-_SIGN = np.uint32(1 << 31)
 _NOTHING = np.array([0.0, 0.0, 0.0, np.inf, -np.inf])
 _QUANTILES = (0.01, 0.25, 0.5, 0.75, 0.99)
 
@@ -188,10 +187,7 @@ def _count(frame: Frame) -> Int[np.ndarray, " values"]:
         flat = flat.view(f"{frame.dtype.byteorder}u{frame.itemsize}") ^ frame.dtype.type(
             np.iinfo(frame.dtype).min
         ).view(f"u{frame.itemsize}")
-    counts = np.zeros(1 << 8 * frame.itemsize, np.int64)
-    for first in range(0, flat.size, _SLAB):  # bincount copies its input to 64 bits
-        counts += np.bincount(flat[first : first + _SLAB], minlength=counts.size)
-    return counts
+    return count_values(flat)
 
 
 def _plane_moments(flat: Num[np.ndarray, " pixels"]) -> Float[np.ndarray, " moments"]:
@@ -210,39 +206,11 @@ def _exact_quantiles(values: Num[np.ndarray, " pixels"]) -> Float[np.ndarray, " 
         return np.quantile(values.astype(np.float64), _QUANTILES)
     at = np.asarray(_QUANTILES) * (values.size - 1)
     rank = np.floor(at).astype(np.int64)
-    found = _order_statistics(
+    found = find_order_statistics(
         values.astype(np.float32, copy=False), np.append(rank, np.minimum(rank + 1, values.size - 1))
     )
     below, above = found[: rank.size], found[rank.size :]
     return below + (above - below) * (at - rank)
-
-
-def _order_statistics(
-    values: Float[np.ndarray, " pixels"], ranks: Int[np.ndarray, " ranks"]
-) -> Float[np.ndarray, " ranks"]:
-    """Values at some ranks: count by the upper half of sortable bits, then partition the bins that matter."""
-    slabs = [values[first : first + _SLAB] for first in range(0, values.size, _SLAB)]
-    size = np.zeros(1 << 16, np.int64)
-    for slab in slabs:
-        size += np.bincount(_sortable_bits(slab) >> 16, minlength=size.size)
-    end = np.cumsum(size)
-    bins = np.searchsorted(end, ranks, "right")
-    wanted = np.zeros(size.size, bool)
-    wanted[bins] = True
-    kept = [bits[wanted[bits >> 16]] for bits in map(_sortable_bits, slabs)]
-    before = end - np.cumsum(np.where(wanted, size, 0))  # values below a bin that are not kept
-    place = ranks - before[bins]
-    found = np.partition(np.concatenate(kept), np.unique(place))[place]
-    return np.where(found & _SIGN, found ^ _SIGN, ~found).view(np.float32).astype(np.float64)
-
-
-def _sortable_bits(slab: Float[np.ndarray, " pixels"]) -> UInt32[np.ndarray, " pixels"]:
-    """Bits of float32 that sort as unsigned integers as the numbers do."""
-    bits = slab.view(np.int32)
-    flip = bits >> 31
-    flip |= np.int32(-(1 << 31))
-    flip ^= bits
-    return flip.view(np.uint32)
 
 
 def _merge(a: Float[np.ndarray, " moments"], b: Float[np.ndarray, " moments"]) -> Float[np.ndarray, " moments"]:

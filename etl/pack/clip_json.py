@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Float, Shaped
 
-from dynaclr_wds.contract import STATISTICS
+from dynaclr_wds.contract import STATISTICS, SUFFIXES
 from dynaclr_wds.tau import candidate_span
 from etl.pack.shard_jobs import COLUMNS, ShardJob
 
@@ -82,13 +82,13 @@ class ClipTexts:
         job = self._job
         low, high = candidate_span(job.columns["t"][first:stop], job.experiment.tau_frames)
         is_sample, width, prefix = job.is_sample[first:stop].tolist(), name_digits(stop - first), _dump(f"{fov}/")[:-1]
-        texts = []
+        texts, suffix = [], SUFFIXES[job.codec]
         for place, (sample, begin, end) in enumerate(zip(is_sample, low.tolist(), high.tolist(), strict=True)):
             row = first + place
             flag, candidates = ("true", ",".join(self._numbers[begin:end])) if sample else ("false", "")
             more = f',"labels":{_dump(labels[place])}' if labels[place] else ""
             texts.append(
-                f'{{"file":"{place:0{width}d}.npy","global_track_id":{prefix}{self._track_id[row]}",'
+                f'{{"file":"{place:0{width}d}{suffix}","global_track_id":{prefix}{self._track_id[row]}",'
                 f'{self._patches[row]},"is_sample":{flag},"candidates":[{candidates}]{more}}}'
             )
         return texts

@@ -20,6 +20,8 @@ class GroupContents:
     digest: str
     """Of the unit that makes them."""
     experiment: ExperimentRecord
+    codec: str
+    """How patches are stored."""
     clips: Clips
     """The clips, in stored order."""
     keys: Shaped[np.ndarray, " clips"]

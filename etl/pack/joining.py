@@ -121,12 +121,13 @@ def join_parts(
 def _join_arrays(parts: Sequence[Part], channels: int) -> dict[str, Shaped[np.ndarray, ...]]:
     """Join the arrays of patches, clips, blocks and statistics."""
     before = dict.fromkeys(_SHIFTED.values(), 0)
-    found: dict[str, list[Shaped[np.ndarray, ...]]] = {name: [] for name in (*_SHIFTED, *_PLAIN)}
+    plain = [name for name in (*_PLAIN, "block_decoded") if name in parts[0].arrays]
+    found: dict[str, list[Shaped[np.ndarray, ...]]] = {name: [] for name in (*_SHIFTED, *plain)}
     for part in parts:
         for name, kind in _SHIFTED.items():
             values = part.arrays[name][:-1] if name in _CSR else part.arrays[name]
             found[name].append(values + before[kind])
-        for name in _PLAIN:
+        for name in plain:
             found[name].append(part.arrays[name])
         before["observations"] += int(part.arrays["kept"].sum())
         before["patches"] += part.arrays["patch_t"].size
@@ -136,8 +137,10 @@ def _join_arrays(parts: Sequence[Part], channels: int) -> dict[str, Shaped[np.nd
     found["clip_first"].append(np.array([before["patches"]]))
     found["block_first"].append(np.array([before["clips"]]))
     arrays = {name: np.concatenate(values) for name, values in found.items()}
-    sums = [part.arrays["patch_xxh3"] for part in parts]
-    arrays["patch_xxh3"] = np.concatenate([np.pad(one, ((0, 0), (0, channels - one.shape[1]))) for one in sums])
+    for name in ("patch_xxh3", "patch_stored"):
+        if name in parts[0].arrays:  # lengths are there with a codec only
+            wide = [np.pad(one, ((0, 0), (0, channels - one.shape[1]))) for one in (p.arrays[name] for p in parts)]
+            arrays[name] = np.concatenate(wide)
     for name in ("timepoint", "fov"):
         arrays[f"stats_{name}"] = np.concatenate([widen(part.arrays[name], channels) for part in parts])
     for first, row in (("clip_first", "patch_clip"), ("block_first", "clip_block")):

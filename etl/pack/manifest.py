@@ -18,6 +18,7 @@ from jaxtyping import Int, Shaped
 
 from dynaclr_wds.contract import (
     ARRAYS,
+    CODEC_ARRAYS,
     LABEL_DTYPE,
     LEVELS,
     OBSERVATIONS,
@@ -43,7 +44,8 @@ _INTERNAL = ("experiment_index", "fov_index", "partition_index")
 
 def write_index(staged: Path, joined: JoinedParts, index: Index) -> tuple[FileRecord, ...]:
     """Write `index/` under a folder, but the parts; return its files."""
-    files = [_write_array(staged, array_path(name), joined.arrays[name], dtype) for name, dtype in ARRAYS.items()]
+    stored = {name: dtype for name, dtype in (ARRAYS | CODEC_ARRAYS).items() if name in joined.arrays}
+    files = [_write_array(staged, array_path(name), joined.arrays[name], dtype) for name, dtype in stored.items()]
     files += [
         _write_array(staged, array_path(label_array(label.name)), label_codes(index.observations, label), LABEL_DTYPE)
         for label in index.labels
@@ -79,6 +81,7 @@ def make_manifest(
         shard_by=config.shard_by,
         partitions=joined.partitions,
         shards=joined.shards,
+        codec=config.codec,
         files=files,
         sources=tuple(sources),
         dropped=report.dropped,
@@ -92,6 +95,7 @@ def _patches_table(joined: JoinedParts) -> pa.Table:
     arrays, clip = joined.arrays, joined.arrays["patch_clip"]
     block = arrays["clip_block"][clip]
     size = np.array([experiment.patch_bytes for experiment in joined.experiments])[joined.fov_experiment]
+    size = size[arrays["obs_fov"][arrays["patch_obs"]]]
     keys = [f"{key:016x}" for key in joined.clip_key.tolist()]
     return pa.table(
         {
@@ -100,7 +104,7 @@ def _patches_table(joined: JoinedParts) -> pa.Table:
             "shard": _names([shard.path for shard in joined.shards], arrays["block_shard"][block]),
             "block": block.astype(np.int32),
             "offset": arrays["patch_offset"],
-            "bytes": size[arrays["obs_fov"][arrays["patch_obs"]]],
+            "bytes": arrays["patch_stored"].sum(axis=1, dtype=np.int64) if "patch_stored" in arrays else size,
             "t": arrays["patch_t"],
             "is_sample": arrays["patch_is_sample"],
             "has_candidate": arrays["patch_has_candidate"],

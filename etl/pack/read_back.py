@@ -13,19 +13,23 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import xxhash
 from jaxtyping import Float, Shaped
 
+from dynaclr_wds.codec import CodecError, decompress
 from dynaclr_wds.contract import (
+    NO_CODEC,
     NO_ID,
     STATISTICS,
+    SUFFIXES,
     ExperimentRecord,
     FovRecord,
     Manifest,
     array_path,
+    channel_checksum,
     checksum,
     format_checksum,
     label_array,
@@ -164,6 +168,27 @@ class _Wrong(Exception):
     """A member that can't be read; the message says why."""
 
 
+class _Member(NamedTuple):
+    """Where a patch is in a block."""
+
+    begin: int
+    """First byte behind the tar header."""
+    pixels: int
+    """First byte behind the npy header."""
+    size: int
+    """Bytes of both."""
+
+
+def _decode_header(data: bytes, size: int, codec: str) -> bytes:
+    """Return an npy header as it is without the codec; empty where it can't be decoded."""
+    if codec == NO_CODEC:
+        return data
+    try:
+        return decompress(data, size)
+    except CodecError:
+        return b""
+
+
 class _ClipReader:
     """Reads one clip out of a block's bytes."""
 
@@ -186,16 +211,15 @@ class _ClipReader:
         """
         fov, experiment = self._owner()
         header = npy_header(experiment.dtype, experiment.shape)
-        width, size = name_digits(self._last - self._first), len(header) + experiment.patch_bytes
-        end = 0
+        width, suffix, end = name_digits(self._last - self._first), SUFFIXES[self._manifest.codec], 0
         for number, row in enumerate(range(self._first, self._last)):
-            at = int(self._arrays["patch_offset"][row]) - self._begin - len(header)
-            end = at - MEMBER_HEADER + member_bytes(size)
+            member = self._find_member(row, header, experiment)
+            end = member.begin - MEMBER_HEADER + member_bytes(member.size)
             try:
-                self._check_patch(at, header, size, f"{number:0{width}d}.npy")
+                self._check_patch(member, header, f"{number:0{width}d}{suffix}")
             except _Wrong as error:
                 yield self._finding(str(error), number, row)
-            if (what := self._compare_pixels(at + len(header), row, experiment)) is None:
+            if (what := self._compare_pixels(member.pixels, row, experiment)) is None:
                 continue
             if block_is_good:
                 yield Finding(path=array_path("patch_xxh3"), row=row, what=what)
@@ -224,7 +248,16 @@ class _ClipReader:
         except (tarfile.HeaderError, UnicodeDecodeError) as error:
             raise _Wrong(f"no tar header where the index says ({error})") from error
 
-    def _check_patch(self, at: int, header: bytes, size: int, name: str) -> None:
+    def _find_member(self, row: int, header: bytes, experiment: ExperimentRecord) -> _Member:
+        """Say where the member of a patch is, in the block."""
+        pixels = int(self._arrays["patch_offset"][row]) - self._begin
+        if self._manifest.codec == NO_CODEC:
+            return _Member(pixels - len(header), pixels, len(header) + experiment.patch_bytes)
+        begin = (pixels - 1) // MEMBER_HEADER * MEMBER_HEADER  # a compressed header is small
+        return _Member(begin, pixels, pixels - begin + int(self._arrays["patch_stored"][row].sum()))
+
+    def _check_patch(self, member: _Member, header: bytes, name: str) -> None:
+        at, pixels, size = member
         info = self._member(at)
         key, _, rest = info.name.partition(".")
         self._key = self._key or key
@@ -232,15 +265,25 @@ class _ClipReader:
             raise _Wrong(f"the member is named {info.name!r}, not {self._key}.{name}")
         if info.size != size or not info.isreg():
             raise _Wrong(f"the member has {info.size} bytes, not {size}")
-        if self._data[at : at + len(header)] != header:
+        if _decode_header(self._data[at:pixels], len(header), self._manifest.codec) != header:
             raise _Wrong(
                 f"the npy header is not what the experiment's dtype and shape ask for, {header[10:].strip()!r}"
             )
 
     def _compare_pixels(self, at: int, row: int, experiment: ExperimentRecord) -> str | None:
         """Say which channel of a patch has not the checksum that the index says; None where all have."""
-        data = memoryview(self._data)[at : at + experiment.patch_bytes]
-        found, said = sum_channels(data, experiment.shape[0]), self._arrays["patch_xxh3"][row].tolist()
+        said = self._arrays["patch_xxh3"][row].tolist()
+        if self._manifest.codec == NO_CODEC:
+            found = sum_channels(memoryview(self._data)[at : at + experiment.patch_bytes], experiment.shape[0])
+        else:
+            found = []
+            for channel, length in enumerate(self._arrays["patch_stored"][row, : experiment.shape[0]].tolist()):
+                try:
+                    pixels = decompress(memoryview(self._data)[at : at + length], experiment.channel_bytes)
+                except CodecError as error:
+                    return f"channel {channel} can't be decoded: {error}"
+                found.append(channel_checksum(pixels))
+                at += length
         for channel, (one, other) in enumerate(zip_longest(found, said, fillvalue=0)):
             if one != other:
                 return f"channel {channel} has checksum {one:08x}, the index says {other:08x}"

@@ -24,6 +24,8 @@ class ShardJob:
     partition: int
     """Row of the group's partitions."""
     experiment: ExperimentRecord
+    codec: str
+    """How patches are stored."""
     keys: tuple[str, ...]
     """One per clip."""
     lineage_ids: tuple[str, ...]
@@ -70,6 +72,7 @@ def plan_shard_job(contents: GroupContents, obs_slot: Int[np.ndarray, " obs"], n
         path=contents.paths[number],
         partition=int(shards.shard_partition[number]),
         experiment=contents.experiment,
+        codec=contents.codec,
         keys=tuple(contents.keys[first_clip:last_clip].tolist()),
         lineage_ids=tuple(contents.lineage_ids[n] for n in clips.clip_lineage[first_clip:last_clip].tolist()),
         clip_first=clips.clip_first[first_clip : last_clip + 1] - first,

@@ -13,6 +13,7 @@ from jaxtyping import Shaped
 
 from dynaclr_wds.contract import (
     LEVELS,
+    NO_CODEC,
     OBSERVATIONS,
     PATCHES,
     STATISTICS,
@@ -111,18 +112,25 @@ def _check_lineages(table: Any, arrays: Arrays) -> Iterator[Finding]:
 
 def _expect_patches(manifest: Manifest, arrays: Arrays) -> dict[str, Shaped[np.ndarray, " rows"]]:
     block = arrays["clip_block"][arrays["patch_clip"]]
-    sizes = {experiment.name: experiment.patch_bytes for experiment in manifest.experiments}
-    fov_bytes = np.array([sizes[fov.experiment] for fov in manifest.fovs], np.int64)
     return {
         "observation": arrays["patch_obs"],
         "shard": _take([shard.path for shard in manifest.shards], arrays["block_shard"][block]),
         "block": block,
         "offset": arrays["patch_offset"],
-        "bytes": fov_bytes[arrays["obs_fov"][arrays["patch_obs"]]],
+        "bytes": size_patches(manifest, arrays),
         "t": arrays["patch_t"],
         "is_sample": arrays["patch_is_sample"],
         "has_candidate": arrays["patch_has_candidate"],
     }
+
+
+def size_patches(manifest: Manifest, arrays: Arrays) -> Shaped[np.ndarray, " patches"]:
+    """Return the bytes that the data of each patch take in its shard."""
+    if manifest.codec != NO_CODEC:
+        return arrays["patch_stored"].sum(axis=1, dtype=np.int64)
+    sizes = {experiment.name: experiment.patch_bytes for experiment in manifest.experiments}
+    fov_bytes = np.array([sizes[fov.experiment] for fov in manifest.fovs], np.int64)
+    return fov_bytes[arrays["obs_fov"][arrays["patch_obs"]]]
 
 
 def _expect_stats(manifest: Manifest, arrays: Arrays) -> dict[str, Shaped[np.ndarray, " rows"]]:

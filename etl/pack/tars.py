@@ -1,9 +1,9 @@
 """Packs patches into tars: clips in stored order, each one sample of plain WebDataset.
 
-A sample is `<key>.<nnn>.npy` for every patch and then `<key>.json`, uncompressed. The JSON of a whole shard is made
-first, so every offset is known before a byte is written, and checked while writing. A block is put together in memory,
-and written at once. Owner, mode and time of the members are fixed: the same input gives the same bytes. Checksums are
-taken of the bytes on their way.
+A sample is `<key>.<nnn>.npy` for every patch, or `.npy.gz` where the build has a codec, and then `<key>.json`. The JSON
+of a whole shard is made first, so without a codec every offset is known before a byte is written. A block is put
+together in memory, and written at once. Owner, mode and time of the members are fixed: the same input gives the same
+bytes. Checksums are taken of the bytes on their way.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int, UInt8, UInt32, UInt64
 
-from dynaclr_wds.contract import ShardRecord, channel_checksum, checksum, npy_header
+from dynaclr_wds.contract import NO_CODEC, SUFFIXES, ShardRecord, channel_checksum, checksum, npy_header
 from etl.layout.clips import MEMBER_HEADER, TAR_TAIL, member_bytes
 from etl.pack.clip_json import ClipTexts, name_digits
+from etl.pack.compressed import StoredPlaces, compress_block
 from etl.pack.shard_jobs import ShardJob
 from etl.pack.tar_headers import make_header, make_patch_headers
 from etl.run.executors import report
@@ -33,16 +34,20 @@ class PackedShard:
 
     record: ShardRecord
     patch_offset: Int[np.ndarray, " patches"]
+    patch_stored: UInt32[np.ndarray, "patches channels"]
+    """With a codec: bytes of each channel as it is stored; else 0."""
     patch_xxh3: UInt32[np.ndarray, "patches channels"]
     """Of each stored channel."""
     block_begin: Int[np.ndarray, " blocks"]
     block_end: Int[np.ndarray, " blocks"]
+    block_decoded: Int[np.ndarray, " blocks"]
+    """Bytes of each block without the codec."""
     block_xxh3: UInt64[np.ndarray, " blocks"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Members:
-    """The members of a shard, before they are written."""
+    """The members of a shard, before they are written; where they would be without a codec."""
 
     texts: Sequence[bytes]
     """JSON of each clip."""
@@ -53,11 +58,15 @@ class _Members:
 
 @dataclass(slots=True)
 class _Sums:
-    """Checksums of what was written."""
+    """Checksums of what was written, and where it ends."""
 
     blocks: list[int] = field(default_factory=list)
     channels: list[list[int]] = field(default_factory=list)
     """Of the channels of each patch."""
+    edges: list[int] = field(default_factory=lambda: [0])
+    """CSR of the blocks, in bytes."""
+    places: StoredPlaces = field(default_factory=StoredPlaces)
+    """With a codec."""
 
 
 Patches = UInt8[np.ndarray, "slots bytes"]
@@ -107,7 +116,8 @@ def _plan_members(job: ShardJob, tables: dict[tuple[str, int], str]) -> _Members
     header = len(npy_header(job.experiment.dtype, job.experiment.shape))
     step = member_bytes(header + job.experiment.patch_bytes)  # bytes from patch to patch
     patches = np.diff(job.clip_first)
-    clip_bytes = patches * step + member_bytes(np.array([len(text) for text in texts]))
+    longer = len(SUFFIXES[job.codec]) - len(SUFFIXES[NO_CODEC])  # a name that stands in the JSON once for each patch
+    clip_bytes = patches * step + member_bytes(np.array([len(text) for text in texts]) - longer * patches)
     begin = np.concatenate([[0], np.cumsum(clip_bytes)])
     place = np.arange(patches.sum()) - np.repeat(job.clip_first[:-1], patches)
     offset = np.repeat(begin[:-1] + MEMBER_HEADER + header, patches) + place * step
@@ -129,20 +139,33 @@ def _write_blocks(job: ShardJob, members: _Members, patches: Patches, file: Hash
     """Write all members, block by block."""
     sums = _Sums()
     for block in range(job.block_first.size - 1):
-        first, last = job.block_first[block : block + 2].tolist()
-        begin, end = members.clip_begin[[first, last]].tolist()
-        room = _take_room(end - begin)
-        for clip in range(first, last):
-            at, stop = (members.clip_begin[clip : clip + 2] - begin).tolist()
-            _fill_clip(job, members.texts[clip], clip, patches, room[at:stop], sums)
-        sums.blocks.append(checksum(room))
-        file.write(room.data)
+        clips = range(*job.block_first[block : block + 2].tolist())
+        if job.codec == NO_CODEC:
+            data: bytes | memoryview = _fill_block(job, members, clips, patches, sums).data
+        else:
+            for row in range(*job.clip_first[[clips.start, clips.stop]].tolist()):
+                sums.channels.append(sum_channels(patches[job.slot[row]].data, job.experiment.shape[0]))
+            data = compress_block(job, members.texts, clips, patches, file.bytes, sums.places)
+        sums.blocks.append(checksum(data))
+        file.write(data)
+        sums.edges.append(file.bytes)
         report(0)
     file.write(bytes(2 * MEMBER_HEADER))
     file.write(bytes(-file.bytes % tarfile.RECORDSIZE))
-    end = int(members.clip_begin[-1])
-    assert end + 1024 <= file.bytes <= end + TAR_TAIL, "a tar ends with two blocks of zeros, filled up"
+    assert sums.edges[-1] + 1024 <= file.bytes <= sums.edges[-1] + TAR_TAIL, "a tar ends with zeros, filled up"
     return sums
+
+
+def _fill_block(
+    job: ShardJob, members: _Members, clips: range, patches: Patches, sums: _Sums
+) -> UInt8[np.ndarray, " size"]:
+    """Put the members of a block together, as they are."""
+    begin, end = members.clip_begin[[clips.start, clips.stop]].tolist()
+    room = _take_room(end - begin)
+    for clip in clips:
+        at, stop = (members.clip_begin[clip : clip + 2] - begin).tolist()
+        _fill_clip(job, members.texts[clip], clip, patches, room[at:stop], sums)
+    return room
 
 
 def _fill_clip(
@@ -169,7 +192,8 @@ def _fill_clip(
 
 
 def _describe(job: ShardJob, members: _Members, file: HashingFile, sums: _Sums) -> PackedShard:
-    edges = members.clip_begin[job.block_first]
+    edges, channels = np.array(sums.edges, np.int64), np.array(sums.channels, np.uint32)
+    is_plain = job.codec == NO_CODEC
     record = ShardRecord(
         path=job.path,
         partition=job.partition,
@@ -180,9 +204,11 @@ def _describe(job: ShardJob, members: _Members, file: HashingFile, sums: _Sums) 
     )
     return PackedShard(
         record=record,
-        patch_offset=members.patch_offset,
-        patch_xxh3=np.array(sums.channels, np.uint32),
+        patch_offset=members.patch_offset if is_plain else np.array(sums.places.offset, np.int64),
+        patch_stored=np.zeros_like(channels) if is_plain else np.array(sums.places.lengths, np.uint32),
+        patch_xxh3=channels,
         block_begin=edges[:-1],
         block_end=edges[1:],
+        block_decoded=np.diff(members.clip_begin[job.block_first]),
         block_xxh3=np.array(sums.blocks, np.uint64),
     )

@@ -47,6 +47,7 @@ from etl.source.patch_grid import PatchGrid, find_limits, find_scale
 from etl.source.z_options import Reduction, Reductions, ZFocus, choose_reductions
 
 Dtype = Literal["source", "float16", "float32"]
+Codec = Literal["none", "gzip"]
 OnBlank = Literal["drop", "keep"]
 OnNan = Literal["error", "drop", "zero"]
 OnNoAnchor = Literal["error", "keep"]
@@ -242,10 +243,12 @@ class BuildOptions:
     """Most bytes of a shard: a number, or a size such as `512M`."""
     block_bytes: Annotated[int, As(Bytes)] = 8 * 2**20
     """About the bytes of a block, the unit of streaming: a number, or a size such as `512K`."""
-    group_bytes: Annotated[int, As(Bytes)] = 2**30
+    group_bytes: Annotated[int, As(Bytes)] = 2**28
     """About the bytes of the patches of a group: FOVs that are built together, into shards of their own."""
     dtype: Annotated[Dtype, As(choice(Dtype, "Use `source` to keep the plate's."))] = "source"
     """Dtype of the stored patches; `source` keeps the plate's."""
+    codec: Annotated[Codec, As(choice(Codec, "Leave it out to store patches as they are."))] = "none"
+    """How patches are stored: as they are, or each channel compressed by gzip."""
     include_wells: Annotated[tuple[str, ...] | None, As(texts(*WELL) | None)] = None
     """Only these wells (`row/col`) of any experiment; None is all in `condition_wells`. An experiment may narrow it."""
     exclude_fovs: Annotated[tuple[str, ...], As(texts(*FOV, least=0))] = ()

@@ -113,8 +113,9 @@ class RemoteTracks:
         roots = {name.partition("/")[0] + "/" for name in found if name.partition("/")[2].startswith(_NODES)}
         roots |= {""} if any(name.startswith(_NODES) for name in found) else set()
         forms = dict.fromkeys(sorted(roots), "geff") if fits("geff", self._asked) else {}
-        if not set(TEXTS).isdisjoint(found) and fits("ctc", self._asked):
-            forms[""] = "ctc"
+        if fits("ctc", self._asked):
+            texts = [name for name in found if name.count("/") <= 1 and name.rpartition("/")[2] in TEXTS]
+            forms |= {name.rpartition("/")[0] + "/" if "/" in name else "": "ctc" for name in texts}
         return [
             RemoteSource(
                 name=f"{fov}/{root}".rstrip("/"),

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
-from dynaclr_wds.contract import FileRecord, PartitionRecord
+from dynaclr_wds.contract import NO_CODEC, FileRecord, PartitionRecord
 from etl.cut.frames import cut_fov
 from etl.cut.intensities import GroupStatistics, plan_group_statistics
 from etl.cut.job import CutJob, FovCut
@@ -150,6 +150,7 @@ def _lay_out(job: UnitJob, left: _Left) -> GroupContents:
     return GroupContents(
         digest=job.digest,
         experiment=job.experiment,
+        codec=config.codec,
         clips=clips,
         keys=keys,
         shards=plan_shards(clips.clip_partition, clip_bytes, config.shard_bytes, config.block_bytes),
@@ -183,7 +184,7 @@ def _note(
 ) -> Part:
     """Gather what the index needs."""
     clips, columns, channels = contents.clips, contents.columns, job.experiment.shape[0]
-    candidates = int(clips.obs_dropped.sum())
+    candidates, has_codec = int(clips.obs_dropped.sum()), contents.codec != NO_CODEC
     packed = {
         name: np.concatenate([np.empty((0, *more), dtype), *(getattr(shard, name) for shard in shards)])
         for name, dtype, more in (
@@ -192,6 +193,7 @@ def _note(
             ("block_begin", np.int64, ()),
             ("block_end", np.int64, ()),
             ("block_xxh3", np.uint64, ()),
+            *((("patch_stored", np.uint32, (channels,)), ("block_decoded", np.int64, ())) if has_codec else ()),
         )
     }
     arrays = {

@@ -90,7 +90,7 @@ def digest_group(
     return digest.hexdigest()
 
 
-_OPTIONS = ("shard_by", "shard_bytes", "block_bytes", "on_blank", "on_nan", "seed")
+_OPTIONS = ("shard_by", "shard_bytes", "block_bytes", "codec", "on_blank", "on_nan", "seed")
 
 
 def _add_column(digest: hashlib.blake2b, name: str, column: pa.Array) -> None:

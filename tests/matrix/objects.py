@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +19,7 @@ import torch
 from dynaclr_wds import contract
 from dynaclr_wds.errors import DynaCLRError
 from dynaclr_wds.manifest_checks import parse_manifest
+from dynaclr_wds.plan.sampler import FlexibleBatchSampler
 from dynaclr_wds.read.crop import plan_crop
 from dynaclr_wds.read.dataset import MultiExperimentTripletDataset
 from dynaclr_wds.read.loader import ThreadDataLoader
@@ -129,11 +131,17 @@ def _batches_of(mode: Mapping[str, Any]) -> Callable[[Scene], list[Any]]:
     return lambda scene: _first_batches(scene, ShardSet.open(scene.local), mode)
 
 
+@functools.cache
+def _plan(local: Path, **mode: Any) -> FlexibleBatchSampler:
+    """Plan the training on the local set: once for all trials, as no fault changes it."""
+    return make_data(local, val_experiments=[], **mode).train_sampler
+
+
 def _first_batches(scene: Scene, shards: ShardSet, mode: Mapping[str, Any]) -> list[Any]:
     """Read the first batches of the training on the local set from another copy of it."""
-    plan = make_data(scene.local, val_experiments=[], **mode)
+    plan = _plan(scene.local, **mode)
     dataset = MultiExperimentTripletDataset(shards, plan_crop(shards, None, None), streaming="window_bytes" in mode)
-    loader = ThreadDataLoader(dataset, batch_sampler=copy.deepcopy(plan.train_sampler), num_workers=2)
+    loader = ThreadDataLoader(dataset, batch_sampler=copy.deepcopy(plan), num_workers=2)
     batches = iter(loader)
     try:
         return [_freeze(next(batches)) for _ in range(_BATCHES)]

@@ -10,15 +10,17 @@ from dynaclr_wds.errors import ConfigError
 _CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 
 
-def import_optional(name: str, needed_by: str) -> Any:
-    """Import a library of one of the extras of this package, which is called as the library.
+def import_optional(name: str, needed_by: str, extra: str | None = None) -> Any:
+    """Import a library of one of the extras of this package.
 
     Parameters
     ----------
     name
-        Of the library and of the extra.
+        Of the module, such as `timm`.
     needed_by
         What needs it, for the error.
+    extra
+        Of the package; None = as the module.
 
     Raises
     ------
@@ -31,12 +33,20 @@ def import_optional(name: str, needed_by: str) -> Any:
         missing = "" if error.name == name else f" (it lacks {error.name})"
         raise ConfigError(
             f"{needed_by} needs {name}, which is not installed{missing}. Install it with: "
-            f"pip install 'dynaclr-wds[{name}]'"
+            f"pip install 'dynaclr-wds[{extra or name}]'"
         ) from error
     except Exception as error:  # torchvision raises RuntimeError beside a torch that it wasn't built for
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(
-            f"{needed_by} needs {name}, which is installed but can't be imported ({first:.200}). Mostly torchvision "
-            "was built for another torch: install the two together, pip install --upgrade torch torchvision, with "
-            f"--index-url {_CPU_INDEX} where there is no GPU."
+            f"{needed_by} needs {name}, which is installed but can't be imported ({first:.200}). "
+            f"{_advise(extra or name)}"
         ) from error
+
+
+def _advise(extra: str) -> str:
+    if extra not in ("timm", "transformers"):
+        return f"Install it anew: pip install --upgrade --force-reinstall 'dynaclr-wds[{extra}]'."
+    return (
+        "Mostly torchvision was built for another torch: install the two together, pip install --upgrade torch "
+        f"torchvision, with --index-url {_CPU_INDEX} where there is no GPU."
+    )
