@@ -125,7 +125,7 @@ def table_suffix(path: Path) -> str | None:
 
 
 def choose_tables(names: Iterable[str]) -> list[str]:
-    """Choose the tables among the files of a folder, sorted: .txt counts only where there is no other; it may be a note."""
+    """Choose the tables among files, sorted: a text (.txt), which may be a note, only where there is no other."""
     tables = {name: table_suffix(Path(name)) for name in sorted(names) if not name.startswith((".", "~$"))}
     found = [name for name, suffix in tables.items() if suffix is not None]
     return [name for name in found if not str(tables[name]).startswith(".txt")] or found
