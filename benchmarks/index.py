@@ -122,7 +122,7 @@ def lay_out(config: BuildConfig, plates: dict[str, Plate], index: StoredIndex) -
         own = BuildConfig(**{**{k: getattr(config, k) for k in _SHARED}, "experiments": (config.experiments[place],)})
         part = index.take(fov, fov + 1)
         clips, keys = plan_named_clips(own, part, read_columns(part.observations))
-        size = estimate_clip_bytes(clips, (experiments[place],), np.zeros(keys.size, np.int64))
+        size = estimate_clip_bytes(clips, experiments[place])
         plan_shards(clips.clip_partition, size, config.shard_bytes, config.block_bytes)
         return keys.size, clips.patch_obs.size
 

@@ -221,8 +221,10 @@ def test_a_part_of_the_index_is_a_slice_of_it(collection: Path, tmp_path: Path) 
             elif name in counted:
                 assert found[name].tolist() == (values - values.min()).tolist(), name
             else:
-                one, other = (frame[name].astype(object).fillna("").tolist() for frame in (found, expected))
-                assert one == other, name
+                one, other = (frame[name].where(frame[name].notna(), None).tolist() for frame in (found, expected))
+                assert [value if value == value else None for value in one] == [
+                    value if value == value else None for value in other
+                ], name
         own = tracks.iloc[expected["track_index"].min() : expected["track_index"].max() + 1]
         parent = own["parent_track_index"].to_numpy()
         shift = np.where(parent < 0, 0, own["track_index"].min())
