@@ -240,7 +240,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--layout", choices=LAYOUTS, default="sharded")
     parser.add_argument("--folder", type=Path, default=None, help="where plates and shards are written")
     arguments = parser.parse_args(argv)
-    print("| | plate, GB | shards, GB | read, GB/s | write, GB/s | both, s | cut + pack, s | of both | core-s a GB | RSS, GB |")
+    print(
+        "| | plate, GB | shards, GB | read, GB/s | write, GB/s | both, s | cut + pack, s | of both | core-s a GB | RSS, GB |"
+    )
     print("| --- | ---: | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     for name in arguments.kinds:
         with tempfile.TemporaryDirectory(dir=arguments.folder) as temporary:
