@@ -76,7 +76,7 @@ class Engine:
         except ImportError as error:
             raise _missing("slurm", "submitit") from error
 
-        def make(workers: int, _advance: Advance) -> Executor:
+        def make(_workers: int, _advance: Advance) -> Executor:
             jobs = submitit.AutoExecutor(self.slurm_folder, cluster=cluster)
             jobs.update_parameters(**self.slurm)
             return SubmititUnits(jobs.submit)
@@ -209,17 +209,16 @@ class SubmititUnits(Executor):
         from submitit.core.utils import FailedJobError, UncompletedJobError
 
         fn, args, kwargs = call
-        try:
-            error = job.exception()
-        except UncompletedJobError as lost:
+        error = job.exception()
+        if isinstance(error, FailedJobError):  # the text of what the unit raised; its class stays where it was raised
+            error = BuildError(f"SLURM job {job.job_id} failed:\n{error}\nIts log: {job.paths.stderr}")
+        elif isinstance(error, UncompletedJobError):
             if tries < _MOST_TRIES:
                 again = self._submit(fn, *args, **kwargs)
                 with self._lock:
                     self._running[future] = again, tries + 1, call
                 return
-            error = _lost(f"SLURM job {job.job_id} ended without a result ({str(lost).splitlines()[0]})", tries)
-        if isinstance(error, FailedJobError):  # the text of what the unit raised; its class stays where it was raised
-            error = BuildError(f"SLURM job {job.job_id} failed:\n{error}\nIts log: {job.paths.stderr}")
+            error = _lost(f"SLURM job {job.job_id} ended without a result ({str(error).splitlines()[0]})", tries)
         with self._lock:
             del self._running[future]
         if error is not None:
