@@ -6,11 +6,23 @@ import gc
 import pytest
 import torch
 
-from benchmarks import cutting, gpu, loader, plan
+from benchmarks import cutting, gpu, index, loader, plan
 from benchmarks.kornia_chain import KorniaChain
 from dynaclr_wds.shardset import ShardSet
 from etl.simulate.__main__ import simulate_collection
 from etl.simulate.design import SimulationConfig
+
+
+def test_index_measures_seconds_and_memory_of_every_phase(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(index, "TRACKS", 100)
+    rows = index.simulate(tmp_path / "tables", 26)  # two experiments
+    found = index.measure_build(tmp_path / "tables", 1 << 30)
+    assert 26 * 100 * 18 < rows == found["observations"] < 26 * 100 * 22
+    assert found["patches"] >= rows
+    assert found["bytes"] < 25
+    assert all(seconds > 0 and peak > 0 for seconds, peak in (found["index"], found["layout"]))
+    index.print_line(0.05, {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()})
+    assert f"{rows:,} observations" in capsys.readouterr().out
 
 
 def test_plan_prints_every_setting(capsys):
