@@ -4,7 +4,7 @@
 
 A plate is read whole by each of the readers that are installed (zarr, zarrs, tensorstore), and as many bytes as the
 shards have are written and forced to disk; the fastest reader's time and that of writing are what a build is compared
-with. CPU seconds are those of the whole process. The files are in the page cache, so it is the software that is measured.
+with. CPU seconds are those of the whole process. The files are in the page cache, so it is software that is measured.
 """
 
 from __future__ import annotations
@@ -241,7 +241,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, default=None, help="where plates and shards are written")
     arguments = parser.parse_args(argv)
     print(
-        "| | plate, GB | shards, GB | read, GB/s | write, GB/s | both, s | cut + pack, s | of both | core-s a GB | RSS, GB |"
+        "| | plate, GB | shards, GB | read, GB/s | write, GB/s | both, s | cut + pack, s | of both | core-s a GB "
+        "| RSS, GB |"
     )
     print("| --- | ---: | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     for name in arguments.kinds:

@@ -323,7 +323,7 @@ class Answers(Storage):
 
 @pytest.mark.parametrize("kept", ["in memory", "on disk"])
 def test_a_kept_patch_is_not_taken_from_unchecked_bytes_between_two_others(tmp_path, kept):
-    record = ShardRecord(path="a.tar", partition=0, bytes=3000, xxh3="0" * 16, content="", clips=1, blocks=1)
+    record = ShardRecord(path="a.tar", partition=0, bytes=3000, xxh3="0" * 16, clips=1, blocks=1)
     disk = DiskPool(ByteCache(tmp_path / "bytes", 1 << 20), "set", ["s3://bucket/set/a.tar"], 1 << 20)
     versions = [ObjectInfo(3000, '"a"', None)]
     pools = {"pool_bytes": 1 << 20} if kept == "in memory" else {"disk": disk}

@@ -58,7 +58,8 @@ def train(shards: Path, folder: Path, backbone: nn.Module, *callbacks: Embedding
 
 
 def logged(folder: Path) -> dict[str, list[float]]:
-    rows = list(csv.DictReader((folder / "lightning_logs/version_0/metrics.csv").open()))
+    text = (folder / "lightning_logs/version_0/metrics.csv").read_text()
+    rows = list(csv.DictReader(text.splitlines()))
     names = [name for name in rows[0] if name.startswith("embedding/")]
     return {name: [float(row[name]) for row in rows if row[name]] for name in names}
 

@@ -47,23 +47,29 @@ def test_every_subcommand_is_the_command_of_its_module() -> None:
     }
     for name, main in mains.items():
         assert import_module(program.COMMANDS[name][0]).main is main
-    assert {"init", "build", "simulate", "fit", "validate", "predict", "shuffle", "verify", "bench-storage"} == {
-        *program.COMMANDS,
-        *program.LIGHTNING,
-    }
+    offline, online = ["init", "build", "simulate", "verify"], ["fit", "validate", "predict", "evaluate", "export"]
+    assert {*offline, *online, "shuffle", "bench-storage"} == {*program.COMMANDS, *program.LIGHTNING}
 
 
 def test_help_lists_every_command_in_the_order_of_use(capsys: pytest.CaptureFixture[str]) -> None:
     assert program.main(["--help"]) == 0
     out = capsys.readouterr().out
     listed = [line.split()[0] for line in out.splitlines() if line.startswith("  ") and not line.startswith("  d")]
-    online = ["fit", "validate", "predict", "shuffle", "verify", "bench-storage"]
+    online = ["fit", "validate", "predict", "evaluate", "export", "shuffle", "verify", "bench-storage"]
     assert listed == ["init", "build", "simulate", *online]
     assert "  dynaclr-wds fit -c configs/fit.yaml\n" in out
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["build"], ["init"], ["verify"], ["shuffle"], ["bench-storage"], ["fit"], ["validate"]], ids=str
+    "command",
+    [
+        [],
+        *(
+            [name]
+            for name in ("build", "init", "verify", "shuffle", "evaluate", "export", "bench-storage", "fit", "validate")
+        ),
+    ],
+    ids=str,
 )
 def test_help_imports_nothing_heavy(command: list[str]) -> None:
     call = f"contextlib.suppress(SystemExit): main({[*command, '--help']!r})"
@@ -110,8 +116,8 @@ def test_a_package_is_called_by_its_name(monkeypatch: pytest.MonkeyPatch) -> Non
         (["biuld"], "error: dynaclr-wds has no command 'biuld'. Did you mean build?\n"),
         (
             ["zzz"],
-            "error: dynaclr-wds has no command 'zzz'. There are bench-storage, build, fit, init, predict, shuffle, "
-            "simulate, validate, verify.\n",
+            "error: dynaclr-wds has no command 'zzz'. There are bench-storage, build, evaluate, export, fit, init, "
+            "predict, shuffle, simulate, validate, verify.\n",
         ),
     ],
 )

@@ -69,7 +69,7 @@ def write_shards(root: Path, *sizes: int) -> list[ShardRecord]:
     for number, size in enumerate(sizes):
         path = f"{number}.tar"
         (root / path).write_bytes(np.random.default_rng(number).bytes(size))
-        records.append(ShardRecord(path=path, partition=0, bytes=size, xxh3="", content="", clips=0, blocks=0))
+        records.append(ShardRecord(path=path, partition=0, bytes=size, xxh3="", clips=0, blocks=0))
     return records
 
 
@@ -116,7 +116,7 @@ root = Path(sys.argv[1])
 records = []
 for n in range(1500):
     (root / f"{n}.tar").write_bytes(n.to_bytes(4, "little"))
-    records.append(ShardRecord(path=f"{n}.tar", partition=0, bytes=4, xxh3="", content="", clips=0, blocks=0))
+    records.append(ShardRecord(path=f"{n}.tar", partition=0, bytes=4, xxh3="", clips=0, blocks=0))
 store = MappedStore(root, records)
 before = len(list(Path("/proc/self/fd").iterdir()))
 out = np.empty((1500, 1, 4), np.uint8)

@@ -21,7 +21,8 @@ from etl.source.experiments import parse_build_config
 from etl.source.fingerprints import fingerprint_sources
 from etl.source.preflight import open_plates
 from etl.source.scales import fill_in_from_plates
-from etl.source.track_formats import list_tables, open_table, read_table
+from etl.source.track_formats import open_table, read_table
+from etl.source.track_sources.formats import list_sources
 from tests.plates import Rows, cells, make_fov, random_tracks, write_experiments, write_plate
 
 FOLDER = "tracks/A/1/0"
@@ -196,10 +197,10 @@ def test_a_header_longer_than_the_first_read_is_whole(tmp_path: Path) -> None:
 def test_a_text_file_is_a_table_only_where_there_is_no_other(tmp_path: Path) -> None:
     for name in ("notes.txt", ".hidden.csv", "~$tracks.csv", "tracks.csv.gz.part", "archive.gz", "plot.png"):
         (tmp_path / name).touch()
-    assert [path.name for path in list_tables(tmp_path)] == ["notes.txt"]
+    assert [path.name for path in list_sources(tmp_path, None)] == ["notes.txt"]
     (tmp_path / "Tracks.CSV.gz").touch()
-    assert [path.name for path in list_tables(tmp_path)] == ["Tracks.CSV.gz"]
-    assert list_tables(tmp_path / "nothing") == []
+    assert [path.name for path in list_sources(tmp_path, None)] == ["Tracks.CSV.gz"]
+    assert list_sources(tmp_path / "nothing", None) == {}
 
 
 def test_fingerprints_are_of_the_file_that_is_read(tmp_path: Path) -> None:

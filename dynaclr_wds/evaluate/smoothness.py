@@ -21,6 +21,7 @@ from dynaclr_wds.evaluate.resampling import Estimate, Weights, estimate, sum_by
 _TAG = 0x5300
 _MOST_DISTANCES = 20_000
 """Distances that a peak is looked for in; more don't move it."""
+_RANDOM_PAIRS = 5000
 _GRID = 1000
 
 
@@ -135,9 +136,8 @@ def _mean_distances(
 
 def _dynamic_range(adjacent: Float64[np.ndarray, " k"], unit: Float64[np.ndarray, "n d"], seed: int) -> float | None:
     rng = np.random.default_rng([_TAG, seed])
-    count = min(max(len(adjacent), 1000), _MOST_DISTANCES)
-    first = rng.integers(len(unit), size=count)
-    second = (first + rng.integers(1, len(unit), size=count)) % len(unit)  # never itself
+    first = rng.integers(len(unit), size=_RANDOM_PAIRS)
+    second = (first + rng.integers(1, len(unit), size=_RANDOM_PAIRS)) % len(unit)  # never itself
     random = 1 - np.einsum("kd,kd->k", unit[first], unit[second])
     peaks = find_peak(random), find_peak(adjacent[:_MOST_DISTANCES])
     return None if None in peaks else float(peaks[0] - peaks[1])  # type: ignore[operator]

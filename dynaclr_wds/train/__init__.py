@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from dynaclr_wds.lazy_names import make_lazy
 
 if TYPE_CHECKING:
-    from dynaclr_wds.train.anndata_writer import AnnDataWriter
     from dynaclr_wds.train.checkpoints import TrainingCheckpoint
     from dynaclr_wds.train.embedding_watch import EmbeddingWatch
     from dynaclr_wds.train.embeddings import EmbeddingWriter
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BACKBONES",
-    "AnnDataWriter",
     "ChannelImages",
     "ContrastiveModule",
     "EmbeddingWatch",
@@ -49,7 +47,6 @@ __all__ = [
 ]
 
 _MODULES = {
-    "AnnDataWriter": "dynaclr_wds.train.anndata_writer",
     "BACKBONES": "dynaclr_wds.train.encoder",
     "ChannelImages": "dynaclr_wds.train.frozen_backbone",
     "ContrastiveModule": "dynaclr_wds.train.engine",

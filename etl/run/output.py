@@ -144,13 +144,13 @@ class OutFolder:
         return self.work / "staged"
 
     @contextmanager
-    def locked(self, waiting: Callable[[], None]) -> Iterator[None]:
-        """Own the folder; calls `waiting` first when another build has it.
+    def locked(self, waiting: Callable[[], None], *, shared: bool = False) -> Iterator[None]:
+        """Own the folder, or share it with others who do; calls `waiting` first when another build has it.
 
         A folder that was made for a build which then fails before it has written anything is removed again.
         """
         made = [folder for folder in (self.out, *self.out.parents) if not folder.exists()]
-        descriptor = self._lock(waiting)
+        descriptor = self._lock(waiting, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
         try:
             yield
         except BaseException:
@@ -160,7 +160,7 @@ class OutFolder:
         finally:
             os.close(descriptor)
 
-    def _lock(self, waiting: Callable[[], None]) -> int:
+    def _lock(self, waiting: Callable[[], None], how: int) -> int:
         """Make the folder and lock it; return its descriptor."""
         while True:
             try:
@@ -174,10 +174,10 @@ class OutFolder:
                     "written, with --out."
                 ) from error
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(descriptor, how | fcntl.LOCK_NB)
             except BlockingIOError:
                 waiting()
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                fcntl.flock(descriptor, how)
             if self.out.exists() and os.path.samestat(os.fstat(descriptor), self.out.stat()):
                 return descriptor
             os.close(descriptor)  # the build that was waited for failed, and removed its folder

@@ -23,6 +23,7 @@ from etl.pack.previous import PreviousSet, check_parts
 from etl.run.executors import MakeExecutor, run_units
 from etl.run.mending import describe_faults
 from etl.run.output import OutFolder
+from etl.run.parts import BuildPart
 from etl.run.progress import Progress
 from etl.source.experiments import BuildConfig
 from etl.source.plates import Fov, Plate
@@ -73,14 +74,39 @@ class Build:
         self.previous, self._progress, self._make_executor = previous, progress, make_executor
         self._experiments = plan_experiments(config, plates)
 
-    def run(self, index: Index) -> Manifest:
-        """Build the groups that are not there, join all; stage every new file; return the manifest, not written."""
+    def run_part(self, index: Index, part: BuildPart) -> tuple[int, int]:
+        """Build those groups of a part that are not there; return how many are its own, and how many there are."""
+        check_anchors(self._config, read_columns(index.observations), index)
+        groups = self._plan_groups(index)
+        if self.previous is not None:
+            self.previous = check_parts(self.previous, [group.part for group in groups])
+        own = part.take(groups)
+        self._build(index, own)
+        return len(own), len(groups)
+
+    def run(self, index: Index, *, finish: bool = False) -> Manifest:
+        """Build the groups that are not there, join all; stage every new file; return the manifest, not written.
+
+        Parameters
+        ----------
+        index
+            What to build.
+        finish
+            All groups have to be there.
+
+        Raises
+        ------
+        BuildError
+            Some are not.
+        """
         check_anchors(self._config, read_columns(index.observations), index)
         groups = self._plan_groups(index)
         if self.previous is not None:
             self.previous = check_parts(self.previous, [group.part for group in groups])
             for line in describe_faults(self.previous) if self.previous.faults else ():
                 self._progress.say(line)
+        if finish:
+            self._refuse_missing(groups)
         records = self._build(index, groups)
         parts = [self._read_part(group) for group in groups]
         index = self._drop(index, groups, parts)
@@ -125,6 +151,19 @@ class Build:
             self._progress.say(f"build: {count_of(len(groups) - len(todo), 'group')} of {len(groups):,} kept")
         built = iter(self._run(index, todo))
         return tuple(kept[group.digest] or next(built) for group in groups)
+
+    def _refuse_missing(self, groups: Sequence[Group]) -> None:
+        missing = [
+            number
+            for number, group in enumerate(groups)
+            if not (self._folder.staged / group.part).is_file() and self._find_kept(group) is None
+        ]
+        if missing:
+            raise BuildError(
+                f"{self._folder.out}: {count_of(len(missing), 'group')} of {len(groups):,} are not built yet (number "
+                f"{missing[0] + 1:,} is the first). Run the parts that did not end again, then --finish; or leave out "
+                "--finish, and this command builds them."
+            )
 
     def _find_kept(self, group: Group) -> FileRecord | None:
         """Return the part of a group that is whole and in place, with all of its shards."""

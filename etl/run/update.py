@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from dynaclr_wds.contract import MANIFEST, Manifest
-from dynaclr_wds.errors import BuildError, FormatError
+from dynaclr_wds.errors import BuildError, ConfigError, FormatError
 from dynaclr_wds.file_checks import read_manifest_file
+from dynaclr_wds.words import count_of
 from etl.index import Index
 from etl.indexing import build_index
 from etl.pack.previous import PreviousSet, read_previous
@@ -22,6 +23,7 @@ from etl.run.commit import commit, finish_commits
 from etl.run.executors import MakeExecutor, ThreadUnits
 from etl.run.mending import describe_damaged_manifest, describe_faults, describe_mended
 from etl.run.output import OutFolder, discard_work
+from etl.run.parts import BuildPart
 from etl.run.progress import Progress, describe_up_to_date
 from etl.run.set_files import LocalFiles
 from etl.run.stages import Build, Sources
@@ -45,6 +47,43 @@ class BuildMode:
     """Compare every file with its checksum, and build again what is bad."""
     trust_sources: bool = False
     """Believe that plates and tracks are as they were."""
+    finish: bool = False
+    """Put together what parts have built; an error where a group is missing."""
+
+    def __post_init__(self) -> None:
+        """Check that the modes fit each other.
+
+        Raises
+        ------
+        ConfigError
+            Two that exclude each other.
+        """
+        if self.finish and (self.overwrite or self.repair):
+            raise ConfigError("finish builds nothing, which overwrite and repair ask for. Leave one of them out.")
+
+
+def build_part(
+    config: BuildConfig, out: Path, part: BuildPart, mode: BuildMode, progress: Progress, make_executor: MakeExecutor
+) -> None:
+    """Build every n-th group of a set, beside others that do the same; see `etl.build_shards.build_part`."""
+    if mode.finish or mode.overwrite or mode.repair:
+        raise ConfigError(f"part={part} can't be given with finish, overwrite or repair. Leave one of them out.")
+    folder = OutFolder(out, config.token)
+    waiting = partial(progress.say, f"{out}: another build is running there; waiting for it to end.")
+    with folder.locked(waiting, shared=True):
+        previous = _find_previous(folder, config, mode, progress)
+        plates = open_plates(config)
+        config = fill_in_from_plates(config, plates)
+        sources = fingerprint_sources(config, plates, {})
+        if previous is not None and _is_up_to_date(previous, config, mode, sources):
+            say_up_to_date(str(out), previous.manifest, progress)
+            return
+        index = _read_index(config, plates, progress)
+        folder.begin()
+        build = Build(config, folder, plates, sources, previous, progress, make_executor)
+        own, every = build.run_part(index, part)
+        _refuse_moving_sources(config, sources, {})
+        progress.say(f"part {part}: its {count_of(own, 'group')} of {every:,} are built. When all parts are, --finish.")
 
 
 def build_set(
@@ -122,7 +161,7 @@ def build_in(
     if previous is not None and mode.repair and previous.is_whole:
         progress.say(describe_faults(previous)[0])
     build = Build(config, folder, plates, sources, None if mode.overwrite else previous, progress, make_executor)
-    manifest = build.run(index)
+    manifest = build.run(index, finish=mode.finish)
     _refuse_moving_sources(config, sources, trusted)
     commit(folder, manifest)
     return Built(manifest=manifest, anew=True, kept=build.previous)

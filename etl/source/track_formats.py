@@ -137,17 +137,8 @@ def table_suffix(path: Path) -> str | None:
     return next((suffix for suffix in READERS if path.name.lower().endswith(suffix)), None)
 
 
-def list_tables(folder: Path) -> list[Path]:
-    """List the table files in a folder, sorted: they are what a FOV's tracks are read from, and their fingerprint.
-
-    A text file (.txt) counts only where there is no other table: it may be a note. Hidden files don't count.
-    """
-    files = {file.name: file for file in folder.iterdir()} if folder.is_dir() else {}
-    return [files[name] for name in choose_tables(files)]
-
-
 def choose_tables(names: Iterable[str]) -> list[str]:
-    """Choose the tables among the files of a folder, by their names; see `list_tables`."""
+    """Choose the tables among files, sorted: a text (.txt), which may be a note, only where there is no other."""
     tables = {name: table_suffix(Path(name)) for name in sorted(names) if not name.startswith((".", "~$"))}
     found = [name for name, suffix in tables.items() if suffix is not None]
     return [name for name in found if not str(tables[name]).startswith(".txt")] or found

@@ -1,0 +1,185 @@
+"""Whatever runs the units of a build, and in how many parts, the bytes are the same; a lost unit is run again."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import etl.unit.build
+from dynaclr_wds.errors import BuildError, ConfigError
+from etl.build_shards import build_part, build_shards, main
+from etl.run.engines import Engine, ProcessUnits, SubmititUnits
+from etl.source.experiments import parse_build_config
+from tests.lost_workers import die_always, die_once, fail
+from tests.plates import make_collection
+
+pytestmark = pytest.mark.usefixtures("without_fsync")
+
+SMALL = {"shard_bytes": 60_000, "block_bytes": 10_000, "group_bytes": 60_000, "workers": 2}
+
+
+def digests(out: Path) -> dict[str, str]:
+    files = [path for path in sorted(out.rglob("*")) if path.is_file()]
+    return {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.fixture(scope="module")
+def collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_collection(tmp_path_factory.mktemp("collection"), **SMALL)
+
+
+@pytest.fixture(scope="module")
+def by_threads(collection: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    out = tmp_path_factory.mktemp("built") / "shards"
+    manifest = build_shards(parse_build_config(collection, {}), out)
+    assert len([file for file in manifest.files if "part" in file.path]) >= 4, "several units"
+    return digests(out)
+
+
+@contextmanager
+def local_jobs(folder: Path) -> Iterator[Executor]:
+    """submitit's own executor for one machine, as `engine: slurm` uses the one for SLURM."""
+    make = Engine(name="slurm", slurm_folder=folder, slurm={"timeout_min": 5})._make_slurm(cluster="local")
+    with make(2, lambda _done, _size: None) as executor:
+        yield executor
+
+
+@pytest.mark.slow
+def test_jobs_of_submitit_build_the_same_bytes(collection: Path, by_threads: dict[str, str], tmp_path: Path):
+    units = Engine(name="slurm", slurm_folder=tmp_path / "logs")._make_slurm(cluster="local")
+    build_shards(parse_build_config(collection, {}), tmp_path / "out", make_executor=units)
+    assert digests(tmp_path / "out") == by_threads
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # distributed leaves sockets to the collector
+def test_a_dask_cluster_builds_the_same_bytes_though_a_worker_is_killed(
+    collection: Path, by_threads: dict[str, str], tmp_path: Path
+):
+    make = Engine(name="dask").maker()
+    build_shards(parse_build_config(collection, {}), tmp_path / "out", make_executor=make)
+    assert digests(tmp_path / "out") == by_threads
+    with make(2, lambda _done, _size: None) as executor:
+        assert executor.submit(die_once, str(tmp_path / "a")).result(60) == "done a"
+
+
+@pytest.mark.slow
+def test_a_unit_whose_process_is_killed_is_run_again(tmp_path: Path):
+    with ProcessUnits(1) as executor:
+        found = [executor.submit(die_once, str(tmp_path / name)) for name in "ab"]
+        assert [future.result(60) for future in found] == ["done a", "done b"]
+        with pytest.raises(ValueError, match="no luck"):
+            executor.submit(fail, "luck").result(60)
+        with pytest.raises(BuildError, match="A process of the build was killed, 3 times in the same unit"):
+            executor.submit(die_always, "").result(60)
+
+
+@pytest.mark.slow
+def test_a_job_that_slurm_lost_is_submitted_again_and_one_that_failed_is_told(tmp_path: Path):
+    with local_jobs(tmp_path / "logs") as executor:
+        found = executor.submit(die_once, str(tmp_path / "a"))
+        failed = executor.submit(fail, "luck")
+        assert found.result(60) == "done a"
+        with pytest.raises(BuildError, match=r"(?s)SLURM job .* failed:.*ValueError: no luck.*Its log: "):
+            failed.result(60)
+
+
+def test_parts_in_any_order_and_twice_make_the_same_bytes(
+    collection: Path, by_threads: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    out = tmp_path / "out"
+    common = [str(collection), "--out", str(out)]
+    for part in ("3/4", "1/4", "3/4", "4/4"):
+        assert main([*common, "--part", part]) == 0
+    assert not (out / "manifest.json").exists()
+    assert main([*common, "--finish"]) == 2
+    error = capsys.readouterr().err
+    assert "groups of" in error or "group of" in error
+    assert "are not built yet (number 2 is the first). Run the parts that did not end again" in error
+    assert main([*common, "--part", "2/4"]) == 0
+    assert "part 2/4: its " in capsys.readouterr().err
+    assert main([*common, "--finish"]) == 0
+    assert digests(out) == by_threads
+    assert main([*common, "--part", "2/4"]) == 0  # a part that was requeued for nothing
+    assert digests(out) == by_threads
+
+
+def test_a_part_that_is_requeued_while_its_first_copy_still_runs_harms_nothing(
+    collection: Path, by_threads: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    config, out = parse_build_config(collection, {}), tmp_path / "out"
+    waits, goes_on, cut = threading.Event(), threading.Event(), etl.unit.build.cut_fov
+
+    def slow(*arguments: Any) -> Any:
+        if threading.current_thread().name.startswith("first"):
+            waits.set()
+            assert goes_on.wait(60)
+        return cut(*arguments)
+
+    monkeypatch.setattr(etl.unit.build, "cut_fov", slow)
+    named = Engine(name="threads").maker()
+
+    def first(workers: int, advance: Any) -> Executor:
+        executor = named(workers, advance)
+        executor._thread_name_prefix = "first"  # type: ignore[attr-defined]
+        return executor
+
+    copy = threading.Thread(target=build_part, args=(config, out, "1/2"), kwargs={"make_executor": first})
+    copy.start()
+    assert waits.wait(60)
+    build_part(config, out, "1/2")
+    build_part(config, out, "2/2")
+    goes_on.set()
+    copy.join(60)
+    build_shards(config, out, finish=True)
+    assert digests(out) == by_threads
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--part", "5/4"], "part=5/4: parts are 1/4 to 4/4"),
+        (["--part", "2"], "part='2' must be i/n, such as 1/4"),
+        (["--part", "1/2", "--repair"], "--part goes with --replace only, not with --repair"),
+        (["--finish", "--overwrite"], "finish builds nothing, which overwrite and repair ask for"),
+        (["--slurm", "mem_gb=4"], "slurm={'mem_gb': 4} is for engine=slurm, and engine=threads"),
+        (["--dask_address", "tcp://127.0.0.1:1"], "dask_address is for engine=dask, and engine=threads"),
+    ],
+)
+def test_options_that_do_not_fit_are_named(
+    collection: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+):
+    assert main([str(collection), "--out", str(tmp_path / "out"), *options]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_parts_of_a_set_in_object_storage_are_refused(collection: Path):
+    with pytest.raises(ConfigError, match=r"part=1/2 can't build to s3://bucket/set: parts have to see each other's"):
+        build_part(parse_build_config(collection, {}), "s3://bucket/set", "1/2")
+
+
+def test_jobs_that_are_called_off_are_cancelled():
+    class Job:
+        cancelled = False
+
+        def done(self) -> bool:
+            return False
+
+        def cancel(self, check: bool) -> None:
+            assert not check
+            self.cancelled = True
+
+    job = Job()
+    executor = SubmititUnits(lambda *_: job, poll_seconds=0.01)  # type: ignore[arg-type,return-value]
+    future = executor.submit(fail, "matter")
+    executor.shutdown(cancel_futures=True)
+    assert job.cancelled
+    assert future.cancelled()
