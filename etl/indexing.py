@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -17,13 +16,14 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from jaxtyping import Int32, Int64
+from jaxtyping import Int32
 
 from dynaclr_wds.contract import NO_ID, FovRecord, LabelRecord
 from dynaclr_wds.errors import ConfigError
 from dynaclr_wds.tau import least_tau
 from etl.column_files import ColumnFiles, Columns
 from etl.index import Index
+from etl.index_notes import explain_nothing_left, note_unmatched
 from etl.labels import (
     LabelCodes,
     encode_fovs,
@@ -39,22 +39,13 @@ from etl.source.annotations import AnnotationRows, parse_annotations
 from etl.source.experiments import BuildConfig, check_shard_by
 from etl.source.plates import Plate
 from etl.source.preflight import check_plates, plan_fovs
-from etl.source.table_places import Tables, open_tables
-from etl.source.track_formats import open_table
+from etl.source.table_places import open_tables
 from etl.source.tracks import TrackFile, open_track_files, parse_track_file
-from etl.sql import read_query
 from etl.stored_index import StoredIndex
-from etl.suspicious.tables import find_in_tables
-from etl.track_rows import TrackReader
-
-_BYTES_PER_ROW = 1024
-"""Of memory, for a row of a batch: what DuckDB and numpy hold of it, at most."""
+from etl.track_rows import Batch, TrackReader, plan_batches
 
 _LEAST_MEMORY = 64 * 2**20
 """Bytes without which DuckDB can't work."""
-
-_MOST_ROWS = 2_000_000
-"""Of a batch of several FOVs; larger ones are not faster."""
 
 
 def build_index(config: BuildConfig, plates: Mapping[str, Plate]) -> Index:
@@ -100,33 +91,9 @@ def store_index(config: BuildConfig, plates: Mapping[str, Plate], folder: Path) 
                     added.result()  # what is wrong in an earlier batch is said first
                 added = after.submit(indexing.add, batch, found)  # while DuckDB reads the next one
             added.result()
-        notes = (*annotations.notes, *indexing.reader.notes, *_note_unmatched(config, tables, indexing))
+        unmatched = note_unmatched(config, tables, indexing.annotations.rows, indexing.annotated)
+    notes = (*annotations.notes, *indexing.reader.notes, *unmatched)
     return indexing.finish(notes)
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Fields of view that are read together."""
-
-    fovs: range
-    files: tuple[TrackFile, ...]
-    """Their track files."""
-
-
-def plan_batches(files: Sequence[TrackFile], memory_limit: int) -> list[Batch]:
-    """Put track files into batches: as many as fit, at least one; a batch holds whole runs of FOVs."""
-    most = min(max(memory_limit // _BYTES_PER_ROW, 1), _MOST_ROWS)
-    batches: list[Batch] = []
-    own: list[TrackFile] = []
-    total, stop = 0, 0
-    for file in sorted(files, key=lambda file: min(file.fovs.values())):
-        first, rows = min(file.fovs.values()), file.rows
-        if own and first >= stop and total + rows > most:
-            batches.append(Batch(range(batches[-1].fovs.stop if batches else 0, stop), tuple(own)))
-            own, total = [], 0
-        own.append(file)
-        total, stop = total + rows, max(stop, *(fov + 1 for fov in file.fovs.values()))
-    return [*batches, Batch(range(batches[-1].fovs.stop if batches else 0, stop), tuple(own))] if own else []
 
 
 @contextmanager
@@ -249,7 +216,7 @@ class Indexing:
         per_row = {name: np.repeat(codes[name], ordered.counts[:, 0]) for name in by}
         for name in set(by) & set(of_rows):
             per_row[name] = np.where(of_rows[name] < 0, per_row[name], of_rows[name])
-        lineage = np.repeat(_number_lineages(ordered), ordered.tracks["observations"])
+        lineage = np.repeat(ordered.number_lineages(), ordered.tracks["observations"])
         for name in by:
             record = LabelRecord(name=name, values=self._labels.values(name))
             refuse_change(self._config, record, per_row[name], lineage, lambda row: self._name_lineage(ordered, row))
@@ -273,7 +240,7 @@ class Indexing:
         for experiment, count in self.reader.outside_tracks.items():
             self._dropped[experiment] = {"outside_tracks": count, **self._dropped.get(experiment, {})}
         if not self._kept:
-            raise _explain_nothing_left(self._config, self._dropped, self._tables)
+            raise explain_nothing_left(self._config, self._dropped, self._tables)
         config, labels = self._config, self._labels
         records = list_labels(config, labels, self._present)
         place = order_codes(labels, records)
@@ -318,12 +285,6 @@ _TRACKS = {
 }
 
 
-def _number_lineages(ordered: OrderedBatch) -> Int64[np.ndarray, " tracks"]:
-    """Number the lineages of a batch, those of the tracks, from 0."""
-    before = np.cumsum(ordered.counts[:, 2]) - ordered.counts[:, 2]
-    return ordered.tracks["lineage"] + np.repeat(before, ordered.counts[:, 1])
-
-
 def _encode_annotations(labels: LabelCodes, annotations: AnnotationRows) -> dict[str, Int32[np.ndarray, " n"]]:
     """Number the values of annotations: label → code of each."""
     found = {}
@@ -334,37 +295,3 @@ def _encode_annotations(labels: LabelCodes, annotations: AnnotationRows) -> dict
         codes = np.append(labels.encode(name, column.dictionary.to_pylist()), np.int32(NO_ID))
         found[name] = codes[column.indices.fill_null(NO_ID).to_numpy()]
     return found
-
-
-def _note_unmatched(config: BuildConfig, tables: Tables, indexing: Indexing) -> tuple[str, ...]:
-    """Say how many annotations are about no observation."""
-    notes = []
-    with duckdb.connect() as con:
-        con.register("annotations", indexing.annotations.rows)
-        con.register("annotated", pa.table({"annotation": np.flatnonzero(indexing.annotated).astype(np.int32)}))
-        unmatched = read_query(con, "unmatched").fetchall()
-    for number, lost, count, first in unmatched:
-        experiment = config.experiments[number]
-        file = open_table(tables.find_annotations(number))
-        notes.append(
-            f"{file}: rows about no cell of {experiment.name} that is built: {lost:,} of {count:,}; the "
-            f"first is {file.name_rows([first])[0]}."
-        )
-    return tuple(notes)
-
-
-def _explain_nothing_left(
-    config: BuildConfig, dropped: Mapping[str, Mapping[str, int]], found: Sequence[TrackTable]
-) -> ConfigError:
-    """Make the error for an index without observations; what is suspicious in the track tables may be the reason."""
-    near = any("near_border" in reasons for reasons in dropped.values())
-    pad = "Lower yx_patch_size, or give --border pad to keep cells near the border. " if near else ""
-    error = ConfigError(
-        f"{config.where}: no observation is left; dropped were {dropped}. "
-        f"{pad}Compare tracks_path, condition_wells, include_wells and exclude_fovs."
-    )
-    for experiment in config.experiments:
-        tables = [table for table in found if table.experiment == experiment.name]
-        for reason in find_in_tables(experiment, tables):
-            error.add_note(reason.text)
-    return error

@@ -38,6 +38,12 @@ class OrderedBatch:
     counts: Int64[np.ndarray, "f 3"]
     """Observations, tracks and lineages of each."""
 
+    def number_lineages(self) -> Int64[np.ndarray, " tracks"]:
+        """Number the lineages of the batch, those of the tracks, from 0."""
+        before = np.cumsum(self.counts[:, 2]) - self.counts[:, 2]
+        numbers: Int64[np.ndarray, " tracks"] = self.tracks["lineage"] + np.repeat(before, self.counts[:, 1])
+        return numbers
+
 
 def order_batch(found: BatchResult, tau: Mapping[int, tuple[int, int]]) -> OrderedBatch:
     """Order the rows of some FOVs.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import duckdb
 import numpy as np
@@ -27,6 +28,38 @@ _NOT_OF_FILES = (
 """Errors of DuckDB that are not about what a file holds."""
 _PATTERN = set("*?[]{}")
 """Letters of a path that DuckDB would take for a pattern."""
+
+
+_BYTES_PER_ROW = 1024
+"""Of memory, for a row of a batch: what DuckDB and numpy hold of it, at most."""
+
+_MOST_ROWS = 2_000_000
+"""Of a batch of several FOVs; larger ones are not faster."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Fields of view that are read together."""
+
+    fovs: range
+    files: tuple[TrackFile, ...]
+    """Their track files."""
+
+
+def plan_batches(files: Sequence[TrackFile], memory_limit: int) -> list[Batch]:
+    """Put track files into batches: as many as fit, at least one; a batch holds whole runs of FOVs."""
+    most = min(max(memory_limit // _BYTES_PER_ROW, 1), _MOST_ROWS)
+    batches: list[Batch] = []
+    own: list[TrackFile] = []
+    total, stop = 0, 0
+    for file in sorted(files, key=lambda file: min(file.fovs.values())):
+        first, rows = min(file.fovs.values()), file.rows
+        if own and first >= stop and total + rows > most:
+            batches.append(Batch(range(batches[-1].fovs.stop if batches else 0, stop), tuple(own)))
+            own, total = [], 0
+        own.append(file)
+        total, stop = total + rows, max(stop, *(fov + 1 for fov in file.fovs.values()))
+    return [*batches, Batch(range(batches[-1].fovs.stop if batches else 0, stop), tuple(own))] if own else []
 
 
 class TrackReader:

@@ -17,11 +17,12 @@ from dynaclr_wds.errors import BuildError, ConfigError
 from etl import indexing, track_rows
 from etl.column_files import ColumnFiles
 from etl.index import Index
-from etl.indexing import build_index, plan_batches, store_index
+from etl.indexing import build_index, store_index
 from etl.source.experiments import BuildConfig, parse_build_config
 from etl.source.preflight import open_plates
 from etl.source.track_formats import TableFile
 from etl.source.tracks import TrackFile
+from etl.track_rows import plan_batches
 from tests.plates import cells, make_collection, make_fov, random_tracks, table
 
 

@@ -7,17 +7,20 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Int
 
-from etl.indexing import build_index
+from etl.indexing import store_index
 from etl.source.experiments import BuildConfig
 from etl.source.plates import Plate
 from etl.source.preflight import open_plates, plan_fovs
 from etl.source.scales import fill_in_from_plates
 from etl.source.stored import plan_stored
+from etl.stored_index import StoredIndex
 
 _STORED_TWICE = 1.2
 """Patches are stored about so many times: clips share some."""
@@ -105,19 +108,24 @@ def find_facts(config: BuildConfig) -> tuple[ExperimentFacts, ...]:
     """
     plates = open_plates(config)
     config = fill_in_from_plates(config, plates)
-    index = build_index(config, plates)
-    number = index.observations["experiment_index"].to_numpy()
-    return tuple(
-        replace(
-            _find_experiment(
-                config, place, plates[experiment.name], index.observations.filter(pa.array(number == place))
-            ),
-            near_border=index.dropped.get(experiment.name, {}).get("near_border", 0),
-            observations=int((number == place).sum()),
+    with TemporaryDirectory(prefix="dynaclr-wds-index-") as folder:
+        index = store_index(config, plates, Path(folder))
+        return tuple(
+            replace(
+                _find_experiment(config, place, plates[experiment.name], _take_cells(index, place)),
+                near_border=index.dropped.get(experiment.name, {}).get("near_border", 0),
+            )
+            for place, experiment in enumerate(config.experiments)
+            if plan_fovs(config, experiment, plates[experiment.name].fovs)
         )
-        for place, experiment in enumerate(config.experiments)
-        if plan_fovs(config, experiment, plates[experiment.name].fovs)
-    )
+
+
+def _take_cells(index: StoredIndex, place: int) -> pa.Table:
+    """Take the observations of an experiment, whose FOVs are adjacent."""
+    first, stop = np.searchsorted(index.experiment_index, [place, place + 1]).tolist()
+    if first == stop:
+        return index.take(0, 1).observations.slice(0, 0)
+    return index.take(first, stop).observations
 
 
 def _find_experiment(config: BuildConfig, place: int, plate: Plate, cells: pa.Table) -> ExperimentFacts:
@@ -126,6 +134,7 @@ def _find_experiment(config: BuildConfig, place: int, plate: Plate, cells: pa.Ta
     stored, grids = plan_stored(config, experiment, fov), config.grids_for(experiment)
     return ExperimentFacts(
         name=experiment.name,
+        observations=len(cells),
         channels=experiment.source_channel,
         shape=stored.shape,
         interval_minutes=experiment.minutes,

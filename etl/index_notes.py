@@ -1,0 +1,64 @@
+"""Says of an index what the user should know: annotations that are about no cell, and why no observation is left."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Bool
+
+from dynaclr_wds.errors import ConfigError
+from etl.queries import TrackTable
+from etl.source.experiments import BuildConfig
+from etl.source.table_places import Tables
+from etl.source.track_formats import open_table
+from etl.sql import read_query
+from etl.suspicious.tables import find_in_tables
+
+
+def note_unmatched(
+    config: BuildConfig, tables: Tables, annotations: pa.Table, annotated: Bool[np.ndarray, " annotations"]
+) -> tuple[str, ...]:
+    """Say how many annotations are about no observation.
+
+    Parameters
+    ----------
+    tables
+        Finds the tables, to name their rows.
+    annotations
+        As `etl.source.annotations.AnnotationRows.rows`.
+    annotated
+        Whether each is about an observation.
+    """
+    notes = []
+    with duckdb.connect() as con:
+        con.register("annotations", annotations)
+        con.register("annotated", pa.table({"annotation": np.flatnonzero(annotated).astype(np.int32)}))
+        unmatched = read_query(con, "unmatched").fetchall()
+    for number, lost, count, first in unmatched:
+        experiment = config.experiments[number]
+        file = open_table(tables.find_annotations(number))
+        notes.append(
+            f"{file}: rows about no cell of {experiment.name} that is built: {lost:,} of {count:,}; the "
+            f"first is {file.name_rows([first])[0]}."
+        )
+    return tuple(notes)
+
+
+def explain_nothing_left(
+    config: BuildConfig, dropped: Mapping[str, Mapping[str, int]], found: Sequence[TrackTable]
+) -> ConfigError:
+    """Make the error for an index without observations; what is suspicious in the track tables may be the reason."""
+    near = any("near_border" in reasons for reasons in dropped.values())
+    pad = "Lower yx_patch_size, or give --border pad to keep cells near the border. " if near else ""
+    error = ConfigError(
+        f"{config.where}: no observation is left; dropped were {dropped}. "
+        f"{pad}Compare tracks_path, condition_wells, include_wells and exclude_fovs."
+    )
+    for experiment in config.experiments:
+        tables = [table for table in found if table.experiment == experiment.name]
+        for reason in find_in_tables(experiment, tables):
+            error.add_note(reason.text)
+    return error
