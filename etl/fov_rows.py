@@ -85,7 +85,7 @@ def _localize(name: str, column: pa.ChunkedArray) -> pa.Array:
         return pa.concat_arrays([whole])
     codes = whole.indices.fill_null(-1).to_numpy(zero_copy_only=False)
     if name in _ORDERED:
-        low, high = int(codes.min(initial=0)), int(codes.max(initial=-1)) + 1
+        low, high = (int(codes.min()), int(codes.max()) + 1) if codes.size else (0, 0)
         values, codes = pa.array(whole.dictionary.slice(low, high - low).to_pylist(), pa.string()), codes - low
     else:
         used = np.flatnonzero(np.bincount(codes[codes >= 0], minlength=len(whole.dictionary)))

@@ -6,7 +6,7 @@ import gc
 import pytest
 import torch
 
-from benchmarks import cutting, gpu, index, loader, plan
+from benchmarks import build, cutting, gpu, index, loader, plan
 from benchmarks.kornia_chain import KorniaChain
 from dynaclr_wds.shardset import ShardSet
 from etl.simulate.__main__ import simulate_collection
@@ -104,3 +104,15 @@ def test_every_way_of_cutting_is_measured(monkeypatch, capsys):
     rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     assert [row[0].strip("| ") for row in rows[2:]] == list(ways)
     assert all(float(row[1]) > 0 for row in rows[2:])
+
+
+def test_a_build_is_measured_beside_reading_and_writing(monkeypatch, capsys):
+    monkeypatch.setattr(build, "SIZE", 64)
+    monkeypatch.setattr(build, "LAYOUTS", {"chunks": {"chunks": (1, 1, 1, 64, 64)}})
+    monkeypatch.setattr(build, "KINDS", {"small": build.Kind(dtype="uint16", patch=16, cells=3)})
+    monkeypatch.setattr(build, "list_readers", lambda: {"zarr": build._read_zarr})
+    build.main(["--megabytes", "1", "--rounds", "1", "--kinds", "small", "--layout", "chunks"])
+    row = capsys.readouterr().out.splitlines()[-1].split(" | ")
+    assert row[0] == "| small, chunks"
+    assert float(row[6]) > 0
+    assert row[7].endswith(" %")
