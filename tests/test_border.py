@@ -179,7 +179,7 @@ def _place(
     ]
     names = "fov frames height width y_low y_high x_low x_high y_forth y_back x_forth x_back"
     fovs = table(names, (0, 1, length, 20, *bounds, 10, 10, *limits, 0.0, 0.0))
-    return [(row[5], row[9], row[-1]) for row in query("placed", {"rows": rows, "fovs": fovs})]
+    return [(row[4], row[9], row[-1]) for row in query("placed", {"rows": rows, "fovs": fovs})]
 
 
 def _built(path: Path, out: Path, **options: Any) -> Path:
