@@ -29,7 +29,7 @@ from dynaclr_wds.storage.options import parse_options
 from etl.build_shards import build_shards
 from etl.build_shards import main as command
 from etl.cut.reading import read_box
-from etl.index import build_index
+from etl.indexing import build_index
 from etl.init import main as init
 from etl.run.executors import ThreadUnits
 from etl.source.experiments import parse_build_config

@@ -101,11 +101,19 @@ def _join_partitions(
         if keep_experiment[experiment]:
             code = (experiment, *(k[partition[name]] for k, name in zip(known, labels, strict=True)))
             key = int(np.ravel_multi_index(code, shape))
-            parts.setdefault(key, []).append(_sample_rows(columns, *_patch_range(columns, place), keep_fov, every))
-    return {
-        key: (own[0][0] if len(own) == 1 else np.concatenate([row for row, _ in own]), sum(n for _, n in own))
-        for key, own in parts.items()
-    }
+            for begin, end in _patch_ranges(columns, place):
+                parts.setdefault(key, []).append(_sample_rows(columns, begin, end, keep_fov, every))
+    return {key: (_join_rows([row for row, _ in own]), sum(n for _, n in own)) for key, own in parts.items()}
+
+
+def _join_rows(parts: Sequence[Integer[np.ndarray, " _"]]) -> Integer[np.ndarray, " k"]:
+    """Join ascending rows to ascending ones."""
+    if len(parts) == 1:
+        return parts[0]
+    rows = np.concatenate(parts)
+    if (rows[1:] < rows[:-1]).any():
+        rows.sort(kind="stable")  # merges runs
+    return rows
 
 
 def _gather_codes(
@@ -162,13 +170,15 @@ def _positions(flag: Bool[np.ndarray, " n"], begin: int = 0) -> Integer[np.ndarr
     return out
 
 
-def _patch_range(columns: PlanColumns, partition: int) -> tuple[int, int]:
-    """Patch rows of a partition: they are stored together."""
+def _patch_ranges(columns: PlanColumns, partition: int) -> Iterator[tuple[int, int]]:
+    """Yield the patch rows of a partition: a run in each group of FOVs that was built together."""
     blocks = np.flatnonzero(columns.block_partition == partition)
     if not len(blocks):
-        return 0, 0
-    begin, end = columns.block_first[blocks[0]], columns.block_first[blocks[-1] + 1]
-    return int(columns.clip_first[begin]), int(columns.clip_first[end])
+        yield 0, 0
+        return
+    for run in np.split(blocks, np.flatnonzero(np.diff(blocks) > 1) + 1):
+        begin, end = columns.block_first[run[0]], columns.block_first[run[-1] + 1]
+        yield int(columns.clip_first[begin]), int(columns.clip_first[end])
 
 
 def _sample_rows(
