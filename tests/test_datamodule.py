@@ -139,6 +139,7 @@ def test_init_exposes_all_hyperparameters():
         "seed": 7,
         "include_wells": ["A/1"],
         "exclude_fovs": ["A/1/0"],
+        "predict_tracks": ["a/A/1/0/3"],
         "window_bytes": None,
         "num_streams": 4,
         "relax_lineages": True,

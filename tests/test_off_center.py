@@ -114,10 +114,7 @@ def test_an_index_table_of_another_set_is_refused(tmp_path: Path) -> None:
     of = shards(tmp_path)
     path = of.root / "index/observations.parquet"
     pq.write_table(pq.read_table(path).slice(1), path)
-    with pytest.raises(FormatError, match=r"observations.parquet: has 17 rows, the index arrays have 18\. Build the"):
-        outside(of, (4, 4))
-    path.write_bytes(b"no table")
-    with pytest.raises(FormatError, match=r"observations.parquet: the centres of patches can't be read \("):
+    with pytest.raises(FormatError, match=r"observations.parquet: was changed after it was written, or is damaged"):
         outside(of, (4, 4))
 
 

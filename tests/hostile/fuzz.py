@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import dataclasses
 import hashlib
+import importlib
 import logging
 import os
 import random
@@ -119,6 +120,8 @@ class Fuzzer:
         self.written = self.whole.copy().write(self.folder, {})
         with contextlib.suppress(FormatError):  # once before it is watched, as types of records are evaluated
             parse_manifest(seal_manifest(self.whole.manifest | {"suspicious": [{}]}))
+        for name in ("decoding", "remote_decoding"):  # a forged manifest may say that there is a codec
+            importlib.import_module(f"dynaclr_wds.read.{name}")
         self.reference = {way: read(self.folder) for way, read in WAYS.items()}
         self.peak = watch.peak_bytes()
 

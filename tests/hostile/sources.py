@@ -40,8 +40,8 @@ from tests.plates import make_collection
 Files = dict[str, bytes]
 
 _IMPORTS = ("compile", "exec", "marshal")
-_OWN_FOLDER = f"{tempfile.gettempdir()}/dynaclr-wds-tables-"
-"""Where a build keeps tables of object storage meanwhile."""
+_OWN_FOLDER = f"{tempfile.gettempdir()}/dynaclr-wds-"
+"""How folders begin in which a build keeps tables of object storage, and its index, meanwhile."""
 _METADATA = ("zarr.json", ".zattrs", ".zarray", ".zgroup")
 _CODECS: tuple[Any, ...] = (
     {"id": "pickle", "protocol": 4},

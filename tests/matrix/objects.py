@@ -160,7 +160,7 @@ def _read_tracks(scene: Scene, options: Mapping[str, Any], folder: Path) -> list
     config = parse_build_config(scene.sources / "experiments.yaml").experiments[0]
     there = dataclasses.replace(config, tracks_path=f"{scene.source_url}/e0/tracks", storage=parse_options(options))
     tables = RemoteTracks(there, "experiments[0]")
-    return [tables.copy(fov, folder).path.read_bytes() for fov in FOVS]
+    return [tracks.place.path.read_bytes() for tracks in tables.copy(FOVS, folder)]
 
 
 @contextmanager
