@@ -15,7 +15,7 @@ from dynaclr_wds.manifest_checks import parse_manifest
 MOST_MANIFEST_BYTES = 1 << 28
 """A larger manifest is not read: what is made of it takes many times its size."""
 
-PARQUET_ERRORS = (OSError, ValueError, KeyError, NotImplementedError, MemoryError, OverflowError)
+PARQUET_ERRORS = (OSError, ValueError, LookupError, NotImplementedError, MemoryError, OverflowError)
 """What pyarrow raises for tables that are damaged or forged; each of its own errors is also one of these."""
 
 

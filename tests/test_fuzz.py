@@ -11,8 +11,8 @@ from tests.hostile import fuzz, sources
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("without_fsync")]
 
 
-CHECKING = ("compile", "exec")
-"""What the check of shapes and dtypes in tests does with every annotation; `make fuzz` runs without it."""
+CHECKING = ("compile", "exec", "marshal")
+"""What the check of shapes and dtypes in tests does when a function is first called; `make fuzz` runs without it."""
 
 
 @pytest.fixture(scope="module")
