@@ -115,7 +115,7 @@ def _parse_value(hint: Any, raw: Any, where: str) -> Any:
         raise FormatError(f"{where}={raw!r:.100} is not of type {getattr(hint, '__name__', hint)}.")
     if isinstance(raw, int | float) and not abs(raw) < _ABOVE_ALL:  # NaN isn't below anything
         raise FormatError(f"{where}={raw!r:.100} must be a number below 2**63. Build the shards again.")
-    return float(raw) if hint is float else raw
+    return float(raw) if hint is float and isinstance(raw, int) else raw
 
 
 _ABOVE_ALL = 1 << 63
