@@ -15,6 +15,7 @@ import yaml
 import etl.cut.counting
 import etl.unit.build
 import etl.unit.patches
+from dynaclr_wds.shardset import ShardSet
 from etl.build_shards import build_shards
 from etl.cut.counting import count_values, find_order_statistics, load_counting
 from etl.layout.groups import plan_groups
@@ -160,3 +161,22 @@ def test_counts_and_order_statistics_equal_numpy(compiled: bool, monkeypatch: py
         floats = rng.normal(0, 1e3, size).astype(np.float32)
         ranks = np.array([0, size // 3, size - 1])
         assert find_order_statistics(floats, ranks).tolist() == np.sort(floats)[ranks].tolist()
+
+
+def test_a_stratum_holds_its_cells_of_all_groups_and_no_others(tmp_path: Path):
+    path = make_collection(tmp_path, experiments=1, lineages=2, fovs=("A/1/0", "B/2/0", "C/3/0"))
+    document = yaml.safe_load(path.read_text())
+    document["experiments"][0]["condition_wells"] = {"control": ["A/1", "C/3"], "infected": ["B/2"]}
+    path.write_text(yaml.safe_dump(document))
+    build(path, tmp_path / "shards", **EACH_FOV)
+    shards = ShardSet.open(tmp_path / "shards")
+    a = shards.arrays
+    runs = np.array([shard.partition for shard in shards.manifest.shards])
+    assert (np.diff(runs) != 0).sum() >= 2, "the partition of A/1 and C/3 lies in two runs"
+    index = shards.plan_index(shards.experiments, shards.manifest.tau_range_hours)
+    condition = a["label_condition"][a["patch_obs"]]
+    names = next(label.values for label in shards.manifest.labels if label.name == "condition")
+    assert [stratum.value for stratum in index.strata] == [("control",), ("infected",)]
+    for number, stratum in enumerate(index.strata):
+        wanted = np.flatnonzero(a["patch_has_candidate"] & (condition == names.index(str(stratum.value[0]))))
+        np.testing.assert_array_equal(index.row[index.first[number] : index.first[number + 1]], wanted)
