@@ -24,6 +24,10 @@ from dynaclr_wds.errors import ChecksumError, ConfigError, FormatError
 from dynaclr_wds.index_checks import check_arrays
 from dynaclr_wds.manifest_checks import parse_manifest
 from dynaclr_wds.plain.pipeline import triplet_pipeline
+from dynaclr_wds.read.crop import plan_crop
+from dynaclr_wds.read.decoding import DecodingStore
+from dynaclr_wds.read.mapped import MappedStore
+from dynaclr_wds.read.patches import PatchReader
 from dynaclr_wds.read.remote_decoding import RemoteDecodingStore
 from dynaclr_wds.shardset import ShardSet
 from etl.build_shards import build_shards
@@ -31,6 +35,7 @@ from etl.run.progress import Progress
 from etl.run.verification import verify_set
 from etl.source.experiments import parse_build_config
 from tests.conftest import build
+from tests.plates import write_experiments, write_plate, write_tracks
 from tests.remote import EXACT, STREAMING, assert_same, make_data, quick, read_batches, upload
 
 BAG: dict[str, Any] = {"channels_per_sample": 1}
@@ -68,6 +73,30 @@ def damaged(compressed: Path, tmp_path: Path) -> tuple[Path, int]:
     path.unlink()
     path.write_bytes(bytes(content))
     return root, row
+
+
+def test_a_patch_of_a_shard_that_is_smaller_than_another_patch_is_read_beside_it(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 1 << 16, (3, 2, 1, 64, 64))
+    pixels = {"A/1/0": noise, "B/1/0": np.ones_like(noise)}
+    pixels["B/1/0"][..., 0, 0] = 2  # not blank
+    write_plate(tmp_path / "plate.zarr", fovs=list(pixels), pixels=pixels, shape=noise.shape, channel_names=["a", "b"])
+    for fov in pixels:
+        rows = [{"track_id": 1, "t": t, "y": 32, "x": 32, "parent_track_id": -1} for t in range(3)]
+        write_tracks(tmp_path / "tracks", fov, rows)
+    entry = {
+        "name": "one", "data_path": "plate.zarr", "tracks_path": "tracks", "channel_names": ["a", "b"],
+        "source_channel": ["a", "b"], "condition_wells": {"noise": ["A/1"], "plain": ["B/1"]}, "interval_minutes": 30.0,
+    }  # fmt: skip
+    path = write_experiments(tmp_path / "experiments.yaml", [entry], yx_patch_size=[64, 64], tau_range_hours=[0.5, 1.0])
+    shards = ShardSet.open(build(path, tmp_path / "shards", codec="gzip"))
+    assert shards.arrays["patch_stored"].sum(axis=1).max() > min(s.bytes for s in shards.manifest.shards)
+    store = DecodingStore(MappedStore(shards.root, shards.manifest.shards), shards)
+    rows = np.arange(6)
+    found = np.empty((6, 2, 1, 64, 64), np.uint16)
+    PatchReader(shards, plan_crop(shards, None, None), store).read(rows, found)
+    fov, t = shards.arrays["obs_fov"][shards.arrays["patch_obs"]], shards.arrays["patch_t"]
+    names = [record.fov_name for record in shards.manifest.fovs]
+    np.testing.assert_array_equal(found, [pixels[names[f]][k] for f, k in zip(fov, t, strict=True)])
 
 
 @MODES

@@ -258,8 +258,27 @@ class DecodingStore:
     ) -> Iterator[list[UInt8[np.ndarray, " b"]]]:
         """Give the stored bytes of ranges; they stay inside the context."""
         size = int((end - begin).max())  # for all, so that one call reads them; what is too much is not looked at
-        start = np.minimum(begin, self._stored_bytes[shard] - size)
+        room = self._stored_bytes[shard]
+        if (room < size).any():  # not where a whole shard is smaller than the largest patch
+            yield [self._read_stored(place, shard, begin, end) for place in range(len(shard))]
+            return
+        start = np.minimum(begin, room - size)
         data = np.empty((len(shard), 1, size), np.uint8)
         self._inner.read(shard, start, np.zeros(1, np.int64), data)
         skip = (begin - start).tolist()
         yield [row[at : at + n] for row, at, n in zip(data[:, 0], skip, (end - begin).tolist(), strict=True)]
+
+    def _read_stored(
+        self,
+        place: int,
+        shard: Int64[np.ndarray, " n"],
+        begin: Int64[np.ndarray, " n"],
+        end: Int64[np.ndarray, " n"],
+    ) -> UInt8[np.ndarray, " b"]:
+        """Read the stored bytes of one range."""
+        data, one = np.empty((1, 1, int(end[place] - begin[place])), np.uint8), slice(place, place + 1)
+        try:
+            self._inner.read(shard[one], begin[one], np.zeros(1, np.int64), data)
+        except RowFailure as failure:
+            raise RowFailure(place, failure.error) from failure.error.__cause__
+        return data[0, 0]
