@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
@@ -19,15 +19,11 @@ from etl.run.engines import Engine, ProcessUnits, SubmititUnits
 from etl.source.experiments import parse_build_config
 from tests.lost_workers import die_always, die_once, fail
 from tests.plates import make_collection
+from tests.test_build import digests
 
 pytestmark = pytest.mark.usefixtures("without_fsync")
 
 SMALL = {"shard_bytes": 60_000, "block_bytes": 10_000, "group_bytes": 60_000, "workers": 2}
-
-
-def digests(out: Path) -> dict[str, str]:
-    files = [path for path in sorted(out.rglob("*")) if path.is_file()]
-    return {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +67,7 @@ def test_a_dask_cluster_builds_the_same_bytes_though_a_worker_is_killed(
 
 
 @pytest.mark.slow
-def test_a_unit_whose_process_is_killed_is_run_again(tmp_path: Path):
+def test_a_unit_whose_process_is_killed_is_run_again(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     with ProcessUnits(1) as executor:
         found = [executor.submit(die_once, str(tmp_path / name)) for name in "ab"]
         assert [future.result(60) for future in found] == ["done a", "done b"]
@@ -79,6 +75,10 @@ def test_a_unit_whose_process_is_killed_is_run_again(tmp_path: Path):
             executor.submit(fail, "luck").result(60)
         with pytest.raises(BuildError, match="A process of the build was killed, 3 times in the same unit"):
             executor.submit(die_always, "").result(60)
+        called_off = executor.submit(time.sleep, 0.5)
+        called_off.cancel()
+    assert called_off.cancelled()
+    assert not caplog.records, "it was told as a fault that nobody waits for the result"
 
 
 @pytest.mark.slow

@@ -139,9 +139,10 @@ class ProcessUnits(Executor):
         def ended(done: Future[Any]) -> None:
             if done.cancelled():
                 outer.cancel()
+            if outer.cancelled():  # nobody asks any more
                 return
             error = done.exception()
-            if isinstance(error, BrokenProcessPool) and tries < _MOST_TRIES and not outer.cancelled():
+            if isinstance(error, BrokenProcessPool) and tries < _MOST_TRIES:
                 self._try(outer, tries + 1, fn, args, kwargs)
             elif isinstance(error, BrokenProcessPool):
                 outer.set_exception(_lost("A process of the build was killed", tries))
@@ -221,6 +222,8 @@ class SubmititUnits(Executor):
             error = _lost(f"SLURM job {job.job_id} ended without a result ({str(error).splitlines()[0]})", tries)
         with self._lock:
             del self._running[future]
+        if future.cancelled():
+            return
         if error is not None:
             future.set_exception(error)
         else:
