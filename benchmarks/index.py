@@ -1,8 +1,8 @@
-"""Track tables to index and layout, and opening it in the loader: seconds and memory, up to 81 million observations.
+"""Track tables to index and layout: seconds and memory, up to 81 million observations.
 
 Track tables are simulated as Parquet: a table a field of view, 25 fields of view an experiment, tracks of 8 to 32
-frames of which every tenth divides. Everything after that is what a build and a training run: only plates and pixels
-are missing.
+frames of which every tenth divides. Everything after that is what a build runs; plates, pixels and the writing of index
+files are missing.
 Every size is measured in a process of its own. Scratch files go to `--scratch`, and are removed.
 """
 

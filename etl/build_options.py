@@ -164,8 +164,8 @@ _CODEC = (
     "compress patches, for object storage behind a link below some 300 MB/s: docs/OBJECT_STORAGE.md (default: none)"
 )
 _MEMORY = (
-    "most memory that the build takes, such as 8G (default: half of the machine's): what does not fit is read in "
-    "pieces, or waits on the disk; changes no byte"
+    "memory for making the index of the tracks, such as 8G (default: half of the machine's): what does not fit is read "
+    "in pieces, or waits on the disk; changes no byte. What patches take, --group_bytes and --workers say"
 )
 _REFERENCE = (
     "rescale patches to this pixel size in micrometres, so that cells have one size in every experiment: y and x, "

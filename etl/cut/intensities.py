@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from dynaclr_wds.contract import STATISTICS
 from etl.cut.job import FovCut
@@ -29,19 +29,6 @@ class GroupStatistics:
     fov: Float[np.ndarray, "fovs channels 8"]
     summaries: tuple[Summary, ...]
     """One per channel: what merges into the statistics of the experiment. Empty where there is no FOV."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Intensities:
-    """Statistics of a set as they are stored; the last axes are (channel, `contract.STATISTICS`).
-
-    The channel axis is as long as the most channels that an experiment stores; others are filled up with NaN.
-    """
-
-    fov_first_frame: Int[np.ndarray, " fovs_and_one"]
-    timepoint: Float[np.ndarray, "frames channels 8"]
-    fov: Float[np.ndarray, "fovs channels 8"]
-    dataset: Float[np.ndarray, "experiments channels 8"]
 
 
 def plan_group_statistics(

@@ -2,8 +2,8 @@
 
 A unit is a module-level function of one picklable job. It owns the files that it writes, takes no callback, and calls
 `report` now and then. Threads are the default; the same units run in processes or on a cluster that sees the same
-files: the caller passes `build_shards` a function that makes the executor. It is called once for cutting and once for
-packing. Pass `ProcessPoolExecutor` a context of "spawn": libraries have threads by then, which a fork may not survive.
+files: the caller passes `build_shards` a function that makes the executor (`engines.py` has some). Pass
+`ProcessPoolExecutor` a context of "spawn": libraries have threads by then, which a fork may not survive.
 """
 
 from __future__ import annotations
