@@ -11,7 +11,7 @@ STAMP := $(VENV)/.installed
 SERVERS := $(VENV)/.servers
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test quick lint types pytest format bench fuzz clean
+.PHONY: help venv demo test quick lint types pytest format bench fuzz docs clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,6 +58,10 @@ bench: $(STAMP)  ## samples/s of the loader beside plain WebDataset and memcpy
 fuzz: $(STAMP)  ## open 10,000 forged sets and build from 2,000 forged sources; minutes
 	$(BIN)/python -m tests.hostile.fuzz
 	$(BIN)/python -m tests.hostile.sources
+
+docs: $(STAMP)  ## make a site of the documents in build/site; a link that leads nowhere stops it
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --builder html docs build/site
+	@echo build/site/index.html
 
 clean:  ## remove what the targets made, .venv included
 	rm -rf $(VENV) demo build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis lightning_logs

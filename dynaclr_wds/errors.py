@@ -1,16 +1,18 @@
 """The errors of this project, offline and online. Imports no library.
 
-Exception
-└── DynaCLRError               every error that is ours
-    ├── FormatError            a shard set that is not what its manifest or docs/FORMAT.md says (ValueError)
-    │   └── ChecksumError      bytes that are not those that were written
-    ├── ConfigError            a setting, YAML file or track table that can't be used (ValueError)
-    │   └── WindowError        a window that is too small; it holds the settings that would do
-    ├── CheckpointError        a checkpoint that can't be read or used for what is asked (ValueError)
-    ├── PlateError             a plate that can't be read, or is not OME-Zarr (ValueError)
-    ├── BuildError             a build that can't start or go on, for a reason outside its input (RuntimeError)
-    ├── StorageError           a file that fails while it is read (OSError)
-    └── NotFiniteError         a loss or weights that are NaN or infinite (FloatingPointError)
+::
+
+    Exception
+    └── DynaCLRError               every error that is ours
+        ├── FormatError            a shard set that is not what its manifest or docs/FORMAT.md says (ValueError)
+        │   └── ChecksumError      bytes that are not those that were written
+        ├── ConfigError            a setting, YAML file or track table that can't be used (ValueError)
+        │   └── WindowError        a window that is too small; it holds the settings that would do
+        ├── CheckpointError        a checkpoint that can't be read or used for what is asked (ValueError)
+        ├── PlateError             a plate that can't be read, or is not OME-Zarr (ValueError)
+        ├── BuildError             a build that can't start or go on, for a reason outside its input (RuntimeError)
+        ├── StorageError           a file that fails while it is read (OSError)
+        └── NotFiniteError         a loss or weights that are NaN or infinite (FloatingPointError)
 
 Each is also a builtin, so callers may catch that. A message has three parts: what broke and where, what is allowed,
 what to do.
