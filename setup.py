@@ -10,6 +10,8 @@ setup(
     package_dir={"dynaclr_wds.configs": "configs"},
     ext_modules=[
         Extension("dynaclr_wds.read._copy", ["dynaclr_wds/read/copy.c"], extra_compile_args=["-O2"], optional=True),
-        Extension("etl.cut._count", ["etl/cut/count.c"], extra_compile_args=["-O2"], optional=True),
+        Extension(
+            "etl.cut._pixels", ["etl/cut/pixels.c"], extra_compile_args=["-O3", "-ffp-contract=off"], optional=True
+        ),
     ],
 )

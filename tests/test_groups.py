@@ -12,12 +12,10 @@ import numpy as np
 import pytest
 import yaml
 
-import etl.cut.counting
 import etl.unit.build
 import etl.unit.patches
 from dynaclr_wds.shardset import ShardSet
 from etl.build_shards import build_shards
-from etl.cut.counting import count_values, find_order_statistics, load_counting
 from etl.layout.groups import plan_groups
 from etl.pack.tar_headers import make_header, make_patch_headers
 from etl.source.experiments import parse_build_config
@@ -146,21 +144,6 @@ def test_headers_are_those_that_tarfile_writes():
     headers = make_patch_headers("fedcba9876543210", 1201, 4, 777)
     for number in (0, 9, 10, 99, 1000, 1200):
         assert headers[number].tobytes() == expected(f"fedcba9876543210.{number:04d}.npy", 777)
-
-
-@pytest.mark.parametrize("compiled", [True, False])
-def test_counts_and_order_statistics_equal_numpy(compiled: bool, monkeypatch: pytest.MonkeyPatch):
-    if not compiled:
-        monkeypatch.setattr(etl.cut.counting, "load_counting", lambda: None)
-    elif shutil.which("cc") is not None:
-        assert load_counting() is not None
-    rng = np.random.default_rng(0)
-    for size in (1, 7, 200_003):
-        values = rng.integers(0, 1 << 16, size).astype(np.uint16)
-        assert count_values(values).tolist() == np.bincount(values, minlength=1 << 16).tolist()
-        floats = rng.normal(0, 1e3, size).astype(np.float32)
-        ranks = np.array([0, size // 3, size - 1])
-        assert find_order_statistics(floats, ranks).tolist() == np.sort(floats)[ranks].tolist()
 
 
 def test_a_stratum_holds_its_cells_of_all_groups_and_no_others(tmp_path: Path):

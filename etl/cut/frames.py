@@ -42,23 +42,23 @@ def cut_fov(job: CutJob, stored: Num[np.ndarray, "obs c z y x"]) -> FovCut:
     z_focus, z_start = np.full(frames, np.nan), np.zeros(frames)
     values = BlankValues.of(array)
     first = np.searchsorted(job.t, np.arange(frames + 1))
-    patches, margin = PatchMaker(job), job.patch.is_resampled
+    patches = PatchMaker(job)
     for frame in read_frames(job):
         t = frame.t
         z_focus[t], z_start[t] = frame.focus, frame.start
+        may_be_nan = [values.nan] * channels
         for c, pixels in enumerate(frame.pixels):
             if not is_blank(pixels, values):
                 timepoint[t, c], summary = summarize_frame(pixels, (t, c))
                 summaries[c] = summaries[c].merged(summary)  # type: ignore[arg-type]
-        used = patches.choose_slices(frame)
-        suspects = patches.find_suspects(used, slice(first[t], first[t + 1]), values).tolist()
-        for row, is_suspect in enumerate(suspects, first[t]):
-            if not is_suspect:
-                patches.finish(patches.crop(used, row, margin=margin), row, frame, stored[row])
-                continue
+                may_be_nan[c] = pixels.dtype.kind == "f" and summary.pixels < pixels.size
+        used, rows = patches.choose_slices(frame), np.arange(first[t], first[t + 1])
+        suspects = patches.find_suspects(used, rows, values, may_be_nan)
+        patches.copy(used, frame, rows[~suspects], stored)
+        for row in rows[suspects].tolist():
             patch = patches.crop(used, row)
             blank[row] = any(is_blank(channel, values) for channel in patch)
-            if margin:
+            if job.patch.is_resampled:
                 patch = patches.crop(used, row, margin=True)
             if any(map(count_nonfinite, patch)) and not (blank[row] and job.on_blank == "drop"):
                 nonfinite[row] = not blank[row]

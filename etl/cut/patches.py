@@ -6,9 +6,10 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Bool, Num
+from jaxtyping import Bool, Int64, Num
 
 from dynaclr_wds.errors import ConfigError, PlateError
+from etl.cut.compiled import load_compiled
 from etl.cut.faults import BlankValues, count_nonfinite, zero_nonfinite
 from etl.cut.job import CutJob
 from etl.cut.reading import Frame
@@ -29,22 +30,19 @@ class PatchMaker:
 
     def __init__(self, job: CutJob) -> None:
         self._job, (height, width) = job, job.fov.shape[3:]
-        self._axes = list(zip(job.grids, (job.y.tolist(), job.x.tolist()), (height, width), strict=True))
-        self._inner = self._windows(margin=False)
-        self._outer = self._windows(margin=True) if job.patch.is_resampled else self._inner
-        self._corners = np.array([(y.start, x.start) for y, x in self._inner], np.int64).reshape(-1, 2)
-        size = job.patch.shape[2:]
-        self._is_whole = [(y.stop - y.start, x.stop - x.start) == size for y, x in self._inner]
+        self._axes = list(zip(job.grids, (job.y, job.x), (height, width), strict=True))
+        firsts = [grid.first_pixels(centres) for grid, centres, _ in self._axes]
+        self._corners = np.ascontiguousarray(np.stack(firsts, axis=1))
         stored = job.patch.dtype.newbyteorder("=") == job.fov.array.dtype.newbyteorder("=")
         self._is_copied = stored and not job.patch.is_resampled and "mip" not in job.patch.reductions
 
-    def _windows(self, *, margin: bool) -> list[tuple[slice, slice]]:
-        """Return the rows and columns of the image that each patch is made of."""
+    def _window(self, row: int, *, margin: bool) -> tuple[slice, slice]:
+        """Return the rows and columns of the image that a patch is made of."""
         y, x = (
-            [grid.window(centre, length, smoothing_margin(grid) if margin else 0) for centre in centres]
+            grid.window(int(centres[row]), length, smoothing_margin(grid) if margin else 0)
             for grid, centres, length in self._axes
         )
-        return list(zip(y, x, strict=True))
+        return y, x
 
     def choose_slices(self, frame: Frame) -> Channels:
         """Return what each channel of the patches is made of: of one that keeps its central slice only that."""
@@ -65,21 +63,61 @@ class PatchMaker:
         margin
             With those that only smoothing looks at.
         """
-        y, x = (self._outer if margin else self._inner)[row]
+        y, x = self._window(row, margin=margin)
         return [pixels[:, y, x] for pixels in channels]
 
-    def find_suspects(self, channels: Channels, rows: slice, values: BlankValues) -> Bool[np.ndarray, " rows"]:
+    def find_suspects(
+        self, channels: Channels, rows: Int64[np.ndarray, " rows"], values: BlankValues, may_be_nan: Sequence[bool]
+    ) -> Bool[np.ndarray, " rows"]:
         """Say which patches of a frame may be blank in a channel, or hold NaN: most frames have none.
 
-        A channel of a patch can only be blank if its first pixel is, and only NaN make a frame's sum one.
+        A channel of a patch can only be blank if its first pixel is.
+
+        Parameters
+        ----------
+        may_be_nan
+            Whether some pixel of each channel is NaN or infinite.
         """
-        y, x = self._corners[rows].T
-        suspects = np.zeros(y.size, bool)
+        y, x = np.maximum(self._corners[rows], 0).T
+        suspects = np.full(y.size, any(may_be_nan))
         for pixels in channels:
-            if pixels.dtype.kind == "f" and not np.isfinite([pixels.min(), pixels.max()]).all():
-                suspects[:] = True
-            suspects |= np.isin(pixels[0, y, x], values.numbers)
+            first = pixels[0, y, x]
+            for number in values.numbers:
+                suspects |= first == number
         return suspects
+
+    def copy(
+        self, channels: Channels, frame: Frame, rows: Int64[np.ndarray, " rows"], stored: Num[np.ndarray, "obs c z h w"]
+    ) -> None:
+        """Make patches that need no mending, of the whole frame in one pass where they are copied as they are.
+
+        Parameters
+        ----------
+        rows
+            The observations.
+        stored
+            Of all observations.
+        """
+        compiled = load_compiled()
+        is_plain = all(pixels.strides[2] == pixels.itemsize for pixels in channels) and stored.flags.c_contiguous
+        if compiled is None or not (self._is_copied and is_plain and stored.dtype == channels[0].dtype):
+            margin = self._job.patch.is_resampled
+            for row in rows.tolist():
+                self.finish(self.crop(channels, row, margin=margin), row, frame, stored[row])
+            return
+        size = np.array(stored.shape[3:], np.int64)
+        for c, pixels in enumerate(channels):
+            shape, strides = np.array(pixels.shape, np.int64), np.array(pixels.strides, np.int64)
+            places = (self._corners, rows)
+            compiled["crop"](
+                *(array.ctypes.data for array in (pixels, shape, strides)),
+                pixels.itemsize,
+                *(array.ctypes.data for array in places),
+                rows.size,
+                size.ctypes.data,
+                stored.ctypes.data + c * stored.strides[1],
+                stored.strides[0],
+            )
 
     def mend(self, channels: Channels, patch: Channels, t: int) -> Channels:
         """Do with NaN and infinite pixels as the config says."""
@@ -107,10 +145,6 @@ class PatchMaker:
             Where they go.
         """
         kind = self._job.patch
-        if self._is_copied and self._is_whole[row]:
-            for pixels, place in zip(patch, stored, strict=True):
-                place[...] = pixels
-            return
         for c, (pixels, how) in enumerate(zip(patch, kind.reductions, strict=True)):
             reduced = pixels.max(axis=0, keepdims=True) if how == "mip" else pixels
             sized = self._resample(reduced, row, frame.offset) if kind.is_resampled else self._pad(reduced, row)
@@ -120,8 +154,8 @@ class PatchMaker:
         """Resample to the stored pixel size; integers that stay integers are rounded. The first slice lies at `z`."""
         kind = self._job.patch
         y, x = (
-            centres[row] - grid.size // 2 * grid.scale - window.start
-            for (grid, centres, _), window in zip(self._axes, self._outer[row], strict=True)
+            int(centres[row]) - grid.size // 2 * grid.scale - window.start
+            for (grid, centres, _), window in zip(self._axes, self._window(row, margin=True), strict=True)
         )
         first, scale = ((0.0, y, x), (1.0, *kind.scale[1:])) if kind.is_reduced else ((z, y, x), kind.scale)
         resampled = resample(pixels, first, scale, kind.shape[1:])
@@ -132,7 +166,7 @@ class PatchMaker:
         size = self._job.patch.shape[2:]
         if pixels.shape[1:] == size:
             return pixels
-        before = [max(grid.size // 2 - centres[row], 0) for grid, centres, _ in self._axes]
+        before = [max(grid.size // 2 - int(centres[row]), 0) for grid, centres, _ in self._axes]
         missing = [whole - length for whole, length in zip(size, pixels.shape[1:], strict=True)]
         widths = [(0, 0), *((first, more - first) for first, more in zip(before, missing, strict=True))]
         return np.pad(pixels, widths, mode="edge")

@@ -19,14 +19,14 @@ from numpy.typing import DTypeLike
 
 from dynaclr_wds.contract import STATISTICS
 from dynaclr_wds.errors import PlateError
-from etl.cut.counting import count_values, find_order_statistics
+from etl.cut.counting import Ends, count_values, find_order_statistics
+from etl.cut.moments import NOTHING, measure, measure_finite, merge
+from etl.cut.moments import Moments as FrameMoments
 
 SAMPLE = 1024
 """Pixels of a frame and channel that represent it in the quantiles of its FOV and experiment."""
 
 _SAMPLE_TAG = 0x5A3D
-_SMALL_SLAB = 1 << 16
-_NOTHING = np.array([0.0, 0.0, 0.0, np.inf, -np.inf])
 _QUANTILES = (0.01, 0.25, 0.5, 0.75, 0.99)
 
 Frame = Num[np.ndarray, "z y x"]
@@ -41,6 +41,11 @@ class Counts:
     counts: Int[np.ndarray, " values"]
     lowest: int
     """Value of the first entry."""
+
+    @property
+    def pixels(self) -> int:
+        """How many were counted."""
+        return int(self.counts.sum())
 
     def merged(self, other: Counts) -> Counts:
         """Return the summary of both."""
@@ -66,13 +71,17 @@ class Counts:
 class Moments:
     """Count, mean, squares, extremes and a sample: the mergeable summary of any other dtype."""
 
-    moments: Float[np.ndarray, " moments"]
-    """Pixels, mean, sum of squared deviations, least, greatest."""
+    moments: FrameMoments
     samples: tuple[Float[np.ndarray, " _"], ...] = ()
+
+    @property
+    def pixels(self) -> int:
+        """How many are finite."""
+        return int(self.moments[0])
 
     def merged(self, other: Moments) -> Moments:
         """Return the summary of both (Chan, Golub & LeVeque 1979)."""
-        return Moments(moments=_merge(self.moments, other.moments), samples=self.samples + other.samples)
+        return Moments(moments=merge(self.moments, other.moments), samples=self.samples + other.samples)
 
     def statistics(self) -> Statistics:
         """Compute mean, std, min and max of all, quantiles of the sample; NaN of nothing."""
@@ -96,7 +105,7 @@ def empty_summary(dtype: DTypeLike) -> Summary:
     dtype = np.dtype(dtype)
     if is_counted(dtype):
         return Counts(counts=np.zeros(1 << 8 * dtype.itemsize, np.int64), lowest=int(np.iinfo(dtype).min))
-    return Moments(moments=_NOTHING)
+    return Moments(moments=NOTHING)
 
 
 def summarize_frame(frame: Frame, key: tuple[int, int]) -> tuple[Statistics, Summary]:
@@ -117,23 +126,36 @@ def summarize_frame(frame: Frame, key: tuple[int, int]) -> tuple[Statistics, Sum
     if is_counted(frame.dtype):
         counts = Counts(counts=_count(frame), lowest=int(np.iinfo(frame.dtype).min))
         return counts.statistics(), counts
-    moments = _NOTHING
-    pixels = []
-    for plane in frame:
-        flat = plane.ravel() if plane.dtype.kind == "f" and plane.itemsize > 2 else plane.ravel().astype(np.float64)
-        finite = np.isfinite(flat)
-        flat = flat if finite.all() else flat[finite]
-        pixels.append(flat)
-        moments = _merge(moments, _plane_moments(flat))
-    values = np.concatenate(pixels) if len(pixels) != 1 else pixels[0]
+    values, moments, ends = _take_finite(frame)
     if not values.size:
         return np.full(len(STATISTICS), np.nan), Moments(moments=moments)
     count, mean, squares, least, greatest = moments
-    quantiles = _exact_quantiles(values)
+    quantiles = _exact_quantiles(values, ends)
     rng = np.random.default_rng([_SAMPLE_TAG, *key])
     sample = values[rng.integers(0, values.size, SAMPLE)].astype(np.float64)
-    exact = _ordered(mean, np.sqrt(squares / count), quantiles, least, greatest)
+    exact = _ordered(mean, float(np.sqrt(squares / count)), quantiles, least, greatest)
     return exact, Moments(moments=moments, samples=(sample,))
+
+
+def _take_finite(frame: Frame) -> tuple[Num[np.ndarray, " pixels"], FrameMoments, Ends | None]:
+    """Return the finite pixels of a frame with their moments, and their ends where a compiled pass found them."""
+    moments, ends, pixels = NOTHING, [], []
+    for plane in frame:
+        found = measure_finite(plane)
+        if found is not None:
+            of_plane, of_ends = found
+            ends.append(of_ends)
+            flat = plane.ravel()
+        else:
+            flat = plane.ravel() if plane.dtype.kind == "f" and plane.itemsize > 2 else plane.ravel().astype(np.float64)
+            finite = np.isfinite(flat)
+            flat = flat if finite.all() else flat[finite]
+            of_plane = measure(flat)
+        pixels.append(flat)
+        moments = merge(moments, of_plane)
+    if len(ends) == len(frame):
+        return frame.ravel(), moments, np.array([min(e[0] for e in ends), max(e[1] for e in ends)])
+    return np.concatenate(pixels) if len(pixels) != 1 else pixels[0], moments, None
 
 
 def apply_normalization(
@@ -183,41 +205,19 @@ def _ordered(mean: float, std: float, quantiles: np.ndarray, least: float, great
 
 def _count(frame: Frame) -> Int[np.ndarray, " values"]:
     flat = frame.ravel()
-    if frame.dtype.kind == "i":  # the lowest value becomes 0
-        flat = flat.view(f"{frame.dtype.byteorder}u{frame.itemsize}") ^ frame.dtype.type(
-            np.iinfo(frame.dtype).min
-        ).view(f"u{frame.itemsize}")
-    return count_values(flat)
+    if frame.dtype.kind == "u":
+        return count_values(flat)
+    counts = count_values(flat.view(f"{frame.dtype.byteorder}u{frame.itemsize}"))
+    return np.roll(counts, counts.size // 2)  # negative numbers have the greater bits
 
 
-def _plane_moments(flat: Num[np.ndarray, " pixels"]) -> Float[np.ndarray, " moments"]:
-    moments = _NOTHING
-    for first in range(0, flat.size, _SMALL_SLAB):
-        slab = flat[first : first + _SMALL_SLAB].astype(np.float64)
-        least, greatest, mean = slab.min(), slab.max(), slab.mean()
-        slab -= mean
-        moments = _merge(moments, np.array([slab.size, mean, np.square(slab, out=slab).sum(), least, greatest]))
-    return moments
-
-
-def _exact_quantiles(values: Num[np.ndarray, " pixels"]) -> Float[np.ndarray, " quantiles"]:
+def _exact_quantiles(values: Num[np.ndarray, " pixels"], ends: Ends | None) -> Float[np.ndarray, " quantiles"]:
     """Interpolate linearly, as `np.quantile`; counts instead of sorting where it can (float32)."""
     if values.dtype.newbyteorder("=") != np.float32:
         return np.quantile(values.astype(np.float64), _QUANTILES)
     at = np.asarray(_QUANTILES) * (values.size - 1)
     rank = np.floor(at).astype(np.int64)
-    found = find_order_statistics(
-        values.astype(np.float32, copy=False), np.append(rank, np.minimum(rank + 1, values.size - 1))
-    )
+    ranks = np.append(rank, np.minimum(rank + 1, values.size - 1))
+    found = find_order_statistics(values.astype(np.float32, copy=False), ranks, ends)
     below, above = found[: rank.size], found[rank.size :]
     return below + (above - below) * (at - rank)
-
-
-def _merge(a: Float[np.ndarray, " moments"], b: Float[np.ndarray, " moments"]) -> Float[np.ndarray, " moments"]:
-    count = a[0] + b[0]
-    if not count:
-        return a
-    shift = b[1] - a[1]
-    mean = a[1] + shift * b[0] / count
-    squares = a[2] + b[2] + shift**2 * a[0] * b[0] / count
-    return np.array([count, mean, squares, min(a[3], b[3]), max(a[4], b[4])])

@@ -82,6 +82,11 @@ class PatchGrid:
         begin, end = math.floor(first + _ALMOST) - margin, math.ceil(last - _ALMOST) + 1 + margin
         return slice(max(begin, 0), min(end, length))
 
+    def first_pixels(self, centres: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+        """Return where patches begin; below 0 where they reach beyond the image."""
+        firsts = np.floor(centres - self.size // 2 * self.scale + _ALMOST)
+        return firsts.astype(np.int64)
+
     def image_pixels(self, stored: float) -> float:
         """Return how many image pixels so many stored ones are, and what rounding may lack."""
         return stored * self.scale + _ALMOST

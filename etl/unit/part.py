@@ -78,7 +78,7 @@ def _to_arrays(part: Part) -> dict[str, Shaped[np.ndarray, ...]]:
             arrays |= {f"present_{channel}": present.astype(np.int32), f"counts_{channel}": summary.counts[present]}
             arrays[f"size_{channel}"] = np.array([summary.counts.size, summary.lowest])
         else:
-            arrays[f"moments_{channel}"] = summary.moments
+            arrays[f"moments_{channel}"] = np.array(summary.moments)
             arrays[f"samples_{channel}"] = np.concatenate([np.empty(0), *summary.samples])
     return arrays
 
@@ -102,7 +102,7 @@ def _from_arrays(arrays: dict[str, Shaped[np.ndarray, ...]]) -> Part:
 def _take_summary(arrays: dict[str, Shaped[np.ndarray, ...]], channel: int) -> Summary:
     if f"moments_{channel}" in arrays:
         samples = arrays.pop(f"samples_{channel}")
-        return Moments(moments=arrays.pop(f"moments_{channel}"), samples=(samples,))
+        return Moments(moments=tuple(arrays.pop(f"moments_{channel}").tolist()), samples=(samples,))
     size, lowest = arrays.pop(f"size_{channel}").tolist()
     counts = np.zeros(size, np.int64)
     counts[arrays.pop(f"present_{channel}")] = arrays.pop(f"counts_{channel}")

@@ -1,0 +1,54 @@
+"""Loads the compiled passes over pixels (`pixels.c`), where there was a compiler at installation.
+
+What has such a pass has the same in numpy, with the same results; without a compiler only time is lost.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.util
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Shaped
+from numpy.typing import DTypeLike
+
+_SIZE, _POINTER = ctypes.c_size_t, ctypes.c_void_p
+
+_ARGUMENTS: Mapping[str, tuple[Any, ...]] = {
+    "count_8": (_POINTER, _SIZE, _POINTER, _POINTER),
+    "count_16": (_POINTER, _SIZE, _POINTER, _POINTER),
+    "measure_float32": (_POINTER, _SIZE, _POINTER, _POINTER),
+    "bin_float32": (_POINTER, _SIZE, _POINTER, _POINTER, _POINTER),
+    "pick_float32": (_POINTER, _POINTER, _SIZE, _POINTER, _SIZE, _POINTER),
+    "crop": (_POINTER, _POINTER, _POINTER, _SIZE, _POINTER, _POINTER, _SIZE, _POINTER, _POINTER, ctypes.c_int64),
+    "gather": (_POINTER, _SIZE, _POINTER, _SIZE, _POINTER, _SIZE),
+}
+_RESULTS: Mapping[str, Any] = {"measure_float32": ctypes.c_int, "pick_float32": _SIZE}
+
+
+@functools.cache
+def load_compiled() -> Mapping[str, Any] | None:
+    """Return the compiled functions by name; None where no compiler was at hand at installation."""
+    spec = importlib.util.find_spec("etl.cut._pixels")
+    if spec is None or spec.origin is None:
+        return None
+    library, functions = ctypes.CDLL(spec.origin), {}
+    for name, arguments in _ARGUMENTS.items():
+        function = functions[name] = getattr(library, f"dynaclr_{name}")
+        function.argtypes, function.restype = arguments, _RESULTS.get(name)
+    return functions
+
+
+_own = threading.local()
+
+
+def borrow(name: str, size: int, dtype: DTypeLike) -> Shaped[np.ndarray, " size"]:
+    """Return memory of this thread for one purpose, the same again and again: new pages cost as much as a copy."""
+    rooms: dict[str, Shaped[np.ndarray, " room"]] = _own.__dict__
+    if name not in rooms or rooms[name].size < size:
+        rooms[name] = np.empty(size, dtype)
+    return rooms[name][:size]
