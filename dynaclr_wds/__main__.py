@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "simulate": ("etl.simulate.__main__", "Write plates and tracks of simulated cells."),
     "predict": ("dynaclr_wds.commands.predict", "Embed cells with a trained network, as it was trained."),
     "shuffle": ("dynaclr_wds.commands.shuffle", "Show how well batches would be mixed, without reading a pixel."),
+    "preview": ("dynaclr_wds.commands.preview", "Show batches as the network will see them, before a training."),
     "evaluate": ("dynaclr_wds.commands.evaluate", "Judge embeddings side by side: smooth, informative, alive?"),
     "export": ("dynaclr_wds.commands.export", "Write a trained encoder as ONNX, for programs without torch."),
     "bench-storage": (
@@ -41,6 +42,7 @@ _ORDER = (
     "init",
     "build",
     "simulate",
+    "preview",
     "fit",
     "validate",
     "predict",
@@ -55,6 +57,7 @@ _EXAMPLES = """From plates to embeddings:
 
   {program} init experiments.yaml          # writes configs/ to fit your plates
   {program} build experiments.yaml         # writes shards/
+  {program} preview -c configs/fit.yaml --html preview.html
   {program} fit -c configs/fit.yaml
   {program} predict --ckpt last.ckpt --out embeddings.parquet
   {program} evaluate embeddings.parquet --shards shards --html report.html

@@ -47,7 +47,10 @@ def test_every_subcommand_is_the_command_of_its_module() -> None:
     }
     for name, main in mains.items():
         assert import_module(program.COMMANDS[name][0]).main is main
-    offline, online = ["init", "build", "simulate", "verify"], ["fit", "validate", "predict", "evaluate", "export"]
+    offline, online = (
+        ["init", "build", "simulate", "verify"],
+        ["preview", "fit", "validate", "predict", "evaluate", "export"],
+    )
     assert {*offline, *online, "shuffle", "bench-storage"} == {*program.COMMANDS, *program.LIGHTNING}
 
 
@@ -55,7 +58,7 @@ def test_help_lists_every_command_in_the_order_of_use(capsys: pytest.CaptureFixt
     assert program.main(["--help"]) == 0
     out = capsys.readouterr().out
     listed = [line.split()[0] for line in out.splitlines() if line.startswith("  ") and not line.startswith("  d")]
-    online = ["fit", "validate", "predict", "evaluate", "export", "shuffle", "verify", "bench-storage"]
+    online = ["preview", "fit", "validate", "predict", "evaluate", "export", "shuffle", "verify", "bench-storage"]
     assert listed == ["init", "build", "simulate", *online]
     assert "  dynaclr-wds fit -c configs/fit.yaml\n" in out
 
@@ -66,7 +69,18 @@ def test_help_lists_every_command_in_the_order_of_use(capsys: pytest.CaptureFixt
         [],
         *(
             [name]
-            for name in ("build", "init", "verify", "shuffle", "evaluate", "export", "bench-storage", "fit", "validate")
+            for name in (
+                "build",
+                "init",
+                "verify",
+                "shuffle",
+                "preview",
+                "evaluate",
+                "export",
+                "bench-storage",
+                "fit",
+                "validate",
+            )
         ),
     ],
     ids=str,
@@ -117,7 +131,7 @@ def test_a_package_is_called_by_its_name(monkeypatch: pytest.MonkeyPatch) -> Non
         (
             ["zzz"],
             "error: dynaclr-wds has no command 'zzz'. There are bench-storage, build, evaluate, export, fit, init, "
-            "predict, shuffle, simulate, validate, verify.\n",
+            "predict, preview, shuffle, simulate, validate, verify.\n",
         ),
     ],
 )

@@ -38,7 +38,6 @@ def _run(argv: Sequence[str]) -> int:
     from dynaclr_wds.commands.judging import Asked, evaluate, format_verdict, write_report
     from dynaclr_wds.evaluate.tables import to_json
 
-    words = [called_as("evaluate"), *argv]
     asked = Asked(**{name: value for name, value in given.items() if name not in ("json", "overwrite")})
     found = evaluate(asked)
     if given["json"]:
@@ -46,7 +45,7 @@ def _run(argv: Sequence[str]) -> int:
     else:
         print(format_verdict(found))
     if asked.html is not None:
-        size = write_report(found, asked, shlex.join(words))
+        size = write_report(found, asked, f"{called_as('evaluate')} {shlex.join(argv)}")
         print(f"Wrote {asked.html} ({size:,} bytes): open it in a browser.", file=sys.stderr)
     return 0
 

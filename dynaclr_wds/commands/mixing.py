@@ -61,6 +61,9 @@ class Request:
     window_bytes: int | None
     num_streams: int | None
     epochs: int
+    first_epoch: int = 0
+    most_batches: int | None = None
+    """Batches of an epoch that are planned, where it has more; None = all."""
 
 
 def parse_request(values: Mapping[str, Any]) -> Request:
@@ -136,13 +139,14 @@ def measure(
     name: str, sampler: FlexibleBatchSampler, uniform: UniformDraw, asked: Request, *, ideal: bool
 ) -> list[Mode]:
     """Measure one way of reading and, if asked for, an ideal draw of its composition."""
-    index, config = asked.index, sampler.config
+    index = asked.index
+    config = sampler.config.of_epoch(asked.first_epoch) if asked.epochs == 1 else sampler.config
     seconds, traffic = 0.0, []
     ledgers = [Ledger(index, config) for _ in range(1 + ideal)]
     meters = [QualityMeter(uniform, config) for _ in ledgers]
-    for epoch in range(asked.epochs):
+    for epoch in range(asked.first_epoch, asked.first_epoch + asked.epochs):
         sampler.set_epoch(epoch)
-        for number in range(sampler.global_batches):
+        for number in _choose_batches(sampler, asked.most_batches):
             begun = time.perf_counter()
             plan = sampler.plan(number)
             seconds += time.perf_counter() - begun
@@ -160,9 +164,14 @@ def measure(
         Mode(name=n, report=report, quality=meter.quality(), ms_per_batch=ms)
         for n, report, meter in zip((name, "ideal"), reports, meters, strict=False)
     ]
-    sampler.set_epoch(0)
-    notes = judge(sampler, modes[0].report, modes[0].quality, whole=asked.epochs == 1)
+    sampler.set_epoch(asked.first_epoch)
+    whole = asked.epochs == 1 and reports[0].batches == sampler.global_batches
+    notes = judge(sampler, modes[0].report, modes[0].quality, whole=whole)
     return [replace(modes[0], notes=notes), *modes[1:]]
+
+
+def _choose_batches(sampler: FlexibleBatchSampler, most: int | None) -> Sequence[int]:
+    return range(sampler.global_batches) if most is None else sampler.sample_batches(most).tolist()
 
 
 def describe(asked: Request, modes: Sequence[Mode]) -> dict[str, Any]:

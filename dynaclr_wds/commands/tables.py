@@ -55,14 +55,14 @@ def format_report(report: Report) -> str:
         lines.append("τ: " + ", ".join(f"{hours:g} h {count / total:.0%}" for hours, count in tau.items()))
     if report.streaming:
         lines.append("bytes: " + ", ".join(_name_bytes(report.streaming)))
-    return render([*lines, _quota_table([("achieved", report)]), _coverage_table(report)])
+    return render([*lines, quota_table([("achieved", report)]), coverage_table(report)])
 
 
 def format_modes(modes: Sequence[Mode]) -> RenderableType:
     """Lay out ways of reading side by side, and say in words what is good and what is not."""
     notes = [_lay_out(mode.name, note) for mode in modes for note in mode.notes]
     reports = [(mode.name, mode.report) for mode in modes if mode.name != "ideal"]
-    return Group(_mixing_table(modes), "", _quota_table(reports), "", _coverage_table(reports[0][1]), "", *notes)
+    return Group(mixing_table(modes), "", quota_table(reports), "", coverage_table(reports[0][1]), "", *notes)
 
 
 def _lay_out(mode: str, note: Note) -> RenderableType:
@@ -82,7 +82,8 @@ def render(parts: Iterable[RenderableType]) -> str:
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
 
 
-def _mixing_table(modes: Sequence[Mode]) -> Table:
+def mixing_table(modes: Sequence[Mode]) -> Table:
+    """Lay out how well each way of reading mixes."""
     table = Table(
         title="How well batches are mixed",
         caption=_CAPTION,
@@ -149,7 +150,8 @@ def _byte_rows(modes: Sequence[Mode]) -> list[list[str]]:
     return rows
 
 
-def _quota_table(reports: Sequence[tuple[str, Report]]) -> Table:
+def quota_table(reports: Sequence[tuple[str, Report]]) -> Table:
+    """Lay out the shares of a batch that were asked for, beside those of each way of reading."""
     table = Table(
         title="Shares of a batch, as asked and as planned",
         title_justify="left",
@@ -189,7 +191,8 @@ def _most_missed(names: list[str], found: Iterable[Mapping[str, Composition]]) -
     return [n for n in names if n in kept]
 
 
-def _coverage_table(report: Report) -> Table:
+def coverage_table(report: Report) -> Table:
+    """Lay out which anchors an epoch draws, and how often."""
     names = dict.fromkeys(("experiment", report.group_label, report.value_label))
     title = f"Anchors of each {' and '.join(names)}"
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)

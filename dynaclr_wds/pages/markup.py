@@ -22,6 +22,11 @@ def join(parts: Iterable[Html]) -> Html:
     return Html("\n".join(parts))
 
 
+def block(parts: Iterable[Html]) -> Html:
+    """Put pieces one below the other, as one piece of a grid."""
+    return Html(f"<div>{join(parts)}</div>")
+
+
 def paragraph(words: str, *, small: bool = False) -> Html:
     """Make a paragraph."""
     return Html(f"<p{' class=small' if small else ''}>{escape(words)}</p>")

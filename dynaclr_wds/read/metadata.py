@@ -94,6 +94,11 @@ class RowDicts:
     def __repr__(self) -> str:
         return f"RowDicts({count_of(len(self), 'observation')})"
 
+    def take(self, places: Int64[np.ndarray, " k"]) -> RowDicts:
+        """Return some of the rows."""
+        choice = None if self.choice is None else self.choice[places]
+        return RowDicts(self._shards, self.observations[places], self._names, self._choices, choice)
+
     def without_names(self) -> RowDicts:
         """Return the same rows with our own names only."""
         return RowDicts(self._shards, self.observations, None, self._choices, self.choice)

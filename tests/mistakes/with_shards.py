@@ -115,6 +115,11 @@ WITH_SHARDS = [
         make=_command("shuffle", "shards", "--batch_size", "4096"),
         status=0,
     ),
+    Mistake(what="Previews without shards", make=_command("preview")),
+    Mistake(
+        what="Previews batches that an epoch does not have",
+        make=_command("preview", "shards", "--data.tau_range", "[0.5, 1.5]", "--data.batch_size", "8", "--from", "900"),
+    ),
     Mistake(
         what="Groups by a label that there is not",
         make=_command("shuffle", "shards", "--batch_group_by", "marker"),
