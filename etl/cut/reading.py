@@ -75,7 +75,7 @@ def _read_runs(job: CutJob, runs: Sequence[Run]) -> Iterator[Num[np.ndarray, "fr
     pool = ThreadPoolExecutor(ahead, "dynaclr-frames")
     try:
         while waiting or coming:
-            while waiting and len(coming) < ahead:
+            while waiting and len(coming) <= ahead:  # the one that is needed now, and those ahead of it
                 coming.append(pool.submit(_read_run, job, *waiting.popleft()))
             yield coming.popleft().result()
     finally:

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -63,20 +64,91 @@ def reporter() -> Advance:
     return listener if listener is not None else lambda _done, _size: None
 
 
+def share_out(work: Callable[[Job], Result], items: Sequence[Job]) -> list[Result]:
+    """Do some work of a unit for each item; return the results in order.
+
+    In a thread of `ThreadUnits`, threads that have no unit of their own help: the last units of a build, or its only
+    one, then take all cores. In another process the items are done one after the other.
+
+    Parameters
+    ----------
+    work
+        May run for several items at a time.
+    """
+    pool: ThreadUnits | None = getattr(_ambient, "pool", None)
+    return [work(item) for item in items] if pool is None else pool.share_out(work, items)
+
+
 class ThreadUnits(ThreadPoolExecutor):
     """Threads whose units report to `advance`, and stop at their next report when the pool is called off."""
 
     def __init__(self, workers: int, advance: Advance) -> None:
         self._stop = threading.Event()
         self._advance = advance
+        self._workers, self._busy, self._counting = workers, 0, threading.Lock()
+        self._helpers = ThreadPoolExecutor(workers, "helper", initializer=self._listen)
         super().__init__(workers, "unit", initializer=self._listen)
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Run a unit in one of the threads."""
+        return super().submit(self._run, fn, *args, **kwargs)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """End the threads when their units have ended."""
+        super().shutdown(wait, cancel_futures=cancel_futures)
+        self._helpers.shutdown(wait, cancel_futures=cancel_futures)
 
     def stop_units(self) -> None:
         """Have every unit that runs end at its next report."""
         self._stop.set()
 
+    def share_out(self, work: Callable[[Job], Result], items: Sequence[Job]) -> list[Result]:
+        """See the function of this name."""
+        results: dict[int, Result] = {}
+        waiting = deque(range(len(items)))
+        helping: list[Future[None]] = []
+
+        def do_next() -> None:
+            with suppress(IndexError):  # another thread took the last one
+                number = waiting.popleft()
+                results[number] = work(items[number])
+
+        def help_out() -> None:
+            try:
+                while waiting and self._busy <= self._workers:  # a unit that begins has the core
+                    do_next()
+            finally:
+                self._count(-1)
+
+        try:
+            while waiting:
+                while len(waiting) > 1 and self._count(1, self._workers):
+                    helping.append(self._helpers.submit(help_out))
+                do_next()
+        finally:
+            waiting.clear()
+            wait(helping)
+        for helper in helping:
+            helper.result()
+        return [results[number] for number in range(len(items))]
+
+    def _run(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self._count(1)
+        try:
+            return fn(*args, **kwargs)
+        finally:
+            self._count(-1)
+
+    def _count(self, more: int, most: int | None = None) -> bool:
+        """Count threads that have work; where there would be too many, don't, and say so."""
+        with self._counting:
+            if most is not None and self._busy + more > most:
+                return False
+            self._busy += more
+            return True
+
     def _listen(self) -> None:
-        _ambient.listener = self._hear
+        _ambient.listener, _ambient.pool = self._hear, self
 
     def _hear(self, done: int, size: int) -> None:
         if self._stop.is_set():

@@ -25,7 +25,7 @@ from etl.layout.jobs import plan_cuts, plan_named_clips, read_columns
 from etl.pack.contents import GroupContents, estimate_clip_bytes
 from etl.pack.shard_jobs import plan_shard_job
 from etl.pack.tars import PackedShard, pack_shard
-from etl.run.executors import report
+from etl.run.executors import report, share_out
 from etl.run.output import checksum_file, file_size
 from etl.unit.job import UnitJob
 from etl.unit.part import Part, read_part, write_part
@@ -56,10 +56,12 @@ def build_unit(job: UnitJob) -> FileRecord:
     left = _Left.of(job, done, kept)
     contents = _lay_out(job, left)
     tables: dict[tuple[str, int], str] = {}
-    shards = [
-        pack_shard(plan_shard_job(contents, slot[kept], n), patches, job.staged, tables, job.in_place.get(path, ""))
-        for n, path in enumerate(contents.paths)
-    ]
+
+    def pack(number: int) -> PackedShard:
+        known = job.in_place.get(contents.paths[number], "")
+        return pack_shard(plan_shard_job(contents, slot[kept], number), patches, job.staged, tables, known)
+
+    shards = share_out(pack, range(len(contents.paths)))
     return write_part(job.staged, job.part, _note(job, left, contents, shards, dropped, kept))
 
 
@@ -85,12 +87,13 @@ def find_staged(job: UnitJob) -> FileRecord | None:
 
 def _cut(cuts: Sequence[CutJob], patches: UInt8[np.ndarray, "n bytes"]) -> list[FovCut]:
     """Cut every FOV into its run of the patches."""
-    done, first = [], 0
-    for cut in cuts:
-        room = patches[first : first + cut.t.size]
-        done.append(cut_fov(cut, room.view(cut.patch.dtype).reshape(cut.t.size, *cut.patch.shape)))
-        first += cut.t.size
-    return done
+    first = np.cumsum([0, *(cut.t.size for cut in cuts)]).tolist()
+
+    def cut_one(number: int) -> FovCut:
+        cut, room = cuts[number], patches[first[number] : first[number + 1]]
+        return cut_fov(cut, room.view(cut.patch.dtype).reshape(cut.t.size, *cut.patch.shape))
+
+    return share_out(cut_one, range(len(cuts)))
 
 
 def _judge(
