@@ -31,9 +31,10 @@ from dynaclr_wds.plan.sampler import FlexibleBatchSampler
 from dynaclr_wds.plan.streaming.window import parse_window
 from dynaclr_wds.plan.validation import plan_validation
 from dynaclr_wds.read.crop import Crop, check_one_shape, plan_crop
-from dynaclr_wds.read.dataset import MultiExperimentTripletDataset, list_observations, open_store
+from dynaclr_wds.read.dataset import MultiExperimentTripletDataset, list_observations
 from dynaclr_wds.read.loader import ThreadDataLoader
 from dynaclr_wds.read.metadata import check_meta_names
+from dynaclr_wds.read.opening import open_store
 from dynaclr_wds.read.side_stream import SideStreams
 from dynaclr_wds.read.substitution import Substitution, check_on_shard_error
 from dynaclr_wds.shardset import ShardSet

@@ -10,7 +10,8 @@ import torch
 from dynaclr_wds import __main__ as command
 from dynaclr_wds.datamodule import MultiExperimentDataModule
 from dynaclr_wds.read.crop import Crop
-from dynaclr_wds.read.dataset import MultiExperimentTripletDataset, open_store
+from dynaclr_wds.read.dataset import MultiExperimentTripletDataset
+from dynaclr_wds.read.opening import open_store
 from dynaclr_wds.read.patches import PatchReader, level_statistics
 from dynaclr_wds.shardset import ShardSet
 from dynaclr_wds.transforms.normalize import NormalizeSampled

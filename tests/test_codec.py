@@ -15,7 +15,7 @@ import webdataset as wds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import dynaclr_wds.read.dataset
+import dynaclr_wds.read.opening
 from dynaclr_wds.addresses import DecodedAddresses
 from dynaclr_wds.codec import CodecError, compress, compress_patch, decompress, split_members
 from dynaclr_wds.contract import Manifest, array_dtypes, array_path, most_stored
@@ -103,7 +103,7 @@ def test_a_patch_of_a_shard_that_is_smaller_than_another_patch_is_read_beside_it
 @pytest.mark.parametrize("mapped", [True, False], ids=["mapped", "read"])
 def test_batches_are_those_of_shards_without_a_codec(short_clips, compressed, monkeypatch, mode, mapped):
     if not mapped:
-        monkeypatch.setattr(dynaclr_wds.read.dataset, "load_copy", lambda: None)
+        monkeypatch.setattr(dynaclr_wds.read.opening, "load_copy", lambda: None)
     for more in ({}, {"verify_reads": True}):
         found, plain = make_data(compressed, **mode, **more), make_data(short_clips, **mode)
         assert_same(read_batches(found, 12), read_batches(plain, 12))
@@ -130,7 +130,7 @@ def test_what_is_kept_on_the_way_gives_the_same_batches_again(short_clips, compr
 
 def test_of_a_block_that_was_decoded_no_compressed_byte_is_held(compressed, bucket, tmp_path):
     shards = ShardSet.open(upload(bucket, compressed), storage_options=quick(bucket), cache_dir=tmp_path)
-    store = dynaclr_wds.read.dataset.open_store(shards)
+    store = dynaclr_wds.read.opening.open_store(shards)
     shard, begin, end = shards.addresses.block(1)
     store.fetch(shard, begin, end)
     assert store.checksum(shard, begin, end) == int(shards.arrays["block_xxh3"][1])

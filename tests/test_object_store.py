@@ -25,7 +25,7 @@ from dynaclr_wds.contract import channel_checksum as sum_of
 from dynaclr_wds.errors import ChecksumError, ConfigError, FormatError, StorageError
 from dynaclr_wds.read import arrivals, channel_ranges
 from dynaclr_wds.read.coalesce import cut_range, join_ranges
-from dynaclr_wds.read.dataset import open_store
+from dynaclr_wds.read.opening import open_store
 from dynaclr_wds.shardset import ShardSet
 from dynaclr_wds.store import RowFailure
 from tests.remote import (

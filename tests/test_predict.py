@@ -26,7 +26,7 @@ from dynaclr_wds import __main__ as command
 from dynaclr_wds.commands.lightning import describe_overruled
 from dynaclr_wds.contract import STATISTICS
 from dynaclr_wds.read.crop import Crop
-from dynaclr_wds.read.dataset import open_store
+from dynaclr_wds.read.opening import open_store
 from dynaclr_wds.read.patches import PatchReader, level_statistics
 from tests.conftest import build, write_collection
 from tests.shared_build import make_once

@@ -19,10 +19,11 @@ from dynaclr_wds.fov_names import keep_experiments
 from dynaclr_wds.plan.batch import BatchPlan
 from dynaclr_wds.read.buffers import BufferPool
 from dynaclr_wds.read.crop import Crop, plan_crop
-from dynaclr_wds.read.dataset import MultiExperimentTripletDataset, list_observations, open_store
+from dynaclr_wds.read.dataset import MultiExperimentTripletDataset, list_observations
 from dynaclr_wds.read.files import FileStore
 from dynaclr_wds.read.mapped import copy_runs, load_copy
 from dynaclr_wds.read.metadata import RowDicts
+from dynaclr_wds.read.opening import open_store
 from dynaclr_wds.read.patches import PatchReader
 from dynaclr_wds.shardset import ShardSet
 
@@ -415,7 +416,7 @@ def test_the_store_without_the_compiled_copy_reads_the_same(shard_set, crop):
 
 def test_without_the_compiled_copy_files_are_read(shard_set, monkeypatch):
     assert type(open_store(shard_set)).__name__ == "MappedStore"
-    monkeypatch.setattr("dynaclr_wds.read.dataset.load_copy", lambda: None)
+    monkeypatch.setattr("dynaclr_wds.read.opening.load_copy", lambda: None)
     assert type(open_store(shard_set)).__name__ == "FileStore"
 
 

@@ -14,7 +14,7 @@ from dynaclr_wds.contract import STATISTICS
 from dynaclr_wds.errors import ConfigError
 from dynaclr_wds.evaluate.cells import Cells, Embedding
 from dynaclr_wds.read.crop import plan_crop
-from dynaclr_wds.read.dataset import open_store
+from dynaclr_wds.read.opening import open_store
 from dynaclr_wds.read.patches import PatchReader, level_statistics
 from dynaclr_wds.shardset import ShardSet
 
