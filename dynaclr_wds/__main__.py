@@ -17,6 +17,7 @@ from dynaclr_wds.train.stop_signals import Stopped, StopSignals, is_first_proces
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "init": ("etl.init", "Write configs for your experiments.yaml, or an experiments.yaml for your plates."),
+    "inspect": ("etl.inspect.__main__", "Look at experiments before a build, or at shards: counts, pairs, warnings."),
     "build": ("etl.build_shards", "Cut the cells of OME-Zarr plates into shards; go on, or bring a set up to date."),
     "simulate": ("etl.simulate.__main__", "Write plates and tracks of simulated cells."),
     "predict": ("dynaclr_wds.commands.predict", "Embed cells with a trained network, as it was trained."),
@@ -40,6 +41,7 @@ LIGHTNING: dict[str, str] = {
 
 _ORDER = (
     "init",
+    "inspect",
     "build",
     "simulate",
     "preview",
@@ -56,6 +58,7 @@ _ORDER = (
 _EXAMPLES = """From plates to embeddings:
 
   {program} init experiments.yaml          # writes configs/ to fit your plates
+  {program} inspect experiments.yaml --html before.html
   {program} build experiments.yaml         # writes shards/
   {program} preview -c configs/fit.yaml --html preview.html
   {program} fit -c configs/fit.yaml

@@ -69,9 +69,24 @@ def make_parser() -> CommandParser:
     parser.add_argument("--json", action="store_true", help="print summary and suspicions as one JSON object on stdout")
     _add_engine_options(parser)
     _add_upload_options(parser)
+    add_build_options(parser)
+    return parser
+
+
+def read_build_options(given: argparse.Namespace) -> dict[str, Any]:
+    """Take the build options that were given on a command line with `add_build_options`."""
+    found = {name: value for name in given.build_options if (value := getattr(given, name)) is not None}
+    return found | {name: dict(found[name]) for name in ("z_focus", "z_reduction") if name in found}
+
+
+def add_build_options(parser: CommandParser) -> None:
+    """Add an option for everything that may stand under `shards:`; `build_options` names them."""
     options = parser.add_argument_group("build options", "each may also stand under `shards:` in the YAML")
+    names: list[str] = []
+    parser.set_defaults(build_options=names)
 
     def option(name: str, help_text: str, **settings: Any) -> None:
+        names.append(name)
         flags = dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}"])
         options.add_argument(*flags, dest=name, default=None, help=help_text, **settings)
 
@@ -98,7 +113,6 @@ def make_parser() -> CommandParser:
     option("workers", "threads (default: all CPUs); changes no byte", type=int)
     option("memory_limit", _MEMORY, metavar="SIZE")
     option("seed", "order of the clips (default: 0)", type=int)
-    return parser
 
 
 def _parse_out(text: str) -> Place:
@@ -195,5 +209,3 @@ _UPLOAD_SWITCHES = {
     "keep_replaced": "leave the objects of a set that is replaced, for trainings that still read it",
 }
 UPLOAD = ("staging", *_UPLOAD_SWITCHES)
-_WHERE = ("engine", "slurm", "dask_address", "part")
-NOT_OPTIONS = ("experiments_yaml", "out", "quiet", "json", "storage_options", *_WHERE, *SWITCHES, *UPLOAD)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from dynaclr_wds.errors import ConfigError
 from dynaclr_wds.program import run_command
 from dynaclr_wds.storage.location import Location, parse_place
-from etl.build_options import NOT_OPTIONS, SWITCHES, UPLOAD, make_parser
+from etl.build_options import SWITCHES, UPLOAD, make_parser, read_build_options
 
 if TYPE_CHECKING:
     from dynaclr_wds.contract import Manifest
@@ -158,8 +158,7 @@ def _run(argv: Sequence[str]) -> int:
     from etl.run.progress import make_progress, print_json, print_summary
     from etl.source.experiments import parse_build_config
 
-    overrides = {k: v for k, v in vars(arguments).items() if k not in NOT_OPTIONS and v is not None}
-    overrides |= {name: dict(overrides[name]) for name in ("z_focus", "z_reduction") if name in overrides}
+    overrides = read_build_options(arguments)
     switches = {name: getattr(arguments, name) for name in SWITCHES}
     storage_options = parse_words(arguments.storage_options or ()) or None
     config = parse_build_config(arguments.experiments_yaml, overrides, storage_options)

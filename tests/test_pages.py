@@ -44,6 +44,7 @@ def make_page(words: str = "words") -> Page:
         command(words),
         note(words, "bad"),
         note(words),
+        note(words, "fair", words),
         heading(words),
         details(words, join([text(words)])),
         table([words, "b"], [[words, words], ["x", 0.5]], words),
@@ -86,6 +87,12 @@ def test_grey_runs_from_the_darkest_to_the_brightest_pixel_and_takes_what_is_not
     assert to_grey(np.array([[np.nan, 1.0, np.inf]]), (1, 2)).tolist() == [[0, 0, 0]]
     assert to_grey(np.full((2, 2), 7.0)).tolist() == [[0, 0], [0, 0]]
     assert to_grey(np.full((1, 1), np.nan)).tolist() == [[0]]
+
+
+def test_a_note_says_its_level_or_another_word():
+    assert note("x", "bad") == '<p class="note bad"><b>bad</b> x</p>'
+    assert note("x", "bad", "wrong") == '<p class="note bad"><b>wrong</b> x</p>'
+    assert note("x") == '<p class="note note">x</p>'
 
 
 def test_numbers_stand_to_the_right_and_a_short_row_is_refused():

@@ -24,6 +24,7 @@ from dynaclr_wds.local_paths import refuse_url
 from dynaclr_wds.program import ISSUES, called_as, explain_error, run_command, suggest
 from etl import build_shards, verify
 from etl import init as init_command
+from etl.inspect import __main__ as inspect_command
 from etl.simulate import __main__ as simulate
 from tests.remote import forget_credentials
 from tests.test_imports import loaded_by
@@ -41,6 +42,7 @@ def _called(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_subcommand_is_the_command_of_its_module() -> None:
     mains = {
         "init": init_command.main,
+        "inspect": inspect_command.main,
         "build": build_shards.main,
         "simulate": simulate.main,
         "verify": verify.main,
@@ -48,7 +50,7 @@ def test_every_subcommand_is_the_command_of_its_module() -> None:
     for name, main in mains.items():
         assert import_module(program.COMMANDS[name][0]).main is main
     offline, online = (
-        ["init", "build", "simulate", "verify"],
+        ["init", "inspect", "build", "simulate", "verify"],
         ["preview", "fit", "validate", "predict", "evaluate", "export"],
     )
     assert {*offline, *online, "shuffle", "bench-storage"} == {*program.COMMANDS, *program.LIGHTNING}
@@ -59,7 +61,7 @@ def test_help_lists_every_command_in_the_order_of_use(capsys: pytest.CaptureFixt
     out = capsys.readouterr().out
     listed = [line.split()[0] for line in out.splitlines() if line.startswith("  ") and not line.startswith("  d")]
     online = ["preview", "fit", "validate", "predict", "evaluate", "export", "shuffle", "verify", "bench-storage"]
-    assert listed == ["init", "build", "simulate", *online]
+    assert listed == ["init", "inspect", "build", "simulate", *online]
     assert "  dynaclr-wds fit -c configs/fit.yaml\n" in out
 
 
@@ -72,6 +74,7 @@ def test_help_lists_every_command_in_the_order_of_use(capsys: pytest.CaptureFixt
             for name in (
                 "build",
                 "init",
+                "inspect",
                 "verify",
                 "shuffle",
                 "preview",
@@ -131,7 +134,7 @@ def test_a_package_is_called_by_its_name(monkeypatch: pytest.MonkeyPatch) -> Non
         (
             ["zzz"],
             "error: dynaclr-wds has no command 'zzz'. There are bench-storage, build, evaluate, export, fit, init, "
-            "predict, preview, shuffle, simulate, validate, verify.\n",
+            "inspect, predict, preview, shuffle, simulate, validate, verify.\n",
         ),
     ],
 )

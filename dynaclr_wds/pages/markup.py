@@ -42,9 +42,15 @@ def command(line: str) -> Html:
     return Html(f"<pre>{escape(line)}</pre>")
 
 
-def note(words: str, level: Level = "note") -> Html:
-    """Make a sentence that stands out: what is good, fair or bad, in a word beside the colour."""
-    head = "" if level == "note" else f"<b>{level}</b> "
+def note(words: str, level: Level = "note", head: str | None = None) -> Html:
+    """Make a sentence that stands out: what is good, fair or bad, in a word beside the colour.
+
+    Parameters
+    ----------
+    head
+        The word; None = the level.
+    """
+    head = "" if level == "note" and head is None else f"<b>{escape(head or level)}</b> "
     return Html(f'<p class="note {level}">{head}{escape(words)}</p>')
 
 

@@ -64,6 +64,14 @@ def read_frames(job: CutJob) -> Iterator[Frame]:
             yield _take(job, pixels[t - begin], t, read)
 
 
+def read_frame(job: CutJob, t: int) -> Frame:
+    """Read one frame by itself, for a look at it; see `read_frames`."""
+    whole = slice(0, job.fov.array.shape[2])
+    everything = job.stack.slices(job.stack.middle) if job.stack.is_fixed else whole
+    read = _plan_slices(job, t, t + 1, everything)
+    return _take(job, _read_run(job, t, t + 1, read)[0], t, read)
+
+
 def _read_runs(job: CutJob, runs: Sequence[Run]) -> Iterator[Num[np.ndarray, "frames channels z y x"]]:
     """Read runs of frames in order, ahead of need: from a disk one, in object storage some, each costs a round trip."""
     ahead = _count_ahead(job.fov.array, runs)

@@ -270,7 +270,7 @@ _HEADINGS = {"observations": "cells", "with_candidate": "with a positive", "patc
 
 _COUSINS = "candidates_dropped"
 
-_REASONS = {
+REASONS = {
     "outside_image": "cells whose centroid is outside the image",
     "outside_tracks": "spots of TrackMate that are in no track",
     "near_border": "cells so near the border that their patch would",
@@ -286,7 +286,7 @@ def summarize_dropped(manifest: Manifest) -> list[str]:
     if manifest.config.get("on_nan") == "zero":
         kept["nan_pixels"] = "cells whose patch had NaN or infinite pixels, which are 0 now"
     far, cure = _describe_border(manifest)
-    texts = {**_REASONS, "near_border": _REASONS["near_border"] + far, **kept}
+    texts = {**REASONS, "near_border": REASONS["near_border"] + far, **kept}
     counts = [(e, r, n) for e, reasons in manifest.dropped.items() for r, n in sorted(reasons.items()) if n]
     lines = [
         f"{'kept in' if reason in kept else 'dropped from'} {experiment}: "

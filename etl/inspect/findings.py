@@ -1,0 +1,128 @@
+"""What is odd about experiments, in words: what a build finds suspicious, and what counts and pixels show besides."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from dynaclr_wds.contract import ExperimentRecord
+from dynaclr_wds.tau import least_tau
+from dynaclr_wds.words import count_of, percent
+from etl.inspect.collection import Collection
+from etl.inspect.pixels import ChannelFacts
+from etl.inspect.tally import ExperimentCount, Tally, quantile_of
+
+_FEW = 0.25
+"""Share of cells with a positive below which an interval, or τ, is questioned."""
+_CYCLES, _CYCLE_HOURS = 5, (0.15, 300.0)
+"""Complete cell cycles that say something, and hours between which their median is believed."""
+
+_SEVERE = ("no_anchors", "condition_gone", "cells_in_corner", "frames_from_one", "outside_movie", "outside_image")
+
+Level = Literal["wrong", "doubtful"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """Something odd."""
+
+    level: Level
+    code: str
+    experiment: str | None
+    text: str
+    """For people, in one line."""
+
+
+def list_findings(
+    collection: Collection, tally: Tally, channels: Sequence[Sequence[ChannelFacts]], seen: Sequence[int]
+) -> tuple[Finding, ...]:
+    """List what is odd, the worst first.
+
+    Parameters
+    ----------
+    channels
+        Of each experiment.
+    seen
+        Frames of each that were looked at.
+    """
+    found = [
+        Finding(level="wrong" if s.code in _SEVERE else "doubtful", code=s.code, experiment=s.experiment, text=s.text)
+        for s in collection.find_suspicious()
+    ]
+    for record, count, facts, frames in zip(collection.experiments, tally.experiments, channels, seen, strict=True):
+        found += _find_in_channels(record, facts, frames, is_built=collection.is_built)
+        found += _find_in_tracks(record, count)
+    return tuple(sorted(found, key=lambda finding: finding.level == "doubtful"))
+
+
+def _find_in_channels(
+    record: ExperimentRecord, channels: Sequence[ChannelFacts], frames: int, *, is_built: bool
+) -> Iterator[Finding]:
+    of = f"of {count_of(frames, 'frame')}{'' if is_built else ' looked at'}"
+    for channel in channels:
+        examples = f" ({', '.join(channel.places)}{', …' if len(channel.places) > 3 else ''})"
+        if channel.constant:
+            level: Level = "wrong" if channel.constant + channel.blank == frames else "doubtful"
+            where = "all" if channel.constant == frames else f"{channel.constant:,}"
+            yield _make(
+                record, level, "channel_constant",
+                f"channel {channel.name!r} is constant in {where} {of}{examples}: every pixel has the same value, so "
+                "it shows no cell. Look whether the right channel was written, or leave it out of source_channel.",
+            )  # fmt: skip
+        if channel.blank:
+            level = "wrong" if channel.blank == frames else "doubtful"
+            done = (
+                "Cells there were left out, unless on_blank is keep." if is_built else "A build leaves cells there out."
+            )
+            yield _make(
+                record, level, "frames_blank",
+                f"channel {channel.name!r} is blank in {channel.blank:,} {of}{examples}: its pixels were never "
+                f"written, or are zero. {done} Look at the acquisition, or restore the plate.",
+            )  # fmt: skip
+        if channel.nonfinite:
+            yield _make(
+                record, "doubtful", "pixels_not_finite",
+                f"channel {channel.name!r} has pixels that are NaN or infinite in {channel.nonfinite:,} {of}{examples}"
+                f", {channel.nonfinite_pixels:,} in all. A build stops where a cell's patch has any: mend the plate, "
+                "or give on_nan: drop or zero.",
+            )  # fmt: skip
+
+
+def _find_in_tracks(record: ExperimentRecord, count: ExperimentCount) -> Iterator[Finding]:
+    """Find an interval, or a τ, that doesn't fit the tracks."""
+    minutes = record.interval_minutes
+    if not minutes or not count.cells:
+        return
+    share, (low, high) = count.with_positive / count.cells, record.tau_frames
+    if 0 < share < _FEW:
+        median = quantile_of(count.lengths, 0.5)
+        yield _make(
+            record, "doubtful", "few_positives",
+            f"only {percent(share)} of its cells have a positive: τ is {int(least_tau(low))} to {high} frames at "
+            f"{minutes:g} minutes a frame, but half of its tracks have {count_of(median, 'cell')} or fewer."
+            " Check interval_minutes; if it is right, lower tau_range_hours, or track cells for longer.",
+        )  # fmt: skip
+    steps, single = sum(count.steps.values()), count.steps.get(1, 0)
+    if steps and single < steps / 2:
+        usual = max(count.steps, key=lambda step: count.steps[step])
+        yield _make(
+            record, "doubtful", "frames_skipped",
+            f"{percent(1 - single / steps)} of the steps of its tracks skip frames; the usual step is "
+            f"{count_of(usual, 'frame')}. Either t counts something else, such as minutes, or the tracks are of "
+            f"another interval than interval_minutes={minutes:g}: compare both with the movie.",
+        )  # fmt: skip
+    cycles = sum(count.cycles.values())
+    hours = quantile_of(count.cycles, 0.5) * minutes / 60
+    if cycles >= _CYCLES and not _CYCLE_HOURS[0] <= hours <= _CYCLE_HOURS[1]:
+        yield _make(
+            record, "doubtful", "cycle_unlikely",
+            f"its cells would divide every {hours:.3g} h (median of {count_of(cycles, 'cycle')}), which hardly any "
+            f"cell does. Check interval_minutes={minutes:g}, which says minutes, not seconds or hours, and the "
+            "divisions of the tracks.",
+        )  # fmt: skip
+
+
+def _make(record: ExperimentRecord, level: Level, code: str, text: str) -> Finding:
+    line = "".join(letter if letter.isprintable() else "�" for letter in f"{record.name}: {text}")
+    return Finding(level=level, code=code, experiment=record.name, text=line)
