@@ -26,11 +26,11 @@ $(STAMP): pyproject.toml setup.py dynaclr_wds/read/copy.c etl/cut/pixels.c
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[test]'
 	@touch $(STAMP)
 
-# servers that tests start and pip can't install; without one, the tests that need it are skipped and say how to get it
+# servers and a browser that tests start and pip can't install; without one, the tests that need it are skipped and say how to get it
 $(SERVERS): $(STAMP) tests/servers/programs.py
 	@$(BIN)/python -m tests.servers.programs && touch $(SERVERS) || true
 
-demo: $(STAMP)  ## simulate, build shards, train twice, embed and evaluate: under 6 minutes on two cores
+demo: $(STAMP)  ## simulate, build shards, train twice, embed, evaluate, all on one page: under 6 minutes on two cores
 	$(BIN)/python -m benchmarks.demo
 
 test: lint types pytest  ## all that .ci/run runs: format, lint, types, tests

@@ -1,4 +1,4 @@
-"""The whole way on simulated cells: plates → shards → two trainings → embeddings → votes and a picture.
+"""The whole way on simulated cells: plates → shards → two trainings → embeddings → votes, pictures and a page.
 
 The first training sees both channels of a cell at once, the second one channel at a time (a bag of channels), from the
 same shards. Run by `make demo`. Each step is a command that a user would type; it is printed before it runs.
@@ -14,12 +14,10 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import yaml
-from lightning.pytorch.cli import LightningCLI
 
+from benchmarks.demo_page import PIXELS, Outcome, Step, make_page
 from benchmarks.picture import draw_batch
 from benchmarks.vote import (
     NEIGHBOURS,
@@ -30,7 +28,8 @@ from benchmarks.vote import (
     score_vote,
     unit_length,
 )
-from dynaclr_wds import ContrastiveModule, MultiExperimentDataModule
+from dynaclr_wds.pages.shell import write_page
+from dynaclr_wds.preview.configured import make_data, read_data_section
 from dynaclr_wds.shardset import ShardSet
 from etl.simulate.design import SimulationConfig
 
@@ -51,7 +50,7 @@ LATE_HPI = SimulationConfig().onset_hpi + 2.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run every step and print what came of it."""
+    """Run every step, print what came of it, and write a page."""
     parser = argparse.ArgumentParser(allow_abbrev=False, prog="python -m benchmarks.demo", description=__doc__)
     parser.add_argument("--simulate", default="", help="options for simulate, such as '--fovs 2 --frames 12'")
     parser.add_argument("--fit", default="", help="options for fit, such as '--trainer.max_epochs 1'")
@@ -59,69 +58,117 @@ def main(arguments: Sequence[str] | None = None) -> int:
     began = time.monotonic()
     for made in ("checkpoints", "lightning_logs", BAG.name):
         shutil.rmtree(OUT / made, ignore_errors=True)
-    config = str(CONFIG.relative_to(Path.cwd()) if CONFIG.is_relative_to(Path.cwd()) else CONFIG)
-    run("simulate", f"{OUT}/plates", *shlex.split(given.simulate))
-    run("build", f"{OUT}/plates/experiments.yaml", "--out", f"{OUT}/shards")
-    for folder, options in ((OUT, ()), (BAG, ONE_CHANNEL)):
-        run("fit", "-c", config, *options, *shlex.split(given.fit))
-        ckpt, embeddings = f"{folder}/checkpoints/last.ckpt", f"{folder}/embeddings.parquet"
-        run("predict", "--ckpt", ckpt, "--out", embeddings, "--accelerator", "cpu", "--overwrite")
-    report(time.monotonic() - began)
+    steps = run_all(shlex.split(given.simulate), shlex.split(given.fit))
+    outcome = sum_up(steps, time.monotonic() - began)
+    print(describe(outcome), flush=True)
+    page = OUT / "report.html"
+    write_page(page, make_page(outcome, OUT))
+    print(f"\nAll of it on one page, with pictures: open {page.resolve()} in a browser.", flush=True)
     return 0
 
 
-def run(command: str, *options: str) -> None:
-    """Print a command and run it; end the demo with its exit status if it fails."""
+def run_all(simulate: Sequence[str], fit: Sequence[str]) -> list[Step]:
+    """Run the commands from nothing to embeddings that are judged."""
+    steps: list[Step] = []
+
+    def step(what: str, command: str, *options: str) -> None:
+        steps.append(Step(what=what, command=shlex.join([command, *options]), seconds=run(command, *options)))
+
+    def show(what: str, command: str, *options: str, page: str) -> None:
+        step(what, command, *options, "--html", f"{OUT}/{page}", "--overwrite")
+
+    config = str(CONFIG.relative_to(Path.cwd()) if CONFIG.is_relative_to(Path.cwd()) else CONFIG)
+    plates, shards, tables = (
+        f"{OUT}/plates",
+        f"{OUT}/shards",
+        (f"{OUT}/embeddings.parquet", f"{BAG}/embeddings.parquet"),
+    )
+    step(
+        "Writes plates and tracks of cells that move, divide and respond to an infection.",
+        "simulate",
+        plates,
+        *simulate,
+    )
+    step(
+        "Cuts a patch around every cell and packs them into shards.",
+        "build",
+        f"{plates}/experiments.yaml",
+        "--out",
+        shards,
+    )
+    show("Shows batches as the first network will see them.", "preview", "-c", config, page="preview.html")
+    for folder, options, what in ((OUT, (), "both channels at once"), (BAG, ONE_CHANNEL, "one channel at a time")):
+        step(f"Trains a network that sees {what}, on three of the experiments.", "fit", "-c", config, *options, *fit)
+        ckpt, embeddings = f"{folder}/checkpoints/last.ckpt", f"{folder}/embeddings.parquet"
+        options = ("--ckpt", ckpt, "--out", embeddings, "--accelerator", "cpu", "--overwrite")
+        step("Embeds the cells of all experiments.", "predict", *options)
+    named = (f"both={tables[0]}", f"bag={tables[1]}")
+    show(
+        "Judges the embeddings, beside the raw pixels.", "evaluate", *named, "--shards", shards, page="evaluation.html"
+    )
+    return steps
+
+
+def run(command: str, *options: str) -> float:
+    """Print a command and run it, and return the seconds; end the demo with its exit status if it fails."""
     print(f"\n$ dynaclr-wds {shlex.join([command, *options])}", flush=True)
     began = time.monotonic()
     status = subprocess.run([sys.executable, "-m", "dynaclr_wds", command, *options], check=False).returncode
     if status:
         sys.exit(f"`dynaclr-wds {command}` ended with status {status}; what it printed above says why.")
-    print(f"  ({time.monotonic() - began:.0f} s)", flush=True)
+    seconds = time.monotonic() - began
+    print(f"  ({seconds:.0f} s)", flush=True)
+    return seconds
 
 
-def report(seconds: float) -> None:
-    """Say what was made and how good it is."""
-    config = yaml.safe_load(CONFIG.read_text())
-    settings = config["data"]
+def sum_up(steps: Sequence[Step], seconds: float) -> Outcome:
+    """Gather what was made and how good it is."""
+    settings = read_data_section(CONFIG)
     (held_out,) = settings["val_experiments"]
     shards = ShardSet.open(OUT / "shards")
     scores, judged = score_all(shards, held_out, tuple(settings["final_yx_patch_size"]))
     manifest = shards.manifest
-    total, trained = sum(part.observations for part in manifest.partitions), len(manifest.experiments) - 1
     conditions = sorted({str(part.labels["condition"]) for part in manifest.partitions})
-    print(
-        f"""
-Made in {seconds:.0f} s: {total:,} cells in {len(manifest.experiments)} experiments, \
-{len(manifest.shards)} shards, {sum(s.bytes for s in manifest.shards) / 2**20:,.0f} MiB.
-Two networks trained on {trained} experiments embedded {held_out}, which they had never seen, nor any label.
-The first saw both channels of a cell at once. The second saw one channel at a time (a bag of channels), so it
-embeds each channel of a cell by itself; under "both", its two embeddings of a cell are joined.
-Vote of {NEIGHBOURS} nearest cells of other fields of view on {" or ".join(conditions)}, \
-{judged:,} cells from {LATE_HPI:g} HPI on, balanced accuracy:
+    return Outcome(
+        steps=steps,
+        seconds=seconds,
+        cells=sum(part.observations for part in manifest.partitions),
+        experiments=len(manifest.experiments),
+        shards=len(manifest.shards),
+        shard_bytes=sum(s.bytes for s in manifest.shards),
+        held_out=held_out,
+        conditions=conditions,
+        judged=judged,
+        late_hpi=LATE_HPI,
+        scores=scores | {"chance": {"both": 1 / len(conditions)}},
+        picture=draw_patches(),
+    )
 
-{format_scores(scores | {"chance": {"both": 1 / len(conditions)}})}
+
+def describe(made: Outcome) -> str:
+    """Say what was made and how good it is."""
+    return f"""
+Made in {made.seconds:.0f} s: {made.cells:,} cells in {made.experiments} experiments, {made.shards} shards, \
+{made.shard_bytes / 2**20:,.0f} MiB.
+Two networks trained on {made.experiments - 1} experiments embedded {made.held_out}, which they had never seen, nor any
+label. The first saw both channels of a cell at once. The second saw one channel at a time (a bag of channels), so it
+embeds each channel of a cell by itself; under "both", its two embeddings of a cell are joined.
+Vote of {NEIGHBOURS} nearest cells of other fields of view on {" or ".join(made.conditions)}, \
+{made.judged:,} cells from {LATE_HPI:g} HPI on, balanced accuracy:
+
+{format_scores(made.scores)}
 
   {OUT}/embeddings.parquet       an embedding for every cell, with its identity
   {BAG}/embeddings.parquet   an embedding for every channel of every cell
-  {draw_patches(config)}               anchors, positives, and what the first network sees of them
-  {OUT}/lightning_logs           curves: tensorboard --logdir {OUT}""",
-        flush=True,
-    )
+  {made.picture}               anchors, positives, and what the first network sees of them
+  {OUT}/lightning_logs           curves: tensorboard --logdir {OUT}"""
 
 
-def draw_patches(config: Mapping[str, Any]) -> Path:
+def draw_patches() -> Path:
     """Draw a batch of the first training; return the picture."""
-    command = LightningCLI(
-        ContrastiveModule,
-        MultiExperimentDataModule,
-        args={key: value for key, value in config.items() if key != "checkpoint"},
-        run=False,
-        save_config_callback=None,
-        auto_configure_optimizers=False,
-    )
-    command.datamodule.setup("fit")
-    return draw_batch(command.datamodule, OUT / "patches.png")
+    data = make_data(CONFIG)
+    data.setup("fit")
+    return draw_batch(data, OUT / "patches.png")
 
 
 def score_all(shards: ShardSet, held_out: str, yx: tuple[int, int]) -> tuple[dict[str, dict[str, float]], int]:
@@ -144,7 +191,7 @@ def score_all(shards: ShardSet, held_out: str, yx: tuple[int, int]) -> tuple[dic
     voted = {
         "both channels at once": {"both": score_vote(cells, unit_length(features), late)},
         "bag of channels": {name: score_vote(of_bag, own, late_bag) for name, own in {**together, **bag}.items()},
-        "PCA of raw pixels": {
+        PIXELS: {
             name: score_vote(of_pixels, principal_components(own), late_pixels)
             for name, own in {"both": pixels, **raw}.items()
         },

@@ -21,6 +21,7 @@ from tests.plates import KEEP_ALL, random_tracks, write_experiments, write_plate
 from tests.servers.fixtures import azurite as azurite
 from tests.servers.fixtures import bucket as bucket
 from tests.servers.fixtures import bucket_name as bucket_name
+from tests.servers.fixtures import chromium as chromium
 from tests.servers.fixtures import gcs as gcs
 from tests.servers.fixtures import moto as moto
 from tests.servers.fixtures import nginx as nginx

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import matplotlib.image
@@ -15,6 +16,7 @@ import pytest
 
 import dynaclr_wds.__main__ as command
 from benchmarks import demo
+from benchmarks.demo_page import PAGES, Outcome, make_page
 from benchmarks.vote import (
     LabelledCells,
     principal_components,
@@ -24,6 +26,8 @@ from benchmarks.vote import (
     unit_length,
 )
 from dynaclr_wds.shardset import ShardSet
+from tests.servers.chromium import Chromium
+from tests.shared_build import make_once
 
 SMALL = {
     "simulate": ["--fovs", "2", "--frames", "22", "--size", "96", "--cells", "5"],
@@ -32,7 +36,9 @@ SMALL = {
         *("--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1"),
         *("--data.batch_size", "16", "--trainer.log_every_n_steps", "1", "--trainer.enable_progress_bar", "false"),
     ],
+    "preview": ["--batches", "2", "--samples", "2", "--data.batch_size", "16"],
     "predict": [],
+    "evaluate": ["--cells", "500"],
 }
 
 
@@ -103,20 +109,32 @@ def test_scores_make_a_table() -> None:
     ]
 
 
-@pytest.mark.slow
-def test_demo_ends_with_a_number_and_a_picture(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["python"])
+@pytest.fixture
+def small_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which a small demo was made, with what it printed in `said.txt`. Read only."""
+    return make_once(tmp_path_factory, "demo", make_small_demo)
+
+
+def make_small_demo(root: Path) -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
-    def run_here(name: str, *options: str) -> None:
+    def run_here(name: str, *options: str) -> float:
         assert command.main([name, *options, *SMALL[name]]) == 0
+        return 1.0
 
-    monkeypatch.setattr(demo, "run", run_here)
-    assert demo.main([]) == 0
-    said = capsys.readouterr().out
+    with pytest.MonkeyPatch.context() as patch, (root / "said.txt").open("w") as said, redirect_stdout(said):
+        patch.chdir(root)
+        patch.setattr(sys, "argv", ["python"])
+        patch.setattr(demo, "run", run_here)
+        assert demo.main([]) == 0
+
+
+@pytest.mark.slow
+def test_demo_ends_with_numbers_a_picture_and_a_page(small_demo: Path) -> None:
+    said = (small_demo / "said.txt").read_text()
+    assert said.splitlines()[-1] == (
+        f"All of it on one page, with pictures: open {small_demo}/demo/report.html in a browser."
+    )
     table = [line for line in said.splitlines() if re.match(r" {20}.*Retardance|  [a-zP].*\d\.\d\d$|  chance", line)]
     assert [line.split()[:2] for line in table] == [
         ["both", "Retardance"],
@@ -126,11 +144,11 @@ def test_demo_ends_with_a_number_and_a_picture(
     numbers = [re.findall(r"\d\.\d\d", line) for line in table]
     assert [len(row) for row in numbers] == [0, 1, 3, 3, 1]  # both channels; both and each; both and each; once
     assert all(0 <= float(number) <= 1 for row in numbers for number in row)
-    height, width = matplotlib.image.imread(tmp_path / "demo/patches.png").shape[:2]
+    height, width = matplotlib.image.imread(small_demo / "demo/patches.png").shape[:2]
     assert min(height, width) > 400
 
-    shards = ShardSet.open(tmp_path / "demo/shards")
-    embedded = pq.read_table(tmp_path / "demo/embeddings.parquet")
+    shards = ShardSet.open(small_demo / "demo/shards")
+    embedded = pq.read_table(small_demo / "demo/embeddings.parquet")
     assert len(embedded) == sum(part.observations for part in shards.manifest.partitions)
     of_held_out, pixels = read_pixels(shards, "sim_03", (40, 40))
     assert pixels.shape == (len(of_held_out.hpi), 2 * 40 * 40)
@@ -138,15 +156,46 @@ def test_demo_ends_with_a_number_and_a_picture(
     np.testing.assert_allclose(of_held_out.hpi, np.array(rows["hpi"]))
     assert of_held_out.condition.tolist() == rows["condition"].to_pylist()
 
-    bag = pq.read_table(tmp_path / "demo/bag/embeddings.parquet")
+    bag = pq.read_table(small_demo / "demo/bag/embeddings.parquet")
     assert len(bag) == 2 * len(embedded)
-    of_bag, features = read_channel_embeddings(tmp_path / "demo/bag/embeddings.parquet", "sim_03")
+    of_bag, features = read_channel_embeddings(small_demo / "demo/bag/embeddings.parquet", "sim_03")
     assert {name: own.shape for name, own in features.items()} == dict.fromkeys(
         ("Retardance", "mNeonGreen"), (len(rows), 128)
     )
     np.testing.assert_allclose(of_bag.hpi, of_held_out.hpi)
     last = bag.filter(np.array(bag["name"]) == f"{rows['name'][-1]}/mNeonGreen")
     np.testing.assert_array_equal(features["mNeonGreen"][-1], last["features"][0].as_py())
+
+
+@pytest.mark.slow
+def test_every_page_of_the_demo_opens_in_a_browser(small_demo: Path, chromium: Chromium) -> None:
+    report = chromium.open(small_demo / "demo" / "report.html")
+    assert report.images == 1
+    assert list(report.links) == [file for file, *_ in PAGES]
+    pages = {"report.html": report, **{file: chromium.open(small_demo / "demo" / file) for file in report.links}}
+    assert {file: page.faults for file, page in pages.items()} == dict.fromkeys(pages, ())
+    assert all(page.images > 10 for file, page in pages.items() if file != "report.html")
+    for step in (
+        "simulate demo/plates",
+        "build demo/plates",
+        "preview -c",
+        "fit -c",
+        "predict --ckpt",
+        "evaluate both",
+    ):
+        assert f"dynaclr-wds {step}" in report.text
+    assert "tell infected from uninfected cells best by" in report.text
+
+
+def test_page_praises_a_network_only_where_it_beats_chance_and_pixels(tmp_path: Path) -> None:
+    matplotlib.image.imsave(tmp_path / "p.png", np.zeros((4, 4)))
+    made = {"steps": [], "seconds": 60.0, "cells": 9, "experiments": 2, "shards": 1, "shard_bytes": 10, "judged": 5}
+    made |= {"held_out": "b", "conditions": ["x", "y"], "late_hpi": 8.0, "picture": tmp_path / "p.png"}
+    chance = {"chance": {"both": 0.5}}
+    for net, pixels, level in ((0.9, 0.6, "good"), (0.52, 0.4, "fair"), (0.7, 0.8, "fair")):
+        scores = {"net": {"both": net}, "PCA of raw pixels": {"both": pixels}} | chance
+        shown = make_page(Outcome(**made, scores=scores), tmp_path).render()
+        assert f'<p class="note {level}"><b>{level}</b> In b, which no network has seen, ' in shown
 
 
 def test_failed_step_ends_the_demo_and_is_named(capfd: pytest.CaptureFixture[str]) -> None:

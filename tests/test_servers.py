@@ -205,6 +205,17 @@ def test_missing_program_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp
         find_program("nginx")
 
 
+def test_the_browser_may_have_several_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(
+        MissingProgram, match=r"chromium is not installed: PATH does not have it\. To get it, on Debian"
+    ):
+        find_program("chromium")
+    for name in ("google-chrome", "chromium"):
+        (tmp_path / name).touch(mode=0o755)
+        assert find_program("chromium") == str(tmp_path / name)
+
+
 def test_ports_are_different_and_free() -> None:
     ports = free_ports(50)
     assert len(set(ports)) == 50

@@ -54,9 +54,10 @@ def note(words: str, level: Level = "note", head: str | None = None) -> Html:
     return Html(f'<p class="note {level}">{head}{escape(words)}</p>')
 
 
-def heading(words: str) -> Html:
-    """Make a heading within a section."""
-    return Html(f"<h3>{escape(words)}</h3>")
+def heading(words: str, file: str | None = None) -> Html:
+    """Make a heading within a section; it leads to `file`, beside the page, where one is named."""
+    shown = escape(words) if file is None else f'<a href="{escape(file)}">{escape(words)}</a>'
+    return Html(f"<h3>{shown}</h3>")
 
 
 def details(summary: str, content: Html) -> Html:

@@ -18,6 +18,7 @@ from tests.servers.programs import MissingProgram, find_program
 if TYPE_CHECKING:
     from tests.servers.azurite import Azurite
     from tests.servers.bucket import Bucket
+    from tests.servers.chromium import Chromium
     from tests.servers.gcs import Gcs
     from tests.servers.moto import Moto
     from tests.servers.nginx import Nginx
@@ -78,6 +79,16 @@ def nginx() -> Iterator[Nginx]:
     _skip_without("nginx")
     with Nginx() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Chromium]:
+    """Chromium, without a window: no server, but as large and as little of Python."""
+    from tests.servers.chromium import Chromium
+
+    _skip_without("chromium")
+    with Chromium() as browser:
+        yield browser
 
 
 @pytest.fixture
