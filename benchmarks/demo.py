@@ -7,6 +7,7 @@ same shards. Run by `make demo`. Each step is a command that a user would type; 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import shlex
 import shutil
 import subprocess
@@ -19,15 +20,10 @@ import numpy as np
 
 from benchmarks.demo_page import PIXELS, Outcome, Step, make_page
 from benchmarks.picture import draw_batch
-from benchmarks.vote import (
-    NEIGHBOURS,
-    principal_components,
-    read_channel_embeddings,
-    read_embeddings,
-    read_pixels,
-    score_vote,
-    unit_length,
-)
+from dynaclr_wds.evaluate.cells import Embedding
+from dynaclr_wds.evaluate.pixels import Patches, embed_pixels
+from dynaclr_wds.evaluate.probes import NEIGHBOURS, vote_accuracy
+from dynaclr_wds.evaluate.reading import Table, read_table
 from dynaclr_wds.pages.shell import write_page
 from dynaclr_wds.preview.configured import make_data, read_data_section
 from dynaclr_wds.shardset import ShardSet
@@ -172,31 +168,39 @@ def draw_patches() -> Path:
 
 
 def score_all(shards: ShardSet, held_out: str, yx: tuple[int, int]) -> tuple[dict[str, dict[str, float]], int]:
-    """Let the cells of an experiment vote, by each training and by raw pixels.
+    """Let the cells of an experiment vote on their condition, by each training and by raw pixels.
 
     Returns
     -------
     tuple
         What was voted by → `both` or a channel → balanced accuracy; and how many cells were judged.
     """
-    cells, features = read_embeddings(OUT / "embeddings.parquet", held_out)
-    late = cells.hpi >= LATE_HPI
-    of_bag, by_channel = read_channel_embeddings(BAG / "embeddings.parquet", held_out)
-    bag = {name: unit_length(own) for name, own in by_channel.items()}
-    of_pixels, pixels = read_pixels(shards, held_out, yx)
+    whole, bag = _read(OUT / "embeddings.parquet", held_out), _read(BAG / "embeddings.parquet", held_out)
     (channels,) = [e.source_channel for e in shards.manifest.experiments if e.name == held_out]
-    raw = dict(zip(channels, np.split(pixels, len(channels), axis=1), strict=True))
-    late_bag, late_pixels = of_bag.hpi >= LATE_HPI, of_pixels.hpi >= LATE_HPI
-    together = {"both": np.concatenate([bag[name] for name in channels], axis=1)}
+    patches, names = Patches(shards, whole.cells, yx), ("both", *channels)
+    pixels = [embed_pixels(patches, whole.cells, channel) for channel in (None, *range(len(channels)))]
     voted = {
-        "both channels at once": {"both": score_vote(cells, unit_length(features), late)},
-        "bag of channels": {name: score_vote(of_bag, own, late_bag) for name, own in {**together, **bag}.items()},
-        PIXELS: {
-            name: score_vote(of_pixels, principal_components(own), late_pixels)
-            for name, own in {"both": pixels, **raw}.items()
-        },
+        "both channels at once": _vote(whole, ["both"], whole.embeddings),
+        "bag of channels": _vote(bag, names, bag.embeddings),
+        PIXELS: _vote(whole, names, pixels),
     }
-    return voted, int(late.sum())
+    return voted, int((whole.cells.hpi >= LATE_HPI).sum())
+
+
+def _read(path: Path, held_out: str) -> Table:
+    """Read the embeddings of an experiment; where each channel has its own, all of them joined come first."""
+    table = read_table(path, path.stem, "features", sys.maxsize)
+    rows = np.flatnonzero(table.cells.experiment == held_out)
+    own = [Embedding(name=e.name, features=e.features[rows]) for e in table.embeddings]
+    return dataclasses.replace(table, cells=table.cells.take(rows), embeddings=own)
+
+
+def _vote(table: Table, names: Sequence[str], embeddings: Sequence[Embedding]) -> dict[str, float]:
+    """Let late cells vote by each embedding."""
+    cells = table.cells
+    values = np.where(cells.hpi >= LATE_HPI, cells.labels["condition"], "")
+    votes = [vote_accuracy(e.features.astype(np.float64), values, cells) for e in embeddings]
+    return {name: vote for name, vote in zip(names, votes, strict=True) if vote is not None}
 
 
 def format_scores(scores: Mapping[str, Mapping[str, float]]) -> str:

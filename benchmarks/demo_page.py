@@ -9,7 +9,7 @@ from pathlib import Path
 import matplotlib.image
 import numpy as np
 
-from benchmarks.vote import NEIGHBOURS
+from dynaclr_wds.evaluate.probes import NEIGHBOURS
 from dynaclr_wds.pages.markup import Html, block, bullets, command, grid, heading, note, paragraph
 from dynaclr_wds.pages.pictures import show_image
 from dynaclr_wds.pages.shell import Page, Section

@@ -20,7 +20,7 @@ from dynaclr_wds.evaluate.cells import Cells, Embedding
 from dynaclr_wds.evaluate.judge import Settings, Verdict, judge
 from dynaclr_wds.evaluate.mmd import compare
 from dynaclr_wds.evaluate.pixels import NAME, Patches, embed_pixels
-from dynaclr_wds.evaluate.probes import plan_experiments, plan_folds
+from dynaclr_wds.evaluate.probes import plan_experiments, plan_folds, vote_accuracy
 from dynaclr_wds.evaluate.projections import project_pca
 from dynaclr_wds.evaluate.rank import effective_rank
 from dynaclr_wds.evaluate.reading import align, draw_lineages, parse_name, read_table
@@ -75,6 +75,15 @@ def test_smoothness_is_that_of_the_published_definition_on_tracks_without_gaps()
     assert found.random == pytest.approx(np.mean(random), rel=1e-5)
     assert found.score.value == pytest.approx(np.mean(adjacent) / np.mean(random), rel=1e-5)
     assert found.score.low < found.score.value < found.score.high
+
+
+def test_the_dynamic_range_of_tracks_at_the_corners_of_a_simplex_is_the_distance_of_two_corners():
+    cells = make_cells(experiments=1, fovs=2, tracks=4, frames=4)
+    corner = {track: n for n, track in enumerate(np.unique(cells.track.astype(str)))}
+    found = measure_smoothness(np.eye(8, dtype=np.float32)[[corner[t] for t in cells.track]], cells, draw_weights(8, 0))
+    assert found.score.value == pytest.approx(0, abs=1e-6)
+    # of 8 corners around their centre, two have the cosine -1/7
+    assert found.dynamic_range == pytest.approx(8 / 7, abs=0.01)
 
 
 def test_a_gap_in_a_track_is_left_out_and_counted():
@@ -148,6 +157,17 @@ def test_no_lineage_and_no_fov_is_on_both_sides():
         assert len(set(folds.number[one_each.lineage == lineage])) == 1
     (note,) = judge_one(one_each, np.random.default_rng(0).normal(size=(len(one_each), 4))).notes
     assert note.startswith("condition: one of its values is in one field of view only, so lineages were held out")
+
+
+def test_the_vote_gains_nothing_from_knowing_the_field_of_view():
+    """Features that name the FOV, and so within a FOV the condition, say nothing of the other FOVs."""
+    cells, rng = make_cells(experiments=1, fovs=8, tracks=10, frames=5), np.random.default_rng(0)
+    of_fov = {fov: n for n, fov in enumerate(np.unique(cells.fov.astype(str)))}
+    scores = []
+    for _ in range(8):
+        x = rng.normal(size=(8, 16))[[of_fov[fov] for fov in cells.fov]] + 0.01 * rng.normal(size=(len(cells), 16))
+        scores.append(vote_accuracy(x, cells.labels["condition"], cells))
+    assert np.mean(scores) < 0.7
 
 
 def test_an_experiment_with_a_value_of_its_own_is_not_held_out():
@@ -229,6 +249,24 @@ def test_principal_components_of_a_line_hold_all_its_variance():
     assert shares[0] == pytest.approx(1)
     assert sorted(np.abs(plane[:, 0]).round(3).tolist()) == [2.5, 2.5, 7.5, 7.5, 12.5, 12.5]
     assert project_pca(np.ones((4, 3), np.float32))[1] == (0, 0)
+
+
+class Halves(Patches):
+    """Patches of two channels: faint noise, and strong noise."""
+
+    def __init__(self) -> None:
+        pass
+
+    def read(self, places: np.ndarray) -> np.ndarray:
+        noise = np.random.default_rng(0).normal(size=(len(places), 2, 6, 6)).astype(np.float32)
+        return noise * np.float32([1e-3, 1])[:, None, None]
+
+
+def test_principal_components_of_one_channel_do_not_see_the_other():
+    cells = make_cells(experiments=1)
+    faint, strong, both = (embed_pixels(Halves(), cells, channel).features[:, :5].std() for channel in (0, 1, None))
+    assert 0 < faint < 0.01
+    assert strong == pytest.approx(both, rel=1e-3)
 
 
 def write_table(path: Path, cells: Cells, x: np.ndarray, channels: tuple[str, ...] = ()) -> Path:

@@ -84,8 +84,13 @@ class Patches:
         return pixels[:, :, pixels.shape[2] // 2]
 
 
-def embed_pixels(patches: Patches, cells: Cells) -> Embedding:
+def embed_pixels(patches: Patches, cells: Cells, channel: int | None = None) -> Embedding:
     """Embed cells by the principal components of their pixels.
+
+    Parameters
+    ----------
+    channel
+        Position of the only channel to look at; None = all.
 
     Raises
     ------
@@ -94,12 +99,12 @@ def embed_pixels(patches: Patches, cells: Cells) -> Embedding:
     """
     parts: dict[int, Float32[np.ndarray, "k p"]] = {}
     shapes: dict[str, tuple[int, ...]] = {}
-    rows = np.arange(len(cells))
+    rows, channels = np.arange(len(cells)), slice(None) if channel is None else [channel]
     for experiment in np.unique(cells.experiment.astype(str)):
         own = rows[cells.experiment == experiment]
         for start in range(0, len(own), _AT_ONCE):
             places = own[start : start + _AT_ONCE]
-            small = _reduce(patches.read(places))
+            small = _reduce(patches.read(places)[:, channels])
             shapes[str(experiment)] = small.shape[1:]
             parts |= zip(places.tolist(), small.reshape(len(places), -1), strict=True)
     if len(set(shapes.values())) > 1:

@@ -101,8 +101,7 @@ def probe_label(x: Float64[np.ndarray, "n d"], label: str, cells: Cells, folds: 
         How often each lineage is drawn, lineages in the order of their sorted names among these cells.
     """
     code = number(cells.labels[label])[1]
-    linear = _guess(standardise(x.astype(np.float32)), code, folds, _make_linear)
-    vote = _guess(unit_length(x), code, folds, _make_vote)
+    linear, vote = guess_linear(x, code, folds), guess_vote(x, code, folds)
     judged = folds.number >= 0
     lineage = number(cells.lineage)[1]
 
@@ -129,8 +128,18 @@ def vote_accuracy(x: Float64[np.ndarray, "n d"], values: Shaped[np.ndarray, " n"
     folds = plan_folds(code, own) if len(np.unique(code)) > 1 else None
     if folds is None:
         return None
-    guess = _guess(unit_length(x[rows]), code, folds, _make_vote)
+    guess = guess_vote(x[rows], code, folds)
     return balanced_accuracy(guess, code, np.zeros(len(code), np.int64), np.ones((1, 1))).value
+
+
+def guess_linear(x: Float64[np.ndarray, "n d"], code: Int64[np.ndarray, " n"], folds: Folds) -> Int64[np.ndarray, " n"]:
+    """Guess the value of each judged cell by a logistic regression on the cells that are not judged with it."""
+    return _guess(standardise(x.astype(np.float32)), code, folds, _make_linear)
+
+
+def guess_vote(x: Float64[np.ndarray, "n d"], code: Int64[np.ndarray, " n"], folds: Folds) -> Int64[np.ndarray, " n"]:
+    """Guess the value of each judged cell by the nearest cells that are not judged with it."""
+    return _guess(unit_length(x), code, folds, _make_vote)
 
 
 def _make_linear(_: int) -> Any:
