@@ -12,10 +12,15 @@ import numpy as np
 import pytest
 import yaml
 
+import etl.cut.counting
+import etl.cut.moments
+import etl.cut.patches
+import etl.pack.tars
 import etl.unit.build
 import etl.unit.patches
 from dynaclr_wds.shardset import ShardSet
 from etl.build_shards import build_shards
+from etl.cut.compiled import load_compiled
 from etl.layout.groups import plan_groups
 from etl.pack.tar_headers import make_header, make_patch_headers
 from etl.source.experiments import parse_build_config
@@ -141,9 +146,22 @@ def test_headers_are_those_that_tarfile_writes():
 
     for name, size in (("0123456789abcdef.json", 0), ("0123456789abcdef.12345.npy", 2**32 + 7)):
         assert make_header(name, size) == expected(name, size)
-    headers = make_patch_headers("fedcba9876543210", 1201, 4, 777)
+    headers = make_patch_headers(["fedcba9876543210", "0123456789abcdef", "f" * 16], np.array([1201, 1, 12]), 777)
+    assert len(headers) == 1214
     for number in (0, 9, 10, 99, 1000, 1200):
         assert headers[number].tobytes() == expected(f"fedcba9876543210.{number:04d}.npy", 777)
+    assert headers[1201].tobytes() == expected("0123456789abcdef.000.npy", 777)
+    assert headers[1213].tobytes() == expected(f"{'f' * 16}.011.npy", 777)
+
+
+def test_a_set_is_the_same_without_compiled_code(
+    collection: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    assert load_compiled() is not None or shutil.which("cc") is None
+    for module in (etl.cut.counting, etl.cut.moments, etl.cut.patches, etl.pack.tars):
+        monkeypatch.setattr(module, "load_compiled", lambda: None)
+    build(collection, tmp_path / "out", **EACH_FOV)
+    assert digests(tmp_path / "out") == digests(whole)
 
 
 def test_a_stratum_holds_its_cells_of_all_groups_and_no_others(tmp_path: Path):

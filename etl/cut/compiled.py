@@ -25,7 +25,7 @@ _ARGUMENTS: Mapping[str, tuple[Any, ...]] = {
     "bin_float32": (_POINTER, _SIZE, _POINTER, _POINTER, _POINTER),
     "pick_float32": (_POINTER, _POINTER, _SIZE, _POINTER, _SIZE, _POINTER),
     "crop": (_POINTER, _POINTER, _POINTER, _SIZE, _POINTER, _POINTER, _SIZE, _POINTER, _POINTER, ctypes.c_int64),
-    "gather": (_POINTER, _SIZE, _POINTER, _SIZE, _POINTER, _SIZE),
+    "put": (_POINTER, _POINTER, _POINTER, _POINTER, _SIZE, _SIZE, _SIZE, _SIZE, _POINTER),
 }
 _RESULTS: Mapping[str, Any] = {"measure_float32": ctypes.c_int, "pick_float32": _SIZE}
 

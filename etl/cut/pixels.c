@@ -207,9 +207,17 @@ void dynaclr_crop(const char *image, const int64_t *shape, const int64_t *stride
     }
 }
 
-/* Copy things of equal size from their slots to places that lie `step` bytes apart. */
-void dynaclr_gather(const char *things, size_t size, const int64_t *slots, size_t count, char *target, size_t step)
+/* Put members of a tar to their places: each has a head of `head` bytes, a patch of `size`, and zeros up to `length`.
+ *
+ * slots: place of each patch among the patches; begins: where each member begins in `room`
+ */
+void dynaclr_put(const char *patches, const int64_t *slots, const char *heads, const int64_t *begins, size_t count,
+                 size_t size, size_t head, size_t length, char *room)
 {
-    for (size_t n = 0; n < count; n++)
-        memcpy(target + n * step, things + (size_t)slots[n] * size, size);
+    for (size_t n = 0; n < count; n++) {
+        char *const member = room + begins[n];
+        memcpy(member, heads + n * head, head);
+        memcpy(member + head, patches + (size_t)slots[n] * size, size);
+        memset(member + head + size, 0, length - head - size);
+    }
 }

@@ -7,19 +7,18 @@ may have a hundred thousand patches, so what stands in each of them is written c
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Int
 
 from dynaclr_wds.contract import STATISTICS, SUFFIXES
 from dynaclr_wds.tau import candidate_span
+from etl.pack.json_numbers import write_numbers
 from etl.pack.shard_jobs import COLUMNS, ShardJob
-
-_NULL = "null"
+from etl.pack.tar_headers import name_digits
 
 
 class ClipTexts:
@@ -29,13 +28,11 @@ class ClipTexts:
     ----------
     job
         The shard.
-    known
-        Tables of statistics of the group that were written before; filled as new ones are needed.
     """
 
-    def __init__(self, job: ShardJob, known: dict[tuple[str, int], str]) -> None:
-        self._job, self._known = job, known
-        experiment = job.experiment
+    def __init__(self, job: ShardJob) -> None:
+        self._job = job
+        experiment, most = job.experiment, int(np.diff(job.clip_first).max(initial=0))
         self._head = _inside(
             channel_names=experiment.source_channel,
             shape=experiment.shape,
@@ -43,12 +40,15 @@ class ClipTexts:
             interval_minutes=experiment.interval_minutes,
             tau_frames=experiment.tau_frames,
         )
-        columns = [_write_column(job.columns[name]) for name in COLUMNS]
-        keys = [f'"{name}":' for name in COLUMNS]
-        joined = ",".join(f"{key}%s" for key in keys)
-        self._patches = [joined % values for values in zip(*columns, strict=True)]
-        self._track_id = columns[COLUMNS.index("track_id")]
-        self._numbers = [str(number) for number in range(int(np.diff(job.clip_first).max(initial=0)))]
+        self._patches = self._write_patches(most)
+        widths = range(name_digits(1), name_digits(most) + 1)
+        self._places = {width: [f"{place:0{width}d}" for place in range(most)] for width in widths}
+        self._frames = job.frame.tolist()
+        rows, place = np.unique(job.frame, return_index=True)
+        t = job.columns["t"][place].tolist()
+        self._timepoints = {row: f'"{t}":{job.frame_tables[row]}' for row, t in zip(rows.tolist(), t, strict=True)}
+        self._codes = {name: codes.tolist() for name, codes in job.label_codes.items()}
+        self._is_constant = {name: self._find_constant(codes) for name, codes in job.label_codes.items()}
 
     def make(self, clip: int) -> bytes:
         """Make the text of one clip, of which the number in the shard is given."""
@@ -56,55 +56,75 @@ class ClipTexts:
         first, stop = job.clip_first[clip : clip + 2].tolist()
         place, experiment = int(job.clip_fov[clip]), job.experiment
         fov_name = job.fovs[place].fov_name
-        constant, varying = self._split_labels(first, stop)
         who = _inside(
             key=job.keys[clip], experiment=experiment.name, fov_name=fov_name, lineage_id=job.lineage_ids[clip]
         )
-        patches = ",".join(self._write_patches(first, stop, f"{experiment.name}/{fov_name}", varying))
-        frames = dict(zip(job.columns["t"][first:stop].tolist(), job.frame[first:stop].tolist(), strict=True))
-        timepoint = ",".join(
-            f'"{t}":{self._table("timepoint", row, job.frame_statistics[row])}' for t, row in frames.items()
-        )
-        statistics = f'"names":{_NAMES},"fov":{self._table("fov", place, job.fov_statistics[place])}'
+        labels = {
+            name: job.labels[name][self._codes[name][first]] for name in job.labels if self._is_constant[name][clip]
+        }
+        patches = self._join_patches(clip, first, stop, f"{experiment.name}/{fov_name}")
+        timepoint = ",".join([self._timepoints[row] for row in dict.fromkeys(self._frames[first:stop])])
+        statistics = f'"names":{_NAMES},"fov":{job.fov_tables[place]}'
         return (
-            f'{{{who},{self._head},"labels":{_dump(constant)},"patches":[{patches}],'
+            f'{{{who},{self._head},"labels":{_dump(labels)},"patches":[{patches}],'
             f'"statistics":{{{statistics},"timepoint":{{{timepoint}}}}}}}'
         ).encode()
 
-    def _table(self, level: str, number: int, values: Float[np.ndarray, "channels 8"]) -> str:
-        if (level, number) not in self._known:
-            rows = [",".join(_write_column(channel)) for channel in values]
-            self._known[level, number] = f"[{','.join(f'[{row}]' for row in rows)}]"
-        return self._known[level, number]
+    def _find_constant(self, codes: Int[np.ndarray, " patches"]) -> list[bool]:
+        """Say of which clips all patches have the same label."""
+        if not codes.size:
+            return []
+        first = self._job.clip_first[:-1]
+        same: list[bool] = (np.minimum.reduceat(codes, first) == np.maximum.reduceat(codes, first)).tolist()
+        return same
 
-    def _write_patches(self, first: int, stop: int, fov: str, labels: Sequence[dict[str, Any]]) -> list[str]:
+    def _join_patches(self, clip: int, first: int, stop: int, fov: str) -> str:
         """Say who is on each patch of a clip, and which patches are candidates; `fov` is `experiment/fov`."""
         job = self._job
-        low, high = candidate_span(job.columns["t"][first:stop], job.experiment.tau_frames)
-        is_sample, width, prefix = job.is_sample[first:stop].tolist(), name_digits(stop - first), _dump(f"{fov}/")[:-1]
-        texts, suffix = [], SUFFIXES[job.codec]
-        for place, (sample, begin, end) in enumerate(zip(is_sample, low.tolist(), high.tolist(), strict=True)):
-            row = first + place
-            flag, candidates = ("true", ",".join(self._numbers[begin:end])) if sample else ("false", "")
-            more = f',"labels":{_dump(labels[place])}' if labels[place] else ""
-            texts.append(
-                f'{{"file":"{place:0{width}d}{suffix}","global_track_id":{prefix}{self._track_id[row]}",'
-                f'{self._patches[row]},"is_sample":{flag},"candidates":[{candidates}]{more}}}'
+        places = self._places[name_digits(stop - first)]
+        which = f'{SUFFIXES[job.codec]}","global_track_id":{_dump(f"{fov}/")[:-1]}'
+        texts = self._patches[first:stop]
+        varying = [name for name in job.labels if not self._is_constant[name][clip]]
+        if varying:
+            labels = (
+                {name: job.labels[name][self._codes[name][row]] for name in varying} for row in range(first, stop)
             )
+            texts = [f'{text},"labels":{_dump(of_patch)}' for text, of_patch in zip(texts, labels, strict=True)]
+        return ",".join([f'{{"file":"{place}{which}{text}}}' for place, text in zip(places, texts, strict=False)])
+
+    def _write_patches(self, most: int) -> list[str]:
+        """Write what stands in each patch after `experiment/fov`; the longest clip has so many patches."""
+        job = self._job
+        columns = [write_numbers(job.columns[name]) for name in COLUMNS]
+        pieces: list[Any] = [columns[COLUMNS.index("track_id")], '",']
+        for number, (name, column) in enumerate(zip(COLUMNS, columns, strict=True)):
+            pieces += [f'{"," if number else ""}"{name}":', column]
+        pieces += [',"is_sample":', write_numbers(job.is_sample)]
+        pieces += [',"candidates":[', pa.array(self._write_candidates(most), pa.string()), "]", ""]
+        texts: list[str] = pc.binary_join_element_wise(*pieces).to_pylist()
         return texts
 
-    def _split_labels(self, first: int, stop: int) -> tuple[dict[str, str | None], list[dict[str, str | None]]]:
-        """Split the labels of a clip's patches into those that all share and, patch by patch, those that change."""
-        constant: dict[str, str | None] = {}
-        varying: list[dict[str, str | None]] = [{} for _ in range(first, stop)]
-        for name, known in self._job.labels.items():
-            codes = self._job.label_codes[name][first:stop].tolist()
-            if len(set(codes)) == 1:
-                constant[name] = known[codes[0]]
-            else:
-                for patch, code in zip(varying, codes, strict=True):
-                    patch[name] = known[code]
-        return constant, varying
+    def _write_candidates(self, most: int) -> list[str]:
+        """Write the candidates of each sample: places in its clip, one after the other."""
+        job, clip_first = self._job, self._job.clip_first
+        low, high = find_candidates(job.columns["t"], clip_first, job.experiment.tau_frames)
+        has_any: Bool[np.ndarray, " patches"] = job.is_sample & (high > low)
+        numbers = [str(number) for number in range(most)]
+        begin = np.cumsum([0, *(len(number) + 1 for number in numbers)])
+        text, begins, ends = ",".join(numbers), begin[low], begin[high] - 1
+        places = zip(begins.tolist(), np.where(has_any, ends, begins).tolist(), strict=True)
+        return [text[first:stop] for first, stop in places]
+
+
+def find_candidates(
+    t: Int[np.ndarray, " patches"], clip_first: Int[np.ndarray, " clips_and_one"], tau_frames: tuple[int, int]
+) -> tuple[Int[np.ndarray, " patches"], Int[np.ndarray, " patches"]]:
+    """Find the candidates of each patch: places in its clip, from the first on and below the second."""
+    size = np.diff(clip_first)
+    apart = int(t.max(initial=0)) + 1 + sum(map(abs, tau_frames))  # so that no clip has candidates in another one
+    first = np.repeat(clip_first[:-1], size)
+    low, high = candidate_span(t + np.repeat(np.arange(size.size) * apart, size), tau_frames)
+    return low - first, high - first
 
 
 def _dump(value: Any) -> str:
@@ -117,20 +137,3 @@ _NAMES = _dump(STATISTICS)
 def _inside(**values: Any) -> str:
     """Write the keys and values of an object, without its braces."""
     return _dump(values)[1:-1]
-
-
-def _write_column(values: Shaped[np.ndarray, " n"]) -> list[str]:
-    """Write numbers: floats as the shortest decimals that give the same float32, NaN as null."""
-    if values.dtype.kind != "f":
-        return list(map(str, values.tolist()))
-    found = pa.array(values.astype(np.float32, copy=False), from_pandas=True)  # NaN is null
-    texts = pc.cast(found, pa.string())
-    whole = pc.match_substring_regex(texts, r"^-?\d+$")
-    texts = pc.if_else(whole, pc.binary_join_element_wise(texts, "0", "."), texts)
-    written: list[str] = pc.fill_null(texts, _NULL).to_pylist()
-    return written
-
-
-def name_digits(patches: int) -> int:
-    """Width of the numbers in a clip's member names: sorted names are in stored order."""
-    return max(3, len(str(patches - 1)))

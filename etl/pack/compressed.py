@@ -10,9 +10,8 @@ from jaxtyping import UInt8
 
 from dynaclr_wds.codec import compress_patch
 from dynaclr_wds.contract import MEMBER_HEADER, SUFFIXES, npy_header
-from etl.pack.clip_json import name_digits
 from etl.pack.shard_jobs import ShardJob
-from etl.pack.tar_headers import make_header
+from etl.pack.tar_headers import make_header, name_digits
 
 
 @dataclass(slots=True)

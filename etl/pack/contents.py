@@ -11,6 +11,7 @@ from jaxtyping import Float, Int, Shaped
 
 from dynaclr_wds.contract import STATISTICS, ExperimentRecord, FovRecord, LabelRecord, shard_path
 from etl.layout.clips import Clips, Shards, member_bytes
+from etl.pack.json_numbers import write_tables
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +47,16 @@ class GroupContents:
         """Row of `fovs` of each clip: a clip is of one lineage."""
         rows: Int[np.ndarray, " clips"] = self.columns["fov_index"][self.clips.clip_head]
         return rows
+
+    @cached_property
+    def frame_tables(self) -> list[str]:
+        """Statistics of each frame, as JSON."""
+        return write_tables(self.timepoint)
+
+    @cached_property
+    def fov_tables(self) -> list[str]:
+        """Statistics of each FOV, as JSON."""
+        return write_tables(self.fov)
 
     @cached_property
     def paths(self) -> tuple[str, ...]:

@@ -40,7 +40,7 @@ from dynaclr_wds.tau import candidate_span
 from dynaclr_wds.words import count_of
 from etl.layout.clips import MEMBER_HEADER, member_bytes
 from etl.pack.cells import TrackCells, count_cells, describe_cells, list_cells
-from etl.pack.clip_json import name_digits
+from etl.pack.tar_headers import name_digits
 from etl.pack.tars import sum_channels
 from etl.run.executors import report
 

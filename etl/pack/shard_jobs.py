@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Int, Shaped
 
 from dynaclr_wds.contract import ExperimentRecord, FovRecord
 from etl.pack.contents import GroupContents
@@ -38,7 +38,8 @@ class ShardJob:
     """CSR: first clip."""
     fovs: tuple[FovRecord, ...]
     """Of the group."""
-    fov_statistics: Float[np.ndarray, "fovs channels 8"]
+    fov_tables: Sequence[str]
+    """Statistics of each FOV, as JSON."""
     labels: Mapping[str, tuple[str | None, ...]]
     """Label → its values, and None for none."""
     label_codes: Mapping[str, Int[np.ndarray, " patches"]]
@@ -46,8 +47,9 @@ class ShardJob:
     columns: Mapping[str, Shaped[np.ndarray, " patches"]]
     is_sample: Bool[np.ndarray, " patches"]
     frame: Int[np.ndarray, " patches"]
-    """Row of `frame_statistics`."""
-    frame_statistics: Float[np.ndarray, "frames channels 8"]
+    """Row of `frame_tables`."""
+    frame_tables: Sequence[str]
+    """Statistics of each frame of the group, as JSON."""
     slot: Int[np.ndarray, " patches"]
     """Place in the memory that holds the patches of the group."""
 
@@ -79,12 +81,12 @@ def plan_shard_job(contents: GroupContents, obs_slot: Int[np.ndarray, " obs"], n
         clip_fov=contents.clip_fov[first_clip:last_clip],
         block_first=shards.block_first[np.append(blocks, blocks[-1] + 1)] - first_clip,
         fovs=contents.fovs,
-        fov_statistics=contents.fov,
+        fov_tables=contents.fov_tables,
         labels={label.name: (*label.values, None) for label in contents.labels},
         label_codes=codes,
         columns={name: contents.columns[name][obs] for name in COLUMNS},
         is_sample=clips.patch_is_sample[first:last],
         frame=contents.fov_first_frame[contents.columns["fov_index"][obs]] + clips.patch_t[first:last],
-        frame_statistics=contents.timepoint,
+        frame_tables=contents.frame_tables,
         slot=obs_slot[obs],
     )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import tarfile
+from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 
 from etl.layout.clips import MEMBER_HEADER
 
@@ -34,21 +35,37 @@ def make_header(name: str, size: int) -> bytes:
     return bytes(header)
 
 
-def make_patch_headers(key: str, count: int, width: int, size: int) -> UInt8[np.ndarray, "count 512"]:
-    """Make the headers of `<key>.<number>.npy` for the numbers from 0 on.
+def make_patch_headers(keys: Sequence[str], counts: Int[np.ndarray, " clips"], size: int) -> UInt8[np.ndarray, "n 512"]:
+    """Make the headers of the patches of some clips: `<key>.<number>.npy`, numbers from 0 on in each clip.
 
     Parameters
     ----------
-    width
-        Digits of a number.
+    keys
+        Of the clips, all of the same length.
+    counts
+        Patches of each clip; the numbers of a clip have as many digits as its last one, but three at least.
     size
         Bytes of each member.
     """
-    template = np.frombuffer(make_header(f"{key}.{0:0{width}d}.npy", size), np.uint8)
-    headers = np.tile(template, (count, 1))
-    digits = np.arange(count)[:, None] // 10 ** np.arange(width)[::-1] % 10
-    first = len(key) + 1
-    headers[:, first : first + width] += digits.astype(np.uint8)
-    said = int(template[_CHECKSUM].tobytes(), 8) + digits.sum(axis=1)
+    widths = [name_digits(count) for count in counts.tolist()]
+    if len(set(widths)) > 1:
+        each = [make_patch_headers([key], counts[n : n + 1], size) for n, key in enumerate(keys)]
+        return np.concatenate(each)
+    width, length = widths[0], len(keys[0])
+    digits, first = 10 ** np.arange(width)[::-1], length + 1
+    template = np.frombuffer(make_header(f"{'0' * length}.{0:0{width}d}.npy", size), np.uint8)
+    number = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    headers = np.tile(template, (number.size, 1))
+    headers[:, :length] = np.repeat(np.frombuffer("".join(keys).encode(), np.uint8).reshape(-1, length), counts, axis=0)
+    headers[:, first : first + width] = number[:, None] // digits % 10 + ord("0")
+    end = first + width
+    said = (
+        int(template[_CHECKSUM].tobytes(), 8) - int(template[:end].sum()) + headers[:, :end].sum(axis=1, dtype=np.int64)
+    )
     headers[:, _CHECKSUM] = (said[:, None] >> _OCTAL & 7) + ord("0")
     return headers
+
+
+def name_digits(patches: int) -> int:
+    """Width of the numbers in a clip's member names: sorted names are in stored order."""
+    return max(3, len(str(patches - 1)))

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import tarfile
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +18,9 @@ import numpy as np
 from jaxtyping import Int, UInt8, UInt32, UInt64
 
 from dynaclr_wds.contract import NO_CODEC, SUFFIXES, ShardRecord, channel_checksum, checksum, npy_header
+from etl.cut.compiled import borrow, load_compiled
 from etl.layout.clips import MEMBER_HEADER, TAR_TAIL, member_bytes
-from etl.pack.clip_json import ClipTexts, name_digits
+from etl.pack.clip_json import ClipTexts
 from etl.pack.compressed import StoredPlaces, compress_block
 from etl.pack.shard_jobs import ShardJob
 from etl.pack.tar_headers import make_header, make_patch_headers
@@ -61,8 +61,8 @@ class _Sums:
     """Checksums of what was written, and where it ends."""
 
     blocks: list[int] = field(default_factory=list)
-    channels: list[list[int]] = field(default_factory=list)
-    """Of the channels of each patch."""
+    channels: list[UInt32[np.ndarray, "patches channels"]] = field(default_factory=list)
+    """Of the channels of each patch, block by block."""
     edges: list[int] = field(default_factory=lambda: [0])
     """CSR of the blocks, in bytes."""
     places: StoredPlaces = field(default_factory=StoredPlaces)
@@ -73,17 +73,13 @@ Patches = UInt8[np.ndarray, "slots bytes"]
 """The patches of a group."""
 
 
-def pack_shard(
-    job: ShardJob, patches: Patches, staged: Path, tables: dict[tuple[str, int], str], known: str = ""
-) -> PackedShard:
+def pack_shard(job: ShardJob, patches: Patches, staged: Path, known: str = "") -> PackedShard:
     """Write one shard.
 
     Parameters
     ----------
     staged
         Folder for new files of the set.
-    tables
-        As `ClipTexts` takes them; the same for all shards of a group.
     known
         Checksum of the shard that is in place. It is not written again if it would be the same.
 
@@ -92,7 +88,7 @@ def pack_shard(
     BuildError
         The disk is full, or failed.
     """
-    members = _plan_members(job, tables)
+    members = _plan_members(job)
     if known:
         with Path(os.devnull).open("wb") as nowhere:
             file = HashingFile(nowhere)
@@ -109,9 +105,9 @@ def sum_channels(data: bytes | memoryview, count: int) -> list[int]:
     return [channel_checksum(view[channel * size : (channel + 1) * size]) for channel in range(count)]
 
 
-def _plan_members(job: ShardJob, tables: dict[tuple[str, int], str]) -> _Members:
+def _plan_members(job: ShardJob) -> _Members:
     """Make the JSON of a shard's clips and find where every member will be."""
-    writer = ClipTexts(job, tables)
+    writer = ClipTexts(job)
     texts = [writer.make(clip) for clip in range(len(job.keys))]
     header = len(npy_header(job.experiment.dtype, job.experiment.shape))
     step = member_bytes(header + job.experiment.patch_bytes)  # bytes from patch to patch
@@ -124,17 +120,6 @@ def _plan_members(job: ShardJob, tables: dict[tuple[str, int], str]) -> _Members
     return _Members(texts=texts, patch_offset=offset, clip_begin=begin)
 
 
-_own = threading.local()
-
-
-def _take_room(size: int) -> UInt8[np.ndarray, " size"]:
-    """Return memory of this thread for one block, the same one again and again."""
-    room: UInt8[np.ndarray, " room"] | None = getattr(_own, "room", None)
-    if room is None or room.size < size:
-        _own.room = room = np.empty(size, np.uint8)
-    return room[:size]
-
-
 def _write_blocks(job: ShardJob, members: _Members, patches: Patches, file: HashingFile) -> _Sums:
     """Write all members, block by block."""
     sums = _Sums()
@@ -143,8 +128,9 @@ def _write_blocks(job: ShardJob, members: _Members, patches: Patches, file: Hash
         if job.codec == NO_CODEC:
             data: bytes | memoryview = _fill_block(job, members, clips, patches, sums).data
         else:
-            for row in range(*job.clip_first[[clips.start, clips.stop]].tolist()):
-                sums.channels.append(sum_channels(patches[job.slot[row]].data, job.experiment.shape[0]))
+            slots = job.slot[slice(*job.clip_first[[clips.start, clips.stop]].tolist())].tolist()
+            found = [sum_channels(patches[slot].data, job.experiment.shape[0]) for slot in slots]
+            sums.channels.append(np.array(found, np.uint32))
             data = compress_block(job, members.texts, clips, patches, file.bytes, sums.places)
         sums.blocks.append(checksum(data))
         file.write(data)
@@ -161,38 +147,49 @@ def _fill_block(
 ) -> UInt8[np.ndarray, " size"]:
     """Put the members of a block together, as they are."""
     begin, end = members.clip_begin[[clips.start, clips.stop]].tolist()
-    room = _take_room(end - begin)
+    first, last = job.clip_first[[clips.start, clips.stop]].tolist()
+    experiment, room = job.experiment, borrow("block", end - begin, np.uint8)
+    data = members.patch_offset[first:last] - begin
+    _fill_patches(job, clips, patches, room, data)
     for clip in clips:
-        at, stop = (members.clip_begin[clip : clip + 2] - begin).tolist()
-        _fill_clip(job, members.texts[clip], clip, patches, room[at:stop], sums)
+        text, stop = members.texts[clip], int(members.clip_begin[clip + 1]) - begin
+        at = stop - member_bytes(len(text))
+        written = make_header(f"{job.keys[clip]}.json", len(text)) + text
+        room[at : at + len(written)] = np.frombuffer(written, np.uint8)
+        room[at + len(written) : stop] = 0
+    size = experiment.patch_bytes // experiment.shape[0]
+    places = (data[:, None] + np.arange(experiment.shape[0]) * size).ravel().tolist()
+    found = [channel_checksum(room[at : at + size]) for at in places]
+    sums.channels.append(np.array(found, np.uint32).reshape(-1, experiment.shape[0]))
     return room
 
 
-def _fill_clip(
-    job: ShardJob, text: bytes, clip: int, patches: Patches, room: UInt8[np.ndarray, " size"], sums: _Sums
+def _fill_patches(
+    job: ShardJob, clips: range, patches: Patches, room: UInt8[np.ndarray, " size"], data: Int[np.ndarray, " patches"]
 ) -> None:
-    """Put the members of a clip together: its patches, and its JSON."""
-    first, last = job.clip_first[clip : clip + 2].tolist()
-    header, channels = npy_header(job.experiment.dtype, job.experiment.shape), job.experiment.shape[0]
-    count, size = last - first, len(header) + job.experiment.patch_bytes
-    step, data = member_bytes(size), MEMBER_HEADER + len(header)
-    members = room[: count * step].reshape(count, step)
-    members[:, :MEMBER_HEADER] = make_patch_headers(job.keys[clip], count, name_digits(count), size)
-    members[:, MEMBER_HEADER:data] = np.frombuffer(header, np.uint8)
-    members[:, MEMBER_HEADER + size :] = 0
-    for member, slot in zip(members, job.slot[first:last].tolist(), strict=True):
-        patch = patches[slot]
-        member[data : data + patch.size] = patch
-        sums.channels.append(sum_channels(patch.data, channels))
-    written = make_header(f"{job.keys[clip]}.json", len(text)) + text
-    rest = room[count * step :]
-    rest[: len(written)] = np.frombuffer(written, np.uint8)
-    rest[len(written) :] = 0
-    assert rest.size == member_bytes(len(text)), "offsets are known before writing"
+    """Put the members that hold the patches of a block to their places; `data` says where their pixels are."""
+    head, size = npy_header(job.experiment.dtype, job.experiment.shape), job.experiment.patch_bytes
+    counts = np.diff(job.clip_first[clips.start : clips.stop + 1])
+    headers = make_patch_headers(job.keys[clips.start : clips.stop], counts, len(head) + size)
+    slots = job.slot[slice(*job.clip_first[[clips.start, clips.stop]].tolist())]
+    heads = np.concatenate([headers, np.broadcast_to(np.frombuffer(head, np.uint8), (len(headers), len(head)))], axis=1)
+    begins, length = data - heads.shape[1], member_bytes(len(head) + size)
+    compiled = load_compiled()
+    if compiled is None:
+        for begin, slot, header in zip(begins.tolist(), slots.tolist(), heads, strict=True):
+            end = begin + header.size + size
+            room[begin : begin + header.size], room[begin + header.size : end] = header, patches[slot]
+            room[end : begin + length] = 0
+        return
+    compiled["put"](
+        *(array.ctypes.data for array in (patches, slots, heads, begins)),
+        *(slots.size, size, heads.shape[1], length),
+        room.ctypes.data,
+    )
 
 
 def _describe(job: ShardJob, members: _Members, file: HashingFile, sums: _Sums) -> PackedShard:
-    edges, channels = np.array(sums.edges, np.int64), np.array(sums.channels, np.uint32)
+    edges, channels = np.array(sums.edges, np.int64), np.concatenate(sums.channels)
     is_plain = job.codec == NO_CODEC
     record = ShardRecord(
         path=job.path,

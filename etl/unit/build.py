@@ -55,11 +55,10 @@ def build_unit(job: UnitJob) -> FileRecord:
     slot[order] = np.arange(order.size)
     left = _Left.of(job, done, kept)
     contents = _lay_out(job, left)
-    tables: dict[tuple[str, int], str] = {}
 
     def pack(number: int) -> PackedShard:
         known = job.in_place.get(contents.paths[number], "")
-        return pack_shard(plan_shard_job(contents, slot[kept], number), patches, job.staged, tables, known)
+        return pack_shard(plan_shard_job(contents, slot[kept], number), patches, job.staged, known)
 
     shards = share_out(pack, range(len(contents.paths)))
     return write_part(job.staged, job.part, _note(job, left, contents, shards, dropped, kept))
