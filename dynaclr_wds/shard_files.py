@@ -56,15 +56,14 @@ def find_local(root: Path) -> Manifest:
     if not path.is_file():
         raise _absent(root)
     manifest = read_manifest_file(path)
-    folder = root / manifest.folder
     for path_and_size in [(f.path, f.bytes) for f in manifest.files] + [(s.path, s.bytes) for s in manifest.shards]:
-        check_size(folder / path_and_size[0], path_and_size[1])
+        check_size(root / path_and_size[0], path_and_size[1])
     return manifest
 
 
 def list_arrays(manifest: Manifest) -> list[FileRecord]:
     """List the files of the index that are mapped, the largest first."""
-    paths = {contract.array_path(name) for name in contract.array_dtypes(manifest)}
+    paths = {manifest.index_file(contract.array_path(name)) for name in contract.array_dtypes(manifest)}
     return sorted((file for file in manifest.files if file.path in paths), key=lambda file: -file.bytes)
 
 
@@ -95,7 +94,6 @@ def find_remote(root: Location, options: StorageOptions, cache_dir: str | Path |
     """
     storage = Storage(root, options)
     content, manifest = read_manifest(storage)
-    storage = enter_folder(storage, manifest)
     listed = _list_files(storage, manifest)
     index = IndexCache(storage, content, cache_dir)
     index.fetch(list_arrays(manifest), listed, verify=verify)
@@ -124,11 +122,6 @@ def read_manifest(storage: Storage) -> tuple[bytes, Manifest]:
             if last:
                 raise
     raise AssertionError("never reached")
-
-
-def enter_folder(storage: Storage, manifest: Manifest) -> Storage:
-    """Return the storage in which the paths of a manifest are names; `storage` is that of the manifest itself."""
-    return Storage(storage.root / manifest.folder, storage.options) if manifest.folder else storage
 
 
 def _list_files(storage: Storage, manifest: Manifest) -> Mapping[str, ObjectInfo] | None:

@@ -101,9 +101,9 @@ class ShardSet:
         place, remote, known = parse_place(root), None, None
         if isinstance(place, Path):
             manifest = find_local(place)
-            folder = place / manifest.folder
-            files = [place / contract.MANIFEST, *(folder / file.path for file in list_arrays(manifest))]
-            known = KnownFiles(find_memory(cache_dir), str(folder.resolve()), files)
+            folder = place
+            files = [place / contract.MANIFEST, *(place / file.path for file in list_arrays(manifest))]
+            known = KnownFiles(find_memory(cache_dir), str(place.resolve()), files)
         else:
             remote = find_remote(place, parse_options(storage_options), cache_dir, verify=verify)
             manifest, folder = remote.manifest, remote.index.folder
@@ -114,19 +114,15 @@ class ShardSet:
             raise
         return cls(root=place, manifest=manifest, arrays=arrays, remote=remote, verify=verify)
 
-    def find_table(self, path: str) -> Path:
+    def find_table(self, name: str) -> Path:
         """Return where a table of the index is on this node, such as `contract.OBSERVATIONS`."""
+        path = self.manifest.index_file(name)
         if self.remote is not None:
             return self.remote.find_table(path)
-        folder = Path(str(self.files_root))
+        folder = Path(str(self.root))
         if self.verify:
             check_contents(folder, [file for file in self.manifest.files if file.path == path])
         return folder / path
-
-    @property
-    def files_root(self) -> Place:
-        """Place that the paths of the manifest are relative to."""
-        return self.root / self.manifest.folder if self.manifest.folder else self.root
 
     @cached_property
     def z_range(self) -> tuple[int, int]:
@@ -371,7 +367,8 @@ def _map_arrays(
     is_known = known is not None and known.are_known()
     if known is not None and verify and not is_known:
         check_contents(folder, list_arrays(manifest))
-    arrays = {name: map_array(folder / contract.array_path(name)) for name in contract.array_dtypes(manifest)}
+    paths = {name: manifest.index_file(contract.array_path(name)) for name in contract.array_dtypes(manifest)}
+    arrays = {name: map_array(folder / path) for name, path in paths.items()}
     if not is_known:
         check_arrays(manifest, arrays)
         if known is not None and verify:

@@ -182,6 +182,7 @@ def test_every_thread_survives_a_failing_file(tmp_path):
 ELSEWHERE = """
 import ctypes, faulthandler, mmap, os, sys
 from dynaclr_wds.read.mapped import load_copy
+from tests.set_files import find_array
 assert load_copy() is not None
 path = sys.argv[1]
 with open(path, "w+b") as file:
@@ -333,7 +334,7 @@ def test_batches_are_the_same_whether_they_are_checked_or_not(copied):
 
 @pytest.mark.parametrize("name", [*contract.ARRAYS, "label_condition"])
 def test_no_altered_index_array_trains_silently(copied, name):
-    path = copied / f"index/arrays/{name}.npy"
+    path = find_array(copied, name)
     flip(path, path.stat().st_size - 1)
     with pytest.raises(ChecksumError, match=rf"{name}.npy: was changed after it was written, or is damaged"):
         MultiExperimentDataModule(str(copied), verify_reads=True).setup()
