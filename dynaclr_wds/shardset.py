@@ -68,6 +68,7 @@ class ShardSet:
         verify: bool = True,
         storage_options: Mapping[str, Any] | StorageOptions | None = None,
         cache_dir: str | Path | None = None,
+        version: int | None = None,
     ) -> ShardSet:
         """Open a shard set.
 
@@ -83,13 +84,16 @@ class ShardSet:
         cache_dir
             Where index files from object storage are kept on this node, and what is known of those on a disk; None =
             the cache folder of the user.
+        version
+            Version of the set that is opened (`Manifest.set_version`); None = the newest. Whatever a build adds or
+            replaces, the version that was opened is read on.
 
         Raises
         ------
         FileNotFoundError
             There is no manifest: nothing was built there, or the build did not end.
         ConfigError
-            `root` is a URL that can't be read, or there are no credentials for it.
+            `root` is a URL that can't be read, there are no credentials for it, or no such version is there.
         FormatError
             The manifest is of another format, a file is missing, of another size or dtype, or the index arrays do
             not fit each other.
@@ -100,12 +104,12 @@ class ShardSet:
         """
         place, remote, known = parse_place(root), None, None
         if isinstance(place, Path):
-            manifest = find_local(place)
+            record, manifest = find_local(place, version)
             folder = place
-            files = [place / contract.MANIFEST, *(place / file.path for file in list_arrays(manifest))]
-            known = KnownFiles(find_memory(cache_dir), str(place.resolve()), files)
+            files = [record, *(place / file.path for file in list_arrays(manifest))]
+            known = KnownFiles(find_memory(cache_dir), str(place.resolve() / manifest.index), files)
         else:
-            remote = find_remote(place, parse_options(storage_options), cache_dir, verify=verify)
+            remote = find_remote(place, parse_options(storage_options), cache_dir, version, verify=verify)
             manifest, folder = remote.manifest, remote.index.folder
         try:
             arrays = _map_arrays(folder, manifest, known, verify=verify)

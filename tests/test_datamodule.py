@@ -163,6 +163,7 @@ def test_init_exposes_all_hyperparameters():
         "cache_dir_bytes": 1 << 20,
         "on_shard_error": "substitute",
         "max_bad_fraction": 0.5,
+        "shards_version": 3,
     }
     assert set(inspect.signature(MultiExperimentDataModule).parameters) == set(wanted)
     data = MultiExperimentDataModule(**wanted)

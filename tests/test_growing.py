@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,19 +15,23 @@ import yaml
 
 import etl.unit.build
 from dynaclr_wds.contract import MANIFEST, FovRecord, Manifest
-from dynaclr_wds.errors import BuildError
+from dynaclr_wds.errors import BuildError, ConfigError
 from dynaclr_wds.file_checks import read_manifest_file
+from dynaclr_wds.set_versions import hash_content
+from dynaclr_wds.shardset import ShardSet
 from etl.build_shards import build_shards
 from etl.run.differences import compare_with
 from etl.run.progress import Progress
 from etl.source.experiments import parse_build_config
 from etl.verify import verify
 from tests.plates import make_collection
+from tests.remote import EXACT, STREAMING, assert_same, make_data, read_batches
 from tests.set_files import digests
 
 pytestmark = pytest.mark.usefixtures("without_fsync")
 
 EACH_FOV = {"group_bytes": 1}
+SMALL = {"block_bytes": 6000, "clip_anchors": 2}
 
 
 class Said(Progress):
@@ -41,7 +47,7 @@ class Said(Progress):
 @pytest.fixture(scope="module")
 def collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two experiments of three FOVs of 6 frames."""
-    return make_collection(tmp_path_factory.mktemp("growing"), shape=(6, 2, 1, 32, 32), lineages=2)
+    return make_collection(tmp_path_factory.mktemp("growing"), shape=(6, 2, 1, 32, 32), lineages=5, **SMALL)
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +72,11 @@ def change(path: Path, name: str, how: Any) -> Path:
 
 def drop_second(experiments: list[dict[str, Any]]) -> None:
     del experiments[1]
+
+
+def mark_channel(experiments: list[dict[str, Any]]) -> None:
+    drop_second(experiments)
+    experiments[0]["channel_markers"] = {"GFP": "TOMM20"}
 
 
 def watch_cuts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -100,11 +111,7 @@ def test_what_matters_to_no_shard_needs_no_flag_and_builds_nothing(
     out = Path(shutil.copytree(first, tmp_path / "out"))
     monkeypatch.setattr(etl.unit.build, "cut_fov", None)
 
-    def mark(experiments: list[dict[str, Any]]) -> None:
-        drop_second(experiments)
-        experiments[0]["channel_markers"] = {"GFP": "TOMM20"}
-
-    manifest = build(change(collection, "marked.yaml", mark), out)
+    manifest = build(change(collection, "marked.yaml", mark_channel), out)
     assert (manifest.set_version, manifest.experiments[0].markers) == (2, ("Phase", "TOMM20"))
     assert manifest.shards == read_manifest_file(first / MANIFEST).shards
 
@@ -237,3 +244,81 @@ def test_the_same_content_is_the_same_version(collection: Path, first: Path, tmp
     build(collection, out)
     build(path, out, prune=True)
     assert read_manifest_file(out / MANIFEST).set_version == 3
+
+
+def grow_copy(first: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(first, tmp_path / "out"))
+
+
+HELD_OUT = {"split": "fovs", "val_experiments": None, "val_fovs": ["experiment0/A/1/1"], "tau_range": (0.5, 1.0)}
+
+
+@pytest.mark.parametrize("mode", [EXACT, STREAMING], ids=["exact", "streaming"])
+def test_a_loader_reads_the_version_that_it_opened_to_its_end_while_the_set_grows(
+    collection: Path, first: Path, tmp_path: Path, mode: dict[str, Any]
+):
+    out, options = grow_copy(first, tmp_path), {**HELD_OUT, **mode}
+    expected = read_batches(make_data(first, **options))
+    opened = make_data(out, **options)
+    begun = iter(opened.train_dataloader())
+    read = [next(begun)]
+    build(collection, out)
+    read += begun
+    read += opened.val_dataloader()
+    assert_same(read, expected)
+    assert_same(read_batches(opened), expected)
+    assert opened.shard_set is not None
+    assert opened.shard_set.lineage_ids == ShardSet.open(first).lineage_ids  # read when it is first asked for
+    newest = make_data(out, **options)
+    assert newest.shard_set is not None
+    assert newest.shard_set.manifest.set_version == 2
+    assert newest.shard_set.experiments == ("experiment0", "experiment1")
+    earlier = make_data(out, shards_version=1, **options)
+    assert_same(read_batches(earlier), expected)
+    build(collection, out, prune=True)
+    with pytest.raises(ConfigError, match=r"there is no version 1 of the set; the newest is 2, and earlier ones are"):
+        make_data(out, shards_version=1, **options)
+
+
+def test_a_training_goes_on_with_the_content_that_it_was_begun_with(collection: Path, first: Path, tmp_path: Path):
+    out = grow_copy(first, tmp_path)
+    whole = make_data(out, **HELD_OUT)
+    assert whole.train_sampler is not None
+    rest = read_batches(whole)[2:]
+    whole.train_sampler.deliver(2)
+    state = json.loads(json.dumps(whole.state_dict()))
+    build(change(collection, "marked.yaml", mark_channel), out)  # another version, of the same content
+    again = make_data(out, **HELD_OUT)
+    again.load_state_dict(state)
+    assert_same(read_batches(again), rest)
+    build(collection, out)
+    other = make_data(out, **HELD_OUT)
+    other.load_state_dict(state)
+    said = r"written with version 1 of its shards .* opened as version 3 .*Give --data\.shards_version 1 to go on where"
+    with pytest.raises(ConfigError, match=said):
+        other.train_dataloader()
+    kept = make_data(out, shards_version=1, **HELD_OUT)
+    kept.load_state_dict(state)
+    assert_same(read_batches(kept), rest)
+
+
+def test_all_ranks_open_the_version_that_the_first_one_has_found(collection: Path, first: Path, tmp_path: Path):
+    out = grow_copy(first, tmp_path)
+    data = make_data(out, **HELD_OUT)
+    build(collection, out)
+    strategy = SimpleNamespace(broadcast=lambda _: 1)
+    data.trainer = SimpleNamespace(world_size=2, strategy=strategy)  # type: ignore[assignment]
+    assert data._open_shards().manifest.set_version == 1
+
+
+def test_pixels_that_changed_are_another_content_though_the_cells_are_the_same(collection: Path, tmp_path: Path):
+    home = Path(shutil.copytree(collection.parent, tmp_path / "home"))
+    path, out = change(home / collection.name, "first.yaml", drop_second), tmp_path / "out"
+    before = build(path, out)
+    chunks = sorted(p for p in (home / "experiment0/plate.zarr/A/1/0/0/2").rglob("*") if p.is_file())
+    first, second = chunks[0].read_bytes(), chunks[1].read_bytes()
+    chunks[0].write_bytes(second)
+    chunks[1].write_bytes(first)
+    after = build(path, out)
+    assert [p.observations for p in before.partitions] == [p.observations for p in after.partitions]
+    assert hash_content(before) != hash_content(after)
