@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -80,8 +81,9 @@ def test_changed_pixels_are_named_and_only_their_experiment_is_rebuilt(collectio
     build(collection, tmp_path / "fresh")
     assert digests(out) == digests(tmp_path / "fresh")
     _, lines = build(collection, out)
-    assert len(lines) == 1
     assert lines[0].startswith(f"{out}: up to date, nothing to do: 2 experiments, ")
+    assert re.fullmatch(r".* files \(.*\) of 1 earlier version of the set stay for .* --prune removes them\.", lines[1])
+    assert len(lines) == 2
 
 
 def test_changed_tracks_are_named_and_rebuilt(collection: Path, tmp_path: Path):

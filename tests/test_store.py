@@ -28,6 +28,7 @@ from dynaclr_wds.read.files import FileStore, check_inside
 from dynaclr_wds.read.mapped import MappedStore, load_copy
 from dynaclr_wds.shardset import ShardSet
 from dynaclr_wds.store import BlockStore, RowFailure
+from tests.set_files import find_array
 
 PAGE = 4096
 STORES = pytest.mark.parametrize("kind", [MappedStore, FileStore])
@@ -182,7 +183,6 @@ def test_every_thread_survives_a_failing_file(tmp_path):
 ELSEWHERE = """
 import ctypes, faulthandler, mmap, os, sys
 from dynaclr_wds.read.mapped import load_copy
-from tests.set_files import find_array
 assert load_copy() is not None
 path = sys.argv[1]
 with open(path, "w+b") as file:
