@@ -55,7 +55,7 @@ class LinkStorage:
     """Shards on a disk, as a storage behind a link that counts what it brings."""
 
     def __init__(self, shards: ShardSet, rate: float, delay_seconds: float) -> None:
-        self.root, self.options = Path(str(shards.files_root)), StorageOptions()
+        self.root, self.options = Path(str(shards.root)), StorageOptions()
         self._link, self._delay = Simulated(rate), delay_seconds
         self.bytes = 0
 

@@ -123,11 +123,12 @@ def write_set(
     m = source.manifest
     files = []
     for name, values in arrays.items():
-        path = target / array_path(name)
+        place = m.index_file(array_path(name))
+        path = target / place
         path.parent.mkdir(parents=True, exist_ok=True)
         np.save(path, values)
         digest = format_checksum(checksum(np.memmap(path, np.uint8)))
-        files.append(FileRecord(path=array_path(name), bytes=path.stat().st_size, xxh3=digest))
+        files.append(FileRecord(path=place, bytes=path.stat().st_size, xxh3=digest))
     for file in m.files:
         if file.path.endswith(".parquet"):
             shutil.copy(source.root / file.path, target / file.path)

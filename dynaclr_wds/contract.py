@@ -25,11 +25,13 @@ FORMAT_NAME = "dynaclr-wds"
 FORMAT_VERSION = 2
 
 MANIFEST = "manifest.json"
-OBSERVATIONS = "index/observations.parquet"
-PATCHES = "index/patches.parquet"
-STATS = "index/stats.parquet"
-ARRAYS_DIR = "index/arrays"
+VERSIONS_DIR = "versions"
+INDEX_DIR = "index"
 PARTS_DIR = "index/parts"
+OBSERVATIONS = "observations.parquet"
+PATCHES = "patches.parquet"
+STATS = "stats.parquet"
+"""Tables of the index; `Manifest.index_file` says where they are."""
 
 STATISTICS = ("mean", "std", "median", "iqr", "p1", "p99", "min", "max")
 """Last axis of the `stats_*` arrays, in this order."""
@@ -92,7 +94,7 @@ ARRAYS: dict[str, str] = {
     "stats_fov": "<f4",
     "stats_dataset": "<f4",
 }
-"""Name → dtype of every `index/arrays/<name>.npy` but the labels."""
+"""Name → dtype of every array of the index but the labels."""
 
 CODEC_ARRAYS: dict[str, str] = {
     "patch_stored": "<u4",  # (patches, C): bytes of each channel as it is stored; 0 where an experiment has fewer
@@ -109,7 +111,7 @@ MEMBER_HEADER = 512
 """Bytes of a tar member before its data."""
 
 LABEL_DTYPE = "<i4"
-"""Dtype of `index/arrays/label_<name>.npy`; a row is an observation's place in the label's values, NO_ID for null."""
+"""Dtype of the array `label_<name>`; a row is an observation's place in the label's values, NO_ID for null."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,7 +202,7 @@ class ShardRecord:
     """One tar."""
 
     path: str
-    """Relative to the manifest's `folder`, `/` as separator."""
+    """Relative to the manifest, `/` as separator."""
     partition: int
     """Row of `Manifest.partitions`."""
     bytes: int
@@ -239,6 +241,9 @@ class Manifest:
 
     format: str = FORMAT_NAME
     version: int = FORMAT_VERSION
+    """Of the format."""
+    set_version: int = 1
+    """Of the set: 1, 2, …; a build that changes anything adds one."""
     config_hash: str
     """Hash of the build config and the format version; a build with another hash is another set."""
     config: Mapping[str, Any]
@@ -251,18 +256,22 @@ class Manifest:
     """Labels that shards are partitioned by."""
     partitions: tuple[PartitionRecord, ...]
     shards: tuple[ShardRecord, ...]
+    index: str
+    """Folder of the index, named by a hash of what is in it: another version of the set has another one."""
     files: tuple[FileRecord, ...]
     sources: tuple[SourceRecord, ...]
     codec: str = NO_CODEC
     """How the patches are stored: a key of `SUFFIXES`."""
-    folder: str = ""
-    """Folder beside the manifest that holds the shards and files; empty = the manifest's own folder."""
     dropped: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """Experiment → reason → observations (or candidates, for `candidates_dropped`) left out."""
     facts: tuple[FactsRecord, ...] = ()
     """One per experiment."""
     suspicious: tuple[SuspicionRecord, ...] = ()
     """What looks wrong, in order of experiment; empty when all is well."""
+
+    def index_file(self, name: str) -> str:
+        """Path of a file of the index, such as `OBSERVATIONS` or `array_path(name)`, relative to the manifest."""
+        return f"{self.index}/{name}"
 
     def to_json(self) -> str:
         """Serialise, the same bytes for the same content; the last key is the checksum of the others."""
@@ -320,8 +329,19 @@ def array_dtypes(manifest: Manifest) -> dict[str, str]:
 
 
 def array_path(name: str) -> str:
-    """Path of an array of `ARRAYS`, relative to the manifest."""
-    return f"{ARRAYS_DIR}/{name}.npy"
+    """Path of an array, relative to the folder of the index."""
+    return f"arrays/{name}.npy"
+
+
+def version_path(number: int) -> str:
+    """Path of the manifest of an earlier version of a set, relative to the newest one's."""
+    return f"{VERSIONS_DIR}/{number}.json"
+
+
+def index_folder(checksums: Mapping[str, str]) -> str:
+    """Return the folder of an index: of its files, name → checksum."""
+    text = json.dumps(checksums, sort_keys=True, separators=(",", ":"))
+    return f"{INDEX_DIR}/{format_checksum(checksum(text.encode()))}"
 
 
 def label_array(name: str) -> str:

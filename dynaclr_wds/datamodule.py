@@ -37,6 +37,7 @@ from dynaclr_wds.read.metadata import check_meta_names
 from dynaclr_wds.read.opening import open_store
 from dynaclr_wds.read.side_stream import SideStreams
 from dynaclr_wds.read.substitution import Substitution, check_on_shard_error
+from dynaclr_wds.set_versions import check_version, describe_version
 from dynaclr_wds.shardset import ShardSet
 from dynaclr_wds.split import Side, Split
 from dynaclr_wds.split_config import EXPERIMENTS, SplitConfig
@@ -203,6 +204,8 @@ class MultiExperimentDataModule(LightningDataModule):
         run, counts it in the ledger and warns once for each shard. A server that does not answer is always an error.
     max_bad_fraction
         With "substitute": share of an epoch's samples that may be replaced; more is an error that names the shards.
+    shards_version
+        Version of the shards to read, where the set has grown since and keeps it; None = the newest.
 
     Raises
     ------
@@ -271,6 +274,7 @@ class MultiExperimentDataModule(LightningDataModule):
         cache_dir_bytes: int | str = 0,
         on_shard_error: Literal["raise", "substitute"] = "raise",
         max_bad_fraction: float = 0.01,
+        shards_version: int | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["normalizations", "augmentations", "storage_options"], logger=False)
@@ -344,6 +348,7 @@ class MultiExperimentDataModule(LightningDataModule):
         self.cache_dir_bytes = parse_limit(cache_dir_bytes)
         self.on_shard_error = on_shard_error
         self.max_bad_fraction = max_bad_fraction
+        self.shards_version = shards_version
         check_on_shard_error(on_shard_error, max_bad_fraction)
         self.shard_set: ShardSet | None = None
         self.sides: Split | None = None
@@ -427,12 +432,7 @@ class MultiExperimentDataModule(LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Open the shards and list what each split draws from."""
-        self.shard_set = shards = ShardSet.open(
-            self.shards,
-            verify=self.verify_reads is not False,
-            storage_options=self.storage_options,
-            cache_dir=self.cache_dir,
-        )
+        self.shard_set = shards = self._open_shards()
         read = self.predict_experiments if stage == "predict" else None
         crop = plan_crop(shards, self.z_range, self.yx_patch_size, read)
         self._check_final_size(shards, crop)
@@ -455,6 +455,24 @@ class MultiExperimentDataModule(LightningDataModule):
                 self._say_what_differs(shards, split)
         if stage in (None, "predict"):
             self.predict_dataset = self._dataset(crop, self.list_predicted(shards), self._predicted_choices(shards))
+
+    def _open_shards(self) -> ShardSet:
+        """Open the shards; all ranks the version that the first one has found, also where the set grows meanwhile."""
+
+        def opened(version: int | None) -> ShardSet:
+            return ShardSet.open(
+                self.shards,
+                verify=self.verify_reads is not False,
+                storage_options=self.storage_options,
+                cache_dir=self.cache_dir,
+                version=version,
+            )
+
+        shards, trainer = opened(self.shards_version), self.trainer
+        if trainer is None or trainer.world_size == 1:
+            return shards
+        common: int = trainer.strategy.broadcast(shards.manifest.set_version)
+        return shards if common == shards.manifest.set_version else opened(common)
 
     def list_predicted(self, shards: ShardSet) -> BatchPlan:
         """List the cells that prediction embeds, each once.
@@ -576,6 +594,8 @@ class MultiExperimentDataModule(LightningDataModule):
         if sampler is None or dataset is None:
             raise RuntimeError("Call setup('fit') before train_dataloader().")
         if self._state is not None:
+            assert self.shard_set is not None, "opened by setup, as the sampler was made"
+            check_version(self._state["shards"], self.shard_set.manifest, self.shard_set.root)
             sampler.load_state_dict(self._state)
             self._state = None
         if self.trainer is not None:
@@ -629,7 +649,9 @@ class MultiExperimentDataModule(LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """Where training stands in the epoch, for the checkpoint."""
-        return {} if self.train_sampler is None else dict(self.train_sampler.state_dict())
+        if self.train_sampler is None or self.shard_set is None:
+            return {}
+        return {**self.train_sampler.state_dict(), "shards": describe_version(self.shard_set.manifest)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Resume from `state_dict()` when the training loader is made next."""

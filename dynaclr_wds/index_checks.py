@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Int
 
 from dynaclr_wds.contract import MEMBER_HEADER, NO_CODEC, NO_ID, STATISTICS, Manifest, array_dtypes, label_array
+from dynaclr_wds.errors import FormatError
 from dynaclr_wds.offset_checks import Arrays, PlainOffsets, StoredOffsets, check_range, index_error, require
 
 _CHUNK = 1 << 16
@@ -35,12 +36,14 @@ def check_arrays(manifest: Manifest, arrays: Arrays) -> None:
     FormatError
         Names the first array, and the first row of it, that can't be.
     """
-    _check_shapes(manifest, arrays)
-    _check_runs(manifest, arrays)
-    _check_blocks(manifest, arrays)
-    _check_observations(manifest, arrays)
-    _check_patches(manifest, arrays)
-    _check_partitions(manifest, arrays)
+    try:
+        for check in (
+            *(_check_shapes, _check_runs, _check_blocks),
+            *(_check_observations, _check_patches, _check_partitions),
+        ):
+            check(manifest, arrays)
+    except FormatError as error:
+        raise FormatError(manifest.index_file(str(error))) from None
 
 
 def _check_shapes(manifest: Manifest, arrays: Arrays) -> None:

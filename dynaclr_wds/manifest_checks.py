@@ -129,8 +129,9 @@ def _check_manifest(manifest: Manifest, where: str) -> None:
             f"{where}: codec={manifest.codec!r:.50}, but this release reads {' and '.join(SUFFIXES)}. "
             "Build the shards again."
         )
-    if manifest.folder:
-        check_relative_path(manifest.folder, where)
+    check_relative_path(manifest.index, where)
+    if manifest.set_version < 1:
+        raise FormatError(f"{where}: set_version={manifest.set_version} must be >= 1. Build the shards again.")
     sizes = [(s.path, s.bytes) for s in manifest.shards] + [(f.path, f.bytes) for f in manifest.files]
     for path, _ in sizes:
         check_relative_path(path, where)
@@ -154,7 +155,9 @@ def _check_manifest(manifest: Manifest, where: str) -> None:
         raise FormatError(f"{where}: FOVs of {stray}, which are none of the experiments {sorted(names)}.")
     _check_partitions(manifest, where)
     _check_report(manifest, names, where)
-    missing = {array_path(name) for name in array_dtypes(manifest)} - {file.path for file in manifest.files}
+    missing = {manifest.index_file(array_path(name)) for name in array_dtypes(manifest)} - {
+        file.path for file in manifest.files
+    }
     if missing:
         raise FormatError(f"{where}: lists no {sorted(missing)[0]}. Build the shards again.")
     _check_config(manifest.config, names, where)

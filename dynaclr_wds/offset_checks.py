@@ -151,4 +151,4 @@ def require(
 
 def index_error(name: str, what: str) -> FormatError:
     """Make the error for an array."""
-    return FormatError(f"index/arrays/{name}.npy: {what}. Copy the file again, or build the shards again.")
+    return FormatError(f"arrays/{name}.npy: {what}. Copy the file again, or build the shards again.")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from dynaclr_wds import contract
 from dynaclr_wds.contract import FileRecord, Manifest
-from dynaclr_wds.errors import FormatError
+from dynaclr_wds.errors import ConfigError, FormatError
 from dynaclr_wds.file_checks import MOST_MANIFEST_BYTES, check_content, check_size, read_manifest_file
 from dynaclr_wds.manifest_checks import parse_manifest
 from dynaclr_wds.storage.client import Storage
@@ -42,13 +42,20 @@ class RemoteFiles:
         return self.index.folder / path
 
 
-def find_local(root: Path) -> Manifest:
-    """Read the manifest of a folder, and check that every file is there and of the right size.
+def find_local(root: Path, version: int | None = None) -> tuple[Path, Manifest]:
+    """Read the manifest of a folder, and check that every file is there and of the right size; return its path too.
+
+    Parameters
+    ----------
+    version
+        Of the set; None = the newest.
 
     Raises
     ------
     FileNotFoundError
         There is no manifest.
+    ConfigError
+        There is no such version.
     FormatError
         As `dynaclr_wds.shardset.ShardSet.open` says.
     """
@@ -56,15 +63,19 @@ def find_local(root: Path) -> Manifest:
     if not path.is_file():
         raise _absent(root)
     manifest = read_manifest_file(path)
-    folder = root / manifest.folder
-    for path_and_size in [(f.path, f.bytes) for f in manifest.files] + [(s.path, s.bytes) for s in manifest.shards]:
-        check_size(folder / path_and_size[0], path_and_size[1])
-    return manifest
+    if version not in (None, manifest.set_version):
+        path = root / contract.version_path(version)
+        if not path.is_file():
+            raise _no_version(root, version, manifest)
+        manifest = read_manifest_file(path)
+    for name, size in [(f.path, f.bytes) for f in manifest.files] + [(s.path, s.bytes) for s in manifest.shards]:
+        check_size(root / name, size)
+    return path, manifest
 
 
 def list_arrays(manifest: Manifest) -> list[FileRecord]:
     """List the files of the index that are mapped, the largest first."""
-    paths = {contract.array_path(name) for name in contract.array_dtypes(manifest)}
+    paths = {manifest.index_file(contract.array_path(name)) for name in contract.array_dtypes(manifest)}
     return sorted((file for file in manifest.files if file.path in paths), key=lambda file: -file.bytes)
 
 
@@ -83,8 +94,20 @@ def check_contents(folder: Path, files: Sequence[FileRecord]) -> None:
             pass
 
 
-def find_remote(root: Location, options: StorageOptions, cache_dir: str | Path | None, *, verify: bool) -> RemoteFiles:
+def find_remote(
+    root: Location,
+    options: StorageOptions,
+    cache_dir: str | Path | None,
+    version: int | None = None,
+    *,
+    verify: bool,
+) -> RemoteFiles:
     """Read the manifest of a set in object storage, and bring its index arrays to this node.
+
+    Parameters
+    ----------
+    version
+        Of the set; None = the newest.
 
     Raises
     ------
@@ -94,41 +117,47 @@ def find_remote(root: Location, options: StorageOptions, cache_dir: str | Path |
         As `dynaclr_wds.shardset.ShardSet.open` says.
     """
     storage = Storage(root, options)
-    content, manifest = read_manifest(storage)
-    storage = enter_folder(storage, manifest)
+    content, manifest = read_manifest(storage, version)
     listed = _list_files(storage, manifest)
     index = IndexCache(storage, content, cache_dir)
     index.fetch(list_arrays(manifest), listed, verify=verify)
     return RemoteFiles(storage=storage, manifest=manifest, index=index, listed=listed)
 
 
-def read_manifest(storage: Storage) -> tuple[bytes, Manifest]:
-    """Read the manifest; once more where it came damaged, as a byte may have been changed on its way.
+def read_manifest(storage: Storage, version: int | None = None) -> tuple[bytes, Manifest]:
+    """Read the manifest of a version, or of the newest one, which has to be there in any case.
 
     Raises
     ------
     FileNotFoundError
         There is none.
+    ConfigError
+        There is no such version.
     FormatError, ChecksumError, StorageError
         It can't be read, or used.
     """
-    where = str(storage.root / contract.MANIFEST)
+    try:
+        content, manifest = _read_one(storage, contract.MANIFEST)
+    except FileNotFoundError:
+        raise _absent(storage.root) from None
+    if version in (None, manifest.set_version):
+        return content, manifest
+    try:
+        return _read_one(storage, contract.version_path(version))
+    except FileNotFoundError:
+        raise _no_version(storage.root, version, manifest) from None
+
+
+def _read_one(storage: Storage, name: str) -> tuple[bytes, Manifest]:
+    """Read a manifest; once more where it came damaged, as a byte may have been changed on its way."""
     for last in (False, True):
+        content = storage.read(name, MOST_MANIFEST_BYTES)
         try:
-            content = storage.read(contract.MANIFEST, MOST_MANIFEST_BYTES)
-        except FileNotFoundError:
-            raise _absent(storage.root) from None
-        try:
-            return content, parse_manifest(content, where)
+            return content, parse_manifest(content, str(storage.root / name))
         except FormatError:
             if last:
                 raise
     raise AssertionError("never reached")
-
-
-def enter_folder(storage: Storage, manifest: Manifest) -> Storage:
-    """Return the storage in which the paths of a manifest are names; `storage` is that of the manifest itself."""
-    return Storage(storage.root / manifest.folder, storage.options) if manifest.folder else storage
 
 
 def _list_files(storage: Storage, manifest: Manifest) -> Mapping[str, ObjectInfo] | None:
@@ -162,6 +191,13 @@ def _check_listed(where: Location, found: ObjectInfo | None, size: int) -> None:
         raise FormatError(
             f"{where}: has {found.size:,} bytes, the manifest says {size:,}. Copy it again, or build the shards again."
         )
+
+
+def _no_version(root: Path | Location, version: int, newest: Manifest) -> ConfigError:
+    return ConfigError(
+        f"shards={str(root)!r}: there is no version {version} of the set; the newest is {newest.set_version}, and "
+        "earlier ones are there until a build with --prune. Leave shards_version out for the newest."
+    )
 
 
 def _absent(root: Path | Location) -> FileNotFoundError:

@@ -68,6 +68,7 @@ class ShardSet:
         verify: bool = True,
         storage_options: Mapping[str, Any] | StorageOptions | None = None,
         cache_dir: str | Path | None = None,
+        version: int | None = None,
     ) -> ShardSet:
         """Open a shard set.
 
@@ -83,13 +84,16 @@ class ShardSet:
         cache_dir
             Where index files from object storage are kept on this node, and what is known of those on a disk; None =
             the cache folder of the user.
+        version
+            Version of the set that is opened (`Manifest.set_version`); None = the newest. Whatever a build adds or
+            replaces, the version that was opened is read on.
 
         Raises
         ------
         FileNotFoundError
             There is no manifest: nothing was built there, or the build did not end.
         ConfigError
-            `root` is a URL that can't be read, or there are no credentials for it.
+            `root` is a URL that can't be read, there are no credentials for it, or no such version is there.
         FormatError
             The manifest is of another format, a file is missing, of another size or dtype, or the index arrays do
             not fit each other.
@@ -100,12 +104,12 @@ class ShardSet:
         """
         place, remote, known = parse_place(root), None, None
         if isinstance(place, Path):
-            manifest = find_local(place)
-            folder = place / manifest.folder
-            files = [place / contract.MANIFEST, *(folder / file.path for file in list_arrays(manifest))]
-            known = KnownFiles(find_memory(cache_dir), str(folder.resolve()), files)
+            record, manifest = find_local(place, version)
+            folder = place
+            files = [record, *(place / file.path for file in list_arrays(manifest))]
+            known = KnownFiles(find_memory(cache_dir), str(place.resolve() / manifest.index), files)
         else:
-            remote = find_remote(place, parse_options(storage_options), cache_dir, verify=verify)
+            remote = find_remote(place, parse_options(storage_options), cache_dir, version, verify=verify)
             manifest, folder = remote.manifest, remote.index.folder
         try:
             arrays = _map_arrays(folder, manifest, known, verify=verify)
@@ -114,19 +118,15 @@ class ShardSet:
             raise
         return cls(root=place, manifest=manifest, arrays=arrays, remote=remote, verify=verify)
 
-    def find_table(self, path: str) -> Path:
+    def find_table(self, name: str) -> Path:
         """Return where a table of the index is on this node, such as `contract.OBSERVATIONS`."""
+        path = self.manifest.index_file(name)
         if self.remote is not None:
             return self.remote.find_table(path)
-        folder = Path(str(self.files_root))
+        folder = Path(str(self.root))
         if self.verify:
             check_contents(folder, [file for file in self.manifest.files if file.path == path])
         return folder / path
-
-    @property
-    def files_root(self) -> Place:
-        """Place that the paths of the manifest are relative to."""
-        return self.root / self.manifest.folder if self.manifest.folder else self.root
 
     @cached_property
     def z_range(self) -> tuple[int, int]:
@@ -371,7 +371,8 @@ def _map_arrays(
     is_known = known is not None and known.are_known()
     if known is not None and verify and not is_known:
         check_contents(folder, list_arrays(manifest))
-    arrays = {name: map_array(folder / contract.array_path(name)) for name in contract.array_dtypes(manifest)}
+    paths = {name: manifest.index_file(contract.array_path(name)) for name in contract.array_dtypes(manifest)}
+    arrays = {name: map_array(folder / path) for name, path in paths.items()}
     if not is_known:
         check_arrays(manifest, arrays)
         if known is not None and verify:

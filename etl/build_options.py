@@ -29,8 +29,9 @@ examples:
       compare every file with its checksum, build again what is bad
 
 The command may be stopped at any time (Ctrl-C): given again, it goes on where it was. Given after it has ended, it
-looks whether plates or tracks changed since: it names them and rebuilds what they touch, or says "up to date". Options
-win over the YAML. experiments.yaml lists the experiments:
+looks whether plates or tracks changed since: it names them and rebuilds what they touch, or says "up to date". What is
+added to the YAML is built alone; to drop something, give --prune; to store cells otherwise, --replace. Options win over
+the YAML. experiments.yaml lists the experiments:
 
   experiments:
     - name: zikv_2024_11
@@ -198,7 +199,9 @@ _MAX_SHIFT = (
     "near the middle of their patch (default: a quarter of the patch's larger side; 9999 keeps all)"
 )
 SWITCHES = {
-    "replace": "replace a set of another config; what both have in common is kept",
+    "replace": "change what a set of another config holds; what both have in common is kept",
+    "prune": "drop experiments, wells and fields of view that the YAML does not list any more, and remove the files "
+    "that only earlier versions of the set need",
     "overwrite": "build everything anew, even a set that is up to date",
     "repair": "compare every file of the set with its checksum, build again what is bad",
     "trust_sources": "don't look whether plates and tracks changed since the set was built",
@@ -206,6 +209,5 @@ SWITCHES = {
 }
 _UPLOAD_SWITCHES = {
     "keep_staging": "leave the local copy where it was built",
-    "keep_replaced": "leave the objects of a set that is replaced, for trainings that still read it",
 }
 UPLOAD = ("staging", *_UPLOAD_SWITCHES)

@@ -17,6 +17,8 @@ from dynaclr_wds.program import run_command
 from dynaclr_wds.storage.location import Location, parse_place
 from etl.build_options import SWITCHES, UPLOAD, make_parser, read_build_options
 
+_WITH_PART = ("replace", "prune")
+
 if TYPE_CHECKING:
     from dynaclr_wds.contract import Manifest
     from etl.run.executors import MakeExecutor
@@ -30,6 +32,7 @@ def build_shards(
     out: str | Path | Location,
     *,
     replace: bool = False,
+    prune: bool = False,
     overwrite: bool = False,
     repair: bool = False,
     trust_sources: bool = False,
@@ -47,7 +50,11 @@ def build_shards(
     out
         Folder for it, made if absent; or a place in object storage, such as `s3://bucket/prefix`.
     replace
-        Replace a set of another config. Experiments that both have, with the same options, keep their shards.
+        Change what a set of another config holds. Groups of FOVs that both have, with the same options, keep their
+        shards. It is not needed to add experiments, wells or FOVs.
+    prune
+        Drop experiments, wells and FOVs that the config does not ask for any more, and remove the files that only
+        earlier versions of the set need. Without it, a build removes nothing that a reader may have opened.
     overwrite
         Build everything anew, even when the set is up to date.
     repair
@@ -80,6 +87,7 @@ def build_shards(
     place = parse_place(out, "out")
     mode = BuildMode(
         replace=replace or overwrite,
+        prune=prune,
         overwrite=overwrite,
         repair=repair,
         trust_sources=trust_sources,
@@ -103,6 +111,7 @@ def build_part(
     part: str,
     *,
     replace: bool = False,
+    prune: bool = False,
     progress: Progress | None = None,
     make_executor: MakeExecutor | None = None,
 ) -> None:
@@ -119,8 +128,8 @@ def build_part(
         Folder for the set; nothing in it is visible to readers before it is finished.
     part
         `i/n`, i from 1.
-    replace
-        A set of another config may be there; it stays until the new one is finished.
+    replace, prune
+        As of `build_shards`; the set that is there stays until the new one is finished.
     progress, make_executor
         As of `build_shards`.
 
@@ -141,7 +150,7 @@ def build_part(
             f"part={part} can't build to {out}: parts have to see each other's files. Build to a folder that all "
             "machines see, and copy it, the manifest last."
         )
-    mode, told = BuildMode(replace=replace), progress or Progress()
+    mode, told = BuildMode(replace=replace, prune=prune), progress or Progress()
     build_in(config, place, parse_part(part), mode, told, make_executor or ThreadUnits)
 
 
@@ -166,9 +175,8 @@ def _run(argv: Sequence[str]) -> int:
     units = Engine(name=arguments.engine, slurm=dict(arguments.slurm), dask_address=arguments.dask_address).maker()
     if arguments.part is not None:
         _refuse_with_part(arguments)
-        build_part(
-            config, arguments.out, arguments.part, replace=arguments.replace, progress=progress, make_executor=units
-        )
+        flags = {name: getattr(arguments, name) for name in _WITH_PART}
+        build_part(config, arguments.out, arguments.part, progress=progress, make_executor=units, **flags)
         return 0
     manifest = build_shards(
         config, arguments.out, progress=progress, make_executor=units, upload=_read_upload(arguments), **switches
@@ -195,9 +203,10 @@ def _read_upload(arguments: argparse.Namespace) -> UploadOptions | None:
 
 
 def _refuse_with_part(arguments: argparse.Namespace) -> None:
-    given = [name for name in (*SWITCHES, "json", *UPLOAD) if name != "replace" and getattr(arguments, name)]
+    given = [name for name in (*SWITCHES, "json", *UPLOAD) if name not in _WITH_PART and getattr(arguments, name)]
     if given:
-        raise ConfigError(f"--part goes with --replace only, not with {', '.join(f'--{name}' for name in given)}.")
+        allowed, named = (", ".join(f"--{name}" for name in names) for names in (_WITH_PART, given))
+        raise ConfigError(f"--part goes with {allowed} only, not with {named}.")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from dynaclr_wds.contract import Manifest
 from dynaclr_wds.errors import ConfigError, PlateError
 from etl.cut.faults import BlankValues, is_blank
 from etl.run.progress import summarize_dropped
+from tests.set_files import find_index
 from tests.test_build import array, build, one_plate, reference
 
 pytestmark = pytest.mark.usefixtures("without_fsync")
@@ -39,7 +40,7 @@ def test_frames_that_are_blank_go_with_their_observations_and_are_counted(tmp_pa
     manifest = build(one_plate(tmp_path, pixels), out)
     assert manifest.dropped["one"] == {"blank_channel": 3}
     assert array(out, "obs_t").tolist() == [0, 1, 3, 4, 5]
-    observations = pq.read_table(out / "index/observations.parquet").to_pylist()
+    observations = pq.read_table(find_index(out) / "observations.parquet").to_pylist()
     # two frames ahead at most: t=1 still reaches t=3; t=5 has lost its candidates
     assert [o["has_candidate"] for o in observations] == [True, True, True, True, False]
     nothing = np.isnan(array(out, "stats_timepoint")).all(axis=(1, 2))

@@ -22,7 +22,8 @@ from etl.source.experiments import parse_build_config
 from etl.source.patch_grid import PatchGrid
 from etl.verify import main as verify
 from tests.plates import table, write_experiments
-from tests.test_build import array, build, digests, one_cell, one_plate, reference
+from tests.set_files import digests, find_index
+from tests.test_build import array, build, one_cell, one_plate, reference
 from tests.test_sql import query
 
 pytestmark = pytest.mark.usefixtures("without_fsync")
@@ -69,7 +70,9 @@ def test_a_padded_patch_has_the_cell_in_the_middle_and_the_nearest_pixels_beyond
     # no padded pixel enters the statistics
     for c in range(2):
         np.testing.assert_allclose(array(out, "stats_dataset")[0, c], reference(pixels[:, c]), rtol=1e-6)
-    centres = pq.read_table(out / "index/observations.parquet", columns=["track_id", "y_clamp", "x_clamp"]).to_pylist()
+    centres = pq.read_table(
+        find_index(out) / "observations.parquet", columns=["track_id", "y_clamp", "x_clamp"]
+    ).to_pylist()
     assert {tuple(row.values()) for row in centres} == {(k, int(y), int(x)) for k, (y, x) in PLACES.items()}
     assert verify([str(out)]) == 0
     assert ShardSet.open(out).manifest.experiments[0].shape == (2, 2, *size)

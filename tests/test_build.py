@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import gc
-import hashlib
 import json
 import multiprocessing
 import os
@@ -40,9 +39,9 @@ from etl.cut.reading import plan_runs
 from etl.run.executors import Interrupted, report, run_units
 from etl.run.output import OutFolder
 from etl.run.progress import Progress
-from etl.run.update import describe_difference
 from etl.source.experiments import parse_build_config
 from tests.plates import make_collection, write_experiments, write_plate, write_tracks
+from tests.set_files import digests, find_index, load_array
 
 pytestmark = pytest.mark.usefixtures("without_fsync")
 
@@ -53,16 +52,8 @@ def build(path: Path, out: Path, **options: Any) -> Manifest:
     return build_shards(parse_build_config(path, options), out)
 
 
-def digests(out: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(out.rglob("*"))
-        if path.is_file()
-    }
-
-
 def array(out: Path, name: str) -> np.ndarray:
-    return np.load(out / "index/arrays" / f"{name}.npy")
+    return load_array(out, name)
 
 
 def read_webdataset(urls: list[str]) -> list[dict[str, Any]]:
@@ -137,8 +128,8 @@ def test_patches_equal_slices_of_the_plate(collection: Path, built: tuple[Path, 
     experiments = {e["name"]: e for e in yaml.safe_load(collection.read_text())["experiments"]}
     assert {tuple(e["channel_names"]) for e in experiments.values()} == {("Phase", "GFP"), ("GFP", "Phase")}
     assert {e.source_channel for e in manifest.experiments} == {("Phase", "GFP")}
-    observations = pq.read_table(out / "index/observations.parquet").to_pylist()
-    patches = pq.read_table(out / "index/patches.parquet").to_pylist()
+    observations = pq.read_table(find_index(out) / "observations.parquet").to_pylist()
+    patches = pq.read_table(find_index(out) / "patches.parquet").to_pylist()
     plates: dict[tuple[str, str], np.ndarray] = {}
     for patch in patches:
         seen = observations[patch["observation"]]
@@ -176,7 +167,7 @@ def test_plain_webdataset_reads_every_sample(built: tuple[Path, Manifest]):
 
 def test_the_manifest_counts_what_is_there(built: tuple[Path, Manifest]):
     out, manifest = built
-    observations = pq.read_table(out / "index/observations.parquet").to_pylist()
+    observations = pq.read_table(find_index(out) / "observations.parquet").to_pylist()
     for row, partition in enumerate(manifest.partitions):
         mine = [o for o in observations if {n: o[n] for n in manifest.shard_by} == partition.labels]
         shards = [shard for shard in manifest.shards if shard.partition == row]
@@ -262,7 +253,7 @@ def test_statistics_equal_numpy_at_every_level(collection: Path, built: tuple[Pa
         pixels = np.concatenate(seen[experiment.name])
         for c in range(2):
             np.testing.assert_allclose(array(out, "stats_dataset")[row, c], reference(pixels[:, c]), rtol=1e-6)
-    table = pq.read_table(out / "index/stats.parquet").to_pylist()
+    table = pq.read_table(find_index(out) / "stats.parquet").to_pylist()
     assert len(table) == 2 * (sum(fov.frames for fov in manifest.fovs) + len(manifest.fovs) + len(manifest.experiments))
     row = next(r for r in table if r["level"] == "fov" and r["channel"] == "GFP")
     pixels = read_plate(collection.parent, experiments[row["experiment"]], row["fov_name"])
@@ -488,13 +479,6 @@ def test_a_whole_set_is_up_to_date(collection: Path, tmp_path: Path, capsys: pyt
     assert main([str(collection), "--out", str(out), "--quiet"]) == 0
     assert digests(out) == expected
     assert capsys.readouterr() == ("", "")
-
-
-def test_what_differs_from_the_config_that_is_there_is_named() -> None:
-    stored = {"experiments": [{"name": "a", "start_hpi": 0.0}, {"name": "b"}], "yx_patch_size": [16, 16], "seed": 0}
-    asked = {"experiments": [{"name": "a", "start_hpi": 3.0}, {"name": "c"}], "yx_patch_size": [12, 12], "seed": 0}
-    said = "without c; with b; other start_hpi of a; yx_patch_size=[16, 16], asked for [12, 12]"
-    assert describe_difference(stored, asked) == said
 
 
 def test_shards_are_not_mixed_with_files_of_others(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import dynaclr_wds.read.opening
 from dynaclr_wds.addresses import DecodedAddresses
 from dynaclr_wds.codec import CodecError, compress, compress_patch, decompress, split_members
-from dynaclr_wds.contract import Manifest, array_dtypes, array_path, most_stored
+from dynaclr_wds.contract import Manifest, array_dtypes, most_stored
 from dynaclr_wds.datamodule import MultiExperimentDataModule
 from dynaclr_wds.errors import ChecksumError, ConfigError, FormatError
 from dynaclr_wds.index_checks import check_arrays
@@ -37,6 +37,7 @@ from etl.source.experiments import parse_build_config
 from tests.conftest import build
 from tests.plates import write_experiments, write_plate, write_tracks
 from tests.remote import EXACT, STREAMING, assert_same, make_data, quick, read_batches, upload
+from tests.set_files import find_array
 
 BAG: dict[str, Any] = {"channels_per_sample": 1}
 CROPPED = {"yx_patch_size": (9, 8), "z_range": (1, 3)}
@@ -293,7 +294,7 @@ def test_noise_takes_no_more_than_the_format_allows():
 )
 def test_a_forged_length_is_found_when_the_set_is_opened(compressed, name, row, value, what):
     manifest = parse_manifest((compressed / "manifest.json").read_bytes())
-    arrays = {array: np.load(compressed / array_path(array)) for array in array_dtypes(manifest)}
+    arrays = {array: np.load(find_array(compressed, array)) for array in array_dtypes(manifest)}
     check_arrays(manifest, arrays)
     arrays[name][row] = value
     with pytest.raises(FormatError, match=what):

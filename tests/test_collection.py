@@ -16,8 +16,9 @@ from etl.source.collection import is_collection
 from etl.source.experiments import parse_build_config
 from etl.verify import main as verify
 from tests.plates import write_plate, write_tracks
+from tests.set_files import digests
 from tests.test_border import stored
-from tests.test_build import build, digests, one_cell
+from tests.test_build import build, one_cell
 
 pytestmark = pytest.mark.usefixtures("without_fsync")
 

@@ -25,6 +25,7 @@ from dynaclr_wds.shardset import ShardSet
 from dynaclr_wds.train.embeddings import EmbeddingWriter
 from dynaclr_wds.transforms import NormalizeSampled
 from tests.conftest import build
+from tests.set_files import find_array, find_index
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "experiments.yaml"
 
@@ -162,6 +163,7 @@ def test_init_exposes_all_hyperparameters():
         "cache_dir_bytes": 1 << 20,
         "on_shard_error": "substitute",
         "max_bad_fraction": 0.5,
+        "shards_version": 3,
     }
     assert set(inspect.signature(MultiExperimentDataModule).parameters) == set(wanted)
     data = MultiExperimentDataModule(**wanted)
@@ -482,7 +484,7 @@ def test_channel_dropout_is_announced_once_when_training_starts(shards, single_c
 
 def test_a_divisor_of_zero_is_announced_when_training_starts(shards, tmp_path):
     copied = shutil.copytree(shards, tmp_path / "shards")
-    path = copied / "index/arrays/stats_fov.npy"
+    path = find_array(copied, "stats_fov")
     statistics = np.load(path)
     statistics[0, 1, 3] = 0.0  # IQR of channel GFP in the first FOV
     np.save(path, statistics)
@@ -581,7 +583,7 @@ def test_embeddings_say_the_lineage_and_every_label(shards, tmp_path):
     data = make(shards, batch_size=200, num_workers=0)
     trainer(tmp_path, callbacks=[EmbeddingWriter(str(path))]).predict(Mean(), datamodule=data, return_predictions=False)
     found = pq.read_table(path)
-    want = pq.read_table(shards / "index/observations.parquet")
+    want = pq.read_table(find_index(shards) / "observations.parquet")
     labels = [label.name for label in data.shard_set.manifest.labels]
     assert {"lineage_id", "experiment", "condition", "well", *labels} <= set(found.column_names)
     for name in ("lineage_id", "global_track_id", *labels):

@@ -19,7 +19,7 @@ from etl.run.engines import Engine, ProcessUnits, SubmititUnits
 from etl.source.experiments import parse_build_config
 from tests.lost_workers import die_always, die_once, fail
 from tests.plates import make_collection
-from tests.test_build import digests
+from tests.set_files import digests
 
 pytestmark = pytest.mark.usefixtures("without_fsync")
 
@@ -147,7 +147,7 @@ def test_a_part_that_is_requeued_while_its_first_copy_still_runs_harms_nothing(
     [
         (["--part", "5/4"], "part=5/4: parts are 1/4 to 4/4"),
         (["--part", "2"], "part='2' must be i/n, such as 1/4"),
-        (["--part", "1/2", "--repair"], "--part goes with --replace only, not with --repair"),
+        (["--part", "1/2", "--repair"], "--part goes with --replace, --prune only, not with --repair"),
         (["--finish", "--overwrite"], "finish builds nothing, which overwrite and repair ask for"),
         (["--slurm", "mem_gb=4"], "slurm={'mem_gb': 4} is for engine=slurm, and engine=threads"),
         (["--dask_address", "tcp://127.0.0.1:1"], "dask_address is for engine=dask, and engine=threads"),

@@ -24,6 +24,7 @@ from dynaclr_wds.suspicions import SuspicionRecord
 from etl.build_shards import build_shards
 from etl.source.experiments import parse_build_config
 from tests.plates import make_collection
+from tests.set_files import find_array, find_index
 
 FORMAT = (Path(__file__).parent.parent / "docs/FORMAT.md").read_text()
 
@@ -45,7 +46,7 @@ def manifest(shards: Path) -> Manifest:
 
 @pytest.fixture(scope="module")
 def arrays(shards: Path) -> dict[str, np.ndarray]:
-    return {name: np.load(shards / contract.ARRAYS_DIR / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
+    return {name: np.load(find_array(shards, name), mmap_mode="r") for name in ARRAYS}
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,7 @@ def test_every_column_and_key_is_documented(shards: Path, manifest: Manifest):
     for name in ("observations", "patches", "stats"):
         (row,) = re.findall(rf"^\| `{name}\.parquet` \|(.*)\|$", FORMAT, re.MULTILINE)
         others = {label.name for label in manifest.labels} - set(contract.OWN_LABELS)
-        columns = [c for c in pq.read_schema(shards / "index" / f"{name}.parquet").names if c not in others]
+        columns = [c for c in pq.read_schema(find_index(shards) / f"{name}.parquet").names if c not in others]
         assert re.findall(r"`(\w+)`", re.sub(r"\([^)]*\)", "", row)) == columns
     raw = json.loads((shards / "manifest.json").read_text())
     section = FORMAT[FORMAT.index("## manifest.json") : FORMAT.index("## Shards")]
@@ -143,7 +144,9 @@ def test_the_documented_reader_finds_the_bytes(shards: Path, manifest: Manifest,
 def test_every_channel_of_a_patch_has_its_checksum(shards: Path, manifest: Manifest, arrays: dict[str, np.ndarray]):
     """pandas and numpy find the channels; nothing of ours is asked where they are."""
     found = []
-    for (path, offset), patch in pd.read_parquet(shards / contract.PATCHES).groupby(["shard", "offset"], observed=True):
+    for (path, offset), patch in pd.read_parquet(find_index(shards) / contract.PATCHES).groupby(
+        ["shard", "offset"], observed=True
+    ):
         raw = (shards / path).read_bytes()[offset : offset + int(patch["bytes"].iloc[0])]
         pixels = np.frombuffer(raw, manifest.experiments[0].dtype).reshape(manifest.experiments[0].shape)
         sums = [xxhash.xxh3_64_hexdigest(channel.tobytes())[8:] for channel in pixels]
@@ -171,13 +174,13 @@ def test_blocks_are_whole_clips_and_valid_tar(shards: Path, manifest: Manifest, 
 
 
 def test_columns_agree_with_each_other(shards: Path, manifest: Manifest, arrays: dict[str, np.ndarray]):
-    observations = pq.read_table(shards / contract.OBSERVATIONS).to_pylist()
-    patches = pq.read_table(shards / contract.PATCHES).to_pylist()
+    observations = pq.read_table(find_index(shards) / contract.OBSERVATIONS).to_pylist()
+    patches = pq.read_table(find_index(shards) / contract.PATCHES).to_pylist()
     for row, seen in enumerate(observations):
         fov = manifest.fovs[arrays["obs_fov"][row]]
         assert (seen["observation"], seen["experiment"], seen["fov_name"]) == (row, fov.experiment, fov.fov_name)
         for label in manifest.labels:
-            code = np.load(shards / contract.array_path(contract.label_array(label.name)), mmap_mode="r")[row]
+            code = np.load(find_array(shards, contract.label_array(label.name)), mmap_mode="r")[row]
             assert seen[label.name] == (label.values[code] if code >= 0 else None)
         assert seen["global_track_id"] == f"{fov.experiment}/{fov.fov_name}/{arrays['obs_track_id'][row]}"
         assert patches[arrays["obs_patch"][row]]["observation"] == row

@@ -25,7 +25,8 @@ from etl.layout.groups import plan_groups
 from etl.pack.tar_headers import make_header, make_patch_headers
 from etl.source.experiments import parse_build_config
 from tests.plates import make_collection
-from tests.test_build import build, digests
+from tests.set_files import digests
+from tests.test_build import build
 
 pytestmark = pytest.mark.usefixtures("without_fsync")
 
@@ -89,7 +90,7 @@ def test_a_fov_that_comes_is_built_and_no_other(
         return cut_fov(job, stored)
 
     monkeypatch.setattr(etl.unit.build, "cut_fov", watched)
-    build_shards(parse_build_config(collection, EACH_FOV), out, replace=True)
+    build_shards(parse_build_config(collection, EACH_FOV), out)
     assert cut == ["A/1/1"]
     assert kept.items() <= {path.name: path.stat().st_ino for path in out.rglob("*.tar")}.items()
     assert digests(out) == digests(whole)
@@ -104,7 +105,7 @@ def test_an_option_that_no_shard_depends_on_builds_no_group(
     path = collection.with_name("marked.yaml")
     path.write_text(yaml.safe_dump(document))
     monkeypatch.setattr(etl.unit.build, "cut_fov", None)
-    manifest = build_shards(parse_build_config(path, EACH_FOV), out, replace=True)
+    manifest = build_shards(parse_build_config(path, EACH_FOV), out)
     assert manifest.experiments[0].markers == ("Phase", "TOMM20")
 
 

@@ -139,7 +139,7 @@ def test_headers_of_numpy_are_read_as_numpy_reads_them(tmp_path: Path):
 
 @pytest.mark.parametrize("content", [b"PAR1" + bytes(40) + b"PAR1", b"", bytes(1 << 20)])
 def test_tables_that_are_no_parquet_are_named(forged: Forgery, tmp_path: Path, content: bytes):
-    forged.put(OBSERVATIONS, content)
+    forged.put(forged.index_file(OBSERVATIONS), content)
     forged.seal()
     forged.write(tmp_path / "set", {})
     with pytest.raises(FormatError, match=r"observations\.parquet: the lineages can't be read"):
@@ -150,7 +150,7 @@ def test_a_table_of_other_rows_is_refused_before_it_is_read(forged: Forgery, tmp
     """A million rows of one long name are a few hundred bytes on the disk."""
     name = pa.DictionaryArray.from_arrays(np.zeros(1_000_000, np.int32), ["x" * 10_000])
     pq.write_table(pa.table({"lineage_id": name}), tmp_path / "x")
-    forged.put(OBSERVATIONS, (tmp_path / "x").read_bytes())
+    forged.put(forged.index_file(OBSERVATIONS), (tmp_path / "x").read_bytes())
     forged.seal()
     forged.write(tmp_path / "set", {})
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

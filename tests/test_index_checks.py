@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dynaclr_wds.contract import ARRAYS, Manifest, array_dtypes, array_path
+from dynaclr_wds.contract import ARRAYS, Manifest, array_dtypes
 from dynaclr_wds.errors import FormatError
 from dynaclr_wds.index_checks import check_arrays
 from dynaclr_wds.manifest_checks import parse_manifest
+from tests.set_files import find_array
 
 FREE = {"obs_track_id", "obs_parent_track_id", "obs_id", "obs_parent_id", "obs_z", "obs_y", "obs_x", "block_xxh3"}
 FREE |= {"patch_has_candidate", "patch_xxh3", "obs_z_start", "obs_z_focus"}
@@ -19,7 +20,7 @@ FREE |= {"patch_has_candidate", "patch_xxh3", "obs_z_start", "obs_z_focus"}
 
 def load(shards: Path) -> tuple[Manifest, dict[str, np.ndarray]]:
     manifest = parse_manifest((shards / "manifest.json").read_bytes())
-    return manifest, {name: np.load(shards / array_path(name)) for name in array_dtypes(manifest)}
+    return manifest, {name: np.load(find_array(shards, name)) for name in array_dtypes(manifest)}
 
 
 def test_arrays_of_a_fresh_set_pass(shards: Path):
@@ -49,7 +50,7 @@ def test_an_altered_value_is_found(shards: Path, name: str):
         changed = arrays[name].copy()
         changed[row] = ~changed[row] if changed.dtype.kind == "b" else value
         if changed[row] != arrays[name][row]:
-            with pytest.raises(FormatError, match=r"index/arrays/\w+\.npy: "):
+            with pytest.raises(FormatError, match=r"index/\w+/arrays/\w+\.npy: "):
                 check_arrays(manifest, arrays | {name: changed})
 
 

@@ -31,6 +31,7 @@ from etl.source.experiments import parse_build_config
 from etl.source.preflight import open_plates
 from etl.source.scales import fill_in_from_plates
 from tests.plates import write_experiments, write_plate, write_tracks
+from tests.set_files import find_array
 from tests.test_pages import Tags
 
 
@@ -387,7 +388,7 @@ def test_mistakes_are_answered_in_a_sentence(
     (tmp_path / "begun/.build-1").mkdir(parents=True)
     (tmp_path / "file").write_text("")
     damaged = Path(shutil.copytree(shards, tmp_path / "damaged", symlinks=True))
-    array = damaged / "index/arrays/obs_t.npy"
+    array = find_array(damaged, "obs_t")
     array.write_bytes(array.read_bytes()[:-8])
     give = "Give an experiments.yaml, or a folder that a build made."
     assert refused(tmp_path / "gone") == f"error: {tmp_path}/gone: no such file or folder. {give}\n"

@@ -18,7 +18,8 @@ from etl.run.commit import commit, finish_commits
 from etl.run.output import OutFolder
 from etl.source.experiments import parse_build_config
 from tests.plates import make_collection
-from tests.test_build import Killed, build, digests
+from tests.set_files import digests
+from tests.test_build import Killed, build
 
 pytestmark = pytest.mark.slow
 

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from dynaclr_wds import index_checks, known_files, shard_files, shardset
-from dynaclr_wds.contract import OBSERVATIONS, array_path
+from dynaclr_wds.contract import OBSERVATIONS
 from dynaclr_wds.errors import ChecksumError, FormatError
 from dynaclr_wds.shardset import ShardSet
+from tests.set_files import find_array, find_index
 from tests.test_index_checks import load
 
 
@@ -44,7 +45,7 @@ def test_arrays_are_checked_once_until_a_file_is_touched(
     ShardSet.open(copy, cache_dir=cache)
     ShardSet.open(copy, cache_dir=cache, verify=False)
     assert looked_at == []
-    path = copy / array_path("obs_t")
+    path = find_array(copy, "obs_t")
     path.write_bytes(path.read_bytes())  # the same bytes: only the times tell
     ShardSet.open(copy, cache_dir=cache)
     assert "obs_t.npy" in looked_at
@@ -82,9 +83,9 @@ def test_a_folder_that_cannot_be_written_only_costs_time(copy: Path, tmp_path: P
 
 
 def test_a_table_is_checked_when_it_is_first_read(copy: Path, tmp_path: Path) -> None:
-    data = bytearray((copy / OBSERVATIONS).read_bytes())
+    data = bytearray((find_index(copy) / OBSERVATIONS).read_bytes())
     data[len(data) // 2] ^= 1
-    (copy / OBSERVATIONS).write_bytes(data)
+    (find_index(copy) / OBSERVATIONS).write_bytes(data)
     opened = ShardSet.open(copy, cache_dir=tmp_path)
     with pytest.raises(ChecksumError, match=r"observations\.parquet: was changed after it was written"):
         _ = opened.lineage_ids
@@ -98,5 +99,5 @@ def test_an_altered_row_is_found_wherever_chunks_end(shards: Path, name: str, mo
     for row in range(0, min(len(arrays[name]), 30)):
         changed = arrays[name].copy()
         changed[row] += np.int64(1)
-        with pytest.raises(FormatError, match=r"index/arrays/\w+\.npy: "):
+        with pytest.raises(FormatError, match=r"index/\w+/arrays/\w+\.npy: "):
             index_checks.check_arrays(manifest, arrays | {name: changed})

@@ -437,7 +437,7 @@ def test_the_index_is_downloaded_once_and_again_where_it_is_damaged(url, bucket,
     again = ShardSet.open(url, storage_options=options, cache_dir=tmp_path)
     assert index_requests() == []
     assert all((first.arrays[name] == again.arrays[name]).all() for name in ("obs_t", "patch_offset"))
-    path = first.remote.index.folder / contract.array_path("obs_t")
+    path = first.remote.index.folder / first.manifest.index_file(contract.array_path("obs_t"))
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.chmod(0o644)

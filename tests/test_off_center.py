@@ -19,6 +19,7 @@ from dynaclr_wds.read.off_center import count_outside
 from dynaclr_wds.shardset import ShardSet
 from dynaclr_wds.train.engine import ContrastiveModule
 from dynaclr_wds.train.plan_verdict import PlanVerdict
+from tests.set_files import find_index
 from tests.test_build import build, one_cell, one_plate
 
 pytestmark = pytest.mark.usefixtures("without_fsync")
@@ -112,7 +113,7 @@ def test_rescaled_patches_count_in_stored_pixels(tmp_path: Path) -> None:
 
 def test_an_index_table_of_another_set_is_refused(tmp_path: Path) -> None:
     of = shards(tmp_path)
-    path = of.root / "index/observations.parquet"
+    path = find_index(of.root) / "observations.parquet"
     pq.write_table(pq.read_table(path).slice(1), path)
     with pytest.raises(FormatError, match=r"observations.parquet: was changed after it was written, or is damaged"):
         outside(of, (4, 4))

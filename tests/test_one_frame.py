@@ -30,6 +30,7 @@ from etl.source.preflight import open_plates
 from etl.source.scales import describe_intervals, fill_in_from_plates
 from etl.verify import main as verify
 from tests.plates import write_experiments, write_plate, write_tracks
+from tests.set_files import find_index
 from tests.shared_build import make_once
 from tests.test_build import build, leaves_files_open
 
@@ -82,7 +83,7 @@ def test_zero_and_left_out_are_the_same_for_one_frame_and_need_no_option(fixed: 
     assert manifest.config["on_no_anchor"] == "error"
     # neither that none has a later frame, nor that the time axis says 20 minutes
     assert manifest.suspicious == ()
-    table = pq.read_table(fixed / "shards/index/observations.parquet", columns=["hpi"])
+    table = pq.read_table(find_index(fixed / "shards") / "observations.parquet", columns=["hpi"])
     assert table["hpi"].to_pylist() == [24.0] * 48
     assert summarize_facts(manifest)[0].startswith("fixed0: one frame, pixel size unknown; 24 tracks")
     assert verify([str(fixed / "shards")]) == 0

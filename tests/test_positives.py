@@ -20,6 +20,7 @@ from dynaclr_wds.plan.index import PlanIndex
 from dynaclr_wds.plan.relatives import find_parents, on_one_line
 from dynaclr_wds.plan.sampler import FlexibleBatchSampler
 from dynaclr_wds.plan.validation import plan_validation
+from tests.set_files import find_index
 from tests.synthetic import Synthetic, index_columns, make_columns
 
 STORED = (("Phase", "GFP"), ("Phase", "RFP", "GFP"), ("Phase",))
@@ -195,7 +196,7 @@ def test_lines_of_descent_are_followed_over_generations_inside_a_field_of_view()
 
 
 def test_positives_of_real_shards_are_descendants_by_the_tables(shard_set):
-    table = pq.read_table(shard_set.root / "index/observations.parquet").to_pandas()
+    table = pq.read_table(find_index(shard_set.root) / "observations.parquet").to_pandas()
     mother = {
         (e, f, t): (e, f, p)
         for e, f, t, p in table[["experiment", "fov_name", "track_id", "parent_track_id"]].itertuples(index=False)

@@ -29,6 +29,7 @@ from dynaclr_wds.read.crop import Crop
 from dynaclr_wds.read.opening import open_store
 from dynaclr_wds.read.patches import PatchReader, level_statistics
 from tests.conftest import build, write_collection
+from tests.set_files import find_index
 from tests.shared_build import make_once
 
 pytestmark = [
@@ -160,7 +161,7 @@ def test_embeddings_are_those_of_the_trained_network_on_what_it_saw_in_training(
     assert predict("--ckpt", ckpt, "--out", "new/out.parquet", "--batch_size", "50") == 0
     said = capsys.readouterr().out
     table = pq.read_table("new/out.parquet")
-    observations = pq.read_table(shards / "index/observations.parquet")
+    observations = pq.read_table(find_index(shards) / "observations.parquet")
     assert table["observation"].to_pylist() == list(range(len(observations)))
     np.testing.assert_allclose(features_of("new/out.parquet"), embed_by_hand(shards, ckpt), rtol=1e-4, atol=1e-4)
     assert said.startswith(
@@ -173,7 +174,7 @@ def test_embeddings_are_those_of_the_trained_network_on_what_it_saw_in_training(
 def test_every_row_has_a_name_of_its_own_and_a_lineage(shards, ckpt):
     assert predict("--ckpt", ckpt, "--out", "out.parquet") == 0
     frame = pd.read_parquet("out.parquet")
-    want = pq.read_table(shards / "index/observations.parquet").to_pandas()
+    want = pq.read_table(find_index(shards) / "observations.parquet").to_pandas()
     assert frame["name"].is_unique
     first = frame.iloc[0]
     assert first["name"] == f"{first['experiment']}/{first['fov_name']}/{first['track_id']}/{first['t']}"

@@ -26,6 +26,7 @@ from dynaclr_wds.read.metadata import RowDicts
 from dynaclr_wds.read.opening import open_store
 from dynaclr_wds.read.patches import PatchReader
 from dynaclr_wds.shardset import ShardSet
+from tests.set_files import find_array, find_index
 
 WHOLE = (None, None)
 
@@ -68,7 +69,7 @@ class Plates:
 
 def test_patches_of_batches_equal_slices_of_the_plates(collection, shards, experiments):
     plates = Plates(collection.parent, experiments)
-    table = pq.read_table(shards / "index/observations.parquet").to_pylist()
+    table = pq.read_table(find_index(shards) / "observations.parquet").to_pylist()
     data = MultiExperimentDataModule(shards=str(shards), batch_size=8, tau_range=(0.5, 1.5), val_experiments=["e3"])
     data.setup("fit")
     seen = set()
@@ -96,8 +97,8 @@ def test_a_set_of_one_dtype_keeps_it(single_channel):
 
 
 def test_metadata_and_statistics_are_those_of_the_index(shards, shard_set):
-    table = pq.read_table(shards / "index/observations.parquet").to_pylist()
-    stats = pq.read_table(shards / "index/stats.parquet").to_pylist()
+    table = pq.read_table(find_index(shards) / "observations.parquet").to_pylist()
+    stats = pq.read_table(find_index(shards) / "stats.parquet").to_pylist()
     by_key = {(s["level"], s["experiment"], s["fov_name"], s["t"], s["channel"]): s for s in stats}
     rows = np.arange(0, len(shard_set.arrays["patch_obs"]), 7)
     batch = dataset(shard_set).__getitems__(BatchPlan(number=0, anchor=rows, positive=rows))
@@ -272,7 +273,7 @@ def open_unverified(root: Path) -> ShardSet:
 
 
 def test_opening_refuses_a_damaged_array(copied):
-    path = copied / "index/arrays/obs_t.npy"
+    path = find_array(copied, "obs_t")
     good, count = path.read_bytes(), len(np.load(path))
     path.write_bytes(b"\x00" * len(good))
     with pytest.raises(
@@ -307,7 +308,7 @@ def test_a_shard_that_goes_away_after_opening_is_named_with_its_member(copied):
 
 @pytest.mark.parametrize("level", ["timepoint", "fov", "dataset"])
 def test_a_statistic_that_is_not_a_number_is_refused(copied, level):
-    path = copied / f"index/arrays/stats_{level}.npy"
+    path = find_array(copied, f"stats_{level}")
     values = np.load(path)
     values[:, 1, 3] = np.nan
     np.save(path, values)
@@ -330,7 +331,7 @@ def test_threads_read_what_one_reads(shard_set):
 
 
 def test_a_patch_outside_its_shard_is_refused_before_it_is_touched(copied):
-    path = copied / "index/arrays/patch_offset.npy"
+    path = find_array(copied, "patch_offset")
     offsets = np.load(path)
     for bad in (-1, 1 << 40):
         np.save(path, np.where(np.arange(len(offsets)) == 2, bad, offsets))

@@ -44,8 +44,8 @@ from tests.servers.faults import Rule, Schedule
 from tests.servers.nginx import Nginx
 from tests.servers.proxy import Proxy
 from tests.servers.seaweedfs import ROLES, SeaweedFS
+from tests.set_files import digests, find_index, load_array
 from tests.shared_build import make_once
-from tests.test_build import digests
 from tests.test_images import write_image
 from tests.test_sources import Told
 from tests.test_track_sources import put
@@ -106,7 +106,9 @@ def build(path: Path | str, out: Path, **flags: Any) -> tuple[Manifest, list[str
 def read_manifest(out: Path) -> dict[str, Any]:
     """Read a manifest, without what names the sources."""
     manifest: dict[str, Any] = json.loads((out / "manifest.json").read_text())
-    del manifest["sources"], manifest["config_hash"], manifest["xxh3"]
+    del manifest["sources"], manifest["config_hash"], manifest["xxh3"], manifest["index"]
+    for file in manifest["files"]:
+        file["path"] = drop_digest(file["path"])
     for shard in manifest["shards"]:
         shard["path"] = drop_digest(shard["path"])
     manifest["files"] = [file for file in manifest["files"] if not is_named_by_sources(file["path"])]
@@ -123,18 +125,18 @@ def assert_same_set(out: Path, expected: Path) -> None:
     )
     assert {name for name in {**one, **other} if one.get(name) != other.get(name)} == {"manifest.json"}
     assert read_manifest(out) == read_manifest(expected)
-    tables = [pq.read_table(folder / PATCHES).drop_columns(["shard"]) for folder in (out, expected)]
+    tables = [pq.read_table(find_index(folder) / PATCHES).drop_columns(["shard"]) for folder in (out, expected)]
     assert tables[0].equals(tables[1])
 
 
 def drop_digest(path: str) -> str:
-    """Leave the digest of its group, which covers the fingerprints of the sources, out of the path of a shard."""
-    return re.sub(r"-[0-9a-f]{12}(-\d{6}\.tar)$", r"\1", path)
+    """Leave digests that cover the fingerprints of the sources out of the path of a shard or index file."""
+    return re.sub(r"-[0-9a-f]{12}(-\d{6}\.tar)$", r"\1", re.sub("^index/[0-9a-f]{16}/", "index/", path))
 
 
 def is_named_by_sources(path: str) -> bool:
     """Whether a file holds digests that cover the fingerprints of the sources."""
-    return path.startswith(PARTS_DIR) or path == PATCHES
+    return path.startswith(PARTS_DIR) or path == f"index/{PATCHES}"
 
 
 def chunks_of(bucket: Bucket, fov: str) -> list[str]:
@@ -532,7 +534,7 @@ def test_other_servers_give_the_same_pixels_and_tables(
     path = tmp_path / "e.yaml"
     path.write_text(yaml.safe_dump({**document, "storage_options": patient(there)}))
     build(path, tmp_path / "out")
-    stored = np.load(tmp_path / "out/index/arrays/obs_t.npy")
+    stored = load_array(tmp_path / "out", "obs_t")
     assert stored.tolist() == [0, 1]
     array = open_plate(entry["data_path"], options=parse_options(patient(there))).fovs["A/1/0"].array
     assert np.array_equal(read_box(array, (slice(0, 3), slice(0, 2))), pixels[:3])

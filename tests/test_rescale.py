@@ -21,8 +21,9 @@ from etl.source.experiments import parse_build_config
 from etl.source.patch_grid import PatchGrid
 from etl.verify import main as verify
 from tests.plates import write_experiments, write_plate, write_tracks
+from tests.set_files import digests, find_index
 from tests.test_border import stored
-from tests.test_build import array, build, digests, one_cell, one_plate, reference
+from tests.test_build import array, build, one_cell, one_plate, reference
 
 pytestmark = pytest.mark.usefixtures("without_fsync")
 
@@ -91,7 +92,9 @@ def test_a_shifted_patch_lies_inside_the_image_and_a_dropped_one_would_not(tmp_p
     path, pixels = plate(tmp_path)
     options = {"reference_pixel_size_um": [0.3, 0.6]}
     manifest = build(path, tmp_path / "out", **options, max_border_shift_px=9999)
-    table = pq.read_table(tmp_path / "out/index/observations.parquet", columns=["track_id", "y_clamp", "x_clamp"])
+    table = pq.read_table(
+        find_index(tmp_path / "out") / "observations.parquet", columns=["track_id", "y_clamp", "x_clamp"]
+    )
     centres = {row["track_id"]: (row["y_clamp"], row["x_clamp"]) for row in table.to_pylist()}
     assert centres == {1: (16, 16), 2: (6, 25), 3: (20, 12)}
     for (track, t), patch in stored(tmp_path / "out", manifest).items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from etl.build_shards import build_shards
 from etl.run.progress import Progress
 from etl.source.experiments import parse_build_config
 from tests.plates import make_collection
-from tests.test_build import Killed, digests
+from tests.set_files import digests, find_array
+from tests.test_build import Killed
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("without_fsync")]
 
@@ -46,7 +48,9 @@ def build(collection: Path, out: Path, **flags: Any) -> tuple[Manifest, list[str
 
 
 def inodes(out: Path) -> dict[str, int]:
-    return {str(path.relative_to(out)): path.stat().st_ino for path in sorted(out.rglob("*.tar"))}
+    """Inode of each shard of the newest version."""
+    shards = parse_manifest((out / "manifest.json").read_bytes()).shards
+    return {shard.path: (out / shard.path).stat().st_ino for shard in sorted(shards, key=lambda shard: shard.path)}
 
 
 def change_pixels(collection: Path, experiment: str, fov: str) -> None:
@@ -77,8 +81,9 @@ def test_changed_pixels_are_named_and_only_their_experiment_is_rebuilt(collectio
     build(collection, tmp_path / "fresh")
     assert digests(out) == digests(tmp_path / "fresh")
     _, lines = build(collection, out)
-    assert len(lines) == 1
     assert lines[0].startswith(f"{out}: up to date, nothing to do: 2 experiments, ")
+    assert re.fullmatch(r".* files \(.*\) of 1 earlier version of the set stay for .* --prune removes them\.", lines[1])
+    assert len(lines) == 2
 
 
 def test_changed_tracks_are_named_and_rebuilt(collection: Path, tmp_path: Path):
@@ -168,7 +173,7 @@ def test_repair_mends_what_only_a_checksum_tells(collection: Path, tmp_path: Pat
     out = tmp_path / "out"
     manifest, _ = build(collection, out)
     before = digests(out)
-    shard, array = out / manifest.shards[2].path, out / "index/arrays/stats_fov.npy"
+    shard, array = out / manifest.shards[2].path, find_array(out, "stats_fov")
     for path in (shard, array):
         data = bytearray(path.read_bytes())
         data[-1 if path == array else 3000] ^= 1
@@ -188,15 +193,18 @@ def test_an_experiment_that_is_added_leaves_the_others_as_they_are(collection: P
     short.write_text(yaml.safe_dump({**document, "experiments": document["experiments"][:1]}))
     build(short, out)
     kept = inodes(out)
-    with pytest.raises(BuildError, match="Give --replace"):
-        build(collection, out)
-    build(collection, out, replace=True)
+    build(collection, out)
     assert {path: inode for path, inode in inodes(out).items() if "experiment0" in path} == kept
     build(collection, tmp_path / "fresh")
     assert digests(out) == digests(tmp_path / "fresh")
-    build(short, out, replace=True)  # and what is gone is gone
+    lost = r"holds experiment1, which .*short\.yaml does not ask for any more\. Give --prune"
+    with pytest.raises(BuildError, match=lost):
+        build(short, out, replace=True)
+    build(short, out, prune=True)  # and what is gone is gone
     assert inodes(out) == kept
     assert not (out / "experiment1").exists()
+    build(short, tmp_path / "short")
+    assert digests(out) == digests(tmp_path / "short")
 
 
 def test_a_plate_that_changes_between_a_kill_and_the_next_run_is_cut_again(

@@ -28,6 +28,7 @@ from dynaclr_wds.read.files import FileStore, check_inside
 from dynaclr_wds.read.mapped import MappedStore, load_copy
 from dynaclr_wds.shardset import ShardSet
 from dynaclr_wds.store import BlockStore, RowFailure
+from tests.set_files import find_array
 
 PAGE = 4096
 STORES = pytest.mark.parametrize("kind", [MappedStore, FileStore])
@@ -333,7 +334,7 @@ def test_batches_are_the_same_whether_they_are_checked_or_not(copied):
 
 @pytest.mark.parametrize("name", [*contract.ARRAYS, "label_condition"])
 def test_no_altered_index_array_trains_silently(copied, name):
-    path = copied / f"index/arrays/{name}.npy"
+    path = find_array(copied, name)
     flip(path, path.stat().st_size - 1)
     with pytest.raises(ChecksumError, match=rf"{name}.npy: was changed after it was written, or is damaged"):
         MultiExperimentDataModule(str(copied), verify_reads=True).setup()

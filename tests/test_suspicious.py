@@ -31,6 +31,7 @@ from etl.source.preflight import open_plates
 from etl.source.scales import fill_in_from_plates
 from etl.suspicious.report import Report, make_report
 from tests.plates import KEEP_ALL, Rows, write_experiments, write_plate, write_tracks
+from tests.set_files import find_index
 
 pytestmark = pytest.mark.usefixtures("without_fsync")
 
@@ -486,7 +487,9 @@ def test_an_interval_that_is_not_given_is_the_plates_and_is_said(tmp_path: Path)
     assert [e["interval_minutes"] for e in manifest.config["experiments"]] == [None, 30.0]
     assert manifest.config_hash == config.token
     assert manifest.suspicious == ()
-    hpi = pq.read_table(tmp_path / "shards/index/observations.parquet", columns=["experiment", "t", "hpi"]).to_pylist()
+    hpi = pq.read_table(
+        find_index(tmp_path / "shards") / "observations.parquet", columns=["experiment", "t", "hpi"]
+    ).to_pylist()
     assert {row["hpi"] for row in hpi if row["experiment"] == "a" and row["t"] == 3} == {0.5}
 
 

@@ -29,7 +29,7 @@ from etl.run.progress import Progress
 from etl.source.experiments import parse_build_config
 from etl.verify import main, verify
 from tests.plates import make_collection, random_tracks, write_experiments, write_plate, write_tracks
-from tests.test_build import digests
+from tests.set_files import digests, find_array, find_index
 
 pytestmark = pytest.mark.usefixtures("without_fsync")
 
@@ -57,6 +57,16 @@ def shards(whole: Path, tmp_path: Path) -> Path:
 
 def read_manifest(shards: Path) -> Manifest:
     return parse_manifest((shards / "manifest.json").read_bytes())
+
+
+def name_array(shards: Path, name: str) -> str:
+    """Path of an array, as findings name it."""
+    return read_manifest(shards).index_file(array_path(name))
+
+
+def name_table(shards: Path, name: str) -> str:
+    """Path of a table, as findings name it."""
+    return read_manifest(shards).index_file(f"{name}.parquet")
 
 
 def flip(path: Path, at: int) -> None:
@@ -100,7 +110,7 @@ def test_quick_says_that_the_pixels_were_not_looked_at(whole: Path, shards: Path
 
 def test_a_flipped_payload_byte_is_found_and_mended(collection: Path, whole: Path, shards: Path):
     manifest = read_manifest(shards)
-    offset = int(np.load(shards / array_path("patch_offset"))[0])
+    offset = int(np.load(find_array(shards, "patch_offset"))[0])
     flip(shards / manifest.shards[0].path, offset + 7)
     (finding,) = verify(shards)
     assert (finding.path, finding.block) == (manifest.shards[0].path, 0)
@@ -110,9 +120,12 @@ def test_a_flipped_payload_byte_is_found_and_mended(collection: Path, whole: Pat
 
 def test_changed_pixels_name_the_patch_and_its_cell(shards: Path, capsys: pytest.CaptureFixture[str]):
     path, row, half = read_manifest(shards).shards[0].path, 5, 16 * 16 * 2  # bytes of a channel
-    offset = int(np.load(shards / array_path("patch_offset"))[row])
+    offset = int(np.load(find_array(shards, "patch_offset"))[row])
     flip(shards / path, offset + half)  # the first byte of the second channel
-    table, arrays = pq.read_table(shards / "index/observations.parquet"), ShardSet.open(shards, verify=False).arrays
+    table, arrays = (
+        pq.read_table(find_index(shards) / "observations.parquet"),
+        ShardSet.open(shards, verify=False).arrays,
+    )
     (seen,) = table.take([int(arrays["patch_obs"][row])]).to_pylist()
     (finding,) = verify(shards)
     assert (finding.path, finding.block, finding.row) == (path, 0, row)
@@ -126,9 +139,12 @@ def test_changed_pixels_name_the_patch_and_its_cell(shards: Path, capsys: pytest
 
 
 def test_changed_bytes_that_are_no_pixels_name_the_cells_of_the_block(shards: Path):
-    offset = int(np.load(shards / array_path("patch_offset"))[0])
+    offset = int(np.load(find_array(shards, "patch_offset"))[0])
     flip(shards / read_manifest(shards).shards[0].path, offset + 2 * 2 * 16 * 16 + 3)  # zeros behind the first patch
-    table, arrays = pq.read_table(shards / "index/observations.parquet"), ShardSet.open(shards, verify=False).arrays
+    table, arrays = (
+        pq.read_table(find_index(shards) / "observations.parquet"),
+        ShardSet.open(shards, verify=False).arrays,
+    )
     last = int(arrays["clip_first"][arrays["block_first"][1]])
     rows = table.take(sorted(set(arrays["patch_obs"][:last].tolist()))).to_pylist()
     (finding,) = verify(shards)
@@ -153,7 +169,7 @@ def test_frames_are_written_as_runs(t: list[int], text: str):
 
 def test_a_damaged_index_does_not_keep_the_shards_from_being_checked(shards: Path, capsys: pytest.CaptureFixture[str]):
     manifest = read_manifest(shards)
-    flip(shards / array_path("obs_y"), 200)
+    flip(find_array(shards, "obs_y"), 200)
     assert main([str(shards)]) == 1
     captured, count = capsys.readouterr(), len(manifest.shards)
     assert (
@@ -163,7 +179,7 @@ def test_a_damaged_index_does_not_keep_the_shards_from_being_checked(shards: Pat
     blocks = sum(shard.blocks for shard in manifest.shards)
     assert f"verify: {blocks}/{blocks} blocks" in captured.err
     flip(shards / manifest.shards[1].path, 5000)
-    assert [finding.path for finding in verify(shards)] == [array_path("obs_y"), manifest.shards[1].path]
+    assert [finding.path for finding in verify(shards)] == [name_array(shards, "obs_y"), manifest.shards[1].path]
 
 
 def test_a_damaged_manifest_says_that_nothing_else_was_checked(shards: Path, capsys: pytest.CaptureFixture[str]):
@@ -181,9 +197,9 @@ def test_a_damaged_manifest_says_that_nothing_else_was_checked(shards: Path, cap
     ],
 )
 def test_a_flipped_header_byte_names_the_member(collection: Path, whole: Path, shards: Path, before: int, what: str):
-    manifest, first = read_manifest(shards), np.load(shards / array_path("clip_first"))
+    manifest, first = read_manifest(shards), np.load(find_array(shards, "clip_first"))
     row = int(first[1]) - 1  # the last patch of the first clip
-    flip(shards / manifest.shards[0].path, int(np.load(shards / array_path("patch_offset"))[row]) - before)
+    flip(shards / manifest.shards[0].path, int(np.load(find_array(shards, "patch_offset"))[row]) - before)
     found = [finding for finding in verify(shards) if finding.row is not None]
     assert [(f.path, f.block, f.patch, f.row) for f in found] == [(manifest.shards[0].path, 0, row, row)]
     assert what in found[0].what
@@ -202,10 +218,10 @@ def test_a_json_that_says_something_else_is_named(shards: Path):
 
 @pytest.mark.parametrize("name", [*ARRAYS, *LABELS])
 def test_an_altered_index_array_is_found_and_mended(collection: Path, whole: Path, shards: Path, name: str):
-    path = shards / array_path(name)
+    path = find_array(shards, name)
     flip(path, path.stat().st_size - 1)
     found = verify(shards, quick=True)
-    assert [finding.path for finding in found] == [array_path(name)]
+    assert [finding.path for finding in found] == [name_array(shards, name)]
     if name in ("patch_offset", "stats_fov", "label_well"):  # one of each kind, for time
         mend(collection, shards, whole)
 
@@ -213,22 +229,22 @@ def test_an_altered_index_array_is_found_and_mended(collection: Path, whole: Pat
 def test_an_array_that_was_altered_with_its_checksum_is_found(shards: Path):
     """Somebody who also mends the manifest is caught by the clips' own word."""
     manifest = read_manifest(shards)
-    values = np.load(shards / array_path("patch_has_candidate"))
+    values = np.load(find_array(shards, "patch_has_candidate"))
     values[np.flatnonzero(values)[0]] = False
-    np.save(shards / array_path("patch_has_candidate"), values)
-    sums = {array_path("patch_has_candidate"): _sum(shards / array_path("patch_has_candidate"))}
+    np.save(find_array(shards, "patch_has_candidate"), values)
+    sums = {name_array(shards, "patch_has_candidate"): _sum(find_array(shards, "patch_has_candidate"))}
     _write_manifest(shards, manifest, sums)
     found = verify(shards)
-    tables = ["index/observations.parquet", "index/patches.parquet"]
+    tables = [f"{manifest.index}/{name}.parquet" for name in ("observations", "patches")]
     assert [f.path for f in found] == ["manifest.json", *tables, manifest.shards[0].path]
     assert "has_candidate" in found[3].what
 
 
 def test_a_wrong_checksum_of_a_channel_is_found_in_the_array(shards: Path):
     """Also where its file has the checksum that the manifest says: as if the build had written it so."""
-    path = array_path("patch_xxh3")
+    path = name_array(shards, "patch_xxh3")
     values = np.load(shards / path)
-    assert (values.dtype, values.shape) == (np.uint32, (len(np.load(shards / array_path("patch_obs"))), 2))
+    assert (values.dtype, values.shape) == (np.uint32, (len(np.load(find_array(shards, "patch_obs"))), 2))
     values[[4, 9], [1, 0]] ^= 1 << 31
     np.save(shards / path, values)
     _write_manifest(shards, read_manifest(shards), {path: _sum(shards / path)})
@@ -242,14 +258,14 @@ def test_a_wrong_checksum_of_a_channel_is_found_in_the_array(shards: Path):
 
 @pytest.mark.parametrize("name", ["obs_parent_id", "obs_z", "obs_z_start", "stats_timepoint", "obs_track"])
 def test_an_array_that_no_other_array_knows_is_compared_with_the_table(shards: Path, name: str):
-    path = array_path(name)
+    path = name_array(shards, name)
     values = np.load(shards / path)
     values.reshape(-1)[-1] += 1 if name == "obs_track" else 3
     values.reshape(-1)[-1:] = 9 if name == "obs_z" else values.reshape(-1)[-1]
     np.save(shards / path, values)
     _write_manifest(shards, read_manifest(shards), {path: _sum(shards / path)})
     table = "stats" if name.startswith("stats") else "observations"
-    assert f"index/{table}.parquet" in [finding.path for finding in verify(shards, quick=True)]
+    assert name_table(shards, table) in [finding.path for finding in verify(shards, quick=True)]
 
 
 @pytest.mark.parametrize(
@@ -263,7 +279,7 @@ def test_an_array_that_no_other_array_knows_is_compared_with_the_table(shards: P
     ],
 )
 def test_a_column_that_was_altered_with_its_checksum_is_found(shards: Path, table: str, column: str, what: str):
-    path = f"index/{table}.parquet"
+    path = name_table(shards, table)
     old = pq.read_table(shards / path)
     place = old.column_names.index(column)
     pq.write_table(old.set_column(place, column, old[column].take(list(range(len(old)))[::-1])), shards / path)
@@ -279,7 +295,7 @@ def test_a_column_that_was_altered_with_its_checksum_is_found(shards: Path, tabl
     "header", [b"(" * 20, b"{'descr': '<i4', 'fortran_order': False, 'shape': (99999999999999999999,), }"]
 )
 def test_a_header_that_numpy_stumbles_over_is_an_error_of_ours(shards: Path, header: bytes):
-    path = array_path("obs_t")
+    path = name_array(shards, "obs_t")
     data = (shards / path).read_bytes()
     (shards / path).write_bytes(data[:10] + header.ljust(117) + b"\n" + data[128:])
     _write_manifest(shards, read_manifest(shards), {path: _sum(shards / path)})
@@ -319,12 +335,13 @@ HOSTILE = {
     "slices": (("config", "z_range"), 0.5, r"config.z_range=0.5 must be null or two integers"),
     "a long path": (("shards", 0, "path"), "x" * 300, r"the path 'x+.? leaves the folder or is no plain path"),
     "half a letter": (("shards", 0, "path"), "\ud800", r"it holds half of a character"),
-    "a path twice": (("shards", 0, "path"), "index/stats.parquet", r"files must differ, but 'index/stats.parquet'"),
+    "no version": (("set_version",), 0, r"set_version=0 must be >= 1"),
+    "an index elsewhere": (("index",), "../index", r"the path '\.\./index' leaves the folder"),
     "a value twice": (("labels", 1, "values", 0), "infected", r"values of 'condition' must differ, but 'infected' is"),
     "no such value": (("partitions", 0, "labels", "condition"), "x", r"the partition .*'condition': 'x'.* must give a"),
     "a label too few": (("partitions", 0, "labels"), {}, r"the partition \{\} must give a value that is there to each"),
     "an experiment twice": (("experiments", 0, "name"), "experiment1", r"experiments must differ, but 'experiment1'"),
-    "an unlisted array": (("files", 3, "path"), "index/x", r"lists no index/arrays/\w+.npy"),
+    "an unlisted array": (("files", 3, "path"), "index/x", r"lists no index/\w+/arrays/\w+.npy"),
 }  # fmt: skip
 
 
@@ -340,6 +357,14 @@ def test_a_manifest_that_was_altered_with_its_checksum_is_refused(shards: Path, 
         ShardSet.open(shards)
     (finding,) = verify(shards)
     assert finding.path == "manifest.json"
+
+
+def test_a_manifest_that_names_a_path_twice_is_refused(shards: Path):
+    record = json.loads((shards / "manifest.json").read_text())
+    record["shards"][0]["path"] = path = record["files"][0]["path"]
+    write_record(shards, record)
+    with pytest.raises(FormatError, match=rf"files must differ, but '{path}' is there twice"):
+        ShardSet.open(shards)
 
 
 def test_a_shape_that_is_not_that_of_the_shards_is_refused(shards: Path):
@@ -398,13 +423,13 @@ def test_missing_and_short_files_are_found_and_mended(
     first, second = (shard.path for shard in read_manifest(shards).shards[:2])
     (shards / first).unlink()
     (shards / second).write_bytes((shards / second).read_bytes()[:-1])
-    (shards / "index/stats.parquet").unlink()
+    (find_index(shards) / "stats.parquet").unlink()
     assert main([str(shards), "--quick", "--json", "--quiet"]) == 1
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [(f["path"], f["what"].split(",")[0]) for f in found] == [
         (first, "is missing"),
         (second, f"has {(shards / second).stat().st_size:,} bytes".split(",")[0]),
-        ("index/stats.parquet", "is missing"),
+        (name_table(shards, "stats"), "is missing"),
     ]
     mend(collection, shards, whole)
 
@@ -462,7 +487,7 @@ def test_a_set_of_several_channel_counts_dtypes_and_labels_is_well(channels: Pat
 
 def test_channels_of_experiments_that_store_fewer_have_checksums_too(channels: Path):
     """Each patch as `tarfile` and numpy read it; what an experiment doesn't store is 0."""
-    found, expected = np.load(channels / array_path("patch_xxh3")), []
+    found, expected = np.load(find_array(channels, "patch_xxh3")), []
     for shard in read_manifest(channels).shards:
         with tarfile.open(channels / shard.path) as tar:
             for member in tar.getmembers():
@@ -479,7 +504,7 @@ def test_checksums_of_channels_are_taken_anew_from_whole_shards(
 ):
     shards = Path(shutil.copytree(channels, tmp_path / "shards"))
     monkeypatch.setattr(etl.unit.build, "cut_fov", refuse_to_cut)
-    flip(shards / array_path("patch_xxh3"), 200)
+    flip(find_array(shards, "patch_xxh3"), 200)
     said = repair(channels.parent / "experiments.yaml", shards)
     assert said[-1].startswith(f"mended. Built again: 0 of {len(read_manifest(channels).shards)} shards and 1 of ")
     assert digests(shards) == digests(channels)
@@ -499,8 +524,8 @@ def test_checksums_of_kept_shards_fit_a_set_with_more_or_fewer_channels(channels
         fresh, updated = tmp_path / f"fresh-{second}", tmp_path / f"{second}-after-{first}"
         build_shards(parse_build_config(tmp_path / f"{second}.yaml", {}), fresh)
         build_shards(parse_build_config(tmp_path / f"{first}.yaml", {}), updated)
-        build_shards(parse_build_config(tmp_path / f"{second}.yaml", {}), updated, replace=True)
-        assert np.load(updated / array_path("patch_xxh3")).shape[1] == width
+        build_shards(parse_build_config(tmp_path / f"{second}.yaml", {}), updated, prune=True)
+        assert np.load(find_array(updated, "patch_xxh3")).shape[1] == width
         assert digests(updated) == digests(fresh)
 
 
@@ -563,7 +588,7 @@ def test_a_damaged_index_is_written_again_without_the_plates(
 ):
     monkeypatch.setattr(etl.unit.build, "cut_fov", refuse_to_cut)
     for name in names:
-        (shards / array_path(name)).unlink()
+        (find_array(shards, name)).unlink()
     said = repair(collection, shards)
     assert said[-2:] == [
         "All 38 shards are whole and stay; only the index is written again.",
@@ -587,7 +612,7 @@ def test_a_repair_says_beforehand_why_groups_are_cut_again(collection: Path, who
 @pytest.mark.parametrize("place", ["pixels", "tar header", "npy header", "json", "end", "table", "array"])
 def test_one_flipped_byte_is_one_finding(shards: Path, place: str, capsys: pytest.CaptureFixture[str]):
     shard = shards / read_manifest(shards).shards[0].path
-    offset = int(np.load(shards / array_path("patch_offset"))[0])
+    offset = int(np.load(find_array(shards, "patch_offset"))[0])
     data = shard.read_bytes()
     where = {
         "pixels": (shard, offset + 9),
@@ -595,8 +620,8 @@ def test_one_flipped_byte_is_one_finding(shards: Path, place: str, capsys: pytes
         "npy header": (shard, offset - 100),
         "json": (shard, data.index(b'"is_sample"') + 2),
         "end": (shard, len(data) - 100),
-        "table": (shards / "index/observations.parquet", 2000),
-        "array": (shards / array_path("obs_t"), 200),
+        "table": (find_index(shards) / "observations.parquet", 2000),
+        "array": (find_array(shards, "obs_t"), 200),
     }
     flip(*where[place])
     (finding,) = verify(shards)
@@ -613,7 +638,7 @@ def test_a_hint_to_repair_names_the_yaml_and_the_set_as_the_user_would(
     home.mkdir()
     monkeypatch.chdir(home)
     out = Path(os.path.relpath(shards, home))
-    (shards / "index/stats.parquet").unlink()
+    (find_index(shards) / "stats.parquet").unlink()
 
     def advice() -> str:
         assert main([str(out)]) == 1

@@ -23,8 +23,9 @@ from etl.run.progress import summarize_facts
 from etl.source.experiments import parse_build_config
 from etl.verify import main as verify
 from tests.plates import write_plate
+from tests.set_files import digests, find_index
 from tests.test_border import stored
-from tests.test_build import array, build, digests, one_cell, one_plate, reference
+from tests.test_build import array, build, one_cell, one_plate, reference
 from tests.test_rescale import resampled
 
 pytestmark = pytest.mark.usefixtures("without_fsync")
@@ -59,7 +60,7 @@ def middle(t: int, track: int, pixels: np.ndarray) -> np.ndarray:
 
 def places(out: Path) -> dict[tuple[int, int], tuple[float, float | None]]:
     """(track, frame) → z_start, z_focus."""
-    rows = pq.read_table(out / "index/observations.parquet").to_pylist()
+    rows = pq.read_table(find_index(out) / "observations.parquet").to_pylist()
     return {(row["track_id"], row["t"]): (row["z_start"], row["z_focus"]) for row in rows}
 
 

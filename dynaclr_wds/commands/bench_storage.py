@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str]) -> int:
     given = make_parser().parse_args(argv)
-    from dynaclr_wds.shard_files import enter_folder, read_manifest  # not for help
+    from dynaclr_wds.shard_files import read_manifest  # not for help
     from dynaclr_wds.storage.client import Storage
     from dynaclr_wds.storage.location import parse_place
     from dynaclr_wds.storage.options import MIB, parse_options, parse_words
@@ -46,7 +46,7 @@ def _run(argv: Sequence[str]) -> int:
     storage = Storage(place, parse_options(parse_words(given.storage_options)))
     _, manifest = read_manifest(storage)
     patch = max(experiment.patch_bytes for experiment in manifest.experiments)
-    rates = measure_link(enter_folder(storage, manifest), manifest, sorted({patch, MIB, 8 * MIB}), given.seconds)
+    rates = measure_link(storage, manifest, sorted({patch, MIB, 8 * MIB}), given.seconds)
     advice = advise(rates, manifest, patch)
     if given.json:
         measured = [dataclasses.asdict(rate) for rate in rates]

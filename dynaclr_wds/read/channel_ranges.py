@@ -83,7 +83,7 @@ def name_member(shards: ShardSet, row: int) -> str:
     clip = int(a["patch_clip"][row])
     shard = shards.manifest.shards[int(a["block_shard"][a["clip_block"][clip]])]
     place = row - int(a["clip_first"][clip])
-    where, offset = shards.files_root / shard.path, int(a["patch_offset"][row])
+    where, offset = shards.root / shard.path, int(a["patch_offset"][row])
     return f"{where}, clip {clip}, patch {place:03d}, byte {offset}"
 
 

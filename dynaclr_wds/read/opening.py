@@ -27,7 +27,7 @@ def open_store(
     disk_bytes
         Of a set in object storage: bytes to keep on this node, beside its index; 0 = none.
     """
-    records, root, is_plain = shards.manifest.shards, shards.files_root, shards.manifest.codec == NO_CODEC
+    records, root, is_plain = shards.manifest.shards, shards.root, shards.manifest.codec == NO_CODEC
     if isinstance(root, Path):
         local = FileStore(root, records) if load_copy() is None else MappedStore(root, records, ask=ask)
         if is_plain:

@@ -241,7 +241,7 @@ class PatchReader:
             path, a = self._shards.manifest.shards[shard].path, self._shards.arrays
             begin, end = int(a["block_begin"][block]), int(a["block_end"][block])
             raise ChecksumError(
-                f"{self._shards.files_root / path}: block {block}, bytes {begin:,} to {end:,}, is not what was "
+                f"{self._shards.root / path}: block {block}, bytes {begin:,} to {end:,}, is not what was "
                 f"written: its checksum is {contract.format_checksum(found)}, the index says "
                 f"{contract.format_checksum(expected)}. Run `dynaclr-wds verify {self._shards.root}` to see all that "
                 "is damaged, and restore the shard or build it again."

@@ -172,7 +172,7 @@ class Substitution:
             ) from why.error
 
     def _name(self, shard: int) -> str:
-        return str(self._shards.files_root / self._shards.manifest.shards[shard].path)
+        return str(self._shards.root / self._shards.manifest.shards[shard].path)
 
     def _blocks(self, rows: Int64[np.ndarray, " b"]) -> Int64[np.ndarray, " b"]:
         a = self._shards.arrays

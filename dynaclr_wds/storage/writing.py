@@ -158,20 +158,6 @@ def _is_refused(write: Callable[[], object]) -> bool:
     return False
 
 
-def copy_object(storage: Storage, name: str, to: str) -> None:
-    """Have the server copy an object, with its metadata; the copy is visible when it is whole.
-
-    Raises
-    ------
-    FileNotFoundError
-        It is not there.
-    StorageError
-        The request failed.
-    """
-    source, target = (storage.root / name).key, (storage.root / to).key
-    storage.request(to, "", lambda store: obstore.copy(store, source, target))
-
-
 def remove(storage: Storage, names: list[str]) -> None:
     """Remove objects; those that are gone already are no error.
 

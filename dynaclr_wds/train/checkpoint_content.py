@@ -21,6 +21,7 @@ from dynaclr_wds.describe import NotDescribedError, describe, list_undescribed, 
 from dynaclr_wds.errors import CheckpointError, ConfigError
 from dynaclr_wds.plan.channels import list_positions
 from dynaclr_wds.read.crop import Shape, plan_crop
+from dynaclr_wds.set_versions import describe_version
 from dynaclr_wds.shardset import ShardSet
 from dynaclr_wds.storage.location import name_place
 from dynaclr_wds.train.checkpoint_files import load_plain
@@ -106,6 +107,7 @@ def _describe_shards(data: MultiExperimentDataModule, shards: ShardSet) -> dict[
     return {
         "folder": name_place(shards.root),
         "config_hash": shards.manifest.config_hash,
+        **describe_version(shards.manifest),
         "z_range": list(data.z_range or shards.z_range),
         "experiments": {
             e.name: {

@@ -7,7 +7,9 @@ whole or not at all.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,21 +31,42 @@ from dynaclr_wds.contract import (
     Manifest,
     SourceRecord,
     array_path,
+    index_folder,
     label_array,
     npy_header,
 )
 from etl.index import Index
 from etl.labels import label_codes
 from etl.pack.joining import JoinedParts
-from etl.run.output import writing
+from etl.run.output import naming_file, writing
 from etl.source.experiments import BuildConfig
 from etl.suspicious.report import Report
 
 _INTERNAL = ("experiment_index", "fov_index", "partition_index")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamedIndex:
+    """An index in the folder that it has in the set."""
+
+    folder: str
+    """Relative to the set, named by a hash of what is in it."""
+    files: tuple[FileRecord, ...]
+
+
+def name_index(staged: Path, written: Path, files: Sequence[FileRecord]) -> NamedIndex:
+    """Move the index that `write_index` has written to its place among staged files."""
+    folder = index_folder({file.path: file.xxh3 for file in files})
+    place = staged / folder
+    with naming_file(place):
+        shutil.rmtree(place, ignore_errors=True)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        written.rename(place)
+    return NamedIndex(folder=folder, files=tuple(replace(file, path=f"{folder}/{file.path}") for file in files))
+
+
 def write_index(staged: Path, joined: JoinedParts, index: Index) -> tuple[FileRecord, ...]:
-    """Write `index/` under a folder, but the parts; return its files."""
+    """Write the arrays and tables of an index to a folder; return its files, with paths relative to it."""
     stored = {name: dtype for name, dtype in (ARRAYS | CODEC_ARRAYS).items() if name in joined.arrays}
     files = [_write_array(staged, array_path(name), joined.arrays[name], dtype) for name, dtype in stored.items()]
     files += [
@@ -61,7 +84,8 @@ def make_manifest(
     joined: JoinedParts,
     index: Index,
     sources: Sequence[SourceRecord],
-    files: tuple[FileRecord, ...],
+    named: NamedIndex,
+    parts: Sequence[FileRecord],
     report: Report,
 ) -> Manifest:
     """Make the manifest of a set whose files are written.
@@ -82,7 +106,8 @@ def make_manifest(
         partitions=joined.partitions,
         shards=joined.shards,
         codec=config.codec,
-        files=files,
+        index=named.folder,
+        files=(*named.files, *parts),
         sources=tuple(sources),
         dropped=report.dropped,
         facts=report.facts,

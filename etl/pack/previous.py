@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from dynaclr_wds.contract import PARTS_DIR, FileRecord, Manifest, SourceRecord, group_of, shard_path
-from etl.run.commit import list_checksums, list_files
 from etl.run.set_files import SetFiles
+from etl.run.versions import list_checksums, list_files
 from etl.unit.part import Part, read_part
 
 

@@ -222,7 +222,7 @@ class _ClipReader:
             if (what := self._compare_pixels(member.pixels, row, experiment)) is None:
                 continue
             if block_is_good:
-                yield Finding(path=array_path("patch_xxh3"), row=row, what=what)
+                yield Finding(path=self._manifest.index_file(array_path("patch_xxh3")), row=row, what=what)
             else:
                 yield self._finding(f"{CHANGED} ({what})", number, row)
         try:

@@ -31,15 +31,16 @@ Columns = Mapping[str, Shaped[np.ndarray, " rows"]]
 def check_tables(folder: Path, manifest: Manifest, arrays: Arrays) -> Iterator[Finding]:
     """Compare the tables that the manifest lists with the arrays, which fit each other; `folder` holds the index."""
     listed = {file.path for file in manifest.files}
-    for path, expect in ((OBSERVATIONS, _expect_observations), (PATCHES, _expect_patches), (STATS, _expect_stats)):
+    for name, expect in ((OBSERVATIONS, _expect_observations), (PATCHES, _expect_patches), (STATS, _expect_stats)):
+        path = manifest.index_file(name)
         if path not in listed:
             yield Finding(path="manifest.json", what=f"does not list {path}")
         elif (folder / path).is_file():
             try:
                 table = _read_table(folder / path, expect(manifest, arrays))
                 found = list(_compare(path, table, expect(manifest, arrays)))
-                if path == OBSERVATIONS:
-                    found += _check_lineages(table, arrays)
+                if name == OBSERVATIONS:
+                    found += _check_lineages(path, table, arrays)
             except PARQUET_ERRORS as error:  # also when a column is looked at: its dictionary may be forged
                 yield Finding(path=path, what=f"can't be read ({error})")
             else:
@@ -97,10 +98,10 @@ def _expect_observations(manifest: Manifest, arrays: Arrays) -> dict[str, Shaped
     }
 
 
-def _check_lineages(table: Any, arrays: Arrays) -> Iterator[Finding]:
+def _check_lineages(path: str, table: Any, arrays: Arrays) -> Iterator[Finding]:
     """Check that every lineage has one `lineage_id` of its own, which the loader reads from the table."""
     if "lineage_id" not in table.column_names:
-        yield Finding(path=OBSERVATIONS, what="has no column 'lineage_id'")
+        yield Finding(path=path, what="has no column 'lineage_id'")
         return
     names = table["lineage_id"].combine_chunks()
     codes = names.indices if pa.types.is_dictionary(names.type) else names.dictionary_encode().indices
@@ -108,7 +109,7 @@ def _check_lineages(table: Any, arrays: Arrays) -> Iterator[Finding]:
         return
     pairs = np.unique(np.stack([arrays["obs_lineage"], codes.fill_null(-1).to_numpy(zero_copy_only=False)]), axis=1)
     if any(len(np.unique(side)) != pairs.shape[1] for side in pairs) or (pairs[1] < 0).any():
-        yield Finding(path=OBSERVATIONS, what="column 'lineage_id' does not name each lineage once")
+        yield Finding(path=path, what="column 'lineage_id' does not name each lineage once")
 
 
 def _expect_patches(manifest: Manifest, arrays: Arrays) -> dict[str, Shaped[np.ndarray, " rows"]]:

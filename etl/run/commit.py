@@ -1,8 +1,9 @@
-"""Puts staged files in place: replaces the set that is there by the new one.
+"""Puts staged files in place: makes another version of the set the newest one.
 
 The new manifest is first written into the work folder. From then on the set is whole, only its files lie in two places,
-and this run or a later one brings them together: the old manifest goes, every staged file gets its place, files that
-only the old set lists go, the new manifest comes last. Each step may be done twice.
+and this run or a later one brings them together: the manifest of the version before is kept under its number, every
+staged file gets its place, and the new manifest takes the place of the old one. So a reader finds a whole set at any
+moment. Each step may be done twice.
 """
 
 from __future__ import annotations
@@ -10,20 +11,22 @@ from __future__ import annotations
 from pathlib import Path
 
 from dynaclr_wds.contract import MANIFEST, Manifest
-from dynaclr_wds.errors import BuildError, FormatError
+from dynaclr_wds.errors import FormatError
 from dynaclr_wds.file_checks import read_manifest_file
 from dynaclr_wds.files import rename_whole, write_whole
 from etl.run.output import OutFolder, discard_work, file_size, naming_file
+from etl.run.versions import is_same, keep_version, list_files, list_versions, number_version
 
 _NEXT = "manifest.next"
-_OLD = "manifest.old"
 
 
-def commit(folder: OutFolder, manifest: Manifest) -> None:
-    """Put a set in place whose new files are staged; remove the work folder."""
+def commit(folder: OutFolder, manifest: Manifest) -> Manifest:
+    """Put a set in place whose new files are staged, and remove the work folder; return it with its version."""
+    numbered = number_version(manifest, _read_current(folder.out), list_versions(folder.out))
     with naming_file(folder.work / _NEXT), write_whole(folder.work / _NEXT) as file:
-        file.write(manifest.to_json().encode())
-    _carry_out(folder.out, folder.work, manifest)
+        file.write(numbered.to_json().encode())
+    _carry_out(folder.out, folder.work, numbered)
+    return numbered
 
 
 def finish_commits(folder: OutFolder) -> None:
@@ -42,14 +45,11 @@ def finish_commits(folder: OutFolder) -> None:
                 record.unlink()
 
 
-def list_files(manifest: Manifest) -> dict[str, int]:
-    """Return the path and size of every file of a set but its manifest."""
-    return {shard.path: shard.bytes for shard in manifest.shards} | {file.path: file.bytes for file in manifest.files}
-
-
-def list_checksums(manifest: Manifest) -> dict[str, str]:
-    """Return the path and checksum of every file of a set but its manifest."""
-    return {s.path: s.xxh3 for s in manifest.shards} | {f.path: f.xxh3 for f in manifest.files}
+def _read_current(out: Path) -> Manifest | None:
+    try:
+        return read_manifest_file(out / MANIFEST) if (out / MANIFEST).is_file() else None
+    except FormatError:
+        return None
 
 
 def _find_size(out: Path, work: Path, path: str) -> int:
@@ -59,47 +59,14 @@ def _find_size(out: Path, work: Path, path: str) -> int:
 
 
 def _carry_out(out: Path, work: Path, manifest: Manifest) -> None:
-    current = out / MANIFEST
-    if current.is_file():
-        with naming_file(work / _OLD), write_whole(work / _OLD) as file:
-            file.write(current.read_bytes())
-        current.unlink()
-    listed = list_files(manifest)
-    for path in listed:
+    before = _read_current(out)
+    if before is not None and not is_same(before, manifest):
+        keep_version(out)
+    for path in list_files(manifest):
         staged = work / "staged" / path
         if staged.is_file():
             with naming_file(out / path):
                 rename_whole(staged, out / path)
-    for path in set(_list_old(work / _OLD)) - set(listed):
-        remove_file(out, path)
-    with naming_file(current):
-        rename_whole(work / _NEXT, current)
+    with naming_file(out / MANIFEST):
+        rename_whole(work / _NEXT, out / MANIFEST)
     discard_work(work)
-
-
-def _list_old(path: Path) -> list[str]:
-    if not path.is_file():
-        return []
-    try:
-        old = read_manifest_file(path)
-        return [f"{old.folder}/{name}" if old.folder else name for name in list_files(old)]
-    except FormatError:
-        return []  # damaged or foreign: files of the new set have replaced those of the same name
-
-
-def remove_file(out: Path, path: str) -> None:
-    """Remove a file of a set, and the folders that it leaves empty.
-
-    Raises
-    ------
-    BuildError
-        Its path leaves the folder.
-    """
-    target = (out / path).resolve()
-    if out.resolve() not in target.parents:
-        raise BuildError(f"{out}: lists the file {path!r}, which is outside. Remove the folder by hand.")
-    target.unlink(missing_ok=True)
-    for folder in target.parents:
-        if folder == out.resolve() or not folder.is_dir() or any(folder.iterdir()):
-            break
-        folder.rmdir()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dynaclr_wds.contract import MANIFEST, Manifest
 from dynaclr_wds.words import count_of
 from etl.pack.previous import PreviousSet
-from etl.run.commit import list_checksums, list_files
+from etl.run.versions import list_checksums, list_files
 
 _MOST = 20
 """Files that are listed; the rest are counted."""

@@ -143,6 +143,11 @@ class OutFolder:
         """Folder of files that are whole and wait for the set to be."""
         return self.work / "staged"
 
+    @property
+    def index(self) -> Path:
+        """Folder of an index that is being written."""
+        return self.work / "index"
+
     @contextmanager
     def locked(self, waiting: Callable[[], None], *, shared: bool = False) -> Iterator[None]:
         """Own the folder, or share it with others who do; calls `waiting` first when another build has it.
@@ -206,6 +211,7 @@ class OutFolder:
         self.work.mkdir(parents=True, exist_ok=True)
         (self.work / _MARK).write_text(json.dumps([FORMAT_NAME, self.token]), encoding="utf-8")
         self.staged.mkdir(exist_ok=True)
+        shutil.rmtree(self.index, ignore_errors=True)
 
     def work_folders(self) -> tuple[Path, ...]:
         """Return the work folders of builds, this one's or others', that were stopped."""

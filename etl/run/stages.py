@@ -18,7 +18,7 @@ from etl.index import Index, add_stack_places, drop_observations
 from etl.layout.groups import plan_groups
 from etl.layout.jobs import estimate_bytes, plan_experiments, read_columns
 from etl.pack.joining import join_dropped, join_kept, join_parts, join_places
-from etl.pack.manifest import make_manifest, write_index
+from etl.pack.manifest import make_manifest, name_index, write_index
 from etl.pack.previous import PreviousSet, check_parts
 from etl.run.executors import MakeExecutor, run_units
 from etl.run.mending import describe_faults
@@ -113,9 +113,10 @@ class Build:
         columns = read_columns(index.observations)
         names = [self._config.experiments[group.experiment].name for group in groups]
         joined = join_parts(self._config, self._plates, self._experiments, index, list(zip(names, parts, strict=True)))
-        files = (*write_index(self._folder.staged, joined, index), *records)
+        files = write_index(self._folder.index, joined, index)
+        named = name_index(self._folder.staged, self._folder.index, files)
         report = make_report(self._config, self._plates, index, columns)
-        return make_manifest(self._config, joined, index, list(self._sources.values()), files, report)
+        return make_manifest(self._config, joined, index, list(self._sources.values()), named, records, report)
 
     def _plan_groups(self, index: Index) -> list[Group]:
         """Put the FOVs of each experiment into groups."""

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from dynaclr_wds.contract import MANIFEST, Manifest
 from dynaclr_wds.errors import BuildError, ConfigError, FormatError
@@ -20,6 +19,7 @@ from etl.index import Index
 from etl.indexing import build_index
 from etl.pack.previous import PreviousSet, read_previous
 from etl.run.commit import commit, finish_commits
+from etl.run.differences import compare_fovs, compare_with
 from etl.run.executors import MakeExecutor, ThreadUnits
 from etl.run.mending import describe_damaged_manifest, describe_faults, describe_mended
 from etl.run.output import OutFolder, discard_work
@@ -27,6 +27,14 @@ from etl.run.parts import BuildPart
 from etl.run.progress import Progress, describe_up_to_date
 from etl.run.set_files import LocalFiles
 from etl.run.stages import Build, Sources
+from etl.run.versions import (
+    describe_pruned,
+    describe_superseded,
+    list_superseded,
+    list_versions,
+    prune,
+    read_versions,
+)
 from etl.source.experiments import BuildConfig
 from etl.source.fingerprints import describe_changes, fingerprint_sources
 from etl.source.plates import Plate
@@ -40,7 +48,9 @@ class BuildMode:
     """What to do about a set that is there."""
 
     replace: bool = False
-    """Replace a set of another config."""
+    """Replace what the set holds by what another config makes of it."""
+    prune: bool = False
+    """Drop what the config does not ask for any more, and the files that only earlier versions of the set need."""
     overwrite: bool = False
     """Build everything anew, even a set that is up to date."""
     repair: bool = False
@@ -98,7 +108,17 @@ def build_set(
             say_up_to_date(str(out), built.manifest, progress)
         elif built.kept is not None and built.kept.faults:
             progress.say(describe_mended(built.kept, built.manifest))
+        _tidy(out, built.manifest, mode, progress)
         return built.manifest
+
+
+def _tidy(out: Path, manifest: Manifest, mode: BuildMode, progress: Progress) -> None:
+    """Remove what only earlier versions need, or say that it is kept."""
+    versions = len(list_versions(out))
+    if versions and mode.prune:
+        progress.say(describe_pruned(str(out), prune(out, manifest), versions))
+    elif versions:
+        progress.say(describe_superseded(str(out), list_superseded(read_versions(out), manifest), versions))
 
 
 def say_up_to_date(where: str, manifest: Manifest, progress: Progress) -> None:
@@ -148,6 +168,8 @@ def build_in(
     if previous is not None:
         for line in describe_changes(previous.sources, sources):
             progress.say(f"changed since the set was built: {line}")
+        gone = compare_fovs(previous.manifest, sources)
+        gone.refuse(previous.where, "the plate does not have", replace=mode.replace, prune=mode.prune)
         if _is_up_to_date(previous, config, mode, sources):
             if mode.repair:
                 progress.say(describe_faults(previous)[0])
@@ -163,8 +185,7 @@ def build_in(
     build = Build(config, folder, plates, sources, None if mode.overwrite else previous, progress, make_executor)
     manifest = build.run(index, finish=mode.finish)
     _refuse_moving_sources(config, sources, trusted)
-    commit(folder, manifest)
-    return Built(manifest=manifest, anew=True, kept=build.previous)
+    return Built(manifest=commit(folder, manifest), anew=True, kept=build.previous)
 
 
 def _read_index(config: BuildConfig, plates: Mapping[str, Plate], progress: Progress) -> Index:
@@ -189,27 +210,27 @@ def _find_previous(folder: OutFolder, config: BuildConfig, mode: BuildMode, prog
             return None
         raise BuildError(f"{error} Give --replace to build it anew, or another --out.") from error
     refuse_other_config(manifest, config, mode, str(path))
-    if manifest.folder:
-        return None  # a copy of a set in object storage: its files are not where a local build puts them
     return read_previous(str(folder.out), LocalFiles(folder.out), manifest, checked=mode.repair)
 
 
 def refuse_other_config(manifest: Manifest, config: BuildConfig, mode: BuildMode, where: str) -> None:
-    """Refuse to touch a set of another config, unless it may be replaced.
+    """Refuse to lose or change cells of a set, unless the mode says so; what is added is no reason to refuse.
 
     Raises
     ------
     BuildError
-        Says in what the configs differ.
+        Says in what the configs differ, and which flag would do.
     ConfigError, PlateError, StorageError
         The config is not only another one, but wrong: something that it names is not there.
     """
-    if manifest.config_hash != config.token and not mode.replace:
+    if manifest.config_hash == config.token:
+        return
+    difference = compare_with(manifest, config.as_record())
+    try:
+        difference.refuse(where, f"{config.where} does not ask for", replace=mode.replace, prune=mode.prune)
+    except BuildError:
         _check_sources(config)
-        raise BuildError(
-            f"{where}: holds shards of another config: {describe_difference(manifest.config, config.as_record())}. "
-            "Give --replace to replace them, or another --out."
-        )
+        raise
 
 
 def _check_sources(config: BuildConfig) -> None:
@@ -233,27 +254,6 @@ def _refuse_foreign_folder(folder: OutFolder, mode: BuildMode) -> None:
             f"{folder.out}: holds other files ({shown}), but no {MANIFEST}. Name an empty folder or a new one "
             "with --out, or give --overwrite to build beside them."
         )
-
-
-def describe_difference(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
-    """Say in which options and experiments two configs differ.
-
-    Parameters
-    ----------
-    stored, asked
-        Of a manifest, and of the build that is asked for.
-    """
-    old, new = ({entry["name"]: entry for entry in config["experiments"]} for config in (stored, asked))
-    parts = [f"without {name}" for name in new if name not in old]
-    parts += [f"with {name}" for name in old if name not in new]
-    for name in (name for name in new if name in old and new[name] != old[name]):
-        keys = [key for key in {**old[name], **new[name]} if old[name].get(key) != new[name].get(key)]
-        parts.append(f"other {', '.join(keys)} of {name}")
-    other = [key for key in {**stored, **asked} if key != "experiments" and stored.get(key) != asked.get(key)]
-    for key in other:
-        if key != "max_border_shift_px" or "yx_patch_size" not in other:  # its default follows from that
-            parts.append(f"{key}={stored.get(key)}, asked for {asked.get(key)}")
-    return "; ".join(parts) or "the same experiments in another order"
 
 
 def _is_up_to_date(previous: PreviousSet, config: BuildConfig, mode: BuildMode, sources: Sources) -> bool:

@@ -46,7 +46,7 @@ def verify_set(root: Path, *, quick: bool, workers: int, progress: Progress) -> 
         manifest = read_manifest_file(path, MANIFEST)
     except FormatError as error:
         return say_damaged(error, MANIFEST)
-    return verify_files(LocalFiles(root / manifest.folder), manifest, quick=quick, workers=workers, progress=progress)
+    return verify_files(LocalFiles(root), manifest, quick=quick, workers=workers, progress=progress)
 
 
 def say_damaged(error: FormatError, where: str) -> Verification:
@@ -66,8 +66,6 @@ def verify_files(files: SetFiles, manifest: Manifest, *, quick: bool, workers: i
     found += [finding for finding in in_index if finding.path == MANIFEST or finding.path not in damaged]
     if jobs:
         found += _check_shards(manifest, jobs, workers, progress)
-    if manifest.folder:
-        found = [f if f.path == MANIFEST else replace(f, path=f"{manifest.folder}/{f.path}") for f in found]
     return Verification(found=found, manifest=manifest, index_is_whole=arrays is not None, shards_read=len(jobs))
 
 
@@ -76,7 +74,8 @@ def _check_index(root: Path, manifest: Manifest, found: list[Finding]) -> tuple[
     if any(finding.path.endswith(".npy") for finding in found):
         return None, []
     try:
-        arrays = {name: map_array(root / array_path(name)) for name in array_dtypes(manifest)}
+        paths = {name: manifest.index_file(array_path(name)) for name in array_dtypes(manifest)}
+        arrays = {name: map_array(root / path) for name, path in paths.items()}
         check_arrays(manifest, arrays)
         return arrays, [*_check_counts(manifest, arrays), *check_tables(root, manifest, arrays)]
     except (OSError, ValueError) as error:  # FormatError is a ValueError

@@ -1,21 +1,20 @@
-"""Builds a set into object storage: lease, local build, transfer, manifest, removal of what was replaced.
+"""Builds a set into object storage: lease, local build, transfer, manifest.
 
-Shards and index go into a folder that has the hash of the set in its name, so nothing that a reader of an older
-manifest uses is written over. The manifest comes last and names the folder. A build that was stopped anywhere goes on
-when the same command is given again, and ends with the same objects.
+Shards have a digest, and an index has its hash, in their names, so nothing that a reader of an older manifest uses is
+written over. The manifest comes last. A build that was stopped anywhere goes on when the same command is given again,
+and ends with the same objects.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dynaclr_wds.contract import MANIFEST, Manifest, manifest_checksum
+from dynaclr_wds.contract import MANIFEST, Manifest
 from dynaclr_wds.errors import BuildError, ConfigError
 from dynaclr_wds.storage.client import Storage
 from dynaclr_wds.storage.location import Location
@@ -24,19 +23,19 @@ from dynaclr_wds.storage.sending import open_for_sending
 from dynaclr_wds.storage.versions import ObjectInfo
 from dynaclr_wds.storage.writing import ConflictError, create, remove, replace, write
 from dynaclr_wds.words import count_of
-from etl.run.commit import list_files
 from etl.run.executors import MakeExecutor, ThreadUnits
 from etl.run.mending import describe_mended
 from etl.run.output import OutFolder
 from etl.run.progress import Progress
 from etl.run.update import BuildMode, build_in, refuse_other_config, say_up_to_date
+from etl.run.versions import describe_pruned, describe_superseded, list_files, list_superseded, number_version
 from etl.source.experiments import BuildConfig
-from etl.upload.held import Held, find_previous, note_faults, place, read_held
+from etl.upload.held import Held, find_previous, note_faults, read_held
 from etl.upload.lease import Lease, hold_lease
 from etl.upload.staging import INDEX, default_staging, use_staging
 from etl.upload.transfer import carry_out, plan_transfer
+from etl.upload.versions import BucketVersions
 
-_FOLDER = re.compile(r"build-[0-9a-f]{16}")
 _LEASE_RETRIES = 30.0
 """Longest `retry_timeout` for the lease."""
 
@@ -49,8 +48,6 @@ class UploadOptions:
     """Local folder to build in first; None = one of the user's cache folder, the same for the same destination."""
     keep_staging: bool = False
     """Leave the local copy where it is."""
-    keep_replaced: bool = False
-    """Leave the files of sets that were replaced where they are."""
     storage_options: Mapping[str, Any] | StorageOptions | None = field(default=None, repr=False)
     """How requests are made; see `dynaclr_wds.storage.options`."""
 
@@ -104,26 +101,39 @@ class _StorageBuild:
     lease: Lease
 
     def run(self) -> Manifest:
-        """Build, send what is not there, put the manifest in place, remove what it replaced."""
+        """Build, send what is not there, put the manifest in place; remove earlier versions if that is asked for."""
         cache, say = self.folder.out / INDEX, self.progress.say
         held = read_held(self.storage, _find_manifest(self.storage), self.mode, cache, say)
         if held.set is not None:
             refuse_other_config(held.set.manifest, self.config, self.mode, str(self.storage.root / MANIFEST))
         find = partial(find_previous, self.folder, held, self.mode)
         built = build_in(self.folder, self.config, self.mode, self.progress, find, self.make_executor)
-        goal, held = name_folder(built.manifest), note_faults(held, built.kept)
-        same = held.set is not None and held.set.manifest.to_json() == goal.to_json()
-        if same and held.set is not None and held.set.is_whole and not self.mode.overwrite:
+        held, versions = note_faults(held, built.kept), BucketVersions(self.storage, held.listed or {})
+        current = None if held.set is None else held.set.manifest
+        goal = number_version(built.manifest, current, versions.numbers)
+        if left := versions.clear([goal] if current is None else [goal, current]):
+            say(f"removed {count_of(left, 'object')} of an upload that never ended")
+        if goal == current and held.set is not None and held.set.is_whole and not self.mode.overwrite:
             say_up_to_date(str(self.storage.root), goal, self.progress)
+            superseded = []
         else:
-            self._send(held, goal)
-            if not same:
-                self._put_manifest(held, goal)
-            if held.set is not None and held.set.faults and not self.mode.overwrite:
-                say(describe_mended(held.set, goal))
-        if not self.upload.keep_replaced:
-            self._remove_replaced(held, goal)
+            superseded = self._replace(held, goal, versions)
+        self._tidy(held, goal, versions, superseded)
         return goal
+
+    def _replace(self, held: Held, goal: Manifest, versions: BucketVersions) -> list[Manifest]:
+        """Send a set and make it the newest version; return the version before, if there is one."""
+        current = None if held.set is None else held.set.manifest
+        versions.announce(goal)
+        self._send(held, goal)
+        if goal != current:
+            if current is not None:
+                versions.keep(current)
+            self._put_manifest(held, goal)
+        versions.settle()
+        if held.set is not None and held.set.faults and not self.mode.overwrite:
+            self.progress.say(describe_mended(held.set, goal))
+        return [] if current is None or goal == current else [current]
 
     def _send(self, held: Held, goal: Manifest) -> None:
         sending = open_for_sending(self.storage.root, self.storage.options)
@@ -154,26 +164,17 @@ class _StorageBuild:
                 "Give the same command again to look at it anew."
             )
 
-    def _remove_replaced(self, held: Held, goal: Manifest) -> None:
-        """Remove objects that the new manifest doesn't need: of the set before it, and of uploads that never ended."""
-        listed = self.storage.list() or {}
-        old = {name for name in listed if _is_left_over(name, goal.folder)} | self.lease.list_left_over(listed)
-        if held.set is not None and held.set.manifest.folder != goal.folder:
-            old |= {place(held.set.manifest, path) for path in list_files(held.set.manifest)}
-        if old:
-            remove(self.storage, sorted(old))
-            self.progress.say(f"removed {count_of(len(old), 'object')} of sets that were replaced, or never finished")
-
-
-def name_folder(manifest: Manifest) -> Manifest:
-    """Return a manifest whose files are in a folder that is named by all that they hold."""
-    local = dataclasses.asdict(dataclasses.replace(manifest, folder=""))
-    return dataclasses.replace(manifest, folder=f"build-{manifest_checksum(local)}")
-
-
-def _is_left_over(name: str, folder: str) -> bool:
-    first, slash, _ = name.partition("/")
-    return bool(slash) and first != folder and _FOLDER.fullmatch(first) is not None
+    def _tidy(self, held: Held, goal: Manifest, versions: BucketVersions, superseded: list[Manifest]) -> None:
+        """Remove what only earlier versions need, or say that it is kept; and what killed builds left of a lease."""
+        if probes := self.lease.list_left_over(held.listed or {}):
+            remove(self.storage, sorted(probes))
+        where = str(self.storage.root)
+        earlier = {version.set_version: version for version in (*versions.read(), *superseded)}
+        kept = [version for number, version in earlier.items() if number != goal.set_version]
+        if kept and self.mode.prune:
+            self.progress.say(describe_pruned(where, versions.prune(goal, kept), len(kept)))
+        elif kept:
+            self.progress.say(describe_superseded(where, list_superseded(kept, goal), len(kept)))
 
 
 def _find_manifest(storage: Storage) -> ObjectInfo | None:

@@ -8,18 +8,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from dynaclr_wds.contract import MANIFEST, Manifest
+from dynaclr_wds.contract import MANIFEST
 from dynaclr_wds.errors import BuildError, FormatError
 from dynaclr_wds.file_checks import read_manifest_file
-from dynaclr_wds.shard_files import enter_folder, read_manifest
+from dynaclr_wds.shard_files import read_manifest
 from dynaclr_wds.storage.client import Storage
 from dynaclr_wds.storage.versions import ObjectInfo
 from etl.pack.previous import PreviousSet, read_previous
-from etl.run.commit import list_checksums, list_files
 from etl.run.mending import describe_damaged_manifest
 from etl.run.output import OutFolder
 from etl.run.set_files import LocalFiles
 from etl.run.update import BuildMode
+from etl.run.versions import list_checksums, list_files
 from etl.upload.bucket_files import BucketFiles
 
 
@@ -36,13 +36,15 @@ class Held:
 
     @property
     def files(self) -> frozenset[str]:
-        """Names, relative to the destination, of the files of the set that are whole."""
-        return frozenset() if self.set is None else frozenset(place(self.set.manifest, p) for p in list_whole(self.set))
+        """Paths of the files of the set that are whole."""
+        return frozenset() if self.set is None else list_whole(self.set)
 
-
-def place(manifest: Manifest, path: str) -> str:
-    """Return where a file of a set is, relative to the manifest."""
-    return f"{manifest.folder}/{path}" if manifest.folder else path
+    @property
+    def sums(self) -> Mapping[str, str]:
+        """Path → checksum of the files of the set that are whole."""
+        whole = self.files
+        sums = {} if self.set is None else list_checksums(self.set.manifest)
+        return {path: xxh3 for path, xxh3 in sums.items() if path in whole}
 
 
 def read_held(
@@ -78,13 +80,7 @@ def read_held(
             say(describe_damaged_manifest(str(error)))
             return Held(version=version, listed=listed, set=None)
         raise BuildError(f"{error} Give --replace to build it anew, or another --out.") from error
-    inner = enter_folder(storage, manifest)
-    known = None
-    if listed is not None:
-        known = {
-            path: listed[place(manifest, path)] for path in list_files(manifest) if place(manifest, path) in listed
-        }
-    files = BucketFiles(inner, manifest, cache / hashlib.sha256(content).hexdigest()[:32], known)
+    files = BucketFiles(storage, manifest, cache / hashlib.sha256(content).hexdigest()[:32], listed)
     held = read_previous(str(storage.root), files, manifest, checked=mode.repair)
     return Held(version=version, listed=listed, set=held)
 
@@ -111,17 +107,9 @@ def find_previous(folder: OutFolder, held: Held, mode: BuildMode) -> PreviousSet
         manifest = read_manifest_file(path) if path.is_file() else None
     except FormatError:
         manifest = None
-    if manifest is None or manifest.config_hash != folder.token or manifest.folder:
+    if manifest is None or manifest.config_hash != folder.token:
         return held.set
     staged = read_previous(str(folder.out), LocalFiles(folder.out), manifest, checked=mode.repair)
-    shared = find_shared(manifest, held)
-    faults = {path: fault for path, fault in staged.faults.items() if path not in shared}
+    sums = list_checksums(manifest)
+    faults = {path: fault for path, fault in staged.faults.items() if held.sums.get(path) != sums[path]}
     return dataclasses.replace(staged, faults=faults, behind=held.set)
-
-
-def find_shared(manifest: Manifest, held: Held) -> frozenset[str]:
-    """Return the paths of a set whose files the held set has too, whole and with the same checksum."""
-    if held.set is None:
-        return frozenset()
-    theirs, sums = list_checksums(held.set.manifest), list_checksums(manifest)
-    return frozenset(path for path in list_whole(held.set) if sums.get(path) == theirs[path])

@@ -18,7 +18,7 @@ from dynaclr_wds.file_checks import read_manifest_file
 from dynaclr_wds.files import write_whole
 from dynaclr_wds.storage.index_cache import default_folder
 from dynaclr_wds.storage.location import Location
-from etl.run.commit import list_files, remove_file
+from etl.run.versions import list_files, prune, remove_file
 
 _MARK = ".staged-by-etl.build_shards"
 INDEX = ".held"
@@ -51,11 +51,13 @@ class Staging:
         if not self.borrowed:
             path = self.folder / MANIFEST
             try:
-                listed = list(list_files(read_manifest_file(path))) if path.is_file() else []
+                manifest = read_manifest_file(path) if path.is_file() else None
             except FormatError:
-                listed = []
-            for name in listed:
-                remove_file(self.folder, name)
+                manifest = None
+            if manifest is not None:
+                prune(self.folder, manifest)
+                for name in list_files(manifest):
+                    remove_file(self.folder, name)
             path.unlink(missing_ok=True)
         (self.folder / _MARK).unlink(missing_ok=True)
         if not any(self.folder.iterdir()):

@@ -1,4 +1,4 @@
-"""Files of a staged set to objects: what is there already, what the server can copy, and what has to be sent."""
+"""Files of a staged set to objects: what is there already, and what has to be sent."""
 
 from __future__ import annotations
 
@@ -12,14 +12,12 @@ from dynaclr_wds.errors import BuildError
 from dynaclr_wds.storage.client import Storage
 from dynaclr_wds.storage.sending import PARTS_IN_FLIGHT, read_checksum, send_file
 from dynaclr_wds.storage.versions import ObjectInfo
-from dynaclr_wds.storage.writing import copy_object
 from dynaclr_wds.words import count_of
-from etl.run.commit import list_checksums, list_files
 from etl.run.executors import ThreadUnits, reporter, run_units
 from etl.run.output import file_size
 from etl.run.progress import BYTES, Progress
-from etl.suspicious.words import write_bytes
-from etl.upload.held import Held, find_shared, place
+from etl.run.versions import list_checksums, list_files
+from etl.upload.held import Held
 from etl.upload.lease import Lease
 
 _REQUESTS = 16
@@ -34,10 +32,7 @@ class Errand:
     name: str
     xxh3: str
     bytes: int
-    file: Path | None
-    """What to send; None = the server copies `held`."""
-    held: str
-    """Object of the same content."""
+    file: Path
     lease: Lease
 
 
@@ -65,28 +60,21 @@ def plan_transfer(
     BuildError
         A file is neither staged nor held.
     """
-    sums, shared = list_checksums(goal), find_shared(goal, held)
+    sums, known = list_checksums(goal), held.sums
     doubtful: list[Errand] = []
     for path, size in sorted(list_files(goal).items(), key=lambda item: (-item[1], item[0])):
-        name, copied = place(goal, path), path in shared and not anew
-        if copied and name in held.files:
+        if known.get(path) == sums[path] and not anew:
             continue
-        file = staged / path if file_size(staged / path) == size else None
-        if file is None and not copied:
-            raise BuildError(
-                f"{staged / path}: is missing, though it was built. Give the same command again; it is built anew."
-            )
-        source = place(held.set.manifest, path) if copied and held.set is not None else ""
-        file = None if copied else file
-        doubtful.append(
-            Errand(storage=storage, name=name, xxh3=sums[path], bytes=size, file=file, held=source, lease=lease)
-        )
+        file = staged / path
+        if file_size(file) != size:
+            raise BuildError(f"{file}: is missing, though it was built. Give the same command again; it is built anew.")
+        doubtful.append(Errand(storage=storage, name=path, xxh3=sums[path], bytes=size, file=file, lease=lease))
     return doubtful if anew else _leave_out_made(doubtful, held)
 
 
 def _leave_out_made(errands: Sequence[Errand], held: Held) -> list[Errand]:
     """Leave out the objects that an earlier run made."""
-    bad = frozenset() if held.set is None else _names(held.set.manifest) - held.files
+    bad = frozenset() if held.set is None else frozenset(list_files(held.set.manifest)) - held.files
 
     def is_made(errand: Errand) -> bool:
         if errand.name in bad or (held.listed is not None and not _has_size(held.listed, errand)):
@@ -95,10 +83,6 @@ def _leave_out_made(errands: Sequence[Errand], held: Held) -> list[Errand]:
 
     with ThreadPoolExecutor(_REQUESTS, thread_name_prefix="dynaclr-look") as pool:
         return [errand for errand, made in zip(errands, pool.map(is_made, errands), strict=True) if not made]
-
-
-def _names(manifest: Manifest) -> frozenset[str]:
-    return frozenset(place(manifest, path) for path in list_files(manifest))
 
 
 def _has_size(listed: Mapping[str, ObjectInfo], errand: Errand) -> bool:
@@ -122,14 +106,10 @@ def carry_out(errands: Sequence[Errand], total: int, in_flight: int | None, prog
         return
     where = errands[0].storage.root
     progress.say(f"upload: sending shards and index to {where}; the manifest, which makes them visible, comes last")
-    size = sum(errand.bytes for errand in errands if errand.file is not None)
+    size = sum(errand.bytes for errand in errands)
     workers = max(1, (in_flight or _REQUESTS) // PARTS_IN_FLIGHT)
     with progress.stage("upload", size, BYTES) as advance, ThreadUnits(workers, advance) as pool:
         run_units(pool, carry_out_one, errands, workers)
-    copied = [errand for errand in errands if errand.file is None]
-    if copied:
-        total_bytes = write_bytes(sum(errand.bytes for errand in copied))
-        progress.say(f"upload: {count_of(len(copied), 'file')} ({total_bytes}) copied from the set that was there")
 
 
 def carry_out_one(errand: Errand) -> None:
@@ -140,9 +120,4 @@ def carry_out_one(errand: Errand) -> None:
         errand.lease.check()
         tell(done, done)
 
-    if errand.file is None:
-        errand.lease.check()
-        copy_object(errand.storage, errand.held, errand.name)
-        tell(0, 0)
-    else:
-        send_file(errand.storage, errand.name, errand.file, errand.xxh3, advance)
+    send_file(errand.storage, errand.name, errand.file, errand.xxh3, advance)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dynaclr_wds.contract import MANIFEST
 from dynaclr_wds.errors import FormatError
-from dynaclr_wds.shard_files import enter_folder, read_manifest
+from dynaclr_wds.shard_files import read_manifest
 from dynaclr_wds.storage.client import Storage
 from dynaclr_wds.storage.location import Location
 from dynaclr_wds.storage.options import StorageOptions
@@ -25,7 +25,6 @@ def verify_remote(
         _, manifest = read_manifest(storage)
     except FormatError as error:
         return say_damaged(error, str(where / MANIFEST))
-    inner = enter_folder(storage, manifest)
     with tempfile.TemporaryDirectory(prefix="dynaclr-verify-") as folder:
-        files = BucketFiles(inner, manifest, Path(folder), inner.list())
+        files = BucketFiles(storage, manifest, Path(folder), storage.list())
         return verify_files(files, manifest, quick=quick, workers=workers, progress=progress)

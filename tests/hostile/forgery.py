@@ -58,15 +58,19 @@ class Forgery:
         self.files[path] = data
         self.touched.add(path)
 
+    def index_file(self, name: str) -> str:
+        """Path of a file of the index."""
+        return f"{self.manifest['index']}/{name}"
+
     def array(self, name: str) -> np.ndarray:
         """Return an array of the index."""
-        return np.load(io.BytesIO(self.files[array_path(name)]))
+        return np.load(io.BytesIO(self.files[self.index_file(array_path(name))]))
 
     def put_array(self, name: str, values: np.ndarray) -> None:
         """Change an array of the index."""
         buffer = io.BytesIO()
         np.save(buffer, values, allow_pickle=True)
-        self.put(array_path(name), buffer.getvalue())
+        self.put(self.index_file(array_path(name)), buffer.getvalue())
 
     def seal(self) -> None:
         """Give every file that was changed a size and checksums that fit: in the manifest, and of each block."""

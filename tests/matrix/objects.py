@@ -18,7 +18,6 @@ import torch
 
 from dynaclr_wds import contract
 from dynaclr_wds.errors import DynaCLRError
-from dynaclr_wds.manifest_checks import parse_manifest
 from dynaclr_wds.plan.sampler import FlexibleBatchSampler
 from dynaclr_wds.read.crop import plan_crop
 from dynaclr_wds.read.dataset import MultiExperimentTripletDataset
@@ -33,7 +32,7 @@ from etl.source.experiments import parse_build_config
 from etl.source.plate_boxes import read_box
 from etl.source.plates import open_plate
 from etl.source.table_places import RemoteTracks
-from etl.upload.build import UploadOptions, name_folder
+from etl.upload.build import UploadOptions
 from tests.remote import EXACT, STREAMING, make_data, upload
 from tests.servers.bucket import Bucket
 
@@ -201,10 +200,8 @@ def _send_set(scene: Scene, options: Mapping[str, Any], folder: Path) -> dict[st
 
 def _expect_objects(scene: Scene) -> dict[str, bytes]:
     """List what a bucket has to hold of the set."""
-    files = {path.relative_to(scene.local).as_posix(): path for path in scene.local.rglob("*") if path.is_file()}
-    manifest = name_folder(parse_manifest(files.pop(contract.MANIFEST).read_bytes(), "manifest"))
-    sent = {f"{manifest.folder}/{name}": path.read_bytes() for name, path in files.items()}
-    return sent | {contract.MANIFEST: manifest.to_json().encode()}
+    files = (path for path in scene.local.rglob("*") if path.is_file())
+    return {path.relative_to(scene.local).as_posix(): path.read_bytes() for path in files}
 
 
 def _freeze(batch: Any) -> Any:

@@ -6,12 +6,18 @@ import os
 import shutil
 
 from tests.mistakes.world import Mistake, World
+from tests.set_files import find_index
 
 AGAIN = ["build", "experiments.yaml", "--out", "shards"]
 
 
 def _other_options(world: World) -> list[str]:
     world.set_options(yx_patch_size=[12, 12])
+    return AGAIN
+
+
+def _dropped_experiment(world: World) -> list[str]:
+    world.edit_yaml(lambda document: document["experiments"].pop())
     return AGAIN
 
 
@@ -74,7 +80,7 @@ def _format_9(world: World) -> list[str]:
 
 
 def _other_index(world: World) -> list[str]:
-    path = next(iter(sorted((world.root / "shards/index/arrays").glob("*.npy"))))
+    path = next(iter(sorted((find_index(world.root / "shards") / "arrays").glob("*.npy"))))
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
@@ -87,6 +93,7 @@ def _command(*argv: str):
 
 WITH_SHARDS = [
     Mistake(what="Builds with other options into a set that is there", make=_other_options),
+    Mistake(what="Leaves an experiment of a finished set out", make=_dropped_experiment),
     Mistake(what="Misspells the folder of tracks beside a finished set", make=_lost_tracks),
     Mistake(what="Names a well that there is not beside a finished set", make=_other_well),
     Mistake(what="Builds into a folder that holds something else", make=_not_empty),
