@@ -117,7 +117,7 @@ def look_at(data: MultiExperimentDataModule, chosen: Chosen) -> Iterator[SeenBat
     sampler.set_epoch(chosen.epoch)
     _check_batches(sampler, chosen)
     here = {"epoch": chosen.epoch, "position": chosen.first, "steps": chosen.first}
-    data.load_state_dict({**sampler.state_dict(), **here})
+    data.load_state_dict({**data.state_dict(), **here})
     with _reading_here(data):
         batches = data.train_dataloader()
         for number, batch in enumerate(islice(batches, chosen.batches), start=chosen.first):
