@@ -7,6 +7,7 @@ the bytes are the same. A unit whose worker is lost is run again, a few times.
 from __future__ import annotations
 
 import multiprocessing
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -125,7 +127,8 @@ class ProcessUnits(Executor):
 
     def _make_pool(self) -> ProcessPoolExecutor:
         # libraries have threads by now, which a fork may not survive
-        return ProcessPoolExecutor(self._workers, mp_context=multiprocessing.get_context("spawn"))
+        context = multiprocessing.get_context("spawn")
+        return ProcessPoolExecutor(self._workers, mp_context=context, initializer=_end_with_parent)
 
     def _try(self, outer: Future[Any], tries: int, fn: Callable[..., Any], args: Any, kwargs: Any) -> None:
         with self._lock:
@@ -153,6 +156,18 @@ class ProcessUnits(Executor):
 
         outer.add_done_callback(lambda future: inner.cancel() if future.cancelled() else None)
         inner.add_done_callback(ended)
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent is killed: it would wait for units for ever, and go on with the one it has."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "a pool started this process"
+
+    def watch(sentinel: int) -> None:
+        wait([sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, args=(parent.sentinel,), name="parent-watch", daemon=True).start()
 
 
 class SubmititUnits(Executor):

@@ -26,6 +26,7 @@ from etl.pack.contents import GroupContents, estimate_clip_bytes
 from etl.pack.shard_jobs import plan_shard_job
 from etl.pack.tars import PackedShard, pack_shard
 from etl.run.executors import report, share_out
+from etl.run.in_use import using
 from etl.run.output import checksum_file, file_size
 from etl.unit.job import UnitJob
 from etl.unit.part import Part, read_part, write_part
@@ -40,12 +41,17 @@ def build_unit(job: UnitJob) -> FileRecord:
     PlateError, ConfigError
         Pixels that can't be read, or may not be stored.
     BuildError
-        The disk is full, or failed.
+        The disk is full, or failed; or the build that the unit is of has ended without it.
     """
-    found = find_staged(job)
-    if found is not None:
+    with using(job.staged):
+        found = find_staged(job)
+        if found is None:
+            return _build(job)
         report(count_frames(job))
         return found
+
+
+def _build(job: UnitJob) -> FileRecord:
     columns = read_columns(job.index.observations)
     cuts, order = plan_cuts(job.config, job.config.experiments[0], job.fovs, columns)
     patches = hold_patches(order.size, job.experiment.patch_bytes, job.memory_bytes, job.scratch)
