@@ -125,6 +125,10 @@ class ProcessUnits(Executor):
         """End the processes."""
         self._pool.shutdown(wait, cancel_futures=cancel_futures)
 
+    def count_running(self) -> int:
+        """Return how many units may run at a time."""
+        return self._workers
+
     def _make_pool(self) -> ProcessPoolExecutor:
         # libraries have threads by now, which a fork may not survive
         context = multiprocessing.get_context("spawn")
@@ -207,6 +211,10 @@ class SubmititUnits(Executor):
             job.cancel(check=False)
             future.cancel()
 
+    def count_running(self) -> int:
+        """Return how many jobs run, and don't wait in the queue of SLURM."""
+        return sum(job.state == "RUNNING" for job, *_ in list(self._running.values()))
+
     def _watch(self) -> None:
         while not self._over.wait(self._poll_seconds):
             for future, (job, tries, call) in list(self._running.items()):
@@ -264,18 +272,22 @@ class DaskUnits(Executor):
             where = address or self._stack.enter_context(
                 distributed.LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None)
             )
-            client = self._stack.enter_context(distributed.Client(where, set_as_default=False))
+            self._client = self._stack.enter_context(distributed.Client(where, set_as_default=False))
         except OSError as error:
             raise ConfigError(
                 f"dask_address={address!r}: no scheduler answers there ({error}). Start one, or correct the address."
             ) from error
         # not pure: units write files, so two calls with the same job are two calls
-        self._inner = client.get_executor(pure=False)
+        self._inner = self._client.get_executor(pure=False)
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Run a unit; see `concurrent.futures.Executor.submit`."""
         future: Future[Any] = self._inner.submit(fn, *args, **kwargs)
         return future
+
+    def count_running(self) -> int:
+        """Return how many units may run at a time, on the workers that are there now."""
+        return sum(self._client.nthreads().values())
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Leave the cluster; end it if it was started here."""

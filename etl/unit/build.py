@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
@@ -73,6 +74,17 @@ def _build(job: UnitJob) -> FileRecord:
 def count_frames(job: UnitJob) -> int:
     """Return the frames that a unit reads."""
     return sum(fov.frames for fov in job.index.fovs)
+
+
+def weigh_unit(job: UnitJob) -> tuple[int, int]:
+    """Return the frames of a unit, and their bytes on the plate; 0 bytes where a stopped build may have finished it."""
+    if (job.staged / job.part).is_file():
+        return count_frames(job), 0
+    (entry,) = job.config.experiments
+    channels = len(entry.source_channel)
+    return count_frames(job), sum(
+        fov.array.shape[0] * channels * prod(fov.array.shape[2:]) * fov.array.dtype.itemsize for fov in job.fovs
+    )
 
 
 def find_staged(job: UnitJob) -> FileRecord | None:
