@@ -213,9 +213,10 @@ class OutFolder:
             raise BuildError(
                 f"{self.work}: has the name of the build's work folder, but was not made by a build. Move it away."
             )
-        self.work.mkdir(parents=True, exist_ok=True)
-        (self.work / _MARK).write_text(json.dumps([FORMAT_NAME, self.token]), encoding="utf-8")
-        self.staged.mkdir(exist_ok=True)
+        with naming_file(self.work):
+            self.work.mkdir(parents=True, exist_ok=True)
+            (self.work / _MARK).write_text(json.dumps([FORMAT_NAME, self.token]), encoding="utf-8")
+            self.staged.mkdir(exist_ok=True)
         shutil.rmtree(self.index, ignore_errors=True)
 
     def work_folders(self) -> tuple[Path, ...]:
