@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 from unittest.mock import patch
 
-from dynaclr_wds.contract import PARTS_DIR, array_path
+from dynaclr_wds.contract import PARTS_DIR, Manifest, array_path
 from dynaclr_wds.errors import BuildError, DynaCLRError
 from dynaclr_wds.manifest_checks import parse_manifest
 from etl.build_shards import build_shards
@@ -23,7 +23,7 @@ from etl.run.progress import Progress
 from etl.source.experiments import parse_build_config
 from etl.verify import verify
 from tests.plates import make_collection
-from tests.test_build import digests
+from tests.set_files import digests
 
 PAGE = Path(__file__).parents[1] / "docs" / "RELIABILITY.md"
 BEGIN, END = (
@@ -235,13 +235,24 @@ def _cut_behind_row(data: bytes) -> bytes:
     return data[: data.rindex(b"\n", 0, -1) + 1]
 
 
+def _read(out: Path) -> Manifest:
+    return parse_manifest((out / "manifest.json").read_bytes())
+
+
 def _shard(out: Path) -> str:
-    return parse_manifest((out / "manifest.json").read_bytes()).shards[0].path
+    return _read(out).shards[0].path
 
 
 def _part(out: Path) -> str:
-    files = parse_manifest((out / "manifest.json").read_bytes()).files
-    return next(file.path for file in files if file.path.startswith(PARTS_DIR))
+    return next(file.path for file in _read(out).files if file.path.startswith(PARTS_DIR))
+
+
+def _array(out: Path) -> str:
+    return _read(out).index_file(array_path("obs_t"))
+
+
+def _table(out: Path) -> str:
+    return _read(out).index_file("observations.parquet")
 
 
 _DISK = "BuildError of `build`"
@@ -291,6 +302,10 @@ FAULTS = (
         found="ConfigError of `build`", names="file, line", mended=COMMAND,
     ),
     Fault(
+        name="track CSV cut behind a row", at="new", inject=_csv(_cut_behind_row, ""),
+        found="nothing", names="", mended=COMMAND,
+    ),
+    Fault(
         name="track CSV cut behind a row", at="changed", inject=_csv(_cut_behind_row, "A/1/0"),
         found="the next `build`", names="field of view", mended=COMMAND,
     ),
@@ -302,9 +317,9 @@ FAULTS = (
             ("removed shard", _shard, lambda _: None, COMMAND),
             ("flipped bit in a part", _part, _flip, REPAIR),
             ("truncated part", _part, _half, COMMAND),
-            ("flipped bit in an array", lambda _: array_path("obs_t"), _flip, REPAIR),
-            ("truncated array", lambda _: array_path("obs_t"), _half, COMMAND),
-            ("flipped bit in a table", lambda _: "index/observations.parquet", _flip, REPAIR),
+            ("flipped bit in an array", _array, _flip, REPAIR),
+            ("truncated array", _array, _half, COMMAND),
+            ("flipped bit in a table", _table, _flip, REPAIR),
             ("flipped bit in the manifest", lambda _: "manifest.json", _flip, REPAIR),
             ("truncated manifest", lambda _: "manifest.json", _half, REPAIR),
         )

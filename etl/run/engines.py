@@ -270,7 +270,7 @@ class DaskUnits(Executor):
         self._stack = ExitStack()
         try:
             where = address or self._stack.enter_context(
-                distributed.LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None)
+                distributed.LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=":0")
             )
             self._client = self._stack.enter_context(distributed.Client(where, set_as_default=False))
         except OSError as error:

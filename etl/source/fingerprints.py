@@ -181,8 +181,8 @@ def describe_absent(absent: Mapping[Key, int]) -> list[str]:
         found = {fov: count for (name, fov), count in sorted(absent.items()) if name == experiment}
         lines.append(
             f"{experiment}: {count_of(sum(found.values()), 'chunk')} of the plate not there, in "
-            f"{_shorten(list(found))}: their pixels are read as the fill value. Some programs leave chunks out that are "
-            "empty; if the plate was copied, or its disk failed, restore it."
+            f"{_shorten(list(found))}: their pixels are read as the fill value. Some programs leave out chunks "
+            "that are empty; if the plate was copied, or its disk failed, restore it."
         )
     return lines
 
