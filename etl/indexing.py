@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from jaxtyping import Int32
 
 from dynaclr_wds.contract import NO_ID, FovRecord, LabelRecord
-from dynaclr_wds.errors import ConfigError
+from dynaclr_wds.errors import BuildError, ConfigError
 from dynaclr_wds.tau import least_tau
 from etl.column_files import ColumnFiles, Columns
 from etl.index import Index
@@ -112,6 +112,11 @@ def _connect(config: BuildConfig, folder: Path) -> Iterator[duckdb.DuckDBPyConne
         raise ConfigError(
             f"{config.where}: shards.memory_limit={config.memory_limit:,} bytes are too few for the largest track "
             f"table ({str(error).splitlines()[0]}). Give --memory-limit more, or fewer --workers."
+        ) from error
+    except duckdb.IOException as error:
+        raise BuildError(
+            f"{folder}: what does not fit into memory can't be kept there ({str(error).splitlines()[0]}). Free space, "
+            "or name another folder in TMPDIR, then run the same command again."
         ) from error
 
 
