@@ -158,8 +158,9 @@ def disturb(rng: random.Random, place: Place, kind: Kind, counts: Counts) -> Non
     """
     story = []
     for _ in range(rng.randint(1, 3)):
-        of_phase = {phase: sum(counts.kills[name, phase] for name in KINDS) for phase in PHASES}
-        phase = rng.choice([phase for phase in PHASES if of_phase[phase] <= min(of_phase.values()) + 1])
+        phases = PHASES[:2] if kind.name == "parts" else PHASES  # a part neither joins nor puts in place
+        of_phase = {phase: sum(counts.kills[name, phase] for name in KINDS) for phase in phases}
+        phase = rng.choice([phase for phase in phases if of_phase[phase] <= min(of_phase.values()) + 1])
         moment = draw_moment(rng, kind, phase, place.engine)
         part = f"{rng.randint(1, _PARTS)}/{_PARTS}" if kind.name == "parts" else ""
         both = [place.start(kind.flags, moment, part)]
