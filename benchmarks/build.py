@@ -189,7 +189,7 @@ class Stages(Progress):
         self.cpu: dict[str, float] = {}
 
     @contextmanager
-    def stage(self, name: str, total: int, unit: str) -> Iterator[Advance]:  # noqa: ARG002 - shows nothing
+    def stage(self, name: str, total: int, unit: str, *_: Any) -> Iterator[Advance]:  # noqa: ARG002 - shows nothing
         """Time a stage."""
         begin, cpu = time.perf_counter(), time.process_time()
         yield lambda _done, _bytes: None

@@ -1,181 +1,209 @@
 """Kill builds at random and run them again: the bytes must be those of a build that was not disturbed.
 
-    python -m benchmarks.kills --kills 40 --seed 0
+    python -m benchmarks.kills --kills 60 --engine processes --seed 0
 
-Each trial starts a build in a process of its own, which gets SIGKILL at a random file operation (half of them among the
-last ones, where the set is put in place) or after a random time; up to three times; then the build is let through.
-There are four kinds: a new set; one whose plates and tracks changed; one that is replaced by another config; one that
-is repaired. Needs Linux or macOS, and a few megabytes.
+A build gets SIGKILL in a phase that is chosen beforehand, so that each phase has its share: while the index is made,
+while units run, while what they noted is joined, while the set is put in place. The moment in the phase is random: a
+file operation, a time, or a while after some unit began or ended. With processes, either all of them are killed, or
+only the one that leads them. The same command follows, is killed, too, up to three times in all, and is then let
+through. There are five kinds: a new set; one whose plates and tracks changed; one that is replaced by another config;
+one that is repaired; and one in four parts, one of which runs twice at a time and loses a copy. Besides the bytes, each
+trial checks that no unit is done again that had ended, and that no temporary file and no process is left. Needs Linux
+or macOS, and a few megabytes. `--alone` says that nothing else here uses shared memory, and looks there, too.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import os
 import random
 import shutil
-import signal
 import sys
 import tempfile
-import time
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import etl.run.update  # noqa: F401 - before the forks, which then start at once
-from etl.build_shards import build_shards
-from etl.source.experiments import parse_build_config
-
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for `tests`, which is not installed
+from tests.killed_builds import PHASES, WORKERS, Moment, Place, wait_for
+from tests.lost_workers import read_units
 from tests.plates import make_collection
 
-_OPERATIONS = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate")
+_SMALL = {"lineages": 4, "shard_bytes": 60_000, "block_bytes": 9_000, "clip_anchors": 4, "group_bytes": 20_000}
+KINDS = ("new", "changed", "replaced", "repaired", "parts")
+_PARTS = 4
+_SHARED_MEMORY = Path("/dev/shm")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kind:
-    """One kind of build to disturb."""
+    """One kind of build to disturb, and what an undisturbed one is like."""
 
     name: str
     before: Path | None
     """A set that is there when the build begins."""
-    expected: dict[str, str]
-    """File → digest when it has ended."""
-    operations: int
-    """File operations of an undisturbed run."""
-    seconds: float
-    """Time of an undisturbed run."""
     flags: dict[str, Any]
+    expected: dict[str, str]
+    """What is there when it has ended."""
+    units: int
+    operations: dict[str, int]
+    """File operations in each phase."""
+    seconds: dict[str, float]
+    """How long each phase takes."""
 
 
-def run_build(collection: Path, out: Path, flags: dict[str, Any], kill_at: int | None = None, counter: int = -1) -> int:
-    """Build in a process of its own; return its id.
+@dataclass(slots=True)
+class Counts:
+    """What the trials came to."""
 
-    Parameters
-    ----------
-    kill_at
-        The process kills itself before its file operation of this number.
-    counter
-        Descriptor that gets the number of operations when the process ends; -1 for none.
-    """
+    kills: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """(kind, phase) → kills."""
+    units: Counter[str] = field(default_factory=Counter)
+    """Units that were needed, that began, and that were lost with their process."""
+    builds: int = 0
+    """Builds that were let through."""
+
+
+def list_files(out: Path) -> dict[str, str]:
+    """Return path → digest of every file in a folder, and the folders, without one."""
+    paths = sorted(out.rglob("*"))
+    return {
+        str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+        for path in paths
+    }
+
+
+def apart(do: Callable[[], object]) -> None:
+    """Call something in a process of its own, so that its libraries start no threads here, which a fork would lose."""
     process = os.fork()
-    if process:
-        return process
-    done = 0
-
-    def watch(event: str, _: Any) -> None:
-        nonlocal done
-        if event in _OPERATIONS:
-            done += 1
-            if done == kill_at:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    status = 1
-    try:
-        sys.addaudithook(watch)
-        os.fsync = lambda _: None  # only a power cut could tell the difference
-        build_shards(parse_build_config(collection, {"workers": 2}), out, **flags)
-        if counter >= 0:
-            os.write(counter, str(done).encode())
-        status = 0
-    except BaseException as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-    finally:
-        os._exit(status)
+    if not process:
+        try:
+            do()
+        finally:
+            os._exit(0)
+    os.waitpid(process, 0)
 
 
-def wait_for(process: int) -> bool:
-    """Wait for a build; return whether it ended well, False when it was killed.
-
-    Raises
-    ------
-    RuntimeError
-        It failed by itself.
-    """
-    _, status = os.waitpid(process, 0)
-    if os.WIFSIGNALED(status):
-        return False
-    if os.WEXITSTATUS(status):
-        raise RuntimeError("a build failed; what it printed says why")
-    return True
-
-
-def hash_files(out: Path) -> dict[str, str]:
-    """Return path → digest of every file in a folder."""
-    files = [path for path in sorted(out.rglob("*")) if path.is_file()]
-    return {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
-def make_kinds(root: Path) -> tuple[Path, list[Kind]]:
+def make_kinds(root: Path, engine: str, names: Sequence[str]) -> list[Kind]:
     """Make a collection, the sets that builds begin with, and the bytes that they must end with."""
-    collection = make_collection(root / "collection", lineages=4, shard_bytes=60_000, block_bytes=9_000, clip_anchors=4)
+    collection = root / "collection/experiments.yaml"
+    apart(lambda: make_collection(collection.parent, **_SMALL))
     old, other, bad = root / "old", root / "other", root / "bad"
-    wait_for(run_build(collection, old, {}))
+
+    def build(out: Path) -> None:
+        wait_for(*Place(root=root / "making", collection=collection, engine="threads", out=out).start({}, None))
+
     text = collection.read_text()
-    collection.write_text(text.replace("seed: 0", "seed: 1") if "seed: 0" in text else f"{text}  seed: 1\n")
-    wait_for(run_build(collection, other, {}))
-    collection.write_text(text)
+    if "changed" in names:
+        build(old)
+    if "replaced" in names:
+        collection.write_text(f"{text}  seed: 1\n")
+        build(other)
+        collection.write_text(text)
+    change_sources(collection)
+    if "repaired" in names:
+        build(bad)
+        shard = next(bad.rglob("*.tar"))
+        data = shard.read_bytes()
+        shard.write_bytes(data[:3000] + bytes([data[3000] ^ 1]) + data[3001:])
+    before = {"new": (None, {}), "changed": (old, {}), "replaced": (other, {"replace": True})}
+    before |= {"repaired": (bad, {"repair": True}), "parts": (None, {})}
+    measured = {name: measure(root, engine, name, *before[name]) for name in names if name != "parts"}
+    if "parts" in names:
+        measured["parts"] = replace(measured.get("new") or measure(root, engine, "new", None, {}), name="parts")
+    return list(measured.values())
+
+
+def change_sources(collection: Path) -> None:
+    """Take the last rows of a table of tracks away, and give a chunk of a plate the pixels of another."""
     tracks = collection.parent / "experiment1/tracks/B/2/0/tracks.csv"
     tracks.write_text("".join(tracks.read_text().splitlines(keepends=True)[:-2]))
     chunks = sorted(p for p in (collection.parent / "experiment0/plate.zarr/A/1/1/0").rglob("*") if p.name.isdigit())
     chunks = [path for path in chunks if path.is_file()]
     chunks[0].write_bytes(chunks[-1].read_bytes())
-    wait_for(run_build(collection, bad, {}))
-    shard = next(bad.rglob("*.tar"))
-    data = shard.read_bytes()
-    shard.write_bytes(data[:3000] + bytes([data[3000] ^ 1]) + data[3001:])
-    before = {"new": (None, {}), "changed": (old, {}), "replaced": (other, {"replace": True})}
-    before["repaired"] = (bad, {"repair": True})
-    return collection, [measure(root, collection, name, *pair) for name, pair in before.items()]
 
 
-def measure(root: Path, collection: Path, name: str, before: Path | None, flags: dict[str, Any]) -> Kind:
+def measure(root: Path, engine: str, name: str, before: Path | None, flags: dict[str, Any]) -> Kind:
     """Run a kind undisturbed."""
-    out = root / f"undisturbed-{name}"
-    if before is not None:
-        shutil.copytree(before, out)
-    read, write = os.pipe()
-    begin = time.monotonic()
-    wait_for(run_build(collection, out, flags, counter=write))
-    seconds = time.monotonic() - begin
-    os.close(write)
-    operations = int(os.read(read, 20))
-    os.close(read)
-    return Kind(name=name, before=before, expected=hash_files(out), operations=operations, seconds=seconds, flags=flags)
+    place = Place.of(root, f"undisturbed-{name}", engine, before)
+    _, said = wait_for(*place.start(flags, None))
+    measured = json.loads(said[said.index("{") :])
+    units = len(read_units(place.log)["end"])
+    return Kind(name=name, before=before, flags=flags, expected=list_files(place.out), units=units, **measured)
 
 
-def disturb(rng: random.Random, collection: Path, out: Path, kind: Kind) -> int:
-    """Kill one build up to three times, let it through, and compare; return the number of kills.
+def draw_moment(rng: random.Random, kind: Kind, phase: str, engine: str) -> Moment:
+    """Draw when to kill, within a phase."""
+    group = engine == "threads" or rng.random() < 0.5
+    if phase == "units" and (engine == "processes" or rng.random() < 0.5):
+        each = kind.seconds.get(phase, 0) / max(kind.units, 1)
+        notes = rng.randint(0, max(2 * kind.units - 1, 0))
+        return Moment(phase=phase, notes=notes, seconds=rng.uniform(0, each), group=group)
+    if rng.random() < 0.3:
+        return Moment(phase=phase, seconds=rng.uniform(0, kind.seconds.get(phase, 0)), group=group)
+    return Moment(phase=phase, operation=rng.randint(1, max(kind.operations.get(phase, 1), 1)), group=group)
+
+
+def disturb(rng: random.Random, place: Place, kind: Kind, counts: Counts) -> None:
+    """Kill one build up to three times, let it through, and look at what came of it.
 
     Raises
     ------
     RuntimeError
-        The bytes differ from those of an undisturbed build.
+        It is not what comes of an undisturbed build, or work was done twice.
     """
-    if kind.before is not None:
-        shutil.copytree(kind.before, out)
-    kills, story = 0, []
+    story = []
     for _ in range(rng.randint(1, 3)):
-        if rng.random() < 0.3:
-            delay = rng.uniform(0, kind.seconds)
-            process = run_build(collection, out, kind.flags)
-            time.sleep(delay)
-            os.kill(process, signal.SIGKILL)
-            story.append(f"{delay:.3f} s")
-        else:
-            least = 1 if rng.random() < 0.5 else kind.operations * 3 // 4
-            at = rng.randint(least, kind.operations)
-            process = run_build(collection, out, kind.flags, kill_at=at)
-            story.append(f"operation {at} of {kind.operations}")
-        kills += not wait_for(process)
-    wait_for(run_build(collection, out, kind.flags))
-    if hash_files(out) != kind.expected:
-        raise RuntimeError(f"{kind.name}: other bytes after kills at {story}; look into {out}")
-    shutil.rmtree(out)
-    return kills
+        phases = PHASES[:2] if kind.name == "parts" else PHASES  # a part neither joins nor puts in place
+        of_phase = {phase: sum(counts.kills[name, phase] for name in KINDS) for phase in phases}
+        phase = rng.choice([phase for phase in phases if of_phase[phase] <= min(of_phase.values()) + 1])
+        moment = draw_moment(rng, kind, phase, place.engine)
+        part = f"{rng.randint(1, _PARTS)}/{_PARTS}" if kind.name == "parts" else ""
+        both = [place.start(kind.flags, moment, part)]
+        both += [place.start(kind.flags, None, part)] if part else []
+        ended, said = wait_for(*both[0])
+        story.append(f"{moment} {part}".strip())
+        if not ended:
+            reached = next(name for name in PHASES if name[0] == said[-1])
+            counts.kills[kind.name, reached] += 1
+        for other in both[1:]:
+            wait_for(*other)
+    if kind.name == "parts":
+        for number in rng.sample(range(1, _PARTS + 1), _PARTS):
+            wait_for(*place.start(kind.flags, None, f"{number}/{_PARTS}"))
+    wait_for(*place.start(kind.flags | ({"finish": True} if kind.name == "parts" else {}), None))
+    check(place, kind, story, counts)
+
+
+def check(place: Place, kind: Kind, story: Sequence[str], counts: Counts) -> None:
+    """Compare what is there with what comes of an undisturbed build; count its units."""
+    trial = f"{kind.name}: after kills at {list(story)}; look into {place.root}"
+    found = list_files(place.out)
+    if found != kind.expected:
+        differ = [path for path in {**found, **kind.expected} if found.get(path) != kind.expected.get(path)]
+        raise RuntimeError(f"{trial}: other bytes: {differ}")
+    place.check_left()
+    units = {what: len(digests) for what, digests in read_units(place.log).items()}
+    if kind.name != "parts":
+        lost = units["begin"] - units["end"]
+        if units["end"] > kind.units or lost > WORKERS * len(story):
+            raise RuntimeError(f"{trial}: {units}, and {kind.units} were needed")
+        counts.units.update({"needed": kind.units, "begun": units["begin"], "lost": lost})
+    counts.builds += 1
+    shutil.rmtree(place.root)
+
+
+def write_table(counts: Counts, kinds: Sequence[Kind]) -> str:
+    """Write kills by kind and phase."""
+    lines = ["| killed | " + " | ".join(PHASES) + " | all |", "| --- |" + " --- |" * (len(PHASES) + 1)]
+    for kind in kinds:
+        of = [counts.kills[kind.name, phase] for phase in PHASES]
+        lines.append(f"| {kind.name} | " + " | ".join(map(str, [*of, sum(of)])) + " |")
+    return "\n".join(lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -183,20 +211,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         allow_abbrev=False, prog="python -m benchmarks.kills", description=__doc__.splitlines()[0]
     )
-    parser.add_argument("--kills", type=int, default=40, help="at least this many (default: %(default)s)")
+    parser.add_argument("--kills", type=int, default=60, help="at least this many (default: %(default)s)")
+    parser.add_argument("--engine", choices=("threads", "processes"), default="threads")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="kinds of builds (default: all)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--alone", action="store_true", help="look for what is left in shared memory, too")
     arguments = parser.parse_args(argv)
-    rng = random.Random(arguments.seed)
+    rng, counts = random.Random(arguments.seed), Counts()
+    shared = set(_SHARED_MEMORY.iterdir()) if arguments.alone else set()
     root = Path(tempfile.mkdtemp(prefix="kills-"))
-    collection, kinds = make_kinds(root)
-    counts: Counter[str] = Counter()
+    kinds = make_kinds(root, arguments.engine, arguments.kinds)
     trials = 0
-    while counts.total() < arguments.kills:
+    while counts.kills.total() < arguments.kills:
         kind = kinds[trials % len(kinds)]
-        counts[kind.name] += disturb(rng, collection, root / f"trial-{trials}", kind)
+        disturb(rng, Place.of(root, f"trial-{trials}", arguments.engine, kind.before), kind, counts)
         trials += 1
     shutil.rmtree(root)
-    print(f"{counts.total()} kills in {trials} builds, all ended in the same bytes: {dict(counts)}")
+    left = set(_SHARED_MEMORY.iterdir()) - shared if arguments.alone else set()
+    if left:
+        raise RuntimeError(f"left in shared memory: {sorted(left)}")
+    print(write_table(counts, kinds))
+    print(
+        f"{arguments.engine}: {counts.kills.total()} kills in {counts.builds} builds, all ended in the same bytes. "
+        f"{counts.units['needed']} units were needed, {counts.units['begun']} began, {counts.units['lost']} of them in "
+        "processes that were killed."
+    )
     return 0
 
 

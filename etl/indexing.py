@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import duckdb
 import numpy as np
@@ -19,7 +18,7 @@ import pyarrow.compute as pc
 from jaxtyping import Int32
 
 from dynaclr_wds.contract import NO_ID, FovRecord, LabelRecord
-from dynaclr_wds.errors import ConfigError
+from dynaclr_wds.errors import BuildError, ConfigError
 from dynaclr_wds.tau import least_tau
 from etl.column_files import ColumnFiles, Columns
 from etl.index import Index
@@ -35,6 +34,7 @@ from etl.labels import (
 )
 from etl.ordering import OrderedBatch, RepeatedRow, order_batch
 from etl.queries import BatchResult, TrackTable, list_fovs, run_queries
+from etl.scratch import scratch_folder
 from etl.source.annotations import AnnotationRows, parse_annotations
 from etl.source.experiments import BuildConfig, check_shard_by
 from etl.source.plates import Plate
@@ -50,8 +50,8 @@ _LEAST_MEMORY = 64 * 2**20
 
 def build_index(config: BuildConfig, plates: Mapping[str, Plate]) -> Index:
     """Build the index of a collection in memory; see `store_index`."""
-    with TemporaryDirectory(prefix="dynaclr-wds-index-") as folder:
-        return store_index(config, plates, Path(folder)).take_all()
+    with scratch_folder("index") as folder:
+        return store_index(config, plates, folder).take_all()
 
 
 def store_index(config: BuildConfig, plates: Mapping[str, Plate], folder: Path) -> StoredIndex:
@@ -112,6 +112,11 @@ def _connect(config: BuildConfig, folder: Path) -> Iterator[duckdb.DuckDBPyConne
         raise ConfigError(
             f"{config.where}: shards.memory_limit={config.memory_limit:,} bytes are too few for the largest track "
             f"table ({str(error).splitlines()[0]}). Give --memory-limit more, or fewer --workers."
+        ) from error
+    except duckdb.IOException as error:
+        raise BuildError(
+            f"{folder}: what does not fit into memory can't be kept there ({str(error).splitlines()[0]}). Free space, "
+            "or name another folder in TMPDIR, then run the same command again."
         ) from error
 
 

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Executor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,12 @@ import etl.unit.build
 from dynaclr_wds.errors import BuildError, ConfigError
 from etl.build_shards import build_part, build_shards, main
 from etl.run.engines import Engine, ProcessUnits, SubmititUnits
+from etl.run.executors import ThreadUnits
 from etl.source.experiments import parse_build_config
-from tests.lost_workers import die_always, die_once, fail
+from tests.lost_workers import count_units, die_always, die_once, fail, read_units
 from tests.plates import make_collection
 from tests.set_files import digests
+from tests.test_build import Killed
 
 pytestmark = pytest.mark.usefixtures("without_fsync")
 
@@ -47,23 +49,29 @@ def local_jobs(folder: Path) -> Iterator[Executor]:
         yield executor
 
 
+def check_units(log: Path) -> None:
+    """Each unit ended once, and one began twice: the one whose process was killed."""
+    units = read_units(log)
+    assert sorted(units["end"]) == sorted(set(units["begin"]))
+    assert len(units["begin"]) == len(units["end"]) + 1
+
+
 @pytest.mark.slow
-def test_jobs_of_submitit_build_the_same_bytes(collection: Path, by_threads: dict[str, str], tmp_path: Path):
+def test_a_job_that_is_killed_costs_its_unit_only(collection: Path, by_threads: dict[str, str], tmp_path: Path):
     units = Engine(name="slurm", slurm_folder=tmp_path / "logs")._make_slurm(cluster="local")
-    build_shards(parse_build_config(collection, {}), tmp_path / "out", make_executor=units)
+    make = count_units(units, tmp_path / "units.log", kill_at=1)
+    build_shards(parse_build_config(collection, {}), tmp_path / "out", make_executor=make)
     assert digests(tmp_path / "out") == by_threads
+    check_units(tmp_path / "units.log")
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # distributed leaves sockets to the collector
-def test_a_dask_cluster_builds_the_same_bytes_though_a_worker_is_killed(
-    collection: Path, by_threads: dict[str, str], tmp_path: Path
-):
-    make = Engine(name="dask").maker()
+def test_a_dask_worker_that_is_killed_costs_its_unit_only(collection: Path, by_threads: dict[str, str], tmp_path: Path):
+    make = count_units(Engine(name="dask").maker(), tmp_path / "units.log", kill_at=1)
     build_shards(parse_build_config(collection, {}), tmp_path / "out", make_executor=make)
     assert digests(tmp_path / "out") == by_threads
-    with make(2, lambda _done, _size: None) as executor:
-        assert executor.submit(die_once, str(tmp_path / "a")).result(60) == "done a"
+    check_units(tmp_path / "units.log")
 
 
 @pytest.mark.slow
@@ -111,33 +119,41 @@ def test_parts_in_any_order_and_twice_make_the_same_bytes(
     assert digests(out) == by_threads
 
 
+@pytest.mark.parametrize("killed", ["", "first", "requeued"])
 def test_a_part_that_is_requeued_while_its_first_copy_still_runs_harms_nothing(
-    collection: Path, by_threads: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    collection: Path, by_threads: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: str
 ):
     config, out = parse_build_config(collection, {}), tmp_path / "out"
-    waits, goes_on, cut = threading.Event(), threading.Event(), etl.unit.build.cut_fov
+    waits, goes_on, write = threading.Event(), threading.Event(), etl.unit.build.write_part
 
     def slow(*arguments: Any) -> Any:
-        if threading.current_thread().name.startswith("first"):
+        """Its shards are written, what says so is not."""
+        copy = threading.current_thread().name.partition("_")[0]
+        if copy == "first":
             waits.set()
             assert goes_on.wait(60)
-        return cut(*arguments)
+        if copy == killed:
+            raise Killed
+        return write(*arguments)
 
-    monkeypatch.setattr(etl.unit.build, "cut_fov", slow)
-    named = Engine(name="threads").maker()
+    def build(copy: str) -> None:
+        def make(workers: int, advance: Any) -> Executor:
+            executor = ThreadUnits(workers, advance)
+            executor._thread_name_prefix = copy
+            return executor
 
-    def first(workers: int, advance: Any) -> Executor:
-        executor = named(workers, advance)
-        executor._thread_name_prefix = "first"  # type: ignore[attr-defined]
-        return executor
+        with suppress(Killed):
+            build_part(config, out, "2/4", make_executor=make)
 
-    copy = threading.Thread(target=build_part, args=(config, out, "1/2"), kwargs={"make_executor": first})
-    copy.start()
+    monkeypatch.setattr(etl.unit.build, "write_part", slow)
+    first = threading.Thread(target=build, args=("first",))
+    first.start()
     assert waits.wait(60)
-    build_part(config, out, "1/2")
-    build_part(config, out, "2/2")
+    build("requeued")
     goes_on.set()
-    copy.join(60)
+    first.join(60)
+    for part in ("1/4", "3/4", "4/4"):
+        build_part(config, out, part)
     build_shards(config, out, finish=True)
     assert digests(out) == by_threads
 

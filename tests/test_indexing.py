@@ -125,6 +125,17 @@ def test_a_limit_that_is_too_small_says_so(tmp_path: Path, monkeypatch: pytest.M
         index_of(config)
 
 
+def test_a_disk_that_is_full_when_the_index_spills_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = make_fov(tmp_path, cells((0, 0, -1)))
+
+    def fail(*_: object) -> None:
+        raise duckdb.IOException('Could not write file "duckdb_temp_storage-0.tmp": No space left on device')
+
+    monkeypatch.setattr(indexing, "run_queries", fail)
+    with pytest.raises(BuildError, match=r"-index-.*: what does not fit into memory can't .* No space left .* TMPDIR"):
+        index_of(config)
+
+
 def write_parquet(root: Path, columns: dict[str, Any]) -> None:
     pq.write_table(pa.table(columns), root / "tracks/A/1/0/tracks.parquet")
 

@@ -6,6 +6,8 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +15,102 @@ import pytest
 
 import etl.run.update
 from dynaclr_wds.contract import MANIFEST, Manifest
+from dynaclr_wds.errors import BuildError
 from etl.build_shards import build_shards
 from etl.run.commit import commit, finish_commits
-from etl.run.output import OutFolder
+from etl.run.in_use import using
+from etl.run.output import OutFolder, discard_work
+from etl.scratch import scratch_folder
 from etl.source.experiments import parse_build_config
 from tests.plates import make_collection
 from tests.set_files import digests
 from tests.test_build import Killed, build
 
-pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.slow
 def test_builds_that_are_killed_at_random_end_with_the_same_bytes():
-    command = [sys.executable, "-m", "benchmarks.kills", "--kills", "5", "--seed", "1"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent.parent)
+    command = [sys.executable, "-m", "benchmarks.kills", "--kills", "2", "--kinds", "new", "--seed", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert "all ended in the same bytes" in done.stdout
+
+
+PROCESSES = """
+import time
+from etl.run.engines import ProcessUnits
+units = ProcessUnits(1)
+units.submit(print, "a process that waits for units", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.slow
+def test_processes_end_with_the_build_that_is_killed():
+    """They hold its stdout, which is at its end when the last of them is gone."""
+    build = subprocess.Popen([sys.executable, "-c", PROCESSES], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert build.stdout is not None
+    assert build.stdout.readline() == "a process that waits for units\n"
+    build.kill()
+    assert build.communicate(timeout=60) == ("", None)
+
+
+ABANDONED = """
+import os, signal
+from etl.scratch import scratch_folder
+with scratch_folder("index") as folder:
+    (folder / "column").write_text("a gigabyte")
+    print(folder, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_temporary_folder_of_a_killed_process_is_removed_by_the_next_that_makes_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-c", ABANDONED]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=environment)
+    abandoned, foreign = Path(done.stdout.strip()), tmp_path / "dynaclr-wds-elsewhere-index-1"
+    assert (abandoned / "column").exists()
+    foreign.mkdir()  # of another machine
+    with scratch_folder("tables") as used:
+        assert not abandoned.exists()
+        with scratch_folder("index") as other:
+            assert used.exists()
+            assert other != used
+    assert list(tmp_path.iterdir()) == [foreign]
+
+
+def test_a_work_folder_that_units_of_a_killed_build_write_to_is_waited_for_and_never_made_anew(tmp_path: Path):
+    folder, told = OutFolder(tmp_path / "out", "a" * 16), threading.Event()
+    with folder.locked(lambda: None):
+        folder.begin()
+    begun: list[bool] = []
+
+    def build() -> None:
+        with folder.locked(told.set):
+            begun.append(True)
+
+    with using(folder.staged):
+        next_build = threading.Thread(target=build)
+        next_build.start()
+        assert told.wait(60)
+        assert not begun
+        discard_work(folder.work)
+        assert folder.staged.is_dir(), "removed under a unit that writes to it"
+    next_build.join(60)
+    assert begun
+    discard_work(folder.work)
+    assert not folder.work.exists()
+    with (
+        pytest.raises(BuildError, match=r"staged: is gone, because the build that this unit is of has ended"),
+        using(folder.staged),
+    ):
+        pass
+    assert not folder.work.exists()
 
 
 @pytest.fixture(scope="module")

@@ -7,14 +7,13 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Int
 
 from etl.indexing import store_index
+from etl.scratch import scratch_folder
 from etl.source.experiments import BuildConfig
 from etl.source.plates import Plate
 from etl.source.preflight import open_plates, plan_fovs
@@ -108,8 +107,8 @@ def find_facts(config: BuildConfig) -> tuple[ExperimentFacts, ...]:
     """
     plates = open_plates(config)
     config = fill_in_from_plates(config, plates)
-    with TemporaryDirectory(prefix="dynaclr-wds-index-") as folder:
-        index = store_index(config, plates, Path(folder))
+    with scratch_folder("index") as folder:
+        index = store_index(config, plates, folder)
         return tuple(
             replace(
                 _find_experiment(config, place, plates[experiment.name], _take_cells(index, place)),

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from etl.inspect.plates import PlateCollection
 from etl.inspect.shards import ShardCollection
 from etl.inspect.tally import Tally, Tallying
 from etl.run.progress import Progress
+from etl.scratch import scratch_folder
 
 FRAMES = 8
 """Frames of an experiment that are read before a build, unless told otherwise."""
@@ -125,9 +125,9 @@ def _opened(place: Place, options: Options, progress: Progress) -> Iterator[Coll
     config = parse_build_config(place, options.overrides, options.storage_options)
     plates = open_plates(config)
     config = fill_in_from_plates(config, plates)
-    with TemporaryDirectory(prefix="dynaclr-wds-inspect-") as folder:
+    with scratch_folder("inspect") as folder:
         progress.say("inspect: reading tracks")
-        yield PlateCollection(config, plates, store_index(config, plates, Path(folder)), str(place))
+        yield PlateCollection(config, plates, store_index(config, plates, folder), str(place))
 
 
 def _open_shards(place: Place, options: Options) -> Collection:

@@ -7,6 +7,7 @@ the bytes are the same. A unit whose worker is lost is run again, a few times.
 from __future__ import annotations
 
 import multiprocessing
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -123,9 +125,14 @@ class ProcessUnits(Executor):
         """End the processes."""
         self._pool.shutdown(wait, cancel_futures=cancel_futures)
 
+    def count_running(self) -> int:
+        """Return how many units may run at a time."""
+        return self._workers
+
     def _make_pool(self) -> ProcessPoolExecutor:
         # libraries have threads by now, which a fork may not survive
-        return ProcessPoolExecutor(self._workers, mp_context=multiprocessing.get_context("spawn"))
+        context = multiprocessing.get_context("spawn")
+        return ProcessPoolExecutor(self._workers, mp_context=context, initializer=_end_with_parent)
 
     def _try(self, outer: Future[Any], tries: int, fn: Callable[..., Any], args: Any, kwargs: Any) -> None:
         with self._lock:
@@ -153,6 +160,18 @@ class ProcessUnits(Executor):
 
         outer.add_done_callback(lambda future: inner.cancel() if future.cancelled() else None)
         inner.add_done_callback(ended)
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent is killed: it would wait for units for ever, and go on with the one it has."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "a pool started this process"
+
+    def watch(sentinel: int) -> None:
+        wait([sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, args=(parent.sentinel,), name="parent-watch", daemon=True).start()
 
 
 class SubmititUnits(Executor):
@@ -191,6 +210,10 @@ class SubmititUnits(Executor):
         for future, (job, *_) in list(self._running.items()):
             job.cancel(check=False)
             future.cancel()
+
+    def count_running(self) -> int:
+        """Return how many jobs run, and don't wait in the queue of SLURM."""
+        return sum(job.state == "RUNNING" for job, *_ in list(self._running.values()))
 
     def _watch(self) -> None:
         while not self._over.wait(self._poll_seconds):
@@ -247,20 +270,24 @@ class DaskUnits(Executor):
         self._stack = ExitStack()
         try:
             where = address or self._stack.enter_context(
-                distributed.LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None)
+                distributed.LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=":0")
             )
-            client = self._stack.enter_context(distributed.Client(where, set_as_default=False))
+            self._client = self._stack.enter_context(distributed.Client(where, set_as_default=False))
         except OSError as error:
             raise ConfigError(
                 f"dask_address={address!r}: no scheduler answers there ({error}). Start one, or correct the address."
             ) from error
         # not pure: units write files, so two calls with the same job are two calls
-        self._inner = client.get_executor(pure=False)
+        self._inner = self._client.get_executor(pure=False)
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Run a unit; see `concurrent.futures.Executor.submit`."""
         future: Future[Any] = self._inner.submit(fn, *args, **kwargs)
         return future
+
+    def count_running(self) -> int:
+        """Return how many units may run at a time, on the workers that are there now."""
+        return sum(self._client.nthreads().values())
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Leave the cluster; end it if it was started here."""

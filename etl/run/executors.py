@@ -17,6 +17,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+from etl.run.unit_counts import UnitCounts
+
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
@@ -24,8 +26,11 @@ Advance = Callable[[int, int], None]
 """Called with (things done, bytes done); any thread may call it."""
 
 MakeExecutor = Callable[[int, Advance], Executor]
-"""(workers, advance) → executor, shut down when a stage ends. One that runs units elsewhere ignores `advance`."""
+"""(workers, advance) → executor, shut down when a stage ends. One that runs units elsewhere ignores `advance`: then the
+bar moves when a unit ends."""
 
+_LOOK_SECONDS = 1.0
+"""How often is looked at units that run, while none ends."""
 _AHEAD = 4
 """Jobs per worker that are made before the first of them ends: they hold arrays."""
 
@@ -39,7 +44,7 @@ class Interrupted(Exception):
 def report(done: int, size: int = 0) -> None:
     """Say that a unit got on; every unit calls this often.
 
-    In a thread of `ThreadUnits` this moves the bar. In another process it does nothing.
+    In a thread of `ThreadUnits` this moves the bar. In another process it does nothing: the unit counts when it ends.
 
     Parameters
     ----------
@@ -172,7 +177,11 @@ def usable_memory() -> int:
 
 
 def run_units(
-    executor: Executor, unit: Callable[[Job], Result], jobs: Iterable[Job], workers: int
+    executor: Executor,
+    unit: Callable[[Job], Result],
+    jobs: Iterable[Job],
+    workers: int,
+    counts: UnitCounts[Job] | None = None,
 ) -> tuple[Result, ...]:
     """Do every job; return the results in the order of the jobs.
 
@@ -189,16 +198,20 @@ def run_units(
         Made as they are needed.
     workers
         Decides how many jobs are submitted at a time: a few for each.
+    counts
+        Is told how far the units are.
     """
+    told: UnitCounts[Job] = counts or UnitCounts(0, lambda _job: (0, 0))
     results: dict[int, Result] = {}
-    running: dict[Future[Result], int] = {}
+    running: dict[Future[Result], _Unit] = {}
     try:
         for number, job in enumerate(jobs):
-            running[executor.submit(unit, job)] = number
+            weight = (0, 0) if isinstance(executor, ThreadUnits) else told.weigh(job)
+            running[executor.submit(unit, job)] = number, weight
             if len(running) >= _AHEAD * workers:
-                _collect(running, results)
+                _collect(executor, running, results, told)
         while running:
-            _collect(running, results)
+            _collect(executor, running, results, told)
     except BaseException:
         if isinstance(executor, ThreadUnits):
             executor.stop_units()
@@ -209,8 +222,19 @@ def run_units(
     return tuple(results[number] for number in range(len(results)))
 
 
-def _collect(running: dict[Future[Result], int], results: dict[int, Result]) -> None:
+_Unit = tuple[int, tuple[int, int]]
+"""Number of a job; its frames and bytes, which are told when it ends."""
+
+
+def _collect(
+    executor: Executor, running: dict[Future[Result], _Unit], results: dict[int, Result], counts: UnitCounts[Job]
+) -> None:
     """Wait for the next jobs to end; raises the error of one that failed."""
-    done, _ = wait(running, return_when=FIRST_COMPLETED)
+    done: set[Future[Result]] = set()
+    while not done:
+        counts.look(executor, running)
+        done, _ = wait(running, _LOOK_SECONDS, FIRST_COMPLETED)
     for future in done:
-        results[running.pop(future)] = future.result()
+        number, weight = running.pop(future)
+        results[number] = future.result()
+        counts.end(*weight)

@@ -24,10 +24,12 @@ import xxhash
 from dynaclr_wds.contract import FORMAT_NAME, format_checksum
 from dynaclr_wds.errors import BuildError
 from dynaclr_wds.files import write_whole
+from etl.run.in_use import keeping_units_out
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _MARK = "made-by-etl.build_shards"
 _PARTIAL = ".partial"
+_STAGED = "staged"
 
 
 class HashingFile:
@@ -141,7 +143,7 @@ class OutFolder:
     @property
     def staged(self) -> Path:
         """Folder of files that are whole and wait for the set to be."""
-        return self.work / "staged"
+        return self.work / _STAGED
 
     @property
     def index(self) -> Path:
@@ -157,6 +159,9 @@ class OutFolder:
         made = [folder for folder in (self.out, *self.out.parents) if not folder.exists()]
         descriptor = self._lock(waiting, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
         try:
+            for work in () if shared else self.work_folders():
+                with keeping_units_out(work / _STAGED, waiting):
+                    pass
             yield
         except BaseException:
             if made:
@@ -208,9 +213,10 @@ class OutFolder:
             raise BuildError(
                 f"{self.work}: has the name of the build's work folder, but was not made by a build. Move it away."
             )
-        self.work.mkdir(parents=True, exist_ok=True)
-        (self.work / _MARK).write_text(json.dumps([FORMAT_NAME, self.token]), encoding="utf-8")
-        self.staged.mkdir(exist_ok=True)
+        with naming_file(self.work):
+            self.work.mkdir(parents=True, exist_ok=True)
+            (self.work / _MARK).write_text(json.dumps([FORMAT_NAME, self.token]), encoding="utf-8")
+            self.staged.mkdir(exist_ok=True)
         shutil.rmtree(self.index, ignore_errors=True)
 
     def work_folders(self) -> tuple[Path, ...]:
@@ -249,12 +255,22 @@ def is_ours(folder: Path) -> bool:
 
 
 def discard_work(folder: Path) -> None:
-    """Remove a work folder, its mark last: what a kill leaves is still known as ours."""
-    if is_ours(folder):
-        for path in folder.iterdir():
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            elif path.name != _MARK:
-                path.unlink()
-        (folder / _MARK).unlink(missing_ok=True)
-        folder.rmdir()
+    """Remove a work folder, its mark last: what a kill leaves is still known as ours.
+
+    One that units still write to stays, for the next build to remove.
+    """
+    if not is_ours(folder):
+        return
+    with keeping_units_out(folder / _STAGED) as is_free:
+        if is_free:
+            _remove_work(folder)
+
+
+def _remove_work(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != _MARK:
+            path.unlink()
+    (folder / _MARK).unlink(missing_ok=True)
+    folder.rmdir()

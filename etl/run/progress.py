@@ -12,7 +12,7 @@ import shlex
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -32,6 +32,11 @@ from etl.suspicious.words import write_bytes, write_size
 
 EVERY_SECONDS = 15.0
 """Between two lines where there is no terminal."""
+AT_LEAST_SECONDS = 300.0
+"""Between two lines where nothing changes."""
+
+Describe = Callable[[], str] | None
+"""Returns what else is said of a stage."""
 
 BYTES = "bytes"
 """Unit of a stage that moves bytes: shown as MB, with the time that is left."""
@@ -47,8 +52,14 @@ class Progress:
         """Tell something once."""
 
     @contextmanager
-    def stage(self, name: str, total: int, unit: str) -> Iterator[Advance]:  # noqa: ARG002 - says nothing
-        """Follow one stage of `total` units."""
+    def stage(self, name: str, total: int, unit: str, describe: Describe = None) -> Iterator[Advance]:  # noqa: ARG002
+        """Follow one stage of `total` units.
+
+        Parameters
+        ----------
+        describe
+            Returns what else is said of it whenever it is shown.
+        """
         yield lambda _done, _bytes: None
 
 
@@ -63,19 +74,20 @@ class LineProgress(Progress):
         self._console.print(text, markup=False)
 
     @contextmanager
-    def stage(self, name: str, total: int, unit: str) -> Iterator[Advance]:
-        """Print how far it is, at most every `EVERY_SECONDS`, and at the end."""
+    def stage(self, name: str, total: int, unit: str, describe: Describe = None) -> Iterator[Advance]:
+        """Print how far it is, at most every `EVERY_SECONDS`, at least every `AT_LEAST_SECONDS`, and at the end."""
         rate, lock = _Rate(total, unit), threading.Lock()
-        last = time.monotonic()
+        last, known = time.monotonic(), ""
 
         def advance(done: int, size: int) -> None:
-            nonlocal last
+            nonlocal last, known
             with lock:
                 rate.add(done, size)
-                if time.monotonic() - last < EVERY_SECONDS:
+                silent, now = time.monotonic() - last, f"{rate.count()}; {describe()}" if describe else rate.count()
+                if silent < (EVERY_SECONDS if now != known else AT_LEAST_SECONDS):
                     return
-                last = time.monotonic()
-            self.say(f"{name}: {rate}")
+                last, known = time.monotonic(), now
+            self.say(f"{name}: {rate}{f'; {describe()}' if describe else ''}")
 
         yield advance
         self.say(f"{name}: {rate}")
@@ -92,7 +104,7 @@ class BarProgress(Progress):
         self._console.print(text, markup=False)
 
     @contextmanager
-    def stage(self, name: str, total: int, unit: str) -> Iterator[Advance]:
+    def stage(self, name: str, total: int, unit: str, describe: Describe = None) -> Iterator[Advance]:
         """Show a bar with the rate and, once it can be told, the time that is left."""
         rate, lock = _Rate(total, unit), threading.Lock()
         columns = (
@@ -107,7 +119,8 @@ class BarProgress(Progress):
             def advance(done: int, size: int) -> None:
                 with lock:
                     rate.add(done, size)
-                    bars.update(task, advance=done, rate=", ".join(rate.describe()))
+                    said = ", ".join(rate.describe())
+                    bars.update(task, advance=done, rate=f"{said}; {describe()}".lstrip("; ") if describe else said)
 
             yield advance
 
@@ -143,11 +156,13 @@ class _Rate:
             said.append(f"{self._bytes / seconds / 1e6:,.0f} MB/s")
         return said + ([f"about {write_duration(left)} left"] if left else [])
 
-    def __str__(self) -> str:
-        of = f"{self._done:,}/{self._total:,} {self._unit}"
+    def count(self) -> str:
         if self._unit == BYTES:
-            of = f"{self._done / 1e6:,.1f}/{self._total / 1e6:,.1f} MB"
-        return f"{of} ({', '.join(self.describe())})"
+            return f"{self._done / 1e6:,.1f}/{self._total / 1e6:,.1f} MB"
+        return f"{self._done:,}/{self._total:,} {self._unit}"
+
+    def __str__(self) -> str:
+        return f"{self.count()} ({', '.join(self.describe())})"
 
 
 def make_progress(quiet: bool) -> Progress:

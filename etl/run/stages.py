@@ -25,11 +25,12 @@ from etl.run.mending import describe_faults
 from etl.run.output import OutFolder
 from etl.run.parts import BuildPart
 from etl.run.progress import Progress
+from etl.run.unit_counts import UnitCounts
 from etl.source.experiments import BuildConfig
 from etl.source.plates import Fov, Plate
 from etl.suspicious.cells import check_anchors
 from etl.suspicious.report import make_report
-from etl.unit.build import build_unit
+from etl.unit.build import build_unit, weigh_unit
 from etl.unit.job import UnitJob, digest_group
 from etl.unit.part import Part, read_part
 
@@ -181,13 +182,13 @@ class Build:
             return ()
         self._progress.say("build: reading the plates, cutting out a patch for each cell, and packing them into shards")
         frames = sum(fov.frames for group in todo for fov in index.fovs[group.first : group.last])
-        workers = self._config.workers
+        workers, counts = self._config.workers, UnitCounts(len(todo), weigh_unit)
         jobs = (self._plan_job(index, group) for group in todo)
         with (
-            self._progress.stage("build", frames, "frames") as advance,
-            self._make_executor(workers, advance) as pool,
+            self._progress.stage("build", frames, "frames", counts.describe) as counts.advance,
+            self._make_executor(workers, counts.advance) as pool,
         ):
-            return run_units(pool, build_unit, jobs, workers)
+            return run_units(pool, build_unit, jobs, workers, counts)
 
     def _plan_job(self, index: Index, group: Group) -> UnitJob:
         return UnitJob(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from dynaclr_wds.contract import MANIFEST, Manifest
+from dynaclr_wds.contract import MANIFEST, Manifest, SourceRecord
 from dynaclr_wds.errors import BuildError, ConfigError, FormatError
 from dynaclr_wds.file_checks import read_manifest_file
 from dynaclr_wds.words import count_of
@@ -36,7 +36,7 @@ from etl.run.versions import (
     read_versions,
 )
 from etl.source.experiments import BuildConfig
-from etl.source.fingerprints import describe_changes, fingerprint_sources
+from etl.source.fingerprints import describe_absent, describe_changes, fingerprint_sources
 from etl.source.plates import Plate
 from etl.source.preflight import check_plates, open_plates, plan_fovs
 from etl.source.scales import describe_intervals, fill_in_from_plates
@@ -84,7 +84,7 @@ def build_part(
         previous = _find_previous(folder, config, mode, progress)
         plates = open_plates(config)
         config = fill_in_from_plates(config, plates)
-        sources = fingerprint_sources(config, plates, {})
+        sources = _look_at_sources(config, plates, {}, progress)
         if previous is not None and _is_up_to_date(previous, config, mode, sources):
             say_up_to_date(str(out), previous.manifest, progress)
             return
@@ -164,7 +164,7 @@ def build_in(
     config = fill_in_from_plates(config, plates)
     for line in describe_intervals(config):
         progress.say(line)
-    sources = fingerprint_sources(config, plates, trusted)
+    sources = _look_at_sources(config, plates, trusted, progress)
     if previous is not None:
         for line in describe_changes(previous.sources, sources):
             progress.say(f"changed since the set was built: {line}")
@@ -186,6 +186,16 @@ def build_in(
     manifest = build.run(index, finish=mode.finish)
     _refuse_moving_sources(config, sources, trusted)
     return Built(manifest=commit(folder, manifest), anew=True, kept=build.previous)
+
+
+def _look_at_sources(
+    config: BuildConfig, plates: Mapping[str, Plate], trusted: Sources, progress: Progress
+) -> dict[tuple[str, str], SourceRecord]:
+    absent: dict[tuple[str, str], int] = {}
+    sources = fingerprint_sources(config, plates, trusted, absent)
+    for line in describe_absent(absent):
+        progress.say(line)
+    return sources
 
 
 def _read_index(config: BuildConfig, plates: Mapping[str, Plate], progress: Progress) -> Index:

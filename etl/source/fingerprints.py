@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from dynaclr_wds.errors import PlateError, StorageError
 from dynaclr_wds.storage.location import Location, is_url, parse_place
 from dynaclr_wds.storage.objects import open_object
 from dynaclr_wds.storage.versions import ObjectInfo
+from dynaclr_wds.words import count_of
 from etl.source.experiments import BuildConfig, ExperimentConfig
 from etl.source.plate_store import METADATA, find_chunks
 from etl.source.plates import Fov, Plate
@@ -33,7 +35,10 @@ Key = tuple[str, str]
 
 
 def fingerprint_sources(
-    config: BuildConfig, plates: Mapping[str, Plate], trusted: Mapping[Key, SourceRecord] | None = None
+    config: BuildConfig,
+    plates: Mapping[str, Plate],
+    trusted: Mapping[Key, SourceRecord] | None = None,
+    absent: dict[Key, int] | None = None,
 ) -> dict[Key, SourceRecord]:
     """Take the fingerprints of every FOV that a config asks for, in the order of the config.
 
@@ -41,6 +46,8 @@ def fingerprint_sources(
     ----------
     trusted
         Records that are taken over without a look.
+    absent
+        Takes the number of chunks that are not there, of the FOVs that lack some.
 
     Raises
     ------
@@ -63,8 +70,13 @@ def fingerprint_sources(
 
     def take(pair: tuple[ExperimentConfig, Fov]) -> SourceRecord:
         experiment, fov = pair
-        known = trusted.get((experiment.name, fov.name))
-        return known or _fingerprint_fov(tables[experiment.name], fov)
+        key = experiment.name, fov.name
+        if key in trusted:
+            return trusted[key]
+        record, missing = _fingerprint_fov(tables[experiment.name], fov)
+        if missing and absent is not None:
+            absent[key] = missing
+        return record
 
     is_remote = any(fov.store is not None or is_url(experiment.tracks_path) for experiment, fov in asked)
     with ThreadPoolExecutor(max(config.workers, AT_ONCE) if is_remote else config.workers) as pool:
@@ -124,17 +136,18 @@ def _mark(info: ObjectInfo) -> str:
     return info.etag or str(info.changed)
 
 
-def _fingerprint_fov(tables: _Tables, fov: Fov) -> SourceRecord:
-    """Take the fingerprints of one FOV."""
+def _fingerprint_fov(tables: _Tables, fov: Fov) -> tuple[SourceRecord, int]:
+    """Take the fingerprints of one FOV; count the chunks that are not there, too."""
     try:
-        metadata, pixels = _fingerprint_array(fov)
-        return SourceRecord(
+        metadata, pixels, missing = _fingerprint_array(fov)
+        record = SourceRecord(
             experiment=tables.experiment.name,
             fov_name=fov.name,
             tracks=tables.fingerprint(fov.name),
             metadata=metadata,
             pixels=pixels,
         )
+        return record, missing
     except StorageError:
         raise
     except OSError as error:
@@ -161,6 +174,19 @@ def describe_changes(old: Mapping[Key, SourceRecord], new: Mapping[Key, SourceRe
     ]
 
 
+def describe_absent(absent: Mapping[Key, int]) -> list[str]:
+    """Say which FOVs lack chunks, one line per experiment; Zarr reads them as fill value and says nothing."""
+    lines = []
+    for experiment in dict.fromkeys(name for name, _ in sorted(absent)):
+        found = {fov: count for (name, fov), count in sorted(absent.items()) if name == experiment}
+        lines.append(
+            f"{experiment}: {count_of(sum(found.values()), 'chunk')} of the plate not there, in "
+            f"{_shorten(list(found))}: their pixels are read as the fill value. Some programs leave out chunks "
+            "that are empty; if the plate was copied, or its disk failed, restore it."
+        )
+    return lines
+
+
 def _shorten(names: Sequence[str]) -> str:
     more = f" and {len(names) - 8} more" if len(names) > 8 else ""
     return ", ".join(names[:8]) + more
@@ -182,8 +208,8 @@ def _add_source(digest: Any, path: Path) -> None:
         digest.update(f"{file.relative_to(path)}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
 
 
-def _fingerprint_array(fov: Fov) -> tuple[str, str]:
-    """Hash metadata documents, and the names, sizes and times of chunk files."""
+def _fingerprint_array(fov: Fov) -> tuple[str, str, int]:
+    """Hash metadata documents, and the names, sizes and times of chunk files; count those that are not there."""
     metadata, pixels = xxhash.xxh3_64(), xxhash.xxh3_64()
     of_plate = [fov.plate_normalization, fov.plate_focus_slice]
     metadata.update(json.dumps(of_plate, sort_keys=True).encode())
@@ -202,7 +228,9 @@ def _fingerprint_array(fov: Fov) -> tuple[str, str]:
         chunks = sorted(_list_local(str(plate / array), ""))
     for name, size, mark in chunks:
         pixels.update(f"{name}\0{size}\0{mark}\n".encode())
-    return metadata.hexdigest(), pixels.hexdigest()
+    steps = fov.stored.shards or fov.stored.chunks
+    wanted = prod(-(-size // step) for size, step in zip(fov.stored.shape, steps, strict=True))
+    return metadata.hexdigest(), pixels.hexdigest(), max(wanted - len(chunks), 0)
 
 
 def _list_local(folder: str, prefix: str) -> Iterator[tuple[str, int, str]]:

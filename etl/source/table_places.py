@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from dynaclr_wds.errors import ConfigError
 from dynaclr_wds.storage.location import Location, parse_place
 from dynaclr_wds.storage.objects import copy_object, open_object
+from etl.scratch import scratch_folder
 from etl.source.config import BuildConfig
 from etl.source.remote_tracks import RemoteTracks
 from etl.source.track_formats import READERS, TablePlace
@@ -79,5 +79,5 @@ class Tables:
 @contextmanager
 def open_tables(config: BuildConfig) -> Iterator[Tables]:
     """Find tables; copies of those in object storage are there until the end of the `with`."""
-    with TemporaryDirectory(prefix="dynaclr-wds-tables-") as folder:
-        yield Tables(config, Path(folder))
+    with scratch_folder("tables") as folder:
+        yield Tables(config, folder)

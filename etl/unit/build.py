@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
@@ -26,6 +27,7 @@ from etl.pack.contents import GroupContents, estimate_clip_bytes
 from etl.pack.shard_jobs import plan_shard_job
 from etl.pack.tars import PackedShard, pack_shard
 from etl.run.executors import report, share_out
+from etl.run.in_use import using
 from etl.run.output import checksum_file, file_size
 from etl.unit.job import UnitJob
 from etl.unit.part import Part, read_part, write_part
@@ -40,12 +42,17 @@ def build_unit(job: UnitJob) -> FileRecord:
     PlateError, ConfigError
         Pixels that can't be read, or may not be stored.
     BuildError
-        The disk is full, or failed.
+        The disk is full, or failed; or the build that the unit is of has ended without it.
     """
-    found = find_staged(job)
-    if found is not None:
+    with using(job.staged):
+        found = find_staged(job)
+        if found is None:
+            return _build(job)
         report(count_frames(job))
         return found
+
+
+def _build(job: UnitJob) -> FileRecord:
     columns = read_columns(job.index.observations)
     cuts, order = plan_cuts(job.config, job.config.experiments[0], job.fovs, columns)
     patches = hold_patches(order.size, job.experiment.patch_bytes, job.memory_bytes, job.scratch)
@@ -67,6 +74,17 @@ def build_unit(job: UnitJob) -> FileRecord:
 def count_frames(job: UnitJob) -> int:
     """Return the frames that a unit reads."""
     return sum(fov.frames for fov in job.index.fovs)
+
+
+def weigh_unit(job: UnitJob) -> tuple[int, int]:
+    """Return the frames of a unit, and their bytes on the plate; 0 bytes where a stopped build may have finished it."""
+    if (job.staged / job.part).is_file():
+        return count_frames(job), 0
+    (entry,) = job.config.experiments
+    channels = len(entry.source_channel)
+    return count_frames(job), sum(
+        fov.array.shape[0] * channels * prod(fov.array.shape[2:]) * fov.array.dtype.itemsize for fov in job.fovs
+    )
 
 
 def find_staged(job: UnitJob) -> FileRecord | None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
-
 from dynaclr_wds.contract import MANIFEST
 from dynaclr_wds.errors import FormatError
 from dynaclr_wds.shard_files import read_manifest
@@ -13,6 +10,7 @@ from dynaclr_wds.storage.location import Location
 from dynaclr_wds.storage.options import StorageOptions
 from etl.run.progress import Progress
 from etl.run.verification import Verification, say_damaged, verify_files
+from etl.scratch import scratch_folder
 from etl.upload.bucket_files import BucketFiles
 
 
@@ -25,6 +23,6 @@ def verify_remote(
         _, manifest = read_manifest(storage)
     except FormatError as error:
         return say_damaged(error, str(where / MANIFEST))
-    with tempfile.TemporaryDirectory(prefix="dynaclr-verify-") as folder:
-        files = BucketFiles(storage, manifest, Path(folder), storage.list())
+    with scratch_folder("verify") as folder:
+        files = BucketFiles(storage, manifest, folder, storage.list())
         return verify_files(files, manifest, quick=quick, workers=workers, progress=progress)
