@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Bool, Float32, Int32
+from jaxtyping import Bool, Float32, Int32, Int64
 
 from dynaclr_wds.contract import FovRecord, LabelRecord
 from dynaclr_wds.errors import ConfigError
@@ -152,6 +152,14 @@ def add_stack_places(
     """Add `z_start`, the slice of the plate that a patch's first one lies at, and `z_focus`, null where it is NaN."""
     observations = _set_column(index.observations, "z_start", pa.array(z_start))
     return replace(index, observations=_set_column(observations, "z_focus", pa.array(z_focus, mask=np.isnan(z_focus))))
+
+
+def find_edges(index: Index) -> Int64[np.ndarray, " fovs_and_one"]:
+    """Return the first row of the observations of each FOV, and one past the last row."""
+    edges: Int64[np.ndarray, " fovs_and_one"] = np.searchsorted(
+        index.observations["fov_index"].to_numpy(), np.arange(len(index.fovs) + 1)
+    )
+    return edges
 
 
 def _count_dropped(index: Index, keep: Bool[np.ndarray, " observations"], reason: str) -> dict[str, dict[str, int]]:

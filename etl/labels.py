@@ -135,6 +135,17 @@ def keep_present_values(labels: Sequence[LabelRecord], observations: pa.Table) -
     return tuple(records)
 
 
+def encode_names(values: Sequence[str] | pa.Array, codes: Int32[np.ndarray, " rows"]) -> pa.DictionaryArray:
+    """Make a column of names: a dictionary of those that are there, in their order; a code below 0 is null."""
+    whole = values if isinstance(values, pa.Array) else pa.array(values, pa.string())
+    used = np.zeros(len(whole), bool)
+    used[codes[codes >= 0]] = True
+    if not used.all():
+        whole = whole.filter(pa.array(used))
+        codes = np.where(codes < 0, NO_ID, (np.cumsum(used, dtype=np.int32) - 1)[codes]).astype(np.int32)
+    return pa.DictionaryArray.from_arrays(pa.array(codes, mask=codes < 0), whole)
+
+
 def label_codes(observations: pa.Table, label: LabelRecord) -> Int32[np.ndarray, " observations"]:
     """Number the values of a label as its record does; NO_ID for null."""
     column = observations[label.name].unify_dictionaries().combine_chunks()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from jaxtyping import Float64, Int32, Int64
 from dynaclr_wds.contract import NO_ID, FovRecord, LabelRecord
 from etl.column_files import ColumnFiles, Columns
 from etl.index import Index
-from etl.labels import keep_present_values
+from etl.labels import encode_names, keep_present_values
 from etl.queries import TrackTable
 
 
@@ -63,14 +64,28 @@ class StoredIndex:
     def take(self, first: int, stop: int) -> Index:
         """Take the FOVs `first … stop` as an index of its own, whose numbers all begin at 0, and whose names are few.
 
-        The same cells give the same small index, whatever else there is. `dropped`, `tables` and `notes` stay behind.
+        The same cells give the same small index, whatever else there is: names and partitions are in the order of
+        their text, which no other experiment decides. `dropped`, `tables` and `notes` stay behind.
         """
-        return self._take(first, stop, int(self.experiment_index[first]))
+        return _order_names(self._take(first, stop, int(self.experiment_index[first])))
 
     def take_all(self) -> Index:
         """Take the whole index into memory, with what was counted on the way: for small collections."""
         whole = self._take(0, len(self.fovs), 0)
         return replace(whole, dropped=self.dropped, tables=self.tables, notes=self.notes)
+
+    def take_labels(self, first: int, stop: int) -> dict[str, Int32[np.ndarray, " rows"]]:
+        """Return label → place of its value in the label's record, of the rows of some FOVs."""
+        edges, columns = self.first_observation[[first, stop]].tolist(), tuple(self.label_columns.values())
+        rows = self.observations.read(*edges, *columns) if columns else {}
+        fov = np.repeat(np.arange(first, stop, dtype=np.int32), np.diff(self.first_observation[first : stop + 1]))
+        return {label.name: self._take_label(label.name, fov, rows) for label in self.labels}
+
+    def has_candidates(self) -> bool:
+        """Whether any observation has a temporal candidate."""
+        edges = [*range(0, self.observations.rows, _PIECE), self.observations.rows]
+        pieces = (self.observations.read(first, stop, "flags")["flags"] for first, stop in pairwise(edges))
+        return any(bool((piece & 1).any()) for piece in pieces)
 
     def _take(self, first: int, stop: int, first_experiment: int) -> Index:
         rows = self.observations.read(*self.first_observation[[first, stop]].tolist())
@@ -87,7 +102,7 @@ class StoredIndex:
             "partition_index": partition.reshape(-1).astype(np.int32),
             "track_index": of_track.astype(np.int32),
         }
-        names = {name: _encode(self._values(name), code) for name, code in codes.items()}
+        names = {name: encode_names(self._values(name), code) for name, code in codes.items()}
         names |= self._name(self.fovs[first:stop], tracks, of_track)
         observations = pa.table(
             {
@@ -155,24 +170,38 @@ class StoredIndex:
         values = tuple(dict.fromkeys(names))
         fov_code = np.array([values.index(name) for name in names], np.int32)
         return {
-            "fov_name": _encode(values, fov_code[tracks["fov"]][of_track]),
-            "global_track_id": _encode(track_ids, of_track.astype(np.int32)),
-            "lineage_id": _encode(root_ids.take(pa.array(first)), number.astype(np.int32)[of_track]),
+            "fov_name": encode_names(values, fov_code[tracks["fov"]][of_track]),
+            "global_track_id": encode_names(track_ids, of_track.astype(np.int32)),
+            "lineage_id": encode_names(root_ids.take(pa.array(first)), number.astype(np.int32)[of_track]),
         }
 
+
+_PIECE = 1 << 22
+"""Rows that are read at a time."""
 
 _FIRST_NAMES = ("experiment", "fov_name", "well", "condition", "global_track_id", "lineage_id")
 
 
-def _encode(values: Sequence[str] | pa.Array, codes: Int32[np.ndarray, " rows"]) -> pa.DictionaryArray:
-    """Make a column of names: a dictionary of those that are there, in their order."""
-    whole = values if isinstance(values, pa.Array) else pa.array(values, pa.string())
-    used = np.zeros(len(whole), bool)
-    used[codes[codes >= 0]] = True
-    if not used.all():
-        whole = whole.filter(pa.array(used))
-        codes = np.where(codes < 0, NO_ID, (np.cumsum(used, dtype=np.int32) - 1)[codes]).astype(np.int32)
-    return pa.DictionaryArray.from_arrays(pa.array(codes, mask=codes < 0), whole)
+def _order_names(index: Index) -> Index:
+    """Put names and partitions into the order of their text."""
+    observations, partitions = index.observations, index.partitions
+    order = sorted(range(len(partitions)), key=lambda n: [(v is not None, v or "") for v in partitions[n].values()])
+    place = np.empty(len(order), np.int32)
+    place[order] = np.arange(len(order))
+    columns = {name: observations[name] for name in observations.column_names}
+    for name in (*(label.name for label in index.labels), "fov_name"):
+        columns[name] = _sort_names(observations[name].combine_chunks())
+    columns["partition_index"] = place[observations["partition_index"].to_numpy()]
+    return replace(index, observations=pa.table(columns), partitions=tuple(partitions[number] for number in order))
+
+
+def _sort_names(column: pa.DictionaryArray) -> pa.DictionaryArray:
+    """Put the names of a column into the order of their text."""
+    names = column.dictionary.to_pylist()
+    order = sorted(range(len(names)), key=names.__getitem__)
+    place = np.empty(len(names) + 1, np.int32)
+    place[[*order, -1]] = [*range(len(names)), NO_ID]
+    return encode_names([names[number] for number in order], place[column.indices.fill_null(NO_ID).to_numpy()])
 
 
 def _list_numbers(

@@ -6,6 +6,7 @@ import io
 import json
 import re
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,14 +22,14 @@ from dynaclr_wds.manifest_checks import parse_manifest
 from dynaclr_wds.shardset import ShardSet
 from dynaclr_wds.suspicions import SUSPICIONS, FactsRecord
 from etl.build_shards import build_shards, main
-from etl.indexing import build_index
-from etl.layout.jobs import read_columns
+from etl.indexing import store_index
 from etl.run.progress import Progress, print_summary, summarize_dropped
 from etl.simulate.__main__ import SimulationConfig, simulate_collection
 from etl.source.experiments import parse_build_config
 from etl.source.plates import Fov, open_plate
 from etl.source.preflight import open_plates
 from etl.source.scales import fill_in_from_plates
+from etl.suspicious.cells import Census
 from etl.suspicious.report import Report, make_report
 from tests.plates import KEEP_ALL, Rows, write_experiments, write_plate, write_tracks
 from tests.set_files import find_index
@@ -99,8 +100,12 @@ def report_of(path: Path, **options: Any) -> Report:
     config = parse_build_config(path, options)
     plates = open_plates(config)
     config = fill_in_from_plates(config, plates)
-    index = build_index(config, plates)
-    return make_report(config, plates, index, read_columns(index.observations))
+    with tempfile.TemporaryDirectory() as scratch:
+        index = store_index(config, plates, Path(scratch))
+        census = Census(config, index.tables)
+        for fov, number in enumerate(index.experiment_index.tolist()):
+            census.add(number, index.take(fov, fov + 1))
+    return make_report(config, plates, census.finish(), index.dropped)
 
 
 def said(path: Path, **options: Any) -> list[tuple[str, str | None, int, str]]:

@@ -21,11 +21,8 @@ from etl.layout.jobs import estimate_bytes, plan_cuts, plan_experiments, read_co
 from etl.source.config import BuildConfig
 from etl.source.plates import Plate
 from etl.stored_index import StoredIndex
+from etl.suspicious.cells import Census
 from etl.suspicious.report import make_report
-from etl.suspicious.scales import find_between_experiments
-
-_MOST_CHECKED = 1 << 23
-"""Cells of an experiment whose steps and patches are looked at for suspicions: so many fit in memory anywhere."""
 
 
 class PlateCollection:
@@ -104,20 +101,11 @@ class PlateCollection:
         return sum(fov.frames for fov in self.fovs if fov.experiment == name)
 
     def find_suspicious(self) -> tuple[SuspicionRecord, ...]:
-        """Say what a build would find suspicious; of a very large experiment, some cells are looked at."""
-        found: list[SuspicionRecord] = []
-        for number, experiment in enumerate(self._config.experiments):
-            first, stop = np.searchsorted(self._index.experiment_index, [number, number + 1]).tolist()
-            some = int(
-                np.searchsorted(self._index.first_observation, self._index.first_observation[first] + _MOST_CHECKED)
-            )
-            index = (
-                self._index.take(first, min(max(some, first + 1), stop)) if stop > first else _take_none(self._index)
-            )
-            own = replace(index, tables=tuple(t for t in self._index.tables if t.experiment == experiment.name))
-            config = replace(self._config, experiments=(experiment,))
-            found += make_report(config, self._plates, own, read_columns(own.observations)).suspicious
-        return (*found, *find_between_experiments(self._config))
+        """Say what a build would find suspicious."""
+        census = Census(self._config, self._index.tables)
+        for fov, experiment in enumerate(self._index.experiment_index.tolist()):
+            census.add(experiment, self._index.take(fov, fov + 1))
+        return make_report(self._config, self._plates, census.finish(), self.dropped).suspicious
 
     def find_statistics(self, experiment: int) -> None:
         """Return None: what is known comes of the frames that are looked at."""
@@ -170,9 +158,3 @@ class PlateCollection:
         own = {name: columns[name][rows] for name in ("fov_index", "t", "y_clamp", "x_clamp")}
         place = self._plates[record.experiment].fovs[record.fov_name]
         return plan_cuts(self._looking, experiment, [place], own)[0][0]
-
-
-def _take_none(index: StoredIndex) -> Index:
-    """Take an index without cells."""
-    one = index.take(0, 1)
-    return replace(one, observations=one.observations.slice(0, 0), tracks=one.tracks.slice(0, 0), fovs=())

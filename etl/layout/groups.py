@@ -9,9 +9,33 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dynaclr_wds.contract import part_path
 
 _ONE_IN = 4
 """Of so many FOVs, one closes its group early."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """FOVs that are built together."""
+
+    experiment: int
+    """Row of the config's experiments."""
+    first: int
+    """The first FOV of the index."""
+    last: int
+    """One past the last."""
+    rows: slice
+    """Observations of the index."""
+    digest: str
+    """Of all that the group is made of."""
+
+    @property
+    def part(self) -> str:
+        """Path of the part, relative to the set."""
+        return part_path(self.digest)
 
 
 def plan_groups(names: Sequence[str], sizes: Sequence[int], group_bytes: int) -> list[range]:

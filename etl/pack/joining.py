@@ -1,195 +1,260 @@
-"""Joins what the units noted to the arrays of the index, group after group: numbers of one follow those of the last."""
+"""Joins what the units noted, group after group: numbers of one follow those of the last.
+
+Twice through the parts: `join_parts` reads what they say of fields of view, shards and partitions, which is small, and
+counts rows; `read_rows` hands out the rows of one group after the other, so that those of all are never in memory.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import groupby
+from operator import attrgetter
+from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, Int, Shaped, UInt64
+from jaxtyping import Float64, Int, Int32, Shaped
 
-from dynaclr_wds.contract import ExperimentRecord, PartitionRecord, ShardRecord
+from dynaclr_wds.contract import (
+    NO_ID,
+    STATISTICS,
+    ExperimentRecord,
+    FovRecord,
+    LabelRecord,
+    PartitionRecord,
+    ShardRecord,
+)
+from dynaclr_wds.errors import ConfigError
 from etl.cut.intensities import merge_summaries, plan_dataset_statistics, widen
 from etl.cut.statistics import Summary
-from etl.index import Index
-from etl.layout.jobs import read_columns
+from etl.index import Index, add_stack_places, keep_observations
+from etl.layout.groups import Group
 from etl.source.config import BuildConfig
 from etl.source.plates import Plate
+from etl.stored_index import StoredIndex
 from etl.unit.part import Part
 
-_OBS_COLUMNS = {
-    "obs_fov": "fov_index",
-    "obs_track": "track_index",
-    "obs_lineage": "lineage_index",
-    **{f"obs_{name}": name for name in ("track_id", "parent_track_id", "id", "parent_id", "t", "z", "y", "x")},
-    "obs_z_start": "z_start",
-    "obs_z_focus": "z_focus",
-}
-"""Array → column of the observations."""
-_SHIFTED = {
-    "patch_obs": "observations",
-    "clip_first": "patches",
-    "clip_lineage": "lineages",
-    "block_first": "clips",
-    "block_shard": "shards",
-}
-"""Array of a part → what its numbers count."""
-_PLAIN = ("patch_t", "patch_is_sample", "patch_has_candidate", "patch_offset", "block_begin", "block_end", "block_xxh3")
-_CSR = ("clip_first", "block_first")
+
+@runtime_checkable
+class ReadPart(Protocol):
+    """Reads the part of a group, without its rows unless they are asked for."""
+
+    def __call__(self, group: Group, *, rows: bool) -> Part:
+        """Read it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupParts:
+    """All groups of a set, which are built, in the order of the index."""
+
+    config: BuildConfig
+    plates: Mapping[str, Plate]
+    experiments: tuple[ExperimentRecord, ...]
+    index: StoredIndex
+    """What was known before a pixel was read."""
+    groups: Sequence[Group]
+    read: ReadPart
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JoinedParts:
-    """The parts of a set, joined."""
+    """What all parts together say, but the rows of observations, patches, clips and blocks."""
 
     experiments: tuple[ExperimentRecord, ...]
+    fovs: tuple[FovRecord, ...]
+    """Those that have observations left."""
+    labels: tuple[LabelRecord, ...]
+    """With the values that are left."""
+    label_place: Mapping[str, Int32[np.ndarray, " values_and_one"]]
+    """Label → place of each value of the index's record in that of `labels`; the last is `NO_ID`."""
     partitions: tuple[PartitionRecord, ...]
     shards: tuple[ShardRecord, ...]
+    dropped: Mapping[str, Mapping[str, int]]
+    """Experiment → reason → observations left out."""
+    counts: Mapping[str, int]
+    """Rows of all arrays that begin with `obs`, `patch`, `clip` and `block`."""
+    is_whole: bool
+    """Whether all observations of the index are left."""
     fov_experiment: Int[np.ndarray, " fovs"]
     """Row of `experiments` of each FOV that is left."""
-    fov_names: tuple[str, ...]
-    clip_key: UInt64[np.ndarray, " clips"]
     arrays: Mapping[str, Shaped[np.ndarray, ...]]
-    """All of the contract but those of labels."""
+    """The arrays of the contract that have no such rows: statistics, and `fov_first_frame`."""
 
 
-def join_kept(parts: Sequence[Part]) -> Bool[np.ndarray, " obs"]:
-    """Return which observations of the index are left when the pixels are known."""
-    return np.concatenate([part.arrays["kept"] for part in parts])
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupRows:
+    """The rows of one group."""
+
+    group: Group
+    index: Index
+    """What is left of it when the pixels are known; numbers count within the group."""
+    labels: Mapping[str, Int32[np.ndarray, " obs"]]
+    """Label → place of each observation's value in the record of the whole set."""
+    part: Part
+    before: Mapping[str, int]
+    """`obs`, `track`, `lineage`, `fov`, `patch`, `clip`, `block` and `shard` → how many the groups before it have."""
 
 
-def join_places(parts: Sequence[Part], name: str) -> Shaped[np.ndarray, " obs"]:
-    """Return `z_start` or `z_focus` of the observations that are left."""
-    joined: Shaped[np.ndarray, " obs"] = np.concatenate([part.arrays[name] for part in parts])
+def join_parts(parts: GroupParts) -> JoinedParts:
+    """Join what the parts say of fields of view, shards and partitions.
+
+    Raises
+    ------
+    ConfigError
+        No observation is left.
+    """
+    heads, dataset = _read_heads(parts)
+    counts = _count_rows(heads)
+    given = parts.index.observations.rows
+    if not counts["obs"]:
+        raise ConfigError(f"no observation is left: all {given} are dropped as 'blank_channel'. Look at the images.")
+    is_whole = counts["obs"] == given
+    fovs = [fov for fov, is_left in zip(parts.index.fovs, _concatenate(heads, "fov_kept"), strict=True) if is_left]
+    rows = {experiment.name: row for row, experiment in enumerate(parts.experiments)}
+    width = max(experiment.shape[0] for experiment in parts.experiments)
+    partitions = _join_partitions(parts.index.partitions, heads)
+    labels, place = _find_labels(parts, is_whole=is_whole)
+    return JoinedParts(
+        experiments=parts.experiments,
+        fovs=tuple(fovs),
+        labels=labels,
+        label_place=place,
+        partitions=partitions,
+        shards=_join_shards(partitions, heads),
+        dropped=_join_dropped(parts, heads),
+        counts=counts,
+        is_whole=is_whole,
+        fov_experiment=np.array([rows[fov.experiment] for fov in fovs], np.int64),
+        arrays={
+            "fov_first_frame": np.cumsum([0, *(fov.frames for fov in fovs)]),
+            **{
+                f"stats_{level}": np.concatenate([widen(head.arrays[level], width) for head in heads])
+                for level in ("timepoint", "fov")
+            },
+            "stats_dataset": np.concatenate([widen(table[None], width) for table in dataset]),
+        },
+    )
+
+
+def read_rows(parts: GroupParts, joined: JoinedParts) -> Iterator[GroupRows]:
+    """Read the rows of one group after the other, the next one while the caller works on one."""
+    before = dict.fromkeys(("obs", "track", "lineage", "fov", "patch", "clip", "block", "shard"), 0)
+
+    def read(group: Group) -> tuple[Part, Index, dict[str, Int32[np.ndarray, " obs"]]]:
+        part = parts.read(group, rows=True)
+        kept = part.arrays["kept"]
+        codes = parts.index.take_labels(group.first, group.last)
+        labels = {name: joined.label_place[name][values[kept]] for name, values in codes.items()}
+        return part, _take_left(parts, group, part), labels
+
+    with ThreadPoolExecutor(1, thread_name_prefix="join") as pool:
+        ahead = deque(pool.submit(read, group) for group in parts.groups[:1])
+        for number, group in enumerate(parts.groups):
+            ahead.extend(pool.submit(read, later) for later in parts.groups[number + 1 : number + 2])
+            part, index, labels = ahead.popleft().result()
+            yield GroupRows(group=group, index=index, labels=labels, part=part, before=dict(before))
+            sizes = {"obs": len(index.observations), "track": len(index.tracks), "fov": len(index.fovs)}
+            sizes |= {"lineage": part.lineages, "shard": len(part.shards), "patch": part.arrays["patch_t"].size}
+            sizes |= {"clip": part.arrays["clip_key"].size, "block": part.arrays["block_shard"].size}
+            before = {name: count + sizes[name] for name, count in before.items()}
+
+
+def _take_left(parts: GroupParts, group: Group, part: Part) -> Index:
+    """Take the index of a group as its unit left it."""
+    index, kept = parts.index.take(group.first, group.last), part.arrays["kept"]
+    if not kept.all():
+        entry = parts.config.experiments[group.experiment]
+        index = keep_observations(index, kept, {entry.name: parts.config.tau_frames(entry)})
+    return add_stack_places(index, part.arrays["z_start"], part.arrays["z_focus"])
+
+
+def _read_heads(parts: GroupParts) -> tuple[list[Part], list[Float64[np.ndarray, "channels 8"]]]:
+    """Read the parts without their rows, and merge the statistics of each experiment, of which there are none then."""
+    heads: list[Part] = []
+    dataset = [np.full((experiment.shape[0], len(STATISTICS)), np.nan) for experiment in parts.experiments]
+    for number, groups in groupby(parts.groups, attrgetter("experiment")):
+        merged: tuple[Summary, ...] = ()
+        fovs, name = [], parts.experiments[number].name
+        for group in groups:
+            head = parts.read(group, rows=False)
+            merged = merge_summaries(merged, head.summaries)
+            left = np.flatnonzero(head.arrays["fov_kept"]) + group.first
+            fovs += [parts.plates[name].fovs[parts.index.fovs[fov].fov_name] for fov in left.tolist()]
+            heads.append(replace(head, summaries=()))
+        fill_blank = parts.config.on_blank == "keep"
+        channels = parts.experiments[number].source_channel
+        dataset[number] = plan_dataset_statistics(fovs, merged, channels, fill_blank=fill_blank)
+    return heads, dataset
+
+
+def _count_rows(heads: Sequence[Part]) -> dict[str, int]:
+    """Count the rows of arrays, by how their names begin."""
+    partitions = [partition for head in heads for partition in head.partitions]
+    return {
+        "obs": sum(partition.observations for partition in partitions),
+        "patch": sum(partition.patches for partition in partitions),
+        "clip": sum(partition.clips for partition in partitions),
+        "block": sum(shard.blocks for head in heads for shard in head.shards),
+    }
+
+
+def _concatenate(heads: Sequence[Part], name: str) -> Shaped[np.ndarray, " n"]:
+    joined: Shaped[np.ndarray, " n"] = np.concatenate([head.arrays[name] for head in heads])
     return joined
 
 
-def join_dropped(index: Index, experiments: Sequence[str], parts: Sequence[Part]) -> dict[str, dict[str, int]]:
-    """Add what the units left out to what the index left out: experiment → reason → count.
-
-    Parameters
-    ----------
-    experiments
-        Name of the experiment of each part.
-    """
-    dropped = {name: dict(reasons) for name, reasons in index.dropped.items()}
-    for name, part in zip(experiments, parts, strict=True):
-        for reason, count in part.dropped.items():
-            counts = dropped.setdefault(name, {})
+def _join_dropped(parts: GroupParts, heads: Sequence[Part]) -> dict[str, dict[str, int]]:
+    """Add what the units left out to what the index left out: experiment → reason → count."""
+    dropped = {name: dict(reasons) for name, reasons in parts.index.dropped.items()}
+    for group, head in zip(parts.groups, heads, strict=True):
+        for reason, count in head.dropped.items():
+            counts = dropped.setdefault(parts.experiments[group.experiment].name, {})
             counts[reason] = counts.get(reason, 0) + count
     return dropped
 
 
-def join_parts(
-    config: BuildConfig,
-    plates: Mapping[str, Plate],
-    experiments: tuple[ExperimentRecord, ...],
-    index: Index,
-    parts: Sequence[tuple[str, Part]],
-) -> JoinedParts:
-    """Join the parts.
-
-    Parameters
-    ----------
-    index
-        What is left when the pixels are known.
-    parts
-        Name of the experiment and part of each group, in the order of the index.
-    """
-    groups = [part for _, part in parts]
-    rows = {experiment.name: row for row, experiment in enumerate(experiments)}
-    arrays = _join_arrays(groups, max(experiment.shape[0] for experiment in experiments))
-    columns = read_columns(index.observations)
-    arrays |= {name: columns[column] for name, column in _OBS_COLUMNS.items()}
-    samples = np.flatnonzero(arrays["patch_is_sample"])
-    arrays["obs_patch"] = np.full(columns["t"].size, -1, np.int64)
-    arrays["obs_patch"][arrays["patch_obs"][samples]] = samples
-    arrays["fov_first_frame"] = np.cumsum([0, *(fov.frames for fov in index.fovs)])
-    arrays["stats_dataset"] = _join_dataset(config, plates, experiments, index, parts)
-    numbers = {tuple(labels.values()): row for row, labels in enumerate(index.partitions)}
-    return JoinedParts(
-        experiments=experiments,
-        partitions=_join_partitions(index, numbers, groups),
-        shards=_join_shards(numbers, groups),
-        fov_experiment=np.array([rows[fov.experiment] for fov in index.fovs], np.int64),
-        fov_names=tuple(fov.fov_name for fov in index.fovs),
-        clip_key=np.concatenate([part.arrays["clip_key"] for part in groups]),
-        arrays=arrays,
-    )
-
-
-def _join_arrays(parts: Sequence[Part], channels: int) -> dict[str, Shaped[np.ndarray, ...]]:
-    """Join the arrays of patches, clips, blocks and statistics."""
-    before = dict.fromkeys(_SHIFTED.values(), 0)
-    plain = [name for name in (*_PLAIN, "block_decoded") if name in parts[0].arrays]
-    found: dict[str, list[Shaped[np.ndarray, ...]]] = {name: [] for name in (*_SHIFTED, *plain)}
-    for part in parts:
-        for name, kind in _SHIFTED.items():
-            values = part.arrays[name][:-1] if name in _CSR else part.arrays[name]
-            found[name].append(values + before[kind])
-        for name in plain:
-            found[name].append(part.arrays[name])
-        before["observations"] += int(part.arrays["kept"].sum())
-        before["patches"] += part.arrays["patch_t"].size
-        before["lineages"] += part.lineages
-        before["clips"] += part.arrays["clip_key"].size
-        before["shards"] += len(part.shards)
-    found["clip_first"].append(np.array([before["patches"]]))
-    found["block_first"].append(np.array([before["clips"]]))
-    arrays = {name: np.concatenate(values) for name, values in found.items()}
-    for name in ("patch_xxh3", "patch_stored"):
-        if name in parts[0].arrays:  # lengths are there with a codec only
-            wide = [np.pad(one, ((0, 0), (0, channels - one.shape[1]))) for one in (p.arrays[name] for p in parts)]
-            arrays[name] = np.concatenate(wide)
-    for name in ("timepoint", "fov"):
-        arrays[f"stats_{name}"] = np.concatenate([widen(part.arrays[name], channels) for part in parts])
-    for first, row in (("clip_first", "patch_clip"), ("block_first", "clip_block")):
-        arrays[row] = np.repeat(np.arange(arrays[first].size - 1), np.diff(arrays[first]))
-    return arrays
-
-
-def _join_dataset(
-    config: BuildConfig,
-    plates: Mapping[str, Plate],
-    experiments: Sequence[ExperimentRecord],
-    index: Index,
-    parts: Sequence[tuple[str, Part]],
-) -> Shaped[np.ndarray, "experiments channels 8"]:
-    """Merge the statistics of each experiment from all of its groups."""
-    width, tables = max(experiment.shape[0] for experiment in experiments), []
-    for experiment in experiments:
-        merged: tuple[Summary, ...] = ()
-        for name, part in parts:
-            if name == experiment.name:
-                merged = merge_summaries(merged, part.summaries)
-        fovs = [plates[fov.experiment].fovs[fov.fov_name] for fov in index.fovs if fov.experiment == experiment.name]
-        table = plan_dataset_statistics(fovs, merged, experiment.source_channel, fill_blank=config.on_blank == "keep")
-        tables.append(widen(table[None], width))
-    return np.concatenate(tables)
-
-
-def _join_partitions(
-    index: Index, numbers: Mapping[tuple[str | None, ...], int], parts: Sequence[Part]
-) -> tuple[PartitionRecord, ...]:
-    """Add up what the groups store of each partition."""
-    counts = [dict.fromkeys(_COUNTS, 0) for _ in index.partitions]
-    for part in parts:
-        for record in part.partitions:
-            of_all = counts[numbers[tuple(record.labels.values())]]
-            for name in _COUNTS:
-                of_all[name] += getattr(record, name)
-    return tuple(
-        PartitionRecord(labels=labels, **count) for labels, count in zip(index.partitions, counts, strict=True)
-    )
+def _join_partitions(known: Sequence[Mapping[str, str | None]], heads: Sequence[Part]) -> tuple[PartitionRecord, ...]:
+    """Add up what the groups store of each partition; one of which nothing is left is none."""
+    counts = {tuple(labels.values()): dict.fromkeys(_COUNTS, 0) for labels in known}
+    for record in (record for head in heads for record in head.partitions):
+        of_all = counts[tuple(record.labels.values())]
+        for name in _COUNTS:
+            of_all[name] += getattr(record, name)
+    records = (PartitionRecord(labels=labels, **counts[tuple(labels.values())]) for labels in known)
+    return tuple(record for record in records if record.observations)
 
 
 _COUNTS = ("observations", "with_candidate", "lineages", "clips", "patches", "shards", "bytes")
 
 
-def _join_shards(numbers: Mapping[tuple[str | None, ...], int], parts: Sequence[Part]) -> tuple[ShardRecord, ...]:
+def _join_shards(partitions: Sequence[PartitionRecord], heads: Sequence[Part]) -> tuple[ShardRecord, ...]:
     """Give the shards the numbers of the set's partitions."""
+    numbers = {tuple(partition.labels.values()): row for row, partition in enumerate(partitions)}
     return tuple(
-        replace(shard, partition=numbers[tuple(part.partitions[shard.partition].labels.values())])
-        for part in parts
-        for shard in part.shards
+        replace(shard, partition=numbers[tuple(head.partitions[shard.partition].labels.values())])
+        for head in heads
+        for shard in head.shards
     )
+
+
+def _find_labels(
+    parts: GroupParts, *, is_whole: bool
+) -> tuple[tuple[LabelRecord, ...], dict[str, Int32[np.ndarray, " values_and_one"]]]:
+    """Find the values of labels that are left, and the new place of each."""
+    labels = parts.index.labels
+    there = {label.name: np.full(len(label.values) + 1, is_whole) for label in labels}
+    for group in () if is_whole else parts.groups:
+        kept = parts.read(group, rows=True).arrays["kept"]
+        for name, codes in parts.index.take_labels(group.first, group.last).items():
+            there[name][codes[kept]] = True
+    left, place = [], {}
+    for label in labels:
+        is_left = there[label.name]
+        is_left[-1] = False  # stands for null
+        place[label.name] = np.where(is_left, np.cumsum(is_left) - 1, NO_ID).astype(np.int32)
+        values = tuple(value for value, stays in zip(label.values, is_left[:-1].tolist(), strict=True) if stays)
+        left.append(LabelRecord(name=label.name, values=values))
+    return tuple(left), place

@@ -46,13 +46,13 @@ class PreviousSet:
         """Path → record of each part."""
         return {file.path: file for file in self.manifest.files if file.path.startswith(f"{PARTS_DIR}/")}
 
-    def read_part(self, path: str) -> Part | None:
-        """Read a part that is whole; None where there is none."""
+    def read_part(self, path: str, *, rows: bool = True) -> Part | None:
+        """Read a part that is whole, as `etl.unit.part.read_part`; None where there is none."""
         if path not in self.parts or path in self.faults:
             return None
         if self.behind is not None and not self.is_here(path):
-            return self.behind.read_part(path)
-        return read_part(self.files.folder / path)
+            return self.behind.read_part(path, rows=rows)
+        return read_part(self.files.folder / path, rows=rows)
 
     def is_here(self, path: str) -> bool:
         """Whether a file is on this machine."""

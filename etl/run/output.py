@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -30,6 +31,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 _MARK = "made-by-etl.build_shards"
 _PARTIAL = ".partial"
 _STAGED = "staged"
+_SCRATCH = "scratch-"
 
 
 class HashingFile:
@@ -154,7 +156,7 @@ class OutFolder:
     def locked(self, waiting: Callable[[], None], *, shared: bool = False) -> Iterator[None]:
         """Own the folder, or share it with others who do; calls `waiting` first when another build has it.
 
-        A folder that was made for a build which then fails before it has written anything is removed again.
+        What was made for a build which then fails before it has written anything is removed again.
         """
         made = [folder for folder in (self.out, *self.out.parents) if not folder.exists()]
         descriptor = self._lock(waiting, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
@@ -164,7 +166,7 @@ class OutFolder:
                     pass
             yield
         except BaseException:
-            if made:
+            if made or not shared:
                 self._remove_unused(made)
             raise
         finally:
@@ -193,7 +195,7 @@ class OutFolder:
             os.close(descriptor)  # the build that was waited for failed, and removed its folder
 
     def _remove_unused(self, made: Sequence[Path]) -> None:
-        """Remove folders that this build made and that hold nothing, innermost first."""
+        """Remove work folders that hold nothing, and the folders that this build made, innermost first."""
         for work in self.work_folders():
             if {path.name for path in work.rglob("*") if not path.is_dir()} <= {_MARK}:
                 discard_work(work)
@@ -219,6 +221,18 @@ class OutFolder:
             self.staged.mkdir(exist_ok=True)
         shutil.rmtree(self.index, ignore_errors=True)
 
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """Begin the work, and make a folder in it for this process, which goes when the block ends."""
+        self.begin()
+        with naming_file(self.work), tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=self.work) as scratch:
+            yield Path(scratch)
+
+    def discard_scratch(self) -> None:
+        """Remove the scratch of builds that were killed; nobody else may be building."""
+        for scratch in self.work.glob(f"{_SCRATCH}*") if self.work.exists() and is_ours(self.work) else ():
+            shutil.rmtree(scratch)
+
     def work_folders(self) -> tuple[Path, ...]:
         """Return the work folders of builds, this one's or others', that were stopped."""
         return tuple(folder for folder in sorted(self.out.glob(".build-*")) if is_ours(folder))
@@ -237,7 +251,7 @@ class OutFolder:
         BuildError
             Says how much is needed and how much is free.
         """
-        there = sum(f.stat().st_size for f in self.work.rglob("*") if f.is_file())
+        there = sum(f.stat().st_size for f in self.staged.rglob("*") if f.is_file())
         free = shutil.disk_usage(self.out).free
         if needed_bytes - there > free:
             raise BuildError(

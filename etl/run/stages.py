@@ -6,18 +6,18 @@ is joined to the index. Every new file is staged; nothing that is there is touch
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import groupby
 
-from dynaclr_wds.contract import FileRecord, Manifest, SourceRecord, part_path
+from dynaclr_wds.contract import FileRecord, Manifest, SourceRecord
 from dynaclr_wds.errors import BuildError
 from dynaclr_wds.words import count_of
-from etl.fov_rows import find_edges, take_fovs
-from etl.index import Index, add_stack_places, drop_observations
-from etl.layout.groups import plan_groups
-from etl.layout.jobs import estimate_bytes, plan_experiments, read_columns
-from etl.pack.joining import join_dropped, join_kept, join_parts, join_places
+from etl.index import Index
+from etl.layout.groups import Group, plan_groups
+from etl.layout.jobs import estimate_bytes, plan_experiments
+from etl.pack.joining import GroupParts, GroupRows, join_parts, read_rows
 from etl.pack.manifest import make_manifest, name_index, write_index
 from etl.pack.previous import PreviousSet, check_parts
 from etl.run.executors import MakeExecutor, run_units
@@ -28,7 +28,8 @@ from etl.run.progress import Progress
 from etl.run.unit_counts import UnitCounts
 from etl.source.experiments import BuildConfig
 from etl.source.plates import Fov, Plate
-from etl.suspicious.cells import check_anchors
+from etl.stored_index import StoredIndex
+from etl.suspicious.cells import CellSums, Census, check_anchors
 from etl.suspicious.report import make_report
 from etl.unit.build import build_unit, weigh_unit
 from etl.unit.job import UnitJob, digest_group
@@ -36,26 +37,6 @@ from etl.unit.part import Part, read_part
 
 Sources = Mapping[tuple[str, str], SourceRecord]
 """(experiment, fov_name) → fingerprint."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Group:
-    """FOVs that are built together."""
-
-    experiment: int
-    """Row of the config's experiments."""
-    first: int
-    """The first FOV of the index."""
-    last: int
-    """One past the last."""
-    rows: slice
-    """Observations of the index."""
-    digest: str
-
-    @property
-    def part(self) -> str:
-        """Path of the part, relative to the set."""
-        return part_path(self.digest)
 
 
 class Build:
@@ -75,9 +56,9 @@ class Build:
         self.previous, self._progress, self._make_executor = previous, progress, make_executor
         self._experiments = plan_experiments(config, plates)
 
-    def run_part(self, index: Index, part: BuildPart) -> tuple[int, int]:
+    def run_part(self, index: StoredIndex, part: BuildPart) -> tuple[int, int]:
         """Build those groups of a part that are not there; return how many are its own, and how many there are."""
-        check_anchors(self._config, read_columns(index.observations), index)
+        self._check_anchors(index)
         groups = self._plan_groups(index)
         if self.previous is not None:
             self.previous = check_parts(self.previous, [group.part for group in groups])
@@ -85,7 +66,7 @@ class Build:
         self._build(index, own)
         return len(own), len(groups)
 
-    def run(self, index: Index, *, finish: bool = False) -> Manifest:
+    def run(self, index: StoredIndex, *, finish: bool = False) -> Manifest:
         """Build the groups that are not there, join all; stage every new file; return the manifest, not written.
 
         Parameters
@@ -100,7 +81,7 @@ class Build:
         BuildError
             Some are not.
         """
-        check_anchors(self._config, read_columns(index.observations), index)
+        self._check_anchors(index)
         groups = self._plan_groups(index)
         if self.previous is not None:
             self.previous = check_parts(self.previous, [group.part for group in groups])
@@ -108,43 +89,67 @@ class Build:
                 self._progress.say(line)
         if finish:
             self._refuse_missing(groups)
-        records = self._build(index, groups)
-        parts = [self._read_part(group) for group in groups]
-        index = self._drop(index, groups, parts)
-        columns = read_columns(index.observations)
-        names = [self._config.experiments[group.experiment].name for group in groups]
-        joined = join_parts(self._config, self._plates, self._experiments, index, list(zip(names, parts, strict=True)))
-        files = write_index(self._folder.index, joined, index)
+        return self._join(index, groups, self._build(index, groups))
+
+    def _check_anchors(self, index: StoredIndex) -> None:
+        numbers = index.experiment_index.tolist()
+        fovs = ((number, index.take(fov, fov + 1)) for fov, number in enumerate(numbers))
+        check_anchors(self._config, index.has_candidates(), lambda: self._count(index, fovs))
+
+    def _count(self, index: StoredIndex, groups: Iterable[tuple[int, Index]]) -> list[CellSums]:
+        """Add up the cells of each experiment, of which groups follow each other."""
+        census = Census(self._config, index.tables)
+        for experiment, own in groups:
+            census.add(experiment, own)
+        return census.finish()
+
+    def _join(self, index: StoredIndex, groups: Sequence[Group], records: tuple[FileRecord, ...]) -> Manifest:
+        """Join what the units noted to the files of the index."""
+        parts = GroupParts(
+            config=self._config,
+            plates=self._plates,
+            experiments=self._experiments,
+            index=index,
+            groups=groups,
+            read=self._read_part,
+        )
+        joined = join_parts(parts)
+        if not joined.is_whole:
+            left = ((rows.group.experiment, rows.index) for rows in read_rows(parts, joined))
+            has_candidate = any(partition.with_candidate for partition in joined.partitions)
+            check_anchors(self._config, has_candidate, lambda: self._count(index, left))
+        census = Census(self._config, index.tables)
+        files = write_index(self._folder.index, parts, joined, _watch(read_rows(parts, joined), census))
         named = name_index(self._folder.staged, self._folder.index, files)
-        report = make_report(self._config, self._plates, index, columns)
-        return make_manifest(self._config, joined, index, list(self._sources.values()), named, records, report)
+        report = make_report(self._config, self._plates, census.finish(), joined.dropped)
+        return make_manifest(self._config, joined, list(self._sources.values()), named, records, report)
 
-    def _plan_groups(self, index: Index) -> list[Group]:
+    def _plan_groups(self, index: StoredIndex) -> list[Group]:
         """Put the FOVs of each experiment into groups."""
-        edges = find_edges(index).tolist()
-        numbers = {experiment.name: row for row, experiment in enumerate(self._config.experiments)}
-        groups = []
-        for name, run in groupby(range(len(index.fovs)), lambda row: index.fovs[row].experiment):
-            rows, record = list(run), self._experiments[numbers[name]]
-            sizes = [(edges[row + 1] - edges[row]) * record.patch_bytes for row in rows]
+        edges = index.first_observation.tolist()
+        runs: list[tuple[int, int, int]] = []
+        for number, run in groupby(range(len(index.fovs)), index.experiment_index.tolist().__getitem__):
+            rows, patch_bytes = list(run), self._experiments[number].patch_bytes
+            sizes = [(edges[row + 1] - edges[row]) * patch_bytes for row in rows]
             names = [index.fovs[row].fov_name for row in rows]
-            for fovs in plan_groups(names, sizes, self._config.group_bytes):
-                first, last = rows[fovs.start], rows[fovs.stop - 1] + 1
-                groups.append(self._plan_group(index, numbers[name], first, last, slice(edges[first], edges[last])))
-        return groups
+            planned = plan_groups(names, sizes, self._config.group_bytes)
+            runs += [(number, rows[fovs.start], rows[fovs.stop - 1] + 1) for fovs in planned]
+        with ThreadPoolExecutor(self._config.workers, thread_name_prefix="digest") as pool:
+            return list(pool.map(lambda run: self._plan_group(index, *run), runs))
 
-    def _plan_group(self, index: Index, experiment: int, first: int, last: int, rows: slice) -> Group:
-        own, fovs = take_fovs(index, first, last, rows), self._take_fovs(index, first, last)
+    def _plan_group(self, index: StoredIndex, experiment: int, first: int, last: int) -> Group:
+        own, fovs = index.take(first, last), self._take_fovs(index, first, last)
         digest = digest_group(self._config_of(experiment), self._experiments[experiment], fovs, own, self._sources)
+        rows = slice(*index.first_observation[[first, last]].tolist())
         return Group(experiment=experiment, first=first, last=last, rows=rows, digest=digest)
 
     def _config_of(self, experiment: int) -> BuildConfig:
         return replace(self._config, experiments=(self._config.experiments[experiment],))
 
-    def _take_fovs(self, index: Index, first: int, last: int) -> tuple[Fov, ...]:
+    def _take_fovs(self, index: StoredIndex, first: int, last: int) -> tuple[Fov, ...]:
         return tuple(self._plates[fov.experiment].fovs[fov.fov_name] for fov in index.fovs[first:last])
 
-    def _build(self, index: Index, groups: Sequence[Group]) -> tuple[FileRecord, ...]:
+    def _build(self, index: StoredIndex, groups: Sequence[Group]) -> tuple[FileRecord, ...]:
         """Build the groups that are not there; return the records of all parts."""
         kept = {group.digest: self._find_kept(group) for group in groups}
         todo = [group for group in groups if kept[group.digest] is None]
@@ -170,14 +175,14 @@ class Build:
     def _find_kept(self, group: Group) -> FileRecord | None:
         """Return the part of a group that is whole and in place, with all of its shards."""
         previous = self.previous
-        part = previous.read_part(group.part) if previous is not None else None
+        part = previous.read_part(group.part, rows=False) if previous is not None else None
         if previous is None or part is None or part.digest != group.digest:
             return None
         in_place = previous.list_in_place(group.digest)
         is_whole = all(in_place.get(shard.path) == shard.xxh3 for shard in part.shards)
         return previous.parts[group.part] if is_whole else None
 
-    def _run(self, index: Index, todo: Sequence[Group]) -> tuple[FileRecord, ...]:
+    def _run(self, index: StoredIndex, todo: Sequence[Group]) -> tuple[FileRecord, ...]:
         if not todo:
             return ()
         self._progress.say("build: reading the plates, cutting out a patch for each cell, and packing them into shards")
@@ -190,12 +195,12 @@ class Build:
         ):
             return run_units(pool, build_unit, jobs, workers, counts)
 
-    def _plan_job(self, index: Index, group: Group) -> UnitJob:
+    def _plan_job(self, index: StoredIndex, group: Group) -> UnitJob:
         return UnitJob(
             config=self._config_of(group.experiment),
             experiment=self._experiments[group.experiment],
             fovs=self._take_fovs(index, group.first, group.last),
-            index=take_fovs(index, group.first, group.last, group.rows),
+            index=index.take(group.first, group.last),
             digest=group.digest,
             staged=self._folder.staged,
             scratch=self._folder.work,
@@ -208,11 +213,11 @@ class Build:
         patch_bytes = self._experiments[group.experiment].patch_bytes
         return estimate_bytes(self._config, experiment, group.rows.stop - group.rows.start, patch_bytes)
 
-    def _read_part(self, group: Group) -> Part:
+    def _read_part(self, group: Group, *, rows: bool) -> Part:
         """Read the part of a group that was just built, or is in place."""
-        part = read_part(self._folder.staged / group.part)
+        part = read_part(self._folder.staged / group.part, rows=rows)
         if part is None and self.previous is not None:
-            part = self.previous.read_part(group.part)
+            part = self.previous.read_part(group.part, rows=rows)
         if part is None:
             raise BuildError(
                 f"{self._folder.staged / group.part}: is not there, or damaged, though it was just written. Look at "
@@ -220,14 +225,9 @@ class Build:
             )
         return part
 
-    def _drop(self, index: Index, groups: Sequence[Group], parts: Sequence[Part]) -> Index:
-        """Leave out what the pixels rule out, count it, and say which slices the patches hold."""
-        names = [self._config.experiments[group.experiment].name for group in groups]
-        dropped = join_dropped(index, names, parts)
-        keep = join_kept(parts)
-        if not keep.all():
-            tau = {experiment.name: self._config.tau_frames(experiment) for experiment in self._config.experiments}
-            index = drop_observations(index, keep, "blank_channel", tau)
-            check_anchors(self._config, read_columns(index.observations), index)
-        index = replace(index, dropped=dropped)
-        return add_stack_places(index, join_places(parts, "z_start"), join_places(parts, "z_focus"))
+
+def _watch(groups: Iterable[GroupRows], census: Census) -> Iterator[GroupRows]:
+    """Count the cells of groups as they pass."""
+    for rows in groups:
+        census.add(rows.group.experiment, rows.index)
+        yield rows

@@ -15,8 +15,7 @@ from dynaclr_wds.contract import MANIFEST, Manifest, SourceRecord
 from dynaclr_wds.errors import BuildError, ConfigError, FormatError
 from dynaclr_wds.file_checks import read_manifest_file
 from dynaclr_wds.words import count_of
-from etl.index import Index
-from etl.indexing import build_index
+from etl.indexing import store_index
 from etl.pack.previous import PreviousSet, read_previous
 from etl.run.commit import commit, finish_commits
 from etl.run.differences import compare_fovs, compare_with
@@ -41,6 +40,7 @@ from etl.source.plates import Plate
 from etl.source.preflight import check_plates, open_plates, plan_fovs
 from etl.source.scales import describe_intervals, fill_in_from_plates
 from etl.source.table_places import open_tables
+from etl.stored_index import StoredIndex
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,10 +88,10 @@ def build_part(
         if previous is not None and _is_up_to_date(previous, config, mode, sources):
             say_up_to_date(str(out), previous.manifest, progress)
             return
-        index = _read_index(config, plates, progress)
-        folder.begin()
-        build = Build(config, folder, plates, sources, previous, progress, make_executor)
-        own, every = build.run_part(index, part)
+        with folder.scratch() as scratch:
+            index = _read_index(config, plates, progress, scratch)
+            build = Build(config, folder, plates, sources, previous, progress, make_executor)
+            own, every = build.run_part(index, part)
         _refuse_moving_sources(config, sources, {})
         progress.say(f"part {part}: its {count_of(own, 'group')} of {every:,} are built. When all parts are, --finish.")
 
@@ -175,15 +175,16 @@ def build_in(
                 progress.say(describe_faults(previous)[0])
             discard_work(folder.work)
             return Built(manifest=previous.manifest, anew=False, kept=previous)
-    index = _read_index(config, plates, progress)
     if mode.overwrite:
         discard_work(folder.work)
-    folder.begin()
-    folder.discard_others()
-    if previous is not None and mode.repair and previous.is_whole:
-        progress.say(describe_faults(previous)[0])
-    build = Build(config, folder, plates, sources, None if mode.overwrite else previous, progress, make_executor)
-    manifest = build.run(index, finish=mode.finish)
+    folder.discard_scratch()
+    with folder.scratch() as scratch:
+        index = _read_index(config, plates, progress, scratch)
+        folder.discard_others()
+        if previous is not None and mode.repair and previous.is_whole:
+            progress.say(describe_faults(previous)[0])
+        build = Build(config, folder, plates, sources, None if mode.overwrite else previous, progress, make_executor)
+        manifest = build.run(index, finish=mode.finish)
     _refuse_moving_sources(config, sources, trusted)
     return Built(manifest=commit(folder, manifest), anew=True, kept=build.previous)
 
@@ -198,9 +199,9 @@ def _look_at_sources(
     return sources
 
 
-def _read_index(config: BuildConfig, plates: Mapping[str, Plate], progress: Progress) -> Index:
+def _read_index(config: BuildConfig, plates: Mapping[str, Plate], progress: Progress, scratch: Path) -> StoredIndex:
     progress.say("index: reading tracks")
-    index = build_index(config, plates)
+    index = store_index(config, plates, scratch)
     for note in index.notes:
         progress.say(note)
     return index

@@ -6,17 +6,14 @@ experiments reports on the others as before.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from dynaclr_wds.suspicions import FactsRecord, SuspicionRecord
-from etl.index import Index
-from etl.source.config import BuildConfig, ExperimentConfig
+from etl.source.config import BuildConfig
 from etl.source.plates import Plate
 from etl.source.stored import plan_stack
-from etl.suspicious.cells import Cells, Columns, count_facts, find_alike, find_jumps, find_no_anchors
+from etl.suspicious.cells import CellSums, count_facts, find_alike, find_jumps, find_no_anchors
 from etl.suspicious.scales import find_between_experiments, find_in_scales
 from etl.suspicious.tables import find_gone_conditions, find_in_tables
 from etl.suspicious.words import suspicion
@@ -33,52 +30,44 @@ class Report:
     suspicious: tuple[SuspicionRecord, ...]
 
 
-def make_report(config: BuildConfig, plates: Mapping[str, Plate], index: Index, columns: Columns) -> Report:
+def make_report(
+    config: BuildConfig,
+    plates: Mapping[str, Plate],
+    sums: Sequence[CellSums],
+    dropped: Mapping[str, Mapping[str, int]],
+) -> Report:
     """Make the report of a build.
 
     Parameters
     ----------
-    index
-        What is left when the pixels are known.
-    columns
-        Its numeric columns.
+    sums
+        Of the cells that are left when the pixels are known, of each experiment.
+    dropped
+        Experiment → reason → observations left out.
     """
     facts: list[FactsRecord] = []
     found: list[SuspicionRecord] = []
-    for experiment, cells in zip(config.experiments, Cells.by_experiment(config, index, columns), strict=True):
-        fovs = [plates[experiment.name].fovs[table.fov_name] for table in cells.tables]
+    for experiment, of in zip(config.experiments, sums, strict=True):
+        fovs = [plates[experiment.name].fovs[table.fov_name] for table in of.tables]
         measured = sum(plan_stack(config, experiment, fov).measured is not None for fov in fovs)
-        facts.append(replace(count_facts(config, experiment, cells, index), measured_focus=measured))
-        found += _find(config, experiment, plates[experiment.name], index, cells)
+        facts.append(replace(count_facts(of), measured_focus=measured))
+        found += _find(config, plates[experiment.name], of)
     found += find_between_experiments(config)
-    return Report(dropped=index.dropped, facts=tuple(facts), suspicious=tuple(found))
+    return Report(dropped=dropped, facts=tuple(facts), suspicious=tuple(found))
 
 
-def _find(
-    config: BuildConfig, experiment: ExperimentConfig, plate: Plate, index: Index, cells: Cells
-) -> Iterator[SuspicionRecord]:
+def _find(config: BuildConfig, plate: Plate, sums: CellSums) -> Iterator[SuspicionRecord]:
     """Yield what is suspicious in one experiment."""
-    yield from find_in_scales(config, experiment, [plate.fovs[table.fov_name] for table in cells.tables])
-    yield from find_in_tables(experiment, cells.tables)
-    yield from find_gone_conditions(
-        config, experiment, plate, cells.tables, _count_conditions(experiment, index, cells)
-    )
-    yield from find_jumps(config, experiment, cells, index)
-    yield from find_alike(config, experiment, cells, index)
-    why = find_no_anchors(config, experiment, cells)
-    if why is not None and len(cells):  # without cells, its conditions are said to be gone
+    experiment = sums.experiment
+    yield from find_in_scales(config, experiment, [plate.fovs[table.fov_name] for table in sums.tables])
+    yield from find_in_tables(experiment, sums.tables)
+    yield from find_gone_conditions(config, experiment, plate, sums.tables, sums.conditions)
+    yield from find_jumps(sums)
+    yield from find_alike(config, sums)
+    why = find_no_anchors(config, sums)
+    if why is not None and sums.cells:  # without cells, its conditions are said to be gone
         yield suspicion(
-            "no_anchors", experiment.name, None, len(cells),
-            f"none of its {len(cells):,} cells has a positive, so none can be an anchor: {why}. Correct "
+            "no_anchors", experiment.name, None, sums.cells,
+            f"none of its {sums.cells:,} cells has a positive, so none can be an anchor: {why}. Correct "
             "interval_minutes, lower tau_range_hours, or leave the experiment out.",
         )  # fmt: skip
-
-
-def _count_conditions(experiment: ExperimentConfig, index: Index, cells: Cells) -> dict[str, int]:
-    """Return condition → observations that are left."""
-    fovs, counts = np.unique(cells.columns["fov_index"], return_counts=True)
-    kept: dict[str, int] = {}
-    for fov, count in zip(fovs.tolist(), counts.tolist(), strict=True):
-        condition = experiment.well_conditions[index.fovs[fov].well]
-        kept[condition] = kept.get(condition, 0) + count
-    return kept

@@ -18,8 +18,7 @@ from dynaclr_wds.contract import NO_CODEC, FileRecord, PartitionRecord
 from etl.cut.frames import cut_fov
 from etl.cut.intensities import GroupStatistics, plan_group_statistics
 from etl.cut.job import CutJob, FovCut
-from etl.fov_rows import find_edges
-from etl.index import Index, add_stack_places, keep_observations
+from etl.index import Index, add_stack_places, find_edges, keep_observations
 from etl.labels import label_codes
 from etl.layout.clips import plan_shards
 from etl.layout.jobs import plan_cuts, plan_named_clips, read_columns

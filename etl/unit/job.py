@@ -36,7 +36,7 @@ class UnitJob:
     fovs: tuple[Fov, ...]
     """In the order of the index."""
     index: Index
-    """Of the group alone; see `etl.fov_rows`."""
+    """Of the group alone; see `StoredIndex.take`."""
     digest: str
     """Of all that the unit is made of."""
     staged: Path

@@ -53,14 +53,23 @@ def write_part(folder: Path, path: str, part: Part) -> FileRecord:
     return FileRecord(path=path, bytes=file.bytes, xxh3=file.xxh3)
 
 
-def read_part(path: Path) -> Part | None:
-    """Read a part; None where there is none, or it is damaged."""
+def read_part(path: Path, *, rows: bool = True) -> Part | None:
+    """Read a part; None where there is none, or it is damaged.
+
+    Parameters
+    ----------
+    rows
+        Also read the arrays that have a row for each observation, patch, clip or block.
+    """
     try:
         with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+            arrays = {name: file[name] for name in file.files if rows or not name.startswith(_ROWS)}
         return _from_arrays(arrays)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
+
+
+_ROWS = ("kept", "z_", "patch_", "clip_", "block_")
 
 
 def _to_arrays(part: Part) -> dict[str, Shaped[np.ndarray, ...]]:
