@@ -179,16 +179,16 @@ _CODEC = (
     "compress patches, for object storage behind a link below some 300 MB/s: docs/OBJECT_STORAGE.md (default: none)"
 )
 _MEMORY = (
-    "memory for making the index of the tracks, such as 8G (default: half of the machine's): what does not fit is read "
-    "in pieces, or waits on the disk; changes no byte. What patches take, --group_bytes and --workers say"
+    "most memory that the build holds, such as 8G (default: half of the machine's, or of what a container or job may "
+    "have): what does not fit is read in pieces or waits on the disk, and fewer units run at once; changes no byte"
 )
 _REFERENCE = (
     "rescale patches to this pixel size in micrometres, so that cells have one size in every experiment: y and x, "
     "or z, y and x, or one number for y and x (default: each plate's own)"
 )
 _GROUP = (
-    "patches of fields of view that are built together into shards of their own, such as 256M: what a change rebuilds, "
-    "and what one worker holds in memory (default: 256M)"
+    "patches of fields of view that are built together into shards of their own, such as 256M: what a change rebuilds "
+    "(default: 256M)"
 )
 _BORDER = (
     "patches that reach beyond the image: moved inside (shift, the default), filled with the nearest pixels so that "

@@ -27,7 +27,6 @@ import yaml
 import zarr.codecs
 from zarr.codecs._v2 import V2Codec
 
-import etl.cut.reading
 import etl.run.output
 import etl.run.stages
 import etl.unit.build
@@ -35,11 +34,12 @@ from dynaclr_wds.contract import STATISTICS, Manifest
 from dynaclr_wds.errors import BuildError, ConfigError, PlateError
 from dynaclr_wds.manifest_checks import parse_manifest
 from etl.build_shards import build_shards, main
-from etl.cut.reading import plan_runs
+from etl.cut.read_plan import Wanted, plan_run, plan_runs
 from etl.run.executors import Interrupted, report, run_units
 from etl.run.output import OutFolder
 from etl.run.progress import Progress
 from etl.source.experiments import parse_build_config
+from etl.unit.memory import UnitMemory
 from tests.plates import make_collection, write_experiments, write_plate, write_tracks
 from tests.set_files import digests, find_index, load_array
 
@@ -190,9 +190,9 @@ CHUNKINGS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("run_bytes", [1 << 30, 1])
+@pytest.mark.parametrize("memory", [1 << 30, 1])
 @pytest.mark.parametrize("chunking", CHUNKINGS)
-def test_each_chunk_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunking: str, run_bytes: int):
+def test_each_chunk_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunking: str, memory: int):
     plate = CHUNKINGS[chunking]
     path = one_plate(tmp_path, np.random.default_rng(0).integers(1, 99, (7, 3, 2, 32, 32)).astype("u2"), **plate)
     document = yaml.safe_load(path.read_text())
@@ -211,7 +211,7 @@ def test_each_chunk_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(V2Codec, "_decode_single", count_v2)
     monkeypatch.setattr(zarr.codecs.ZstdCodec, "_decode_sync", count_v3)
-    monkeypatch.setattr(etl.cut.reading, "RUN_BYTES", run_bytes)
+    monkeypatch.setattr(etl.unit.build, "divide_memory", lambda _: UnitMemory(patches=memory, frames=memory))
     build(path, tmp_path / "out")
     t, c, z, y, x = plate["chunks"]
     channel_chunks = len({channel // c for channel in (2, 0)})
@@ -219,13 +219,14 @@ def test_each_chunk_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert decoded == [plate.get("version", "0.5")] * expected
 
 
-def test_runs_of_frames_share_no_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_runs_of_frames_share_no_chunk(tmp_path: Path):
     shape = (11, 1, 1, 16, 16)
     write_plate(tmp_path / "p", shape=shape, channel_names=["a"], chunks=(2, 1, 1, 16, 16), shards=(6, 1, 1, 16, 16))
     opened = zarr.open_array(tmp_path / "p", path="A/1/0/0", mode="r")
-    assert list(plan_runs(opened, slice(0, 1))) == [(0, 6), (6, 11)]
-    monkeypatch.setattr(etl.cut.reading, "RUN_BYTES", 5 * 512)  # five frames: whole chunks, and none straddles a shard
-    assert list(plan_runs(opened, slice(0, 1))) == [(0, 2), (2, 4), (4, 6), (6, 8), (8, 10), (10, 11)]
+    wanted = Wanted(array=opened, channels=(0,), z=slice(0, 1))
+    assert list(plan_runs(11, plan_run(wanted, 1 << 30))) == [(0, 6), (6, 11)]
+    five = 5 * 512  # bytes of five frames: runs are of whole chunks, and none straddles a shard
+    assert list(plan_runs(11, plan_run(wanted, five))) == [(0, 2), (2, 4), (4, 6), (6, 8), (8, 10), (10, 11)]
 
 
 def reference(values: np.ndarray) -> list[float]:

@@ -17,7 +17,6 @@ import etl.cut.moments
 import etl.cut.patches
 import etl.pack.tars
 import etl.unit.build
-import etl.unit.patches
 from dynaclr_wds.shardset import ShardSet
 from etl.build_shards import build_shards
 from etl.cut.compiled import load_compiled
@@ -122,21 +121,6 @@ def test_two_copies_of_each_unit_at_once_end_with_the_same_bytes(collection: Pat
     build_shards(parse_build_config(collection, EACH_FOV), out, make_executor=lambda *_: Twice(4))
     assert digests(out) == digests(whole)
     assert not list(out.rglob("*.partial"))
-
-
-def test_patches_that_do_not_fit_into_memory_end_in_the_same_bytes(
-    collection: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    held: list[int] = []
-
-    def hold_in_memory(count: int, patch_bytes: int, *_: Any) -> np.ndarray:
-        held.append(count)
-        return np.empty((count, patch_bytes), np.uint8)
-
-    monkeypatch.setattr(etl.unit.build, "hold_patches", hold_in_memory)  # `whole` was built through files
-    build(collection, tmp_path / "out", **EACH_FOV)
-    assert len(held) == 3
-    assert digests(tmp_path / "out") == digests(whole)
 
 
 def test_headers_are_those_that_tarfile_writes():

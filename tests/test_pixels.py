@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import zarr
 from etl.cut import counting, moments, patches, statistics
 from etl.cut.compiled import load_compiled
 from etl.cut.faults import BlankValues
-from etl.cut.job import CutJob
+from etl.cut.job import CutJob, ReadingRoom
 from etl.cut.patches import PatchMaker
 from etl.cut.reading import Frame
 from etl.source.plates import Fov
@@ -105,6 +106,7 @@ def make_job(image: np.ndarray[Any, Any], y: list[int], x: list[int], size: tupl
         x=np.array(x),
         on_blank="drop",
         on_nan="error",
+        room=ReadingRoom(memory_bytes=1 << 30, folder=Path()),
     )
 
 

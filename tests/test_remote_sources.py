@@ -28,12 +28,12 @@ from dynaclr_wds.storage.client import Storage
 from dynaclr_wds.storage.options import parse_options
 from etl.build_shards import build_shards
 from etl.build_shards import main as command
-from etl.cut.reading import read_box
 from etl.indexing import build_index
 from etl.init import main as init
 from etl.run.executors import ThreadUnits
 from etl.source.experiments import parse_build_config
 from etl.source.fingerprints import fingerprint_sources
+from etl.source.plate_boxes import read_box
 from etl.source.plates import open_plate
 from etl.source.preflight import open_plates
 from etl.source.scales import fill_in_from_plates

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 import etl.cut.reading
-from etl.cut.job import CutJob
-from etl.cut.reading import read_frames
+from etl.cut.job import CutJob, ReadingRoom
+from etl.cut.read_plan import ReadPlan
+from etl.cut.reading import Pixels, read_frames
 from etl.run.executors import Interrupted, ThreadUnits, report, run_units, share_out
 from etl.source.plates import open_plate
 from etl.source.stored import Stack, StoredPatch
@@ -95,12 +96,12 @@ def test_the_next_frames_are_read_while_some_are_cut(tmp_path: Path, monkeypatch
     fov = next(iter(open_plate(path).fovs.values()))
     begun, read = [threading.Event() for _ in range(fov.shape[0])], etl.cut.reading._read_run
 
-    def read_run(job: CutJob, begin: int, end: int, z: slice) -> np.ndarray:
+    def read_run(job: CutJob, plan: ReadPlan, begin: int, end: int, z: slice) -> Pixels:
         begun[begin].set()
-        return read(job, begin, end, z)
+        return read(job, plan, begin, end, z)
 
     monkeypatch.setattr(etl.cut.reading, "_read_run", read_run)
-    monkeypatch.setattr(etl.cut.reading, "plan_runs", lambda array, _z: [(t, t + 1) for t in range(array.shape[0])])
+    monkeypatch.setattr(etl.cut.reading, "plan_runs", lambda frames, _run: [(t, t + 1) for t in range(frames)])
     patch = StoredPatch(shape=(1, 1, 4, 4), dtype=fov.array.dtype, scale=(1.0, 1.0, 1.0), reductions=("none",))
     none = np.empty(0, np.int64)
     job = CutJob(
@@ -114,6 +115,7 @@ def test_the_next_frames_are_read_while_some_are_cut(tmp_path: Path, monkeypatch
         x=none,
         on_blank="drop",
         on_nan="error",
+        room=ReadingRoom(memory_bytes=1 << 30, folder=tmp_path),
     )
     for frame in read_frames(job):
         assert all(event.wait(LONG) for event in begun[: frame.t + 2])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -177,13 +178,13 @@ def test_the_focus_is_measured_where_no_attribute_says_it_and_every_chunk_is_rea
     pixels = blurred_stack(FRAMES, focus)
     write_plate(tmp_path / "plate.zarr", pixels={"A/1/0": pixels}, dtype="uint16", channel_names=["ch0", "ch1"])
     read: list[tuple[Any, ...]] = []
-    original = etl.cut.reading._read_channels
+    original = etl.cut.reading.read_box
 
-    def counting(array: Any, begin: int, end: int, channels: tuple[int, ...], z: slice) -> np.ndarray:
-        read.extend((t, c, s) for t in range(begin, end) for c in channels for s in range(*z.indices(DEPTH)))
-        return original(array, begin, end, channels, z)
+    def counting(array: Any, box: tuple[slice, ...]) -> np.ndarray:
+        read.extend(product(*(range(part.start, part.stop) for part in box[:3])))
+        return original(array, box)
 
-    monkeypatch.setattr(etl.cut.reading, "_read_channels", counting)
+    monkeypatch.setattr(etl.cut.reading, "read_box", counting)
     manifest = build(path, tmp_path / "out", z_focus={"channel": "ch0", "window": 3}, workers=1)
     assert len(read) == len(set(read)) == FRAMES * 2 * DEPTH
     starts = [3, 0, 6, 6]

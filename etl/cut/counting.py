@@ -7,6 +7,9 @@ Measured on 2**20 pixels, one core. Quantiles of float32: 0.7 ms compiled, 7 wit
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import numpy as np
 from jaxtyping import Bool, Float, Int64, Num, UInt32
 
@@ -63,8 +66,64 @@ def find_order_statistics(
             pixels, numbers.ctypes.data, values.size, chosen.ctypes.data, chosen.size, picked.ctypes.data
         )
         picked = picked[:-1]
-    found = np.partition(picked, np.unique(place))[place]
-    return np.where(found & _SIGN, found ^ _SIGN, ~found).view(np.float32).astype(np.float64)
+    return restore_floats(np.partition(picked, np.unique(place))[place])
+
+
+def restore_floats(bits: UInt32[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """Return the float32 of sortable bits, as float64."""
+    return np.where(bits & _SIGN, bits ^ _SIGN, ~bits).view(np.float32).astype(np.float64)
+
+
+@dataclass(frozen=True, slots=True)
+class Binning:
+    """Puts finite float32 into bins of equal width by their sortable bits, for values that come in several arrays."""
+
+    ends: Ends
+    shift: int
+    """A bin is so many bits wide."""
+
+    bins: ClassVar[int] = _COMPILED_BINS
+
+    @classmethod
+    def between(cls, least: float, greatest: float) -> Binning:
+        """Make bins from the least to the greatest value; zeros of both signs lie between them."""
+        ends = _sortable_bits(np.array([-0.0 if least == 0 else least, greatest + 0.0], np.float32))
+        return cls(ends, max(int(ends[1] - ends[0]).bit_length() - (_COMPILED_BINS.bit_length() - 1), 0))
+
+    def count(self, values: Pixels) -> Num[np.ndarray, " bins"]:
+        """Count how many values are in each bin."""
+        return self._number(values)[1]
+
+    def pick(self, values: Pixels, chosen: Int64[np.ndarray, " chosen"]) -> UInt32[np.ndarray, " picked"]:
+        """Return the sortable bits of the values in some bins, ascending."""
+        compiled, (numbers, counts) = load_compiled(), self._number(values)
+        if compiled is None:
+            return _sortable_bits(values)[np.isin(numbers, chosen)]
+        picked, wanted = np.empty(int(counts[chosen].sum()) + 1, np.uint32), chosen.astype(np.uint16)
+        compiled["pick_float32"](
+            values.ctypes.data, numbers.ctypes.data, values.size, wanted.ctypes.data, wanted.size, picked.ctypes.data
+        )
+        return picked[:-1]
+
+    def _number(self, values: Pixels) -> tuple[Num[np.ndarray, " pixels"], Num[np.ndarray, " bins"]]:
+        """Return the bin of each value, and how many are in each."""
+        compiled = load_compiled()
+        if compiled is None:
+            numbers = (_sortable_bits(values) - self.ends[0]) >> np.uint32(self.shift)
+            return numbers, np.bincount(numbers, minlength=self.bins)
+        numbers, counts = borrow("numbers", values.size, np.uint16), np.empty(self.bins, np.uint32)
+        room = [array.ctypes.data for array in (self.ends, numbers, counts)]
+        compiled["bin_float32"](values.ctypes.data, values.size, *room)
+        return numbers, counts
+
+    def split(self, bits: UInt32[np.ndarray, " n"]) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
+        """Return the bin of sortable bits, and what is left of them inside it."""
+        above = bits.astype(np.int64) - int(self.ends[0])
+        return above >> self.shift, above & ((1 << self.shift) - 1)
+
+    def join(self, bins: Int64[np.ndarray, " n"], rest: Int64[np.ndarray, " n"]) -> UInt32[np.ndarray, " n"]:
+        """Return the sortable bits that `split` takes apart."""
+        return ((bins << self.shift | rest) + int(self.ends[0])).astype(np.uint32)
 
 
 def _find_bins(

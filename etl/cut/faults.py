@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Num, Shaped
+from jaxtyping import Num
 
+from etl.cut.filed_frames import Stack, read_slabs
 from etl.source.image_axes import Image
 
 
@@ -31,19 +32,21 @@ class BlankValues:
         return cls(numbers=tuple(dict.fromkeys((0, fill.item()))), nan=False)
 
 
-def is_blank(pixels: Num[np.ndarray, "z y x"], values: BlankValues) -> bool:
+def is_blank(pixels: Stack, values: BlankValues) -> bool:
     """Whether all pixels of a channel are one of the blank values; looks at one pixel before it looks at all."""
     first = pixels[0, 0, 0]
     if first in values.numbers:
-        return bool((pixels == first).all())
-    return values.nan and bool(np.isnan(first)) and bool(np.isnan(pixels).all())
+        return all(bool((slab == first).all()) for slab in read_slabs(pixels))
+    if not (values.nan and np.isnan(first)):
+        return False
+    return all(bool(np.isnan(slab).all()) for slab in read_slabs(pixels))
 
 
-def count_nonfinite(pixels: Shaped[np.ndarray, "*shape"]) -> int:
+def count_nonfinite(pixels: Stack) -> int:
     """Count pixels that are NaN or infinite; integers have none, and cost nothing."""
     if pixels.dtype.kind != "f":
         return 0
-    return int(pixels.size - np.count_nonzero(np.isfinite(pixels)))
+    return sum(slab.size - int(np.count_nonzero(np.isfinite(slab))) for slab in read_slabs(pixels))
 
 
 def zero_nonfinite(pixels: Num[np.ndarray, "*shape"]) -> Num[np.ndarray, "*shape"]:

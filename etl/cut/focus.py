@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Float64, Num
+from jaxtyping import Float64
 from scipy.fft import fft, rfft
 
+from etl.cut.filed_frames import Stack
 from etl.source.focus import band_weights
 
 
-def find_focus(stack: Num[np.ndarray, "z y x"], pixel_size_um: tuple[float, float]) -> int:
+def find_focus(stack: Stack, pixel_size_um: tuple[float, float]) -> int:
     """Return the slice in focus; the middle one where no slice has any structure.
 
     Parameters
@@ -23,7 +24,7 @@ def find_focus(stack: Num[np.ndarray, "z y x"], pixel_size_um: tuple[float, floa
     return int(np.argmax(power)) if power.max() > 0 else len(stack) // 2
 
 
-def midband_power(stack: Num[np.ndarray, "z y x"], pixel_size_um: tuple[float, float]) -> Float64[np.ndarray, " z"]:
+def midband_power(stack: Stack, pixel_size_um: tuple[float, float]) -> Float64[np.ndarray, " z"]:
     """Sum the absolute values of each slice's spectrum over the band of `etl.source.focus`.
 
     Only what the band needs is computed: all rows, but then only the columns of the lower frequencies. Pixels that are

@@ -8,18 +8,17 @@ channel or hold NaN.
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Num
 
 from dynaclr_wds.contract import STATISTICS
 from etl.cut.faults import BlankValues, count_nonfinite, is_blank
 from etl.cut.job import CutJob, FovCut
-from etl.cut.patches import PatchMaker
+from etl.cut.patches import PatchMaker, Rows
 from etl.cut.reading import read_frames
 from etl.cut.statistics import empty_summary, summarize_frame
 from etl.run.executors import report
 
 
-def cut_fov(job: CutJob, stored: Num[np.ndarray, "obs c z y x"]) -> FovCut:
+def cut_fov(job: CutJob, stored: Rows) -> FovCut:
     """Pass over the frames of a FOV once.
 
     Parameters
@@ -64,7 +63,8 @@ def cut_fov(job: CutJob, stored: Num[np.ndarray, "obs c z y x"]) -> FovCut:
                 nonfinite[row] = not blank[row]
                 patch = patches.mend(used, patch, t)
             patches.finish(patch, row, frame, stored[row])
-        report(1, frame.pixels.nbytes)
+        report(1, frame.nbytes)
+        del frame, pixels, used  # before the next run is read
     return FovCut(
         timepoint=timepoint,
         summaries=tuple(summaries),

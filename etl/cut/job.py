@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -12,6 +13,16 @@ from etl.source.config import OnBlank, OnNan
 from etl.source.patch_grid import PatchGrid
 from etl.source.plates import Fov
 from etl.source.stored import Stack, StoredPatch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadingRoom:
+    """Room for frames while they are cut."""
+
+    memory_bytes: int
+    """What reading may hold."""
+    folder: Path
+    """Where frames go that do not fit into it, in files without a name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +44,17 @@ class CutJob:
     """Column, likewise."""
     on_blank: OnBlank
     on_nan: OnNan
+    room: ReadingRoom
+
+    @property
+    def read_channels(self) -> tuple[int, ...]:
+        """Places on the plate of what is read: the stored channels, and that of which the focus is measured."""
+        return self.stack.list_read(self.channels)
+
+    @property
+    def all_slices(self) -> slice:
+        """Slices of which frames need some; where all need the same, those."""
+        return self.stack.all_slices(self.fov.shape[2])
 
     @property
     def patch_bytes(self) -> int:

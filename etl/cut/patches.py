@@ -11,12 +11,18 @@ from jaxtyping import Bool, Int64, Num
 from dynaclr_wds.errors import ConfigError, PlateError
 from etl.cut.compiled import load_compiled
 from etl.cut.faults import BlankValues, count_nonfinite, zero_nonfinite
+from etl.cut.filed_frames import Stack
 from etl.cut.job import CutJob
+from etl.cut.patch_room import FiledRows
 from etl.cut.reading import Frame
 from etl.cut.resample import resample, smoothing_margin
 
-Channels = Sequence[Num[np.ndarray, "_ _ _"]]
-"""(Z, Y, X) of every stored channel; channels that are reduced to one slice may differ in Z."""
+Channels = Sequence[Stack]
+"""(Z, Y, X) of every stored channel of a frame; channels that are reduced to one slice may differ in Z."""
+Crops = Sequence[Num[np.ndarray, "_ _ _"]]
+"""The same of the part of a frame that a patch is made of."""
+Rows = Num[np.ndarray, "obs c z h w"] | FiledRows
+"""Where patches go."""
 
 
 class PatchMaker:
@@ -53,7 +59,7 @@ class PatchMaker:
             for pixels, how in zip(frame.pixels, self._job.patch.reductions, strict=True)
         ]
 
-    def crop(self, channels: Channels, row: int, *, margin: bool = False) -> Channels:
+    def crop(self, channels: Channels, row: int, *, margin: bool = False) -> Crops:
         """Return the pixels of an image that a patch is made of.
 
         Parameters
@@ -86,9 +92,7 @@ class PatchMaker:
                 suspects |= first == number
         return suspects
 
-    def copy(
-        self, channels: Channels, frame: Frame, rows: Int64[np.ndarray, " rows"], stored: Num[np.ndarray, "obs c z h w"]
-    ) -> None:
+    def copy(self, channels: Channels, frame: Frame, rows: Int64[np.ndarray, " rows"], stored: Rows) -> None:
         """Make patches that need no mending, of the whole frame in one pass where they are copied as they are.
 
         Parameters
@@ -99,14 +103,19 @@ class PatchMaker:
             Of all observations.
         """
         compiled = load_compiled()
-        is_plain = all(pixels.strides[2] == pixels.itemsize for pixels in channels) and stored.flags.c_contiguous
-        if compiled is None or not (self._is_copied and is_plain and stored.dtype == channels[0].dtype):
+        in_memory = [pixels for pixels in channels if isinstance(pixels, np.ndarray)]
+        is_plain = all(pixels.strides[2] == pixels.itemsize for pixels in in_memory) and len(in_memory) == len(channels)
+        if (
+            compiled is None
+            or isinstance(stored, FiledRows)
+            or not (self._is_copied and is_plain and stored.flags.c_contiguous and stored.dtype == channels[0].dtype)
+        ):
             margin = self._job.patch.is_resampled
             for row in rows.tolist():
                 self.finish(self.crop(channels, row, margin=margin), row, frame, stored[row])
             return
         size = np.array(stored.shape[3:], np.int64)
-        for c, pixels in enumerate(channels):
+        for c, pixels in enumerate(in_memory):
             shape, strides = np.array(pixels.shape, np.int64), np.array(pixels.strides, np.int64)
             places = (self._corners, rows)
             compiled["crop"](
@@ -119,7 +128,7 @@ class PatchMaker:
                 stored.strides[0],
             )
 
-    def mend(self, channels: Channels, patch: Channels, t: int) -> Channels:
+    def mend(self, channels: Channels, patch: Crops, t: int) -> Crops:
         """Do with NaN and infinite pixels as the config says."""
         job = self._job
         if job.on_nan == "zero":
@@ -134,7 +143,7 @@ class PatchMaker:
             )
         return patch
 
-    def finish(self, patch: Channels, row: int, frame: Frame, stored: Num[np.ndarray, "c z height width"]) -> None:
+    def finish(self, patch: Crops, row: int, frame: Frame, stored: Num[np.ndarray, "c z height width"]) -> None:
         """Bring the pixels of a patch to the stored depth, size and dtype.
 
         Parameters

@@ -20,16 +20,19 @@ from numpy.typing import DTypeLike
 from dynaclr_wds.contract import STATISTICS
 from dynaclr_wds.errors import PlateError
 from etl.cut.counting import Ends, count_values, find_order_statistics
+from etl.cut.filed_frames import Stack, read_slabs
 from etl.cut.moments import NOTHING, measure, measure_finite, merge
 from etl.cut.moments import Moments as FrameMoments
+from etl.cut.quantiles import find_quantiles
 
+WHOLE_PIXELS = 1 << 22
+"""Frames of more pixels are looked at slab by slab, several times, and never held or copied whole."""
 SAMPLE = 1024
 """Pixels of a frame and channel that represent it in the quantiles of its FOV and experiment."""
 
 _SAMPLE_TAG = 0x5A3D
 _QUANTILES = (0.01, 0.25, 0.5, 0.75, 0.99)
 
-Frame = Num[np.ndarray, "z y x"]
 Statistics = Float[np.ndarray, "8"]
 """In the order of `contract.STATISTICS`."""
 
@@ -108,7 +111,7 @@ def empty_summary(dtype: DTypeLike) -> Summary:
     return Moments(moments=NOTHING)
 
 
-def summarize_frame(frame: Frame, key: tuple[int, int]) -> tuple[Statistics, Summary]:
+def summarize_frame(frame: Stack, key: tuple[int, int]) -> tuple[Statistics, Summary]:
     """Take one frame of one channel.
 
     Parameters
@@ -124,20 +127,61 @@ def summarize_frame(frame: Frame, key: tuple[int, int]) -> tuple[Statistics, Sum
         Exact statistics of the frame, and what merges into those of its FOV.
     """
     if is_counted(frame.dtype):
-        counts = Counts(counts=_count(frame), lowest=int(np.iinfo(frame.dtype).min))
+        slabs = read_slabs(frame)
+        found = _count(next(slabs))
+        for slab in slabs:
+            found += _count(slab)
+        counts = Counts(counts=found, lowest=int(np.iinfo(frame.dtype).min))
         return counts.statistics(), counts
-    values, moments, ends = _take_finite(frame)
-    if not values.size:
-        return np.full(len(STATISTICS), np.nan), Moments(moments=moments)
-    count, mean, squares, least, greatest = moments
-    quantiles = _exact_quantiles(values, ends)
     rng = np.random.default_rng([_SAMPLE_TAG, *key])
-    sample = values[rng.integers(0, values.size, SAMPLE)].astype(np.float64)
+    moments, quantiles, sample = (_look_by_slabs if frame.size > WHOLE_PIXELS else _look_at_once)(frame, rng)
+    count, mean, squares, least, greatest = moments
+    if not count:
+        return np.full(len(STATISTICS), np.nan), Moments(moments=moments)
     exact = _ordered(mean, float(np.sqrt(squares / count)), quantiles, least, greatest)
     return exact, Moments(moments=moments, samples=(sample,))
 
 
-def _take_finite(frame: Frame) -> tuple[Num[np.ndarray, " pixels"], FrameMoments, Ends | None]:
+_Looked = tuple[FrameMoments, Float[np.ndarray, " quantiles"], Float[np.ndarray, " sample"]]
+"""Moments, quantiles, and a sample of the pixels that are finite."""
+_NONE = np.empty(0)
+
+
+def _look_at_once(frame: Stack, rng: np.random.Generator) -> _Looked:
+    """Look at a frame that may be copied."""
+    values, moments, ends = _take_finite(frame if isinstance(frame, np.ndarray) else frame.read(0, len(frame)))
+    if not values.size:
+        return moments, _NONE, _NONE
+    sample = values[rng.integers(0, values.size, SAMPLE)].astype(np.float64)
+    return moments, _exact_quantiles(values, ends), sample
+
+
+def _look_by_slabs(frame: Stack, rng: np.random.Generator) -> _Looked:
+    """Look at a large stack: once for its moments, then as often as its quantiles need."""
+    moments = NOTHING
+    for slab in read_slabs(frame):
+        for plane in slab:
+            found = measure_finite(plane)
+            moments = merge(moments, found[0] if found is not None else measure(_drop_nonfinite(plane)))
+    count = int(moments[0])
+    if not count:
+        return moments, _NONE, _NONE
+    is_plain = count == frame.size and frame.dtype.kind == "f" and frame.dtype.itemsize > 2
+    flatten = np.ravel if is_plain else _drop_nonfinite
+    quantiles, sample = find_quantiles(
+        lambda: map(flatten, read_slabs(frame)), moments, _QUANTILES, rng.integers(0, count, SAMPLE)
+    )
+    return moments, quantiles, sample
+
+
+def _drop_nonfinite(pixels: Num[np.ndarray, "*shape"]) -> Num[np.ndarray, " pixels"]:
+    """Return the finite pixels: float32 and float64 as they are, others as float64."""
+    flat = pixels.ravel() if pixels.dtype.kind == "f" and pixels.itemsize > 2 else pixels.ravel().astype(np.float64)
+    finite = np.isfinite(flat)
+    return flat if finite.all() else flat[finite]
+
+
+def _take_finite(frame: Num[np.ndarray, "z y x"]) -> tuple[Num[np.ndarray, " pixels"], FrameMoments, Ends | None]:
     """Return the finite pixels of a frame with their moments, and their ends where a compiled pass found them."""
     moments, ends, pixels = NOTHING, [], []
     for plane in frame:
@@ -147,9 +191,7 @@ def _take_finite(frame: Frame) -> tuple[Num[np.ndarray, " pixels"], FrameMoments
             ends.append(of_ends)
             flat = plane.ravel()
         else:
-            flat = plane.ravel() if plane.dtype.kind == "f" and plane.itemsize > 2 else plane.ravel().astype(np.float64)
-            finite = np.isfinite(flat)
-            flat = flat if finite.all() else flat[finite]
+            flat = _drop_nonfinite(plane)
             of_plane = measure(flat)
         pixels.append(flat)
         moments = merge(moments, of_plane)
@@ -203,7 +245,7 @@ def _ordered(mean: float, std: float, quantiles: np.ndarray, least: float, great
     return np.array([mean, std, median, p75 - p25, p1, p99, least, greatest], np.float64)
 
 
-def _count(frame: Frame) -> Int[np.ndarray, " values"]:
+def _count(frame: Num[np.ndarray, "z y x"]) -> Int[np.ndarray, " values"]:
     flat = frame.ravel()
     if frame.dtype.kind == "u":
         return count_values(flat)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32, Int64
 
 from dynaclr_wds.suspicions import SuspicionRecord
 from etl.cut.faults import BlankValues
-from etl.cut.job import CutJob
+from etl.cut.job import CutJob, ReadingRoom
 from etl.cut.patches import PatchMaker
 from etl.cut.reading import read_frame
 from etl.index import Index
@@ -124,11 +125,11 @@ class PlateCollection:
                     fov=fov,
                     t=t,
                     channels=tuple(
-                        look_at_channel(pixels, values, (experiment, fov, t, c))
+                        look_at_channel(np.asarray(pixels), values, (experiment, fov, t, c))
                         for c, pixels in enumerate(frame.pixels)
                     ),
                     seconds=seconds / decoded,
-                    bytes=frame.pixels.nbytes,
+                    bytes=frame.nbytes,
                 )
 
     def read_patches(self, fov: int, rows: Int64[np.ndarray, " k"]) -> Float32[np.ndarray, "k c y x"]:
@@ -157,4 +158,5 @@ class PlateCollection:
         columns = read_columns(self._index.take(fov, fov + 1).observations)
         own = {name: columns[name][rows] for name in ("fov_index", "t", "y_clamp", "x_clamp")}
         place = self._plates[record.experiment].fovs[record.fov_name]
-        return plan_cuts(self._looking, experiment, [place], own)[0][0]
+        room = ReadingRoom(memory_bytes=0, folder=Path())  # frames are read one by one, whole
+        return plan_cuts(replace(self._looking, experiments=(experiment,)), [place], own, room)[0][0]

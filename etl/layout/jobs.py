@@ -12,7 +12,7 @@ import pyarrow as pa
 from jaxtyping import Int, Shaped
 
 from dynaclr_wds.contract import ExperimentRecord
-from etl.cut.job import CutJob
+from etl.cut.job import CutJob, ReadingRoom
 from etl.index import Index
 from etl.layout.candidates import ObservationColumns
 from etl.layout.clips import Clips, plan_clips, plan_keys, sort_clips
@@ -63,15 +63,21 @@ def plan_experiments(config: BuildConfig, plates: Mapping[str, Plate]) -> tuple[
 
 
 def plan_cuts(
-    config: BuildConfig, experiment: ExperimentConfig, fovs: Sequence[Fov], columns: Columns
+    config: BuildConfig, fovs: Sequence[Fov], columns: Columns, room: ReadingRoom
 ) -> tuple[tuple[CutJob, ...], Int[np.ndarray, " obs"]]:
     """Plan one cut per FOV of a group, its patches in time order.
+
+    Parameters
+    ----------
+    config
+        With the group's experiment only.
 
     Returns
     -------
     tuple
         The cuts, and the observations in the order of their patches.
     """
+    (experiment,) = config.experiments
     fov_index, t = columns["fov_index"], columns["t"]
     order = np.lexsort((t, fov_index))
     first = np.searchsorted(fov_index[order], np.arange(len(fovs) + 1))
@@ -89,6 +95,7 @@ def plan_cuts(
             x=columns["x_clamp"][rows],
             on_blank=config.on_blank,
             on_nan=config.on_nan,
+            room=room,
         )
         cuts.append(cut)
     return tuple(cuts), order

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-
-import numpy as np
-from jaxtyping import UInt8
 
 from dynaclr_wds.codec import compress_patch
 from dynaclr_wds.contract import MEMBER_HEADER, SUFFIXES, npy_header
+from etl.cut.patch_room import Patches
 from etl.pack.shard_jobs import ShardJob
 from etl.pack.tar_headers import make_header, name_digits
 
@@ -25,14 +23,9 @@ class StoredPlaces:
 
 
 def compress_block(
-    job: ShardJob,
-    texts: Sequence[bytes],
-    clips: range,
-    patches: UInt8[np.ndarray, "slots bytes"],
-    begin: int,
-    places: StoredPlaces,
-) -> bytes:
-    """Put the members of some clips together.
+    job: ShardJob, texts: Sequence[bytes], clips: range, patches: Patches, begin: int, places: StoredPlaces
+) -> Iterator[bytes]:
+    """Yield the members of some clips, from front to back.
 
     Parameters
     ----------
@@ -41,10 +34,9 @@ def compress_block(
     begin
         Byte of the shard where the block begins.
     places
-        What is written is added.
+        What is yielded is added.
     """
     header, channels = npy_header(job.experiment.dtype, job.experiment.shape), job.experiment.shape[0]
-    parts: list[bytes] = []
     for clip in clips:
         first, last = job.clip_first[clip : clip + 2].tolist()
         width = name_digits(last - first)
@@ -52,15 +44,28 @@ def compress_block(
             head, *data = compress_patch(header, patches[slot].data, channels)
             places.offset.append(begin + MEMBER_HEADER + len(head))
             places.lengths.append([len(part) for part in data])
-            begin += _append(
-                parts, f"{job.keys[clip]}.{number:0{width}d}{SUFFIXES[job.codec]}", b"".join([head, *data])
-            )
-        begin += _append(parts, f"{job.keys[clip]}.json", texts[clip])
-    return b"".join(parts)
+            name = f"{job.keys[clip]}.{number:0{width}d}{SUFFIXES[job.codec]}"
+            member = _make_member(name, b"".join([head, *data]))
+            begin += len(member)
+            yield member
+        member = _make_member(f"{job.keys[clip]}.json", texts[clip])
+        begin += len(member)
+        yield member
 
 
-def _append(parts: list[bytes], name: str, data: bytes) -> int:
-    """Append a member; return its bytes."""
-    header, rest = make_header(name, len(data)), bytes(-len(data) % MEMBER_HEADER)
-    parts.extend((header, data, rest))
-    return len(header) + len(data) + len(rest)
+def join_parts(parts: Iterable[bytes], size: int) -> Iterator[bytes | memoryview]:
+    """Join parts to larger ones, of at least `size` bytes but the last."""
+    held: list[bytes] = []
+    total = 0
+    for part in parts:
+        held.append(part)
+        total += len(part)
+        if total >= size:
+            yield b"".join(held)
+            held.clear()
+            total = 0
+    yield b"".join(held)
+
+
+def _make_member(name: str, data: bytes) -> bytes:
+    return b"".join((make_header(name, len(data)), data, bytes(-len(data) % MEMBER_HEADER)))

@@ -10,18 +10,20 @@ from __future__ import annotations
 
 import os
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import xxhash
 from jaxtyping import Int, UInt8, UInt32, UInt64
 
-from dynaclr_wds.contract import NO_CODEC, SUFFIXES, ShardRecord, channel_checksum, checksum, npy_header
+from dynaclr_wds.contract import NO_CODEC, SUFFIXES, ShardRecord, channel_checksum, npy_header
 from etl.cut.compiled import borrow, load_compiled
+from etl.cut.patch_room import FiledPatches, Patches
 from etl.layout.clips import MEMBER_HEADER, TAR_TAIL, member_bytes
 from etl.pack.clip_json import ClipTexts
-from etl.pack.compressed import StoredPlaces, compress_block
+from etl.pack.compressed import StoredPlaces, compress_block, join_parts
 from etl.pack.shard_jobs import ShardJob
 from etl.pack.tar_headers import make_header, make_patch_headers
 from etl.run.executors import report
@@ -69,8 +71,8 @@ class _Sums:
     """With a codec."""
 
 
-Patches = UInt8[np.ndarray, "slots bytes"]
-"""The patches of a group."""
+PART_BYTES = 1 << 25
+"""A block that is larger is written in parts, of whole members."""
 
 
 def pack_shard(job: ShardJob, patches: Patches, staged: Path, known: str = "") -> PackedShard:
@@ -92,7 +94,7 @@ def pack_shard(job: ShardJob, patches: Patches, staged: Path, known: str = "") -
     if known:
         with Path(os.devnull).open("wb") as nowhere:
             file = HashingFile(nowhere)
-            sums = _write_blocks(job, members, patches, file)
+            sums = _write_blocks(job, members, patches, file, is_last=False)
     if not known or file.xxh3 != known:
         with writing(staged / job.path) as file:
             sums = _write_blocks(job, members, patches, file)
@@ -109,8 +111,7 @@ def _plan_members(job: ShardJob) -> _Members:
     """Make the JSON of a shard's clips and find where every member will be."""
     writer = ClipTexts(job)
     texts = [writer.make(clip) for clip in range(len(job.keys))]
-    header = len(npy_header(job.experiment.dtype, job.experiment.shape))
-    step = member_bytes(header + job.experiment.patch_bytes)  # bytes from patch to patch
+    header, step = len(npy_header(job.experiment.dtype, job.experiment.shape)), _step_of(job)
     patches = np.diff(job.clip_first)
     longer = len(SUFFIXES[job.codec]) - len(SUFFIXES[NO_CODEC])  # a name that stands in the JSON once for each patch
     clip_bytes = patches * step + member_bytes(np.array([len(text) for text in texts]) - longer * patches)
@@ -120,21 +121,35 @@ def _plan_members(job: ShardJob) -> _Members:
     return _Members(texts=texts, patch_offset=offset, clip_begin=begin)
 
 
-def _write_blocks(job: ShardJob, members: _Members, patches: Patches, file: HashingFile) -> _Sums:
-    """Write all members, block by block."""
+def _step_of(job: ShardJob) -> int:
+    """Bytes from patch to patch."""
+    header = npy_header(job.experiment.dtype, job.experiment.shape)
+    step: int = member_bytes(len(header) + job.experiment.patch_bytes)
+    return step
+
+
+def _write_blocks(
+    job: ShardJob, members: _Members, patches: Patches, file: HashingFile, *, is_last: bool = True
+) -> _Sums:
+    """Write all members, block by block; `is_last` says that the patches will not be asked for again."""
     sums = _Sums()
     for block in range(job.block_first.size - 1):
         clips = range(*job.block_first[block : block + 2].tolist())
+        slots = job.slot[slice(*job.clip_first[[clips.start, clips.stop]].tolist())]
         if job.codec == NO_CODEC:
-            data: bytes | memoryview = _fill_block(job, members, clips, patches, sums).data
+            parts: Iterator[bytes | memoryview] = _fill_block(job, members, clips, patches, sums)
         else:
-            slots = job.slot[slice(*job.clip_first[[clips.start, clips.stop]].tolist())].tolist()
-            found = [sum_channels(patches[slot].data, job.experiment.shape[0]) for slot in slots]
+            found = [sum_channels(patches[slot].data, job.experiment.shape[0]) for slot in slots.tolist()]
             sums.channels.append(np.array(found, np.uint32))
-            data = compress_block(job, members.texts, clips, patches, file.bytes, sums.places)
-        sums.blocks.append(checksum(data))
-        file.write(data)
+            parts = join_parts(compress_block(job, members.texts, clips, patches, file.bytes, sums.places), PART_BYTES)
+        whole = xxhash.xxh3_64()
+        for part in parts:
+            whole.update(part)
+            file.write(part)
+        sums.blocks.append(whole.intdigest())
         sums.edges.append(file.bytes)
+        if is_last and isinstance(patches, FiledPatches):
+            patches.finish(slots)
         report(0)
     file.write(bytes(2 * MEMBER_HEADER))
     file.write(bytes(-file.bytes % tarfile.RECORDSIZE))
@@ -144,48 +159,77 @@ def _write_blocks(job: ShardJob, members: _Members, patches: Patches, file: Hash
 
 def _fill_block(
     job: ShardJob, members: _Members, clips: range, patches: Patches, sums: _Sums
-) -> UInt8[np.ndarray, " size"]:
-    """Put the members of a block together, as they are."""
+) -> Iterator[bytes | memoryview]:
+    """Put the members of a block together, as they are; yields the block, or parts of one that is large."""
     begin, end = members.clip_begin[[clips.start, clips.stop]].tolist()
-    first, last = job.clip_first[[clips.start, clips.stop]].tolist()
-    experiment, room = job.experiment, borrow("block", end - begin, np.uint8)
-    data = members.patch_offset[first:last] - begin
-    _fill_patches(job, clips, patches, room, data)
+    if end - begin > PART_BYTES:
+        for clip in clips:
+            yield from _fill_parts(job, members, clip, patches, sums)
+        return
+    rows, room = range(*job.clip_first[[clips.start, clips.stop]].tolist()), borrow("block", end - begin, np.uint8)
+    _fill_patches(job, clips, rows, patches, room, members.patch_offset[rows.start : rows.stop] - begin, sums)
     for clip in clips:
-        text, stop = members.texts[clip], int(members.clip_begin[clip + 1]) - begin
-        at = stop - member_bytes(len(text))
-        written = make_header(f"{job.keys[clip]}.json", len(text)) + text
-        room[at : at + len(written)] = np.frombuffer(written, np.uint8)
-        room[at + len(written) : stop] = 0
-    size = experiment.patch_bytes // experiment.shape[0]
-    places = (data[:, None] + np.arange(experiment.shape[0]) * size).ravel().tolist()
-    found = [channel_checksum(room[at : at + size]) for at in places]
-    sums.channels.append(np.array(found, np.uint32).reshape(-1, experiment.shape[0]))
-    return room
+        at, stop = (members.clip_begin[clip : clip + 2] - begin).tolist()
+        _fill_text(job, clip, members.texts[clip], room[at:stop])
+    yield room.data
+
+
+def _fill_parts(
+    job: ShardJob, members: _Members, clip: int, patches: Patches, sums: _Sums
+) -> Iterator[bytes | memoryview]:
+    """Put the members of a clip together, a few at a time."""
+    (first, last), step = job.clip_first[clip : clip + 2].tolist(), _step_of(job)
+    count, data = max(PART_BYTES // step, 1), int(members.patch_offset[first] - members.clip_begin[clip])
+    for row in range(first, last, count):
+        rows = range(row, min(row + count, last))
+        room = borrow("block", len(rows) * step, np.uint8)
+        _fill_patches(job, range(clip, clip + 1), rows, patches, room, data + np.arange(len(rows)) * step, sums)
+        yield room.data
+    room = borrow("block", member_bytes(len(members.texts[clip])), np.uint8)
+    _fill_text(job, clip, members.texts[clip], room)
+    yield room.data
+
+
+def _fill_text(job: ShardJob, clip: int, text: bytes, room: UInt8[np.ndarray, " size"]) -> None:
+    """Put the member of a clip that is its JSON at the end."""
+    at = room.size - member_bytes(len(text))
+    written = make_header(f"{job.keys[clip]}.json", len(text)) + text
+    room[at : at + len(written)] = np.frombuffer(written, np.uint8)
+    room[at + len(written) :] = 0
 
 
 def _fill_patches(
-    job: ShardJob, clips: range, patches: Patches, room: UInt8[np.ndarray, " size"], data: Int[np.ndarray, " patches"]
+    job: ShardJob,
+    clips: range,
+    rows: range,
+    patches: Patches,
+    room: UInt8[np.ndarray, " size"],
+    data: Int[np.ndarray, " patches"],
+    sums: _Sums,
 ) -> None:
-    """Put the members that hold the patches of a block to their places; `data` says where their pixels are."""
+    """Put some members that hold patches of clips to their places; `data` says where their pixels are."""
     head, size = npy_header(job.experiment.dtype, job.experiment.shape), job.experiment.patch_bytes
-    counts = np.diff(job.clip_first[clips.start : clips.stop + 1])
+    counts, first = np.diff(job.clip_first[clips.start : clips.stop + 1]), int(job.clip_first[clips.start])
     headers = make_patch_headers(job.keys[clips.start : clips.stop], counts, len(head) + size)
-    slots = job.slot[slice(*job.clip_first[[clips.start, clips.stop]].tolist())]
+    headers, slots = headers[rows.start - first : rows.stop - first], job.slot[rows.start : rows.stop]
     heads = np.concatenate([headers, np.broadcast_to(np.frombuffer(head, np.uint8), (len(headers), len(head)))], axis=1)
     begins, length = data - heads.shape[1], member_bytes(len(head) + size)
     compiled = load_compiled()
-    if compiled is None:
+    if compiled is None or isinstance(patches, FiledPatches):
         for begin, slot, header in zip(begins.tolist(), slots.tolist(), heads, strict=True):
             end = begin + header.size + size
             room[begin : begin + header.size], room[begin + header.size : end] = header, patches[slot]
             room[end : begin + length] = 0
-        return
-    compiled["put"](
-        *(array.ctypes.data for array in (patches, slots, heads, begins)),
-        *(slots.size, size, heads.shape[1], length),
-        room.ctypes.data,
-    )
+    else:
+        compiled["put"](
+            *(array.ctypes.data for array in (patches, slots, heads, begins)),
+            *(slots.size, size, heads.shape[1], length),
+            room.ctypes.data,
+        )
+    channels = job.experiment.shape[0]
+    places = (data[:, None] + np.arange(channels) * (size // channels)).ravel().tolist()
+    found = [channel_checksum(room[at : at + size // channels]) for at in places]
+    sums.channels.append(np.array(found, np.uint32).reshape(-1, channels))
 
 
 def _describe(job: ShardJob, members: _Members, file: HashingFile, sums: _Sums) -> PackedShard:

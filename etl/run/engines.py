@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from dynaclr_wds.errors import BuildError, ConfigError
-from etl.run.executors import Advance, MakeExecutor, ThreadUnits
+from etl.run.executors import Advance, Elsewhere, MakeExecutor, ThreadUnits
 
 if TYPE_CHECKING:
     from submitit import Job
@@ -83,7 +83,7 @@ class Engine:
             jobs.update_parameters(**self.slurm)
             return SubmititUnits(jobs.submit)
 
-        return make
+        return Elsewhere(make)
 
     def _make_dask(self) -> MakeExecutor:
         try:
@@ -94,7 +94,7 @@ class Engine:
         def make(workers: int, _advance: Advance) -> Executor:
             return DaskUnits(distributed, self.dask_address, workers)
 
-        return make
+        return make if self.dask_address is None else Elsewhere(make)
 
 
 def _missing(engine: str, extra: str) -> ConfigError:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
@@ -28,6 +28,24 @@ Advance = Callable[[int, int], None]
 MakeExecutor = Callable[[int, Advance], Executor]
 """(workers, advance) → executor, shut down when a stage ends. One that runs units elsewhere ignores `advance`: then the
 bar moves when a unit ends."""
+
+
+class Elsewhere:
+    """Makes an executor whose units run on other machines, with memory of their own.
+
+    Parameters
+    ----------
+    make
+        As `MakeExecutor`.
+    """
+
+    def __init__(self, make: MakeExecutor) -> None:
+        self._make = make
+
+    def __call__(self, workers: int, advance: Advance) -> Executor:
+        """Make the executor."""
+        return self._make(workers, advance)
+
 
 _LOOK_SECONDS = 1.0
 """How often is looked at units that run, while none ends."""
@@ -169,11 +187,24 @@ def usable_cpus() -> int:
 
 
 def usable_memory() -> int:
-    """Return the bytes of memory of this machine, or of the control group that holds this process to fewer."""
+    """Return the bytes of memory of this machine, or of the control groups that hold this process to fewer."""
     whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    with suppress(OSError, ValueError):  # `max`, or no such file, where nothing holds it
-        return min(whole, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
-    return whole
+    return min([whole, *_read_limits()])
+
+
+def _read_limits(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> Iterator[int]:
+    """Yield the limits of the control groups of this process: those of a container, or of a job of SLURM."""
+    places = [root / "memory.max", root / "memory/memory.limit_in_bytes"]
+    with suppress(OSError):  # no control groups
+        for line in own.read_text(encoding="utf-8").splitlines():
+            _, kinds, path = line.split(":", 2)
+            folder, name = (root, "memory.max") if not kinds else (root / "memory", "memory.limit_in_bytes")
+            if not kinds or "memory" in kinds.split(","):
+                inner = Path(path.lstrip("/"))
+                places += [folder / part / name for part in (inner, *inner.parents)]
+    for place in places:
+        with suppress(OSError, ValueError):  # `max`, or no such file, where nothing holds it
+            yield int(place.read_text(encoding="ascii"))
 
 
 def run_units(

@@ -21,6 +21,7 @@ from etl.pack.joining import GroupParts, GroupRows, join_parts, read_rows
 from etl.pack.manifest import make_manifest, name_index, write_index
 from etl.pack.previous import PreviousSet, check_parts
 from etl.run.executors import MakeExecutor, run_units
+from etl.run.memory import Shares, describe_shares, find_place, share_memory
 from etl.run.mending import describe_faults
 from etl.run.output import OutFolder
 from etl.run.parts import BuildPart
@@ -33,6 +34,7 @@ from etl.suspicious.cells import CellSums, Census, check_anchors
 from etl.suspicious.report import make_report
 from etl.unit.build import build_unit, weigh_unit
 from etl.unit.job import UnitJob, digest_group
+from etl.unit.memory import find_need
 from etl.unit.part import Part, read_part
 
 Sources = Mapping[tuple[str, str], SourceRecord]
@@ -187,15 +189,35 @@ class Build:
             return ()
         self._progress.say("build: reading the plates, cutting out a patch for each cell, and packing them into shards")
         frames = sum(fov.frames for group in todo for fov in index.fovs[group.first : group.last])
-        workers, counts = self._config.workers, UnitCounts(len(todo), weigh_unit)
-        jobs = (self._plan_job(index, group) for group in todo)
+        shares, counts = self._share_memory(index, todo), UnitCounts(len(todo), weigh_unit)
+        jobs = (self._plan_job(index, group, shares.bytes) for group in todo)
         with (
             self._progress.stage("build", frames, "frames", counts.describe) as counts.advance,
-            self._make_executor(workers, counts.advance) as pool,
+            self._make_executor(shares.units, counts.advance) as pool,
         ):
-            return run_units(pool, build_unit, jobs, workers, counts)
+            return run_units(pool, build_unit, jobs, shares.units, counts)
 
-    def _plan_job(self, index: StoredIndex, group: Group) -> UnitJob:
+    def _share_memory(self, index: StoredIndex, todo: Sequence[Group]) -> Shares:
+        """Divide the memory that is left among the units."""
+        needs = [
+            find_need(
+                self._config_of(group.experiment),
+                self._experiments[group.experiment],
+                self._take_fovs(index, group.first, group.last),
+                group.rows.stop - group.rows.start,
+            )
+            for group in todo
+        ]
+        config, place = self._config, find_place(self._make_executor)
+        disk_bytes = sum(self._estimate(group) for group in todo) // 20
+        shares = share_memory(
+            config.memory_limit, needs, config.workers, place, disk_bytes=disk_bytes, where=config.where
+        )
+        if (line := describe_shares(shares, config.workers)) is not None:
+            self._progress.say(line)
+        return shares
+
+    def _plan_job(self, index: StoredIndex, group: Group, memory_bytes: int) -> UnitJob:
         return UnitJob(
             config=self._config_of(group.experiment),
             experiment=self._experiments[group.experiment],
@@ -205,7 +227,7 @@ class Build:
             staged=self._folder.staged,
             scratch=self._folder.work,
             in_place=self.previous.list_in_place(group.digest) if self.previous is not None else {},
-            memory_bytes=self._config.group_bytes,
+            memory_bytes=memory_bytes,
         )
 
     def _estimate(self, group: Group) -> int:

@@ -80,7 +80,7 @@ def _hold(store: PlateStore, array: zarr.Array[Any], part: ShardPart) -> Abstrac
 def plan_parts(shape: Sequence[int], shards: Sequence[int], chunks: Sequence[int], box: Box) -> Iterator[ShardPart]:
     """Take a box apart where shards end; say which chunks of each shard it needs."""
     grid = [a // b for a, b in zip(shards, chunks, strict=True)]
-    for part in _cells(box, shards):
+    for part in cut_box(box, shards):
         place = tuple(p.start // size for p, size in zip(part, shards, strict=True))
         begin = [n * size for n, size in zip(place, shards, strict=True)]
         wanted = [range((p.start - b) // c, -(-(p.stop - b) // c)) for p, b, c in zip(part, begin, chunks, strict=True)]
@@ -92,7 +92,7 @@ def plan_parts(shape: Sequence[int], shards: Sequence[int], chunks: Sequence[int
         yield ShardPart(box=part, place=place, is_all=wanted == inside, chunks=numbers)
 
 
-def _cells(box: Box, sizes: Sequence[int]) -> Iterator[Box]:
+def cut_box(box: Box, sizes: Sequence[int]) -> Iterator[Box]:
     """Cut a box where cells of a grid end."""
     edges = [
         [part.start, *range((part.start // size + 1) * size, part.stop, size), part.stop]

@@ -71,6 +71,15 @@ class Stack:
         """Whether all frames have the same slices."""
         return self.focus is None and self.measured is None
 
+    def all_slices(self, depth: int) -> slice:
+        """Return the slices of a stack of this depth of which frames need some; where all need the same, those."""
+        return self.slices(self.middle) if self.is_fixed else slice(0, depth)
+
+    def list_read(self, channels: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the channels that are read for some stored ones: also that of which the focus is measured."""
+        more = () if self.measured is None or self.measured in channels else (self.measured,)
+        return (*channels, *more)
+
     @property
     def center(self) -> int:
         """Stored slice in the middle."""

@@ -4,6 +4,6 @@
 | --- | --- |
 | `job.py` | All that a unit is given, and the digest that says whether its result is there already. |
 | `build.py` | The unit: cut, judge, lay out, pack, note. |
-| `patches.py` | Memory for the patches of a group, or a file without a name where that is too little. |
+| `memory.py` | How much memory a unit needs, and what it is for. |
 | `part.py` | What a finished unit notes for the index, beside its shards. |
 """

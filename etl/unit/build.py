@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from math import prod
 
 import numpy as np
-from jaxtyping import Bool, Int, UInt8
+from jaxtyping import Bool, Int
 
 from dynaclr_wds.contract import NO_CODEC, FileRecord, PartitionRecord
 from etl.cut.frames import cut_fov
 from etl.cut.intensities import GroupStatistics, plan_group_statistics
-from etl.cut.job import CutJob, FovCut
+from etl.cut.job import CutJob, FovCut, ReadingRoom
+from etl.cut.patch_room import FiledPatches, Patches, hold_patches, take_rows
 from etl.index import Index, add_stack_places, find_edges, keep_observations
 from etl.labels import label_codes
 from etl.layout.clips import plan_shards
@@ -29,8 +30,8 @@ from etl.run.executors import report, share_out
 from etl.run.in_use import using
 from etl.run.output import checksum_file, file_size
 from etl.unit.job import UnitJob
+from etl.unit.memory import divide_memory
 from etl.unit.part import Part, read_part, write_part
-from etl.unit.patches import hold_patches
 
 
 def build_unit(job: UnitJob) -> FileRecord:
@@ -53,14 +54,18 @@ def build_unit(job: UnitJob) -> FileRecord:
 
 def _build(job: UnitJob) -> FileRecord:
     columns = read_columns(job.index.observations)
-    cuts, order = plan_cuts(job.config, job.config.experiments[0], job.fovs, columns)
-    patches = hold_patches(order.size, job.experiment.patch_bytes, job.memory_bytes, job.scratch)
+    memory = divide_memory(job)
+    room = ReadingRoom(memory_bytes=memory.frames, folder=job.scratch)
+    cuts, order = plan_cuts(job.config, job.fovs, columns, room)
+    patches = hold_patches(order.size, job.experiment.patch_bytes, memory.patches, job.scratch)
     done = _cut(cuts, patches)
     kept, dropped = _judge(job, done, order)
     slot = np.empty(order.size, np.int64)
     slot[order] = np.arange(order.size)
     left = _Left.of(job, done, kept)
     contents = _lay_out(job, left)
+    if isinstance(patches, FiledPatches):
+        patches.expect(slot[kept][contents.clips.patch_obs])
 
     def pack(number: int) -> PackedShard:
         known = job.in_place.get(contents.paths[number], "")
@@ -101,13 +106,13 @@ def find_staged(job: UnitJob) -> FileRecord | None:
     return FileRecord(path=job.part, bytes=file_size(path), xxh3=checksum_file(path))
 
 
-def _cut(cuts: Sequence[CutJob], patches: UInt8[np.ndarray, "n bytes"]) -> list[FovCut]:
+def _cut(cuts: Sequence[CutJob], patches: Patches) -> list[FovCut]:
     """Cut every FOV into its run of the patches."""
     first = np.cumsum([0, *(cut.t.size for cut in cuts)]).tolist()
 
     def cut_one(number: int) -> FovCut:
-        cut, room = cuts[number], patches[first[number] : first[number + 1]]
-        return cut_fov(cut, room.view(cut.patch.dtype).reshape(cut.t.size, *cut.patch.shape))
+        cut = cuts[number]
+        return cut_fov(cut, take_rows(patches, first[number], cut.t.size, cut.patch))
 
     return share_out(cut_one, range(len(cuts)))
 

@@ -46,7 +46,7 @@ class UnitJob:
     in_place: Mapping[str, str]
     """Path → checksum of the group's shards that an earlier build put in place, and that are whole."""
     memory_bytes: int
-    """Most memory for patches."""
+    """What the unit may hold, beside what its process holds anyhow."""
 
     @property
     def part(self) -> str:
