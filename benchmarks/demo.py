@@ -85,6 +85,7 @@ def run_all(simulate: Sequence[str], fit: Sequence[str]) -> list[Step]:
         plates,
         *simulate,
     )
+    show("Looks at them before anything is built.", "inspect", f"{plates}/experiments.yaml", page="before.html")
     step(
         "Cuts a patch around every cell and packs them into shards.",
         "build",
@@ -92,6 +93,7 @@ def run_all(simulate: Sequence[str], fit: Sequence[str]) -> list[Step]:
         "--out",
         shards,
     )
+    show("Looks at what was stored.", "inspect", shards, page="after.html")
     show("Shows batches as the first network will see them.", "preview", "-c", config, page="preview.html")
     for folder, options, what in ((OUT, (), "both channels at once"), (BAG, ONE_CHANNEL, "one channel at a time")):
         step(f"Trains a network that sees {what}, on three of the experiments.", "fit", "-c", config, *options, *fit)

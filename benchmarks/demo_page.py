@@ -17,6 +17,9 @@ from dynaclr_wds.pages.tables import table
 from dynaclr_wds.words import count_of, size_of
 
 PAGES = (
+    ("before.html", "Experiments", "What there is before anything is built: cells of each condition, pairs as they "
+     "would be cut, intensities, lineages, where cells lie, and what looks wrong."),
+    ("after.html", "Shards", "The same of what was stored."),
     ("preview.html", "Batches", "What a training step gets: pairs of patches, as they are read and as the network sees "
      "them, and which cells share a batch."),
     ("evaluation.html", "Embeddings", "Are they smooth over time, do they tell conditions apart in fields of view that "
@@ -36,6 +39,7 @@ _MEANING = (
     "PCA of raw pixels is what one gets without any network: an embedding that is no better has learned nothing.",
 )
 _OWN = """dynaclr-wds init plate.zarr tracks          # writes experiments.yaml: check the lines marked CHANGE
+dynaclr-wds inspect experiments.yaml --html before.html
 dynaclr-wds init experiments.yaml           # writes configs/ to fit your plates
 dynaclr-wds build experiments.yaml --out shards
 dynaclr-wds preview -c configs/fit.yaml --html preview.html

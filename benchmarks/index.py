@@ -1,4 +1,4 @@
-"""Track tables to index and layout: seconds and memory, up to 81 million observations.
+"""Track tables to index and layout, and to the counts of `inspect`: seconds and memory, up to 81 million observations.
 
 Track tables are simulated as Parquet: a table a field of view, 25 fields of view an experiment, tracks of 8 to 32
 frames of which every tenth divides. Everything after that is what a build runs; plates, pixels and the writing of index
@@ -28,6 +28,8 @@ import zarr
 
 from dynaclr_wds.byte_sizes import parse_size
 from etl.indexing import store_index
+from etl.inspect.plates import PlateCollection
+from etl.inspect.tally import Tallying
 from etl.layout.clips import plan_shards
 from etl.layout.jobs import plan_experiments, plan_named_clips, read_columns
 from etl.pack.contents import estimate_clip_bytes
@@ -163,6 +165,12 @@ def measure_build(folder: Path, memory_limit: int) -> dict[str, object]:
             index = store_index(config, plates, Path(work))
         with meter.phase("layout"):
             clips, patches = lay_out(config, plates, index)
+        with meter.phase("inspect"):
+            counting = PlateCollection(config, plates, index, str(folder))
+            tallying = Tallying(counting)
+            for run in counting.runs():
+                tallying.add(run)
+            tallying.finish()
         stored = sum(path.stat().st_size for path in Path(work).rglob("*") if path.is_file())
     rows = index.observations.rows
     return {"observations": rows, "clips": clips, "patches": patches, "bytes": stored / rows, **meter.phases}
@@ -179,13 +187,13 @@ def measure_process(arguments: Sequence[str]) -> dict[str, object]:
 def print_line(millions: float, found: dict[str, object]) -> None:
     """Print the figures of one size."""
     phases = {name: value for name, value in found.items() if isinstance(value, list)}
-    seconds = sum(seconds for seconds, _ in phases.values())
+    seconds = sum(phases[name][0] for name in ("index", "layout"))
     each = ", ".join(f"{name} {seconds:.1f} s {peak:.2f} GiB" for name, (seconds, peak) in phases.items())
     rows = found["observations"]
     assert isinstance(rows, int)
     print(
         f"{millions:g} million: {rows:,} observations, {found['clips']:,} clips, {found['patches']:,} patches; {each}; "
-        f"together {seconds:.1f} s, {rows / seconds / 1e6:.2f} million/s, {found['bytes']:.0f} bytes of scratch each",
+        f"index and layout {seconds:.1f} s, {rows / seconds / 1e6:.2f} million/s, {found['bytes']:.0f} bytes of scratch each",
         flush=True,
     )
 

@@ -15,6 +15,7 @@ import yaml
 
 from dynaclr_wds.pages.shell import MOST_BYTES
 from dynaclr_wds.shardset import ShardSet
+from etl.build_shards import build_shards
 from etl.indexing import store_index
 from etl.inspect.__main__ import main
 from etl.inspect.as_json import to_json
@@ -22,7 +23,7 @@ from etl.inspect.choices import choose_frames, choose_pairs
 from etl.inspect.collection import split_runs
 from etl.inspect.lineage_trees import plan_heights
 from etl.inspect.looking import Inspection, Options, inspect, inspect_collection
-from etl.inspect.page import make_page, write_inspection
+from etl.inspect.page import write_inspection
 from etl.inspect.plates import PlateCollection
 from etl.inspect.shards import ShardCollection
 from etl.inspect.tally import Tally, Tallying, plan_hours
@@ -30,7 +31,7 @@ from etl.run.progress import Progress
 from etl.source.experiments import parse_build_config
 from etl.source.preflight import open_plates
 from etl.source.scales import fill_in_from_plates
-from tests.plates import write_experiments, write_plate, write_tracks
+from tests.plates import make_collection, write_experiments, write_plate, write_tracks
 from tests.set_files import find_array
 from tests.test_pages import Tags
 
@@ -168,6 +169,28 @@ def test_patches_before_a_build_are_those_that_it_stores(plates: PlateCollection
         np.testing.assert_array_equal(cut, stored.read_patches(fov, rows))
 
 
+def test_patches_are_those_that_are_stored_also_where_they_are_resampled_and_the_focus_is_measured(
+    tmp_path: Path,
+    without_fsync: None,  # noqa: ARG001
+) -> None:
+    fovs = ("A/1/0", "B/2/0")
+    path = make_collection(tmp_path, experiments=1, fovs=fovs, shape=(6, 2, 5, 64, 64), codec="gzip")
+    document = yaml.safe_load(path.read_text())
+    document["experiments"][0]["pixel_size_um"] = [1.0, 0.4, 0.4]
+    path.write_text(yaml.safe_dump(document))
+    options = {"reference_pixel_size_um": [0.3, 0.3], "z_focus": {"window": 3}}
+    one = inspect(path, Options(overrides=options))
+    build_shards(parse_build_config(path, options), tmp_path / "shards")
+    other = inspect(tmp_path / "shards")
+    assert to_json(one)["strata"] == to_json(other)["strata"]
+    stored = other.collection
+    for pair in one.pairs:
+        assert pair.place.positive is not None
+        rows = np.array([pair.place.anchor, pair.place.positive])
+        np.testing.assert_array_equal(np.stack(pair.pixels), stored.read_patches(pair.place.fov, rows))
+    assert len(one.pairs) > 2
+
+
 def test_every_stratum_has_pairs_of_one_lineage_within_tau(before: Inspection, after: Inspection) -> None:
     for found in (before, after):
         assert {pair.place.stratum for pair in found.pairs} == set(range(len(found.collection.strata)))
@@ -240,8 +263,11 @@ def test_a_set_says_its_bytes_and_statistics(shards: Path, after: Inspection, be
     assert (channel["frames_blank"], channel["frames_constant"]) == (0, 0)
 
 
-def check_page(path: Path) -> None:
-    """Check that every experiment and stratum of `collection` is shown, and that the page needs nothing else."""
+@pytest.mark.slow
+def test_a_page_shows_every_stratum_and_asks_for_nothing(before: Inspection, tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    assert write_inspection(path, before, "made by a test") == path.stat().st_size < MOST_BYTES
+    assert "made by a test" in path.read_text()
     tags = Tags(path.read_text()).found
     pictures = [str(a["alt"]) for tag, a in tags if tag == "img"]
     for experiment in ("e0", "e1", "e2", "e3"):
@@ -256,15 +282,6 @@ def check_page(path: Path) -> None:
     assert {"script", "iframe", "object"}.isdisjoint({tag for tag, _ in tags})
     links = [str(a[key]) for _, a in tags for key in ("src", "href") if key in a]
     assert all(link.startswith(("data:", "#")) for link in links)
-    assert path.stat().st_size < MOST_BYTES
-
-
-@pytest.mark.slow
-def test_a_page_shows_every_stratum_and_asks_for_nothing(before: Inspection, tmp_path: Path) -> None:
-    path = tmp_path / "page.html"
-    assert write_inspection(path, before, "made by a test") == path.stat().st_size
-    assert "made by a test" in path.read_text()
-    check_page(path)
 
 
 FRAMES = 12
@@ -327,8 +344,6 @@ def test_what_is_wrong_is_said_in_words(tmp_path: Path, without_fsync: None) -> 
     assert found.findings[0].code == "channel_constant"  # the worst first
     assert main([str(path), "--frames", "2", "--quiet"]) == 0
 
-    from etl.build_shards import build_shards
-
     build_shards(parse_build_config(path), tmp_path / "shards")
     stored = inspect(tmp_path / "shards")
     codes = {(one.experiment, one.code) for one in stored.findings}
@@ -363,16 +378,21 @@ def test_bins_of_hours_hold_as_many_frames_as_each_other(first, last, minutes, e
     assert found[-2] <= last < found[-1]
 
 
-def test_one_frame_and_cells_without_a_positive_are_shown_alone(tmp_path: Path) -> None:
+def test_one_frame_and_cells_without_a_positive_are_shown_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = [{"track_id": k, "t": 0, "y": 20.0, "x": 20.0 + k} for k in range(5)]
     write_tracks(tmp_path / "tracks", "A/1/0", rows)
     write_plate(tmp_path / "plate.zarr", fovs=("A/1/0",), shape=(1, 1, 1, 64, 64), channel_names=("Phase",))
     entry = {"name": "a", "data_path": "plate.zarr", "tracks_path": "tracks", "channel_names": ["Phase"],
              "source_channel": ["Phase"], "condition_wells": {"mock": ["A/1"]}, "interval_minutes": 0}  # fmt: skip
-    found = inspect(write_experiments(tmp_path / "experiments.yaml", [entry], yx_patch_size=[16, 16]))
+    path = write_experiments(tmp_path / "experiments.yaml", [entry], yx_patch_size=[16, 16])
+    found = inspect(path)
     assert [len(pair.pixels) for pair in found.pairs] == [1] * 5
     assert to_json(found)["experiments"][0]["tau"] == []
-    page = make_page(found).render()
+    assert main([str(path), "--html", str(tmp_path / "page.html")]) == 0
+    assert f"Wrote {tmp_path}/page.html (" in capsys.readouterr().err
+    page = (tmp_path / "page.html").read_text()
     assert "None of its cells has a positive" in page
     assert "no time" in page
 
@@ -407,13 +427,8 @@ def test_mistakes_are_answered_in_a_sentence(
     assert page.read_text() == "mine"
 
 
-@pytest.mark.slow
-def test_the_command_prints_tables_or_json_and_writes_a_page(
-    shards: Path, collection: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    page = tmp_path / "page.html"
-    assert main([str(shards), "--html", str(page)]) == 0
-    check_page(page)
+def test_the_command_prints_tables_or_json(shards: Path, collection: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(shards)]) == 0
     printed = capsys.readouterr()
     for words in (
         "Strata: what shards are partitioned by",
@@ -421,7 +436,6 @@ def test_the_command_prints_tables_or_json_and_writes_a_page(
         "Time: τ of 0.5 to 1.5 h",
     ):
         assert words in printed.out
-    assert f"Wrote {page} ({page.stat().st_size:,} bytes)" in printed.err
     options = ["--json", "--quiet", "--frames", "2", "--yx_patch_size", "8", "8"]
     assert main([str(collection), *options]) == 0
     said = json.loads(capsys.readouterr().out)

@@ -94,6 +94,9 @@ class Inspection:
 def inspect(what: str | Place, options: Options | None = None, progress: Progress | None = None) -> Inspection:
     """Inspect experiments before a build, or the shards of one.
 
+    What is returned holds all that pages and tables show. The files of an index of plates are gone by then, so no more
+    cells can be taken from its collection.
+
     Parameters
     ----------
     what
@@ -162,18 +165,17 @@ def inspect_collection(collection: Collection, frames: int, progress: Progress) 
             tallying.add(run)
             advance(len(np.unique(run.fov)), run.y.nbytes + run.x.nbytes)
     tally = tallying.finish()
-    read = collection.is_built or frames > 0
-    places = _choose_places(collection, tally, frames) if read else []
+    places = _choose_places(collection, tally, frames) if collection.is_built or frames > 0 else []
+    looks, pairs = [], list[Pair]()
     with progress.stage("pixels", len(collection.experiments) + len(places), "steps") as advance:
-        pairs = []
+        for number in range(len(collection.experiments)):  # before pairs are read, so that it is timed cold
+            looks.append(_look(collection, number, places, frames))
+            advance(1, 1)
         for run, chosen in places:
             own = _read_pairs(collection, run, chosen)
             advance(1, sum(patch.nbytes for pair in own for patch in pair.pixels))
             pairs += own
-        looked = []
-        for number in range(len(collection.experiments)):
-            looked.append(_look(collection, number, pairs, frames))
-            advance(1, 1)
+    looked = [_finish(collection, number, look, pairs) for number, look in enumerate(looks)]
     sizes = collection.find_sizes([count.cells for count in tally.experiments])
     found = list_findings(collection, tally, [frames.channels for frames in looked], [one.seen for one in looked])
     return Inspection(
@@ -227,31 +229,47 @@ def _read_pairs(collection: Collection, run: Run, chosen: list[PairPlace]) -> li
     return pairs
 
 
-def _look(collection: Collection, number: int, pairs: list[Pair], frames: int) -> Frames:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Look:
+    """What was seen of an experiment."""
+
+    channels: list[ChannelSums]
+    seen: int
+    seconds: float
+    bytes: int
+
+
+def _look(collection: Collection, number: int, places: list[tuple[Run, list[PairPlace]]], frames: int) -> _Look:
     """Look at frames of an experiment: those of its pairs, and others that are spread."""
     record = collection.experiments[number]
-    own = [pair for pair in pairs if pair.experiment == number]
     fovs = {place: fov for place, fov in enumerate(collection.fovs) if fov.experiment == record.name}
     wanted: list[tuple[int, int]] = []
-    if fovs and not collection.is_built:
-        wanted = choose_frames(fovs, {(pair.place.fov, t) for pair in own for t in pair.t}, frames)
+    if fovs and not collection.is_built and frames:
+        own = [(run, pair) for run, chosen in places if run.experiment == number for pair in chosen]
+        rows = [(run, pair.fov, row) for run, pair in own for row in (pair.anchor, pair.positive) if row is not None]
+        wanted = choose_frames(fovs, {(fov, int(run.t[row])) for run, fov, row in rows}, frames)
     sums = [ChannelSums(name) for name in record.source_channel]
     seen, seconds, size = 0, 0.0, 0
     for look in collection.look_at_frames(number, wanted):
         for channel, one in zip(sums, look.channels, strict=True):
             channel.add(one, f"{collection.fovs[look.fov].fov_name} t={look.t}")
         seen, seconds, size = seen + 1, seconds + look.seconds, size + look.bytes
+    return _Look(channels=sums, seen=seen, seconds=seconds, bytes=size)
+
+
+def _finish(collection: Collection, number: int, look: _Look, pairs: list[Pair]) -> Frames:
+    """Sum up what was seen of an experiment; after a build its pairs show how bright pixels are."""
+    patches = [pixels for pair in pairs if pair.experiment == number for pixels in pair.pixels]
     total, known = collection.count_frames(number), collection.find_statistics(number)
     return Frames(
-        seen=seen,
+        seen=look.seen,
         all=total,
         channels=tuple(
             channel.finish(
-                [pixels[c] for pair in own for pixels in pair.pixels] if collection.is_built else (),
-                None if known is None else known[c],
+                [pixels[c] for pixels in patches] if collection.is_built else (), None if known is None else known[c]
             )
-            for c, channel in enumerate(sums)
+            for c, channel in enumerate(look.channels)
         ),
-        seconds=seconds / seen * total if seen else 0.0,
-        rate=size / seconds if seconds else 0.0,
+        seconds=look.seconds / look.seen * total if look.seen else 0.0,
+        rate=look.bytes / look.seconds if look.seconds else 0.0,
     )

@@ -27,13 +27,12 @@ from etl.inspect.looking import MOST_STRATA, Inspection, Pair
 from etl.inspect.tables import Rows
 from etl.suspicious.words import list_some
 
-_MOST_EXPERIMENTS = 24
+_MOST_EXPERIMENTS = 16
 """Experiments whose figures are shown."""
-_MOST_CHANNELS = 36
-_MOST_TREES = 8
+_MOST_CHANNELS, _MOST_LENGTHS, _MOST_TREES, _TREES_EACH = 24, 16, 12, 3
 _MOST_ROWS = 30
-_PIXELS = 5_500_000
-"""Pixels of all pairs together; a byte each, before they are compressed."""
+_PIXELS = 1_200_000
+"""Pixels of all pairs together: at most 2.4 MB of the page, if they are noise."""
 
 _READING = (
     "A stratum is a value of the labels that shards are partitioned by. An anchor is a cell that has a positive: a "
@@ -159,7 +158,7 @@ def _find_limits(pairs: Sequence[Pair]) -> dict[int, list[tuple[float, float]]]:
 def _choose_side(pairs: Sequence[Pair]) -> int:
     """Choose the size of patches such that the page stays light."""
     planes = sum(len(patch) for pair in pairs for patch in pair.pixels)
-    return int(np.clip((_PIXELS / max(planes, 1)) ** 0.5 * 0.6, 32, 192))
+    return int(np.clip((_PIXELS / max(planes, 1)) ** 0.5, 24, 192))
 
 
 def _intensities(found: Inspection) -> list[Html]:
@@ -187,9 +186,8 @@ def _lineages(found: Inspection) -> list[Html]:
     if any(count.tau for count in counts):
         content.append(grid([draw_taus(counts, names, hours)], 420))
     content.append(heading("How long tracks are"))
-    content.append(
-        grid([draw_lengths(c, n) for c, n in list(zip(counts, names, strict=True))[:_MOST_EXPERIMENTS] if c.cells])
-    )
+    filled = [(count, name) for count, name in zip(counts, names, strict=True) if count.cells]
+    content.append(grid([draw_lengths(count, name) for count, name in filled[:_MOST_LENGTHS]]))
     content.append(heading("The largest lineages that divide"))
     content.append(grid([_draw(found, tree) for tree in _choose_trees(found.tally.trees)], 380))
     without = [n for n, own, c in zip(names, found.tally.trees, counts, strict=True) if c.cells and not _divide(own)]
@@ -204,8 +202,8 @@ def _divide(trees: Sequence[Tree]) -> list[Tree]:
 
 def _choose_trees(trees: Sequence[Sequence[Tree]]) -> list[Tree]:
     """Choose the largest lineages that divide, of each experiment as many."""
-    there = [own for own in map(_divide, trees) if own][:_MOST_EXPERIMENTS]
-    each = max(_MOST_TREES // max(len(there), 1), 1)
+    there = [own for own in map(_divide, trees) if own][:_MOST_TREES]
+    each = min(max(_MOST_TREES // max(len(there), 1), 1), _TREES_EACH)
     return [tree for own in there for tree in own[:each]]
 
 
