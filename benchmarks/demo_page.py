@@ -17,6 +17,10 @@ from dynaclr_wds.pages.tables import table
 from dynaclr_wds.words import count_of, size_of
 
 PAGES = (
+    ("before.html", "Plates", "What there is before a build: cells, tracks and divisions, what a build would store, a "
+     "few frames, and what looks wrong."),
+    ("after.html", "Shards", "The same of what was built: pairs of patches of each condition, lineages, intensities, "
+     "and when and where cells are."),
     ("preview.html", "Batches", "What a training step gets: pairs of patches, as they are read and as the network sees "
      "them, and which cells share a batch."),
     ("evaluation.html", "Embeddings", "Are they smooth over time, do they tell conditions apart in fields of view that "
@@ -36,6 +40,7 @@ _MEANING = (
     "PCA of raw pixels is what one gets without any network: an embedding that is no better has learned nothing.",
 )
 _OWN = """dynaclr-wds init plate.zarr tracks          # writes experiments.yaml: check the lines marked CHANGE
+dynaclr-wds inspect experiments.yaml --html before.html
 dynaclr-wds init experiments.yaml           # writes configs/ to fit your plates
 dynaclr-wds build experiments.yaml --out shards
 dynaclr-wds preview -c configs/fit.yaml --html preview.html

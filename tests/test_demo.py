@@ -22,6 +22,7 @@ from tests.shared_build import make_once
 
 SMALL = {
     "simulate": ["--fovs", "2", "--frames", "22", "--size", "96", "--cells", "5"],
+    "inspect": [],
     "build": ["--quiet"],
     "fit": [
         *("--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1"),
