@@ -70,41 +70,32 @@ def run_all(simulate: Sequence[str], fit: Sequence[str]) -> list[Step]:
     def step(what: str, command: str, *options: str) -> None:
         steps.append(Step(what=what, command=shlex.join([command, *options]), seconds=run(command, *options)))
 
-    def show(what: str, command: str, *options: str, page: str) -> None:
-        step(what, command, *options, "--html", f"{OUT}/{page}", "--overwrite")
-
     config = str(CONFIG.relative_to(Path.cwd()) if CONFIG.is_relative_to(Path.cwd()) else CONFIG)
-    plates, shards, tables = (
-        f"{OUT}/plates",
-        f"{OUT}/shards",
-        (f"{OUT}/embeddings.parquet", f"{BAG}/embeddings.parquet"),
-    )
+    plates, shards = f"{OUT}/plates", f"{OUT}/shards"
+    given = f"{plates}/experiments.yaml"
     step(
         "Writes plates and tracks of cells that move, divide and respond to an infection.",
         "simulate",
         plates,
         *simulate,
     )
-    show("Looks at them before anything is built.", "inspect", f"{plates}/experiments.yaml", page="before.html")
-    step(
-        "Cuts a patch around every cell and packs them into shards.",
-        "build",
-        f"{plates}/experiments.yaml",
-        "--out",
-        shards,
-    )
-    show("Looks at what was stored.", "inspect", shards, page="after.html")
-    show("Shows batches as the first network will see them.", "preview", "-c", config, page="preview.html")
+    step("Looks at the plates before anything is built.", "inspect", given, "--quiet", *_page("before.html"))
+    step("Cuts a patch around every cell and packs them into shards.", "build", given, "--out", shards)
+    step("Looks at the shards.", "inspect", shards, "--quiet", *_page("after.html"))
+    step("Shows batches as the first network will see them.", "preview", "-c", config, *_page("preview.html"))
     for folder, options, what in ((OUT, (), "both channels at once"), (BAG, ONE_CHANNEL, "one channel at a time")):
         step(f"Trains a network that sees {what}, on three of the experiments.", "fit", "-c", config, *options, *fit)
         ckpt, embeddings = f"{folder}/checkpoints/last.ckpt", f"{folder}/embeddings.parquet"
-        options = ("--ckpt", ckpt, "--out", embeddings, "--accelerator", "cpu", "--overwrite")
-        step("Embeds the cells of all experiments.", "predict", *options)
-    named = (f"both={tables[0]}", f"bag={tables[1]}")
-    show(
-        "Judges the embeddings, beside the raw pixels.", "evaluate", *named, "--shards", shards, page="evaluation.html"
-    )
+        written = ("--out", embeddings, "--accelerator", "cpu", "--overwrite")
+        step("Embeds the cells of all experiments.", "predict", "--ckpt", ckpt, *written)
+    tables = (f"both={OUT}/embeddings.parquet", f"bag={BAG}/embeddings.parquet")
+    page = _page("evaluation.html")
+    step("Judges the embeddings, beside the raw pixels.", "evaluate", *tables, "--shards", shards, *page)
     return steps
+
+
+def _page(name: str) -> tuple[str, ...]:
+    return "--html", f"{OUT}/{name}", "--overwrite"
 
 
 def run(command: str, *options: str) -> float:

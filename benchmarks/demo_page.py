@@ -17,9 +17,10 @@ from dynaclr_wds.pages.tables import table
 from dynaclr_wds.words import count_of, size_of
 
 PAGES = (
-    ("before.html", "Experiments", "What there is before anything is built: cells of each condition, pairs as they "
-     "would be cut, intensities, lineages, where cells lie, and what looks wrong."),
-    ("after.html", "Shards", "The same of what was stored."),
+    ("before.html", "Plates", "What there is before a build: cells, tracks and divisions, what a build would store, a "
+     "few frames, and what looks wrong."),
+    ("after.html", "Shards", "The same of what was built: pairs of patches of each condition, lineages, intensities, "
+     "and when and where cells are."),
     ("preview.html", "Batches", "What a training step gets: pairs of patches, as they are read and as the network sees "
      "them, and which cells share a batch."),
     ("evaluation.html", "Embeddings", "Are they smooth over time, do they tell conditions apart in fields of view that "

@@ -22,7 +22,7 @@ from tests.shared_build import make_once
 
 SMALL = {
     "simulate": ["--fovs", "2", "--frames", "22", "--size", "96", "--cells", "5"],
-    "inspect": ["--quiet"],
+    "inspect": [],
     "build": ["--quiet"],
     "fit": [
         *("--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1"),
@@ -108,8 +108,6 @@ def test_every_page_of_the_demo_opens_in_a_browser(small_demo: Path, chromium: C
     assert all(page.images > 10 for file, page in pages.items() if file != "report.html")
     for step in (
         "simulate demo/plates",
-        "inspect demo/plates",
-        "inspect demo/shards",
         "build demo/plates",
         "preview -c",
         "fit -c",

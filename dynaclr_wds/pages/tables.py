@@ -30,7 +30,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]], caption: str
         raise ValueError(f"The row {list(ragged)} must have {len(columns)} cells: {list(columns)}.")
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in columns)
     body = "".join(f"<tr>{''.join(_cell(value, n == 0) for n, value in enumerate(row))}</tr>" for row in rows)
-    said = f"<caption>{escape(caption)}</caption>" if caption else ""
+    said = f"<caption><span>{escape(caption)}</span></caption>" if caption else ""
     return Html(f'<div class="wide"><table>{said}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>')
 
 
