@@ -373,6 +373,15 @@ def test_merges_are_refused_with_their_count(tmp_path: Path, file: str, merge: C
         index_of(make(tmp_path, tracks, FLAT))
 
 
+def test_a_challenge_folder_may_have_the_names_of_the_ground_truth(tmp_path: Path) -> None:
+    tracks = put("ultrack-ctc.tar.xz", tmp_path / "t")
+    expected = anchors(index_of(make(tmp_path, tracks, FLAT)))
+    for path in list(tracks.iterdir()):
+        path.rename(path.with_name(path.name.replace("res_track", "man_track").replace("mask", "man_track")))
+    assert {path.name for path in tracks.iterdir()} >= {"man_track.txt", "man_track000.tif", "man_track009.tif"}
+    assert anchors(index_of(make(tmp_path, tracks, FLAT))) == expected
+
+
 def test_images_and_text_of_a_challenge_folder_agree(tmp_path: Path) -> None:
     tracks = put("ultrack-ctc.tar.xz", tmp_path / "t")
     config = make(tmp_path, tracks, FLAT)
