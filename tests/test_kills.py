@@ -56,6 +56,33 @@ def test_processes_end_with_the_build_that_is_killed():
     assert build.communicate(timeout=60) == ("", None)
 
 
+def test_what_a_unit_on_another_machine_leaves_is_removed_by_the_next_build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Locks of folders end at the machine on NFS, so the unit may write while its folder is removed, and later."""
+    folder = OutFolder(tmp_path / "out", "a" * 16)
+    with folder.locked(lambda: None):
+        folder.begin()
+    remove, late = shutil.rmtree, folder.staged / "late.tar"
+
+    def write_meanwhile(path: Path, **options: Any) -> None:
+        remove(path, **options)
+        path.mkdir()
+        late.touch()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", write_meanwhile)
+        discard_work(folder.work)
+    assert late.exists()
+    discard_work(folder.work)
+    assert not folder.work.exists()
+    late.parent.mkdir(parents=True)
+    late.touch()
+    folder.begin()
+    discard_work(folder.work)
+    assert not folder.work.exists()
+
+
 ABANDONED = """
 import os, signal
 from etl.scratch import scratch_folder

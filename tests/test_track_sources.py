@@ -176,6 +176,21 @@ def test_one_table_of_an_experiment_is_the_tables_of_its_fovs(
     assert len(found) == 20
 
 
+@pytest.mark.parametrize("file", ["all.csv", "all.parquet"])
+def test_tables_that_programs_wrote_have_the_same_anchors_in_one_table_with_a_column_fov(
+    tmp_path: Path, file: str
+) -> None:
+    """ultrack's table and btrack's, one for each FOV, as they are; and put together by pandas."""
+    tables = {"A/1/0": "ultrack.csv", "B/2/1": "btrack.csv"}
+    for fov, name in tables.items():
+        put(name, tmp_path / "tracks" / fov)
+    expected = index_of(two_wells(tmp_path, tmp_path / "tracks"))
+    assert [len(set(expected.observations[key].to_pylist())) for key in ("fov_name", "global_track_id")] == [2, 14]
+    frame = pd.concat([pd.read_csv(FILES / name).assign(fov=fov) for fov, name in tables.items()])
+    frame.to_parquet(tmp_path / file) if file.endswith(".parquet") else frame.to_csv(tmp_path / file, index=False)
+    assert anchors(index_of(two_wells(tmp_path, tmp_path / file))) == anchors(expected)
+
+
 def test_a_table_of_an_experiment_has_rows_of_every_fov(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "all.csv", [row for row in ROWS if row[0] == "A/1/0"])
     with pytest.raises(ConfigError, match=r"all\.csv: no row is of FOV B/2/1; its FOVs are \['A/1/0'\]\. Write FOVs"):
@@ -356,6 +371,15 @@ def test_merges_are_refused_with_their_count(tmp_path: Path, file: str, merge: C
         ConfigError, match=r"tracks merge at 1 cell \(the first is node \d+, with [23] parents\), but a "
     ):
         index_of(make(tmp_path, tracks, FLAT))
+
+
+def test_a_challenge_folder_may_have_the_names_of_the_ground_truth(tmp_path: Path) -> None:
+    tracks = put("ultrack-ctc.tar.xz", tmp_path / "t")
+    expected = anchors(index_of(make(tmp_path, tracks, FLAT)))
+    for path in list(tracks.iterdir()):
+        path.rename(path.with_name(path.name.replace("res_track", "man_track").replace("mask", "man_track")))
+    assert {path.name for path in tracks.iterdir()} >= {"man_track.txt", "man_track000.tif", "man_track009.tif"}
+    assert anchors(index_of(make(tmp_path, tracks, FLAT))) == expected
 
 
 def test_images_and_text_of_a_challenge_folder_agree(tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 A build that is killed can leave jobs of SLURM or workers of Dask behind. Each unit holds a shared lock on the folder of
 staged files. So the next build waits for them, nobody removes a folder under them, and a unit that begins when its
-folder is gone says so and makes no new one.
+folder is gone says so and makes no new one. A file system may keep such locks to one machine, as NFS does; what units
+on another one leave then is removed by the build after.
 """
 
 from __future__ import annotations

@@ -261,11 +261,11 @@ class OutFolder:
 
 
 def is_ours(folder: Path) -> bool:
-    """Whether a build made this folder: it bears our mark, or a kill left it empty."""
+    """Whether a build made this folder: it bears our mark, or holds only what a kill, or a unit on its own, leaves."""
     if not folder.is_dir() or folder.is_symlink():
         return False
     names = {path.name for path in folder.iterdir()}
-    return _MARK in names or not names
+    return _MARK in names or names <= {_STAGED}
 
 
 def discard_work(folder: Path) -> None:
@@ -283,8 +283,9 @@ def discard_work(folder: Path) -> None:
 def _remove_work(folder: Path) -> None:
     for path in folder.iterdir():
         if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
+            shutil.rmtree(path, ignore_errors=True)  # a unit on another machine may just have added a file
         elif path.name != _MARK:
             path.unlink()
-    (folder / _MARK).unlink(missing_ok=True)
-    folder.rmdir()
+    if {path.name for path in folder.iterdir()} <= {_MARK}:
+        (folder / _MARK).unlink(missing_ok=True)
+        folder.rmdir()
