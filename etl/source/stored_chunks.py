@@ -9,10 +9,11 @@ order of this machine. All others, and those in object storage, are left to zarr
 from __future__ import annotations
 
 import functools
+import math
 import os
 import struct
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import product
@@ -45,12 +46,21 @@ class ChunkLayout:
 
     folder: Path
     array: zarr.Array[Any]
+    chunks: tuple[int, ...]
+    """Shape of a chunk."""
+    fill: Any
+    """Value of chunks that are not there."""
     is_compressed: bool
     """By Blosc."""
     per_shard: tuple[int, ...] | None
     """Chunks of a shard along each axis; None without shards."""
     index_first: bool
     """Whether the index of a shard stands at its beginning."""
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Bytes of a chunk, decoded."""
+        return math.prod(self.chunks) * self.array.dtype.itemsize
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +96,8 @@ def find_layout(array: zarr.Array[Any]) -> ChunkLayout | None:
     return ChunkLayout(
         folder=Path(array.store.root) / array.path,
         array=array,
+        chunks=array.chunks,
+        fill=array.dtype.type(0 if array.fill_value is None else array.fill_value),
         is_compressed=len(codecs) == 1,
         per_shard=per_shard,
         index_first=index_first,
@@ -148,27 +160,24 @@ def read_chunks(layout: ChunkLayout, box: Box) -> Num[np.ndarray, "*shape"]:
 
 def _find_pieces(layout: ChunkLayout, box: Box) -> dict[tuple[int, ...], list[_Piece]]:
     """Return what a box wants of the chunks of each file, by the file's place."""
-    chunks, per_file = layout.array.chunks, layout.per_shard or (1,) * layout.array.ndim
-    ranges = [range(b.start // size, -(-b.stop // size)) for b, size in zip(box, chunks, strict=True)]
+    per_file = layout.per_shard or (1,) * layout.array.ndim
+    axes = [list(_meet(size, part, count)) for size, part, count in zip(layout.chunks, box, per_file, strict=True)]
     files: dict[tuple[int, ...], list[_Piece]] = {}
-    for place in product(*ranges):
-        parts = list(_meet(place, chunks, box))
-        file = tuple(n // count for n, count in zip(place, per_file, strict=True))
-        inside = [n % count for n, count in zip(place, per_file, strict=True)]
-        piece = _Piece(
-            number=int(np.ravel_multi_index(inside, per_file)),
-            source=tuple(source for source, _ in parts),
-            target=tuple(target for _, target in parts),
-        )
-        files.setdefault(file, []).append(piece)
+    for parts in product(*axes):
+        file, inside, source, target = zip(*parts, strict=True)
+        number = 0
+        for n, count in zip(inside, per_file, strict=True):
+            number = number * count + n
+        files.setdefault(file, []).append(_Piece(number=number, source=source, target=target))
     return files
 
 
-def _meet(place: Sequence[int], chunks: Sequence[int], box: Box) -> Iterator[tuple[slice, slice]]:
-    """Yield, for each axis, where a chunk and a box meet: inside the chunk, and inside the box."""
-    for n, size, part in zip(place, chunks, box, strict=True):
+def _meet(size: int, part: slice, count: int) -> Iterator[tuple[int, int, slice, slice]]:
+    """Yield the chunks along an axis that a box meets: file, place in it, and where in the chunk and in the box."""
+    for n in range(part.start // size, -(-part.stop // size)):
         low, high = max(part.start, n * size), min(part.stop, (n + 1) * size)
-        yield slice(low - n * size, high - n * size), slice(low - part.start, high - part.start)
+        inside = slice(low - n * size, high - n * size)
+        yield n // count, n % count, inside, slice(low - part.start, high - part.start)
 
 
 class ChunkFile:
@@ -188,7 +197,7 @@ class ChunkFile:
         elif layout.per_shard is None:
             self._places = np.array([[0, size]], np.uint64)
         else:
-            self._places = self._read_index(int(np.prod(layout.per_shard)), size)
+            self._places = self._read_index(math.prod(layout.per_shard), size)
 
     @classmethod
     def open(cls, layout: ChunkLayout, place: tuple[int, ...]) -> ChunkFile:
@@ -220,16 +229,16 @@ class ChunkFile:
 
     def read(self, piece: _Piece, pixels: Num[np.ndarray, "*shape"]) -> None:
         """Put what is wanted of a chunk to its place."""
-        array, target = self._layout.array, pixels[piece.target]
+        chunks, target = self._layout.chunks, pixels[piece.target]
         offset, length = (_MISSING, 0) if self._places is None else self._places[piece.number].tolist()
         if offset == _MISSING:
-            target[...] = 0 if array.fill_value is None else array.fill_value
-        elif target.shape == array.chunks and target.flags.c_contiguous:
+            target[...] = self._layout.fill
+        elif target.shape == chunks and target.flags.c_contiguous:
             self.decode(offset, length, target.reshape(-1).view(np.uint8))
         else:
-            whole = borrow("chunk", int(np.prod(array.chunks)) * array.dtype.itemsize, np.uint8)
+            whole = borrow("chunk", self._layout.chunk_bytes, np.uint8)
             self.decode(offset, length, whole)
-            target[...] = whole.view(array.dtype).reshape(array.chunks)[piece.source]
+            target[...] = whole.view(pixels.dtype).reshape(chunks)[piece.source]
 
     def decode(self, offset: int, length: int, target: UInt8[np.ndarray, " bytes"]) -> None:
         """Decode the bytes of a chunk."""
