@@ -21,6 +21,7 @@ from jaxtyping import Int, UInt8, UInt32, UInt64
 from dynaclr_wds.contract import NO_CODEC, SUFFIXES, ShardRecord, channel_checksum, npy_header
 from etl.cut.compiled import load_compiled
 from etl.cut.patch_room import FiledPatches, Patches
+from etl.kept_memory import borrow
 from etl.layout.clips import MEMBER_HEADER, TAR_TAIL, member_bytes
 from etl.pack.clip_json import ClipTexts
 from etl.pack.compressed import StoredPlaces, compress_block, join_parts
@@ -28,7 +29,6 @@ from etl.pack.shard_jobs import ShardJob
 from etl.pack.tar_headers import make_header, make_patch_headers
 from etl.run.executors import report
 from etl.run.output import HashingFile, writing
-from etl.kept_memory import borrow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,8 +29,8 @@ from numcodecs import blosc
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ShardingCodec
 from zarr.storage import LocalStore
 
-from etl.run.executors import usable_cpus
 from etl.kept_memory import borrow
+from etl.run.executors import usable_cpus
 
 _MISSING = 2**64 - 1
 _SIZES = struct.Struct("<4xIII")
