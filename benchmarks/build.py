@@ -1,10 +1,12 @@
 """Measures how fast a build cuts and packs, beside reading the same plate once and writing the same bytes once.
 
-    python benchmarks/build.py [--megabytes 600] [--kinds dense-float32 …] [--layout sharded] [--workers N]
+    python benchmarks/build.py [--megabytes 600] [--kinds dense-float32 …] [--layouts sharded …] [--readers]
 
 A plate is read whole by each of the readers that are installed (zarr, zarrs, tensorstore), and as many bytes as the
 shards have are written and forced to disk; the fastest reader's time and that of writing are what a build is compared
-with. CPU seconds are those of the whole process. The files are in the page cache, so it is software that is measured.
+with. *Ours* is how a build reads, and no part of what it is compared with. CPU seconds are those of the whole process;
+the least that they could be is what the fastest reader and writing take. The files are in the page cache, so it is
+software that is measured. With `--readers` only reading is.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +35,7 @@ from etl.build_shards import build_shards
 from etl.run.executors import Advance, usable_cpus
 from etl.run.progress import Progress
 from etl.source.experiments import BuildConfig, ExperimentConfig
+from etl.source.plate_boxes import read_box
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +60,7 @@ LAYOUTS: dict[str, Mapping[str, Any]] = {
     "sharded": {"chunks": (1, 1, 1, SIZE, SIZE), "shards": (5, CHANNELS, 1, SIZE, SIZE)},
     "chunks": {"chunks": (1, 1, 1, SIZE, SIZE)},
     "raw": {"chunks": (1, 1, 1, SIZE, SIZE), "compressors": None},
+    "tiles": {"chunks": (1, 1, 1, 256, 256), "shards": (5, CHANNELS, 1, SIZE, SIZE)},
 }
 COMPRESSOR = BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle")
 
@@ -143,6 +148,11 @@ def list_readers() -> dict[str, Callable[[Path], int]]:
     return readers
 
 
+def _read_ours(path: Path) -> int:
+    array = zarr.open_array(path, mode="r")
+    return sum(read_box(array, [run]).nbytes for run in _runs(array.shape[0]))
+
+
 def _runs(frames: int) -> Iterator[slice]:
     for begin in range(0, frames, 10):
         yield slice(begin, min(begin + 10, frames))
@@ -204,12 +214,29 @@ def timed(work: Callable[[], Any]) -> tuple[float, float]:
     return time.perf_counter() - begin, time.process_time() - cpu
 
 
+def measure_readers(root: Path, workers: int, rounds: int) -> dict[str, tuple[float, float]]:
+    """Return seconds and CPU seconds of each reader, and of ours; they take turns."""
+    readers = {**list_readers(), "ours": _read_ours}
+    found = [
+        {name: timed(lambda r=reader: read_plate(root, r, workers)) for name, reader in readers.items()}
+        for _ in range(rounds)
+    ]
+    return {name: min(times[name] for times in found) for name in readers}
+
+
+def describe_readers(root: Path, config: BuildConfig, rounds: int) -> str:
+    """Measure reading only; return the GB/s of each reader, and its CPU seconds for a GB."""
+    size = read_plate(root, _read_ours, config.workers) / 1e9
+    reads = measure_readers(root, config.workers, rounds)
+    texts = (f"{name} {size / seconds:.2f} ({cpu / size:.2f})" for name, (seconds, cpu) in reads.items())
+    return f"| {size:.2f} | {', '.join(texts)} |"
+
+
 def measure(root: Path, config: BuildConfig, rounds: int) -> str:
     """Measure one kind; return a row of the table."""
     workers, out = config.workers, root / "out"
-    reads = {name: min(timed(lambda r=reader: read_plate(root, r, workers)) for _ in range(rounds))
-             for name, reader in list_readers().items()}  # fmt: skip
-    fastest = min(reads, key=lambda name: reads[name])
+    reads = measure_readers(root, workers, rounds)
+    fastest = min(list_readers(), key=lambda name: reads[name])
     size = read_plate(root, list_readers()[fastest], workers)
     best: tuple[float, float] | None = None
     for _ in range(rounds):
@@ -222,12 +249,13 @@ def measure(root: Path, config: BuildConfig, rounds: int) -> str:
     shards = sum(shard.bytes for shard in manifest.shards)
     shutil.rmtree(out)
     writing = min(timed(lambda: write_bytes(root / "written", shards)) for _ in range(rounds))
-    least = reads[fastest][0] + writing[0]
+    least, least_cpu = (a + b for a, b in zip(reads[fastest], writing, strict=True))
     readers = ", ".join(f"{name} {size / seconds / 1e9:.2f}" for name, (seconds, _) in reads.items())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     return (
         f"| {size / 1e9:.2f} | {shards / 1e9:.2f} | {readers} | {shards / writing[0] / 1e9:.2f} | {least:.2f} | "
-        f"{best[0]:.2f} | {100 * least / best[0]:.0f} % | {best[1] / (shards / 1e9):.1f} | {peak:.2f} |"
+        f"{best[0]:.2f} | {100 * least / best[0]:.0f} % | {best[1] / (shards / 1e9):.1f} | "
+        f"{least_cpu / (shards / 1e9):.1f} | {peak:.2f} |"
     )
 
 
@@ -237,19 +265,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--megabytes", type=int, default=600, help="of the plate")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
-    parser.add_argument("--layout", choices=LAYOUTS, default="sharded")
+    parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=["sharded"])
+    parser.add_argument("--readers", action="store_true", help="measure reading only")
     parser.add_argument("--folder", type=Path, default=None, help="where plates and shards are written")
     arguments = parser.parse_args(argv)
-    print(
-        "| | plate, GB | shards, GB | read, GB/s | write, GB/s | both, s | cut + pack, s | of both | core-s a GB "
-        "| RSS, GB |"
-    )
-    print("| --- | ---: | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |")
-    for name in arguments.kinds:
+    if arguments.readers:
+        print("| | plate, GB | GB/s (core-s a GB) |\n| --- | ---: | --- |")
+    else:
+        print(
+            "| | plate, GB | shards, GB | read, GB/s | write, GB/s | both, s | cut + pack, s | of both | core-s a GB "
+            "| least | RSS, GB |"
+        )
+        print("| --- | ---: | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    describe = describe_readers if arguments.readers else measure
+    for layout, name in product(arguments.layouts, arguments.kinds):
         with tempfile.TemporaryDirectory(dir=arguments.folder) as temporary:
             root = Path(temporary)
-            config = write_source(root, KINDS[name], arguments.layout, arguments.megabytes)
-            print(f"| {name}, {arguments.layout} {measure(root, config, arguments.rounds)}", flush=True)
+            config = write_source(root, KINDS[name], layout, arguments.megabytes)
+            print(f"| {name}, {layout} {describe(root, config, arguments.rounds)}", flush=True)
 
 
 if __name__ == "__main__":

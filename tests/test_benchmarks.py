@@ -111,7 +111,7 @@ def test_a_build_is_measured_beside_reading_and_writing(monkeypatch, capsys):
     monkeypatch.setattr(build, "LAYOUTS", {"chunks": {"chunks": (1, 1, 1, 64, 64)}})
     monkeypatch.setattr(build, "KINDS", {"small": build.Kind(dtype="uint16", patch=16, cells=3)})
     monkeypatch.setattr(build, "list_readers", lambda: {"zarr": build._read_zarr})
-    build.main(["--megabytes", "1", "--rounds", "1", "--kinds", "small", "--layout", "chunks"])
+    build.main(["--megabytes", "1", "--rounds", "1", "--kinds", "small", "--layouts", "chunks"])
     row = capsys.readouterr().out.splitlines()[-1].split(" | ")
     assert row[0] == "| small, chunks"
     assert float(row[6]) > 0

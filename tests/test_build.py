@@ -39,6 +39,7 @@ from etl.run.executors import Interrupted, report, run_units
 from etl.run.output import OutFolder
 from etl.run.progress import Progress
 from etl.source.experiments import parse_build_config
+from etl.source.stored_chunks import ChunkFile
 from etl.unit.memory import UnitMemory
 from tests.plates import make_collection, write_experiments, write_plate, write_tracks
 from tests.set_files import digests, find_index, load_array
@@ -200,6 +201,7 @@ def test_each_chunk_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     path.write_text(yaml.safe_dump(document))
     decoded: list[str] = []
     decode_v2, decode_v3 = V2Codec._decode_single, zarr.codecs.ZstdCodec._decode_sync
+    decode_stored = ChunkFile.decode
 
     async def count_v2(self: Any, *args: Any) -> Any:
         decoded.append("0.4")
@@ -209,6 +211,11 @@ def test_each_chunk_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         decoded.append("0.5")
         return decode_v3(self, *args)
 
+    def count_stored(self: Any, *args: Any) -> Any:
+        decoded.append(plate.get("version", "0.5"))
+        return decode_stored(self, *args)
+
+    monkeypatch.setattr(ChunkFile, "decode", count_stored)
     monkeypatch.setattr(V2Codec, "_decode_single", count_v2)
     monkeypatch.setattr(zarr.codecs.ZstdCodec, "_decode_sync", count_v3)
     monkeypatch.setattr(etl.unit.build, "divide_memory", lambda _: UnitMemory(patches=memory, frames=memory))

@@ -33,13 +33,15 @@ def compiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.usefixtures("compiled")
 def test_counts_equal_numpy():
     rng = np.random.default_rng(0)
-    for size in (0, 1, 7, 200_003):
+    for size in (1, 7, 200_003):
         for dtype, values in ((np.uint8, 256), (np.uint16, 1 << 16)):
             drawn = rng.integers(0, values, size).astype(dtype)
-            assert counting.count_values(drawn).tolist() == np.bincount(drawn, minlength=values).tolist()
-    few = np.array([65535, 40000, 65535], np.uint16)
-    assert np.flatnonzero(counting.count_values(few)).tolist() == [40000, 65535]
-    assert counting.count_values(few.astype(">u2"))[[40000, 65535]].tolist() == [1, 2]
+            counts, least = counting.count_values(drawn)
+            assert [0] * least + counts.tolist() == np.bincount(drawn).tolist()
+    for dtype in ("<u2", ">u2"):
+        counts, least = counting.count_values(np.array([65535, 65530, 65535], dtype))
+        assert (counts.tolist(), least) == ([1, 0, 0, 0, 0, 2], 65530)
+    assert counting.count_values(np.empty(0, np.uint8))[0].size == 0
 
 
 @pytest.mark.parametrize("dtype", ["i1", "<i2", ">i2"])
@@ -50,6 +52,9 @@ def test_counts_of_signed_integers_begin_at_the_lowest(dtype: str):
     assert found[[2, 6, 7]].tolist() == [0.0, -128.0, 127.0]
     assert isinstance(summary, statistics.Counts)
     assert (np.flatnonzero(summary.counts) + summary.lowest).tolist() == [-128, -1, 0, 127]
+    more = statistics.summarize_frame(np.array([[[5, 5]]], dtype), (1, 0))[1]
+    assert more.merged(summary).statistics().tolist() == summary.merged(more).statistics().tolist()  # type: ignore[arg-type]
+    assert more.merged(summary).statistics()[[2, 6, 7]].tolist() == [0.0, -128.0, 127.0]  # type: ignore[arg-type]
 
 
 @pytest.mark.usefixtures("compiled")

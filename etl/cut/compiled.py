@@ -8,26 +8,21 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.util
-import threading
 from collections.abc import Mapping
 from typing import Any
-
-import numpy as np
-from jaxtyping import Shaped
-from numpy.typing import DTypeLike
 
 _SIZE, _POINTER = ctypes.c_size_t, ctypes.c_void_p
 
 _ARGUMENTS: Mapping[str, tuple[Any, ...]] = {
     "count_8": (_POINTER, _SIZE, _POINTER, _POINTER),
-    "count_16": (_POINTER, _SIZE, _POINTER, _POINTER),
+    "count_16": (_POINTER, _SIZE, _POINTER, _POINTER, _POINTER),
     "measure_float32": (_POINTER, _SIZE, _POINTER, _POINTER),
     "bin_float32": (_POINTER, _SIZE, _POINTER, _POINTER, _POINTER),
     "pick_float32": (_POINTER, _POINTER, _SIZE, _POINTER, _SIZE, _POINTER),
     "crop": (_POINTER, _POINTER, _POINTER, _SIZE, _POINTER, _POINTER, _SIZE, _POINTER, _POINTER, ctypes.c_int64),
     "put": (_POINTER, _POINTER, _POINTER, _POINTER, _SIZE, _SIZE, _SIZE, _SIZE, _POINTER),
 }
-_RESULTS: Mapping[str, Any] = {"measure_float32": ctypes.c_int, "pick_float32": _SIZE}
+_RESULTS: Mapping[str, Any] = {"count_16": ctypes.c_int, "measure_float32": ctypes.c_int, "pick_float32": _SIZE}
 
 
 @functools.cache
@@ -41,14 +36,3 @@ def load_compiled() -> Mapping[str, Any] | None:
         function = functions[name] = getattr(library, f"dynaclr_{name}")
         function.argtypes, function.restype = arguments, _RESULTS.get(name)
     return functions
-
-
-_own = threading.local()
-
-
-def borrow(name: str, size: int, dtype: DTypeLike) -> Shaped[np.ndarray, " size"]:
-    """Return memory of this thread for one purpose, the same again and again: new pages cost as much as a copy."""
-    rooms: dict[str, Shaped[np.ndarray, " room"]] = _own.__dict__
-    if name not in rooms or rooms[name].size < size:
-        rooms[name] = np.empty(size, dtype)
-    return rooms[name][:size]

@@ -13,7 +13,8 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Bool, Float, Int64, Num, UInt32
 
-from etl.cut.compiled import borrow, load_compiled
+from etl.cut.compiled import load_compiled
+from etl.kept_memory import borrow
 
 BINS = 1 << 16
 _TABLES = 4
@@ -26,17 +27,45 @@ Ends = UInt32[np.ndarray, " two"]
 """Sortable bits of the least and the greatest pixel."""
 
 
-def count_values(flat: Num[np.ndarray, " pixels"]) -> Int64[np.ndarray, " values"]:
-    """Count how often each value of an unsigned dtype of 8 or 16 bits occurs."""
-    compiled, counts = load_compiled(), np.zeros(1 << 8 * flat.itemsize, np.int64)
+def count_values(flat: Num[np.ndarray, " pixels"]) -> tuple[Int64[np.ndarray, " values"], int]:
+    """Count how often each value of an integer dtype of 8 or 16 bits occurs.
+
+    Returns
+    -------
+    tuple
+        Counts of the values from the least that occurs to the greatest, and the least.
+    """
+    kind = flat.dtype
+    if not flat.size:
+        return np.empty(0, np.int64), 0
+    if kind.kind == "i":  # negative numbers have the greater bits
+        counts, least = _count_bits(flat.view(f"{kind.byteorder}u{kind.itemsize}"))
+        whole = np.zeros(1 << 8 * kind.itemsize, np.int64)
+        whole[least : least + counts.size] = counts
+        counts, least = np.roll(whole, whole.size // 2), -whole.size // 2
+    else:
+        counts, least = _count_bits(flat)
+    present = np.flatnonzero(counts != 0)  # of bool: five times as fast
+    return counts[present[0] : present[-1] + 1], int(least + present[0])
+
+
+def _count_bits(flat: Num[np.ndarray, " pixels"]) -> tuple[Int64[np.ndarray, " values"], int]:
+    """Count unsigned values from one on."""
+    compiled = load_compiled()
     if compiled is None or not flat.dtype.isnative:
+        counts = np.zeros(1 << 8 * flat.itemsize, np.int64)
         for first in range(0, flat.size, _SLAB):  # bincount copies its input to 64 bits
             counts += np.bincount(flat[first : first + _SLAB], minlength=counts.size)
-        return counts
+        return counts, 0
     flat, tables = np.ascontiguousarray(flat), borrow("tables", _TABLES * BINS, np.uint32)
-    count = compiled[f"count_{8 * flat.itemsize}"]
-    count(flat.ctypes.data, flat.size, tables.ctypes.data, counts.ctypes.data)
-    return counts
+    if flat.itemsize == 1:
+        counts = np.zeros(256, np.int64)
+        compiled["count_8"](flat.ctypes.data, flat.size, tables.ctypes.data, counts.ctypes.data)
+        return counts, 0
+    room, written = borrow("counts", BINS, np.int64), np.zeros(1, np.int64)
+    addresses = (array.ctypes.data for array in (tables, room, written))
+    least: int = compiled["count_16"](flat.ctypes.data, flat.size, *addresses)
+    return room[: int(written[0])].copy(), least
 
 
 def find_order_statistics(

@@ -21,8 +21,10 @@
 #define LEAF 128
 #define RUN 64 /* pixels that are looked at together */
 
-/* Add to counts (65536) how often each value occurs; fewer than 2^32 pixels. `tables` is scratch (4 * 65536). */
-FAST void dynaclr_count_16(const uint16_t *pixels, size_t size, uint32_t *tables, int64_t *counts)
+/* Count how often each value occurs, from the least one on, which is returned; `counts` has 65536 entries, of which those
+ * from the least value to the greatest are written, and `written` says how many. Fewer than 2^32 pixels, and one at
+ * least. `tables` is scratch (4 * 65536). */
+FAST int dynaclr_count_16(const uint16_t *pixels, size_t size, uint32_t *tables, int64_t *counts, int64_t *written)
 {
     uint16_t low = UINT16_MAX, high = 0;
     for (size_t i = 0; i < size; i++) {
@@ -44,10 +46,12 @@ FAST void dynaclr_count_16(const uint16_t *pixels, size_t size, uint32_t *tables
     for (; i < size; i++)
         t0[pixels[i] - low]++;
     for (size_t value = 0; value < values; value++)
-        counts[low + value] += (int64_t)t0[value] + t1[value] + t2[value] + t3[value];
+        counts[value] = (int64_t)t0[value] + t1[value] + t2[value] + t3[value];
+    *written = (int64_t)values;
+    return low;
 }
 
-/* The same of 8 bits: counts has 256 entries. */
+/* Add to counts (256) how often each value of 8 bits occurs; `tables` is scratch (4 * 256). */
 void dynaclr_count_8(const uint8_t *pixels, size_t size, uint32_t *tables, int64_t *counts)
 {
     size_t i = 0;

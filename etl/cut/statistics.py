@@ -52,7 +52,14 @@ class Counts:
 
     def merged(self, other: Counts) -> Counts:
         """Return the summary of both."""
-        return Counts(counts=self.counts + other.counts, lowest=self.lowest)
+        if not self.counts.size or not other.counts.size:
+            return self if self.counts.size else other
+        lowest = min(self.lowest, other.lowest)
+        end = max(self.lowest + self.counts.size, other.lowest + other.counts.size)
+        counts = np.zeros(end - lowest, np.int64)
+        for part in (self, other):
+            counts[part.lowest - lowest :][: part.counts.size] += part.counts
+        return Counts(counts=counts, lowest=lowest)
 
     def statistics(self) -> Statistics:
         """Compute the exact statistics; NaN of nothing."""
@@ -105,9 +112,8 @@ def is_counted(dtype: DTypeLike) -> bool:
 
 def empty_summary(dtype: DTypeLike) -> Summary:
     """Return the summary of no frame."""
-    dtype = np.dtype(dtype)
     if is_counted(dtype):
-        return Counts(counts=np.zeros(1 << 8 * dtype.itemsize, np.int64), lowest=int(np.iinfo(dtype).min))
+        return Counts(counts=np.zeros(0, np.int64), lowest=0)
     return Moments(moments=NOTHING)
 
 
@@ -127,12 +133,11 @@ def summarize_frame(frame: Stack, key: tuple[int, int]) -> tuple[Statistics, Sum
         Exact statistics of the frame, and what merges into those of its FOV.
     """
     if is_counted(frame.dtype):
-        slabs = read_slabs(frame)
-        found = _count(next(slabs))
-        for slab in slabs:
-            found += _count(slab)
-        counts = Counts(counts=found, lowest=int(np.iinfo(frame.dtype).min))
-        return counts.statistics(), counts
+        found = Counts(counts=np.zeros(0, np.int64), lowest=0)
+        for slab in read_slabs(frame):
+            counts, lowest = count_values(slab.ravel())
+            found = found.merged(Counts(counts=counts, lowest=lowest))
+        return found.statistics(), found
     rng = np.random.default_rng([_SAMPLE_TAG, *key])
     moments, quantiles, sample = (_look_by_slabs if frame.size > WHOLE_PIXELS else _look_at_once)(frame, rng)
     count, mean, squares, least, greatest = moments
@@ -243,14 +248,6 @@ def apply_normalization(
 def _ordered(mean: float, std: float, quantiles: np.ndarray, least: float, greatest: float) -> Statistics:
     p1, p25, median, p75, p99 = quantiles
     return np.array([mean, std, median, p75 - p25, p1, p99, least, greatest], np.float64)
-
-
-def _count(frame: Num[np.ndarray, "z y x"]) -> Int[np.ndarray, " values"]:
-    flat = frame.ravel()
-    if frame.dtype.kind == "u":
-        return count_values(flat)
-    counts = count_values(flat.view(f"{frame.dtype.byteorder}u{frame.itemsize}"))
-    return np.roll(counts, counts.size // 2)  # negative numbers have the greater bits
 
 
 def _exact_quantiles(values: Num[np.ndarray, " pixels"], ends: Ends | None) -> Float[np.ndarray, " quantiles"]:

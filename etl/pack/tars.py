@@ -19,8 +19,9 @@ import xxhash
 from jaxtyping import Int, UInt8, UInt32, UInt64
 
 from dynaclr_wds.contract import NO_CODEC, SUFFIXES, ShardRecord, channel_checksum, npy_header
-from etl.cut.compiled import borrow, load_compiled
+from etl.cut.compiled import load_compiled
 from etl.cut.patch_room import FiledPatches, Patches
+from etl.kept_memory import borrow
 from etl.layout.clips import MEMBER_HEADER, TAR_TAIL, member_bytes
 from etl.pack.clip_json import ClipTexts
 from etl.pack.compressed import StoredPlaces, compress_block, join_parts

@@ -21,6 +21,7 @@ from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
 
 from etl.source.image_axes import AxesView, Image
 from etl.source.plate_store import PlateStore
+from etl.source.stored_chunks import find_layout, read_chunks
 
 _AT_ONCE = 16
 """Shards that are read at a time."""
@@ -47,9 +48,10 @@ def read_box(array: Image, asked: Sequence[slice]) -> Num[np.ndarray, "*shape"]:
     if isinstance(array, AxesView):
         return array.arrange(read_box(array.source, array.find_box(asked)), asked)
     store = array.store
-    if not isinstance(store, PlateStore) or array.shards is None:
-        return np.asarray(array[tuple(asked)])
     box = (*asked, *(slice(0, size) for size in array.shape[len(asked) :]))
+    if not isinstance(store, PlateStore) or array.shards is None:
+        layout = find_layout(array)
+        return np.asarray(array[box]) if layout is None else read_chunks(layout, box)
     pixels = np.empty([part.stop - part.start for part in box], array.dtype)
 
     def read(part: ShardPart) -> None:
