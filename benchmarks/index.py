@@ -193,8 +193,8 @@ def print_line(millions: float, found: dict[str, object]) -> None:
     assert isinstance(rows, int)
     print(
         f"{millions:g} million: {rows:,} observations, {found['clips']:,} clips, {found['patches']:,} patches; {each}; "
-        f"index and layout {seconds:.1f} s, {rows / seconds / 1e6:.2f} million/s, {found['bytes']:.0f} bytes of scratch "
-        "each",
+        f"index and layout {seconds:.1f} s, {rows / seconds / 1e6:.2f} million/s, {found['bytes']:.0f} bytes of "
+        "scratch each",
         flush=True,
     )
 
