@@ -263,7 +263,7 @@ FAULTS = (
             names="the folder" if named else "the file", mended=COMMAND,
         )
         for what, suffix, named in (
-            ("a column of the index, in `TMPDIR`", ".column", "-index-"),
+            ("a column of the index", ".column", ".build-"),
             ("the work folder", "made-by", ".build-"),
             ("a shard", ".tar", ""),
             ("a part", ".npz", ""),
