@@ -18,7 +18,7 @@ _FAR = 5.0
 _NARROW, _WIDE = 0.05, 25.0
 """From 1 % to 99 %, normalised pixels span more than the first and less than the second."""
 _FILLED = 0.02
-"""Share of pixels that the augmentations fill with 0, such as corners of turned patches, which is told."""
+"""Share of pixels that the augmentations fill, such as corners of turned patches, which is told."""
 
 
 def list_findings(batches: Sequence[SeenBatch]) -> list[Finding]:
@@ -81,11 +81,10 @@ def _judge_scale(batches: Sequence[SeenBatch]) -> Iterator[Finding]:
 
 
 def _judge_filled(batches: Sequence[SeenBatch]) -> Iterator[Finding]:
-    filled = np.mean([one.seen.zero - one.plain.zero for one in batches], axis=0)
-    if (most := float(filled.max(initial=0.0))) > _FILLED:
+    if (filled := float(np.mean([one.filled for one in batches]))) > _FILLED:
         yield (
             "fair",
-            f"{percent(most)} of the pixels that the network sees were filled with 0 by the augmentations: patches "
+            f"{percent(filled)} of the pixels that the network sees lie outside what was read: patches "
             "that are turned or shrunk bring in empty corners. Give a smaller final_yx_patch_size, or read more around "
             "each cell (yx_patch_size).",
         )

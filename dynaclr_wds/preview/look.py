@@ -25,7 +25,7 @@ from dynaclr_wds.datamodule import MultiExperimentDataModule
 from dynaclr_wds.errors import ConfigError
 from dynaclr_wds.plan.sampler import FlexibleBatchSampler
 from dynaclr_wds.preview.company import Company, choose_samples, describe_company
-from dynaclr_wds.preview.pixels import Brightness, measure_brightness
+from dynaclr_wds.preview.pixels import Brightness, measure_brightness, measure_filled
 from dynaclr_wds.words import count_of
 
 _MOST_BYTES = 1 << 28
@@ -74,6 +74,8 @@ class SeenBatch:
     """Of anchors and positives before augmentation."""
     seen: Brightness
     """Of what the network sees."""
+    filled: float
+    """Share of pixels that augmentations fill, as corners of patches that are turned."""
     augmented: int
     """Samples that were augmented to be measured: all of them, unless the batch is large."""
 
@@ -166,6 +168,7 @@ def _look(data: MultiExperimentDataModule, batch: dict[str, Any], company: Compa
         names=names,
         plain=measure_brightness(plain["anchor"], plain["positive"]),
         seen=measure_brightness(seen["anchor"], seen["positive"]),
+        filled=_measure_filled(data, part, company.number),
         augmented=len(places),
     )
 
@@ -193,6 +196,12 @@ def _transform(
         finally:
             trainer.training = True
     return result
+
+
+def _measure_filled(data: MultiExperimentDataModule, batch: Mapping[str, Any], number: int) -> float:
+    with isolate_rng():
+        torch.manual_seed(number)
+        return measure_filled(data.transforms[batch["anchor"].shape[1]], batch["anchor"])
 
 
 def _choose_augmented(batch: Mapping[str, Any], shown: Int64[np.ndarray, " k"]) -> Int64[np.ndarray, " n"]:
