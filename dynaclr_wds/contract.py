@@ -236,6 +236,16 @@ class SourceRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SkippedRecord:
+    """A field of view that was asked for and left out, because it can't be used."""
+
+    experiment: str
+    fov_name: str
+    reason: str
+    """One line for people."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
     """All that is known of a shard set without opening a shard; written last."""
 
@@ -262,6 +272,8 @@ class Manifest:
     sources: tuple[SourceRecord, ...]
     codec: str = NO_CODEC
     """How the patches are stored: a key of `SUFFIXES`."""
+    skipped: tuple[SkippedRecord, ...] = ()
+    """FOVs that were asked for and left out, because they can't be used, in order of experiment and name."""
     dropped: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """Experiment → reason → observations (or candidates, for `candidates_dropped`) left out."""
     facts: tuple[FactsRecord, ...] = ()
@@ -367,6 +379,19 @@ def quote_name(name: str) -> str:
 def part_path(digest: str) -> str:
     """Path of what a build notes of a group of FOVs, relative to the manifest."""
     return f"{PARTS_DIR}/{digest}.npz"
+
+
+def partial_part_path(digest: str, left: str) -> str:
+    """Path of what a build notes of a group of which FOVs had to be left out.
+
+    Parameters
+    ----------
+    digest
+        Of the whole group.
+    left
+        Of what is left of it.
+    """
+    return part_path(f"{digest}-{left[:_SHARD_DIGITS]}")
 
 
 def shard_path(values: tuple[str | None, ...], digest: str, number: int) -> str:

@@ -10,6 +10,7 @@
         │   └── WindowError        a window that is too small; it holds the settings that would do
         ├── CheckpointError        a checkpoint that can't be read or used for what is asked (ValueError)
         ├── PlateError             a plate that can't be read, or is not OME-Zarr (ValueError)
+        │   └── FovError           a field of view of which some pixels can't be read
         ├── BuildError             a build that can't start or go on, for a reason outside its input (RuntimeError)
         ├── StorageError           a file that fails while it is read (OSError)
         └── NotFiniteError         a loss or weights that are NaN or infinite (FloatingPointError)
@@ -96,6 +97,10 @@ class CheckpointError(DynaCLRError, ValueError):
 
 class PlateError(DynaCLRError, ValueError):
     """A plate whose metadata or arrays are not what OME-Zarr or this project needs."""
+
+
+class FovError(PlateError):
+    """A field of view of which some pixels can't be read."""
 
 
 class BuildError(DynaCLRError, RuntimeError):

@@ -155,6 +155,7 @@ def _check_manifest(manifest: Manifest, where: str) -> None:
         raise FormatError(f"{where}: FOVs of {stray}, which are none of the experiments {sorted(names)}.")
     _check_partitions(manifest, where)
     _check_report(manifest, names, where)
+    _check_skipped(manifest, where)
     missing = {manifest.index_file(array_path(name)) for name in array_dtypes(manifest)} - {
         file.path for file in manifest.files
     }
@@ -242,6 +243,17 @@ def _check_report(manifest: Manifest, names: set[str], where: str) -> None:
                 f"{where}: {record!r:.200} must have a code of {sorted(SUSPICIONS)}, a count >= 0 and a text of one "
                 "printable line. Build the shards again."
             )
+
+
+def _check_skipped(manifest: Manifest, where: str) -> None:
+    """Check that what was left out is not there, and that reasons are one plain line."""
+    there = {(fov.experiment, fov.fov_name) for fov in manifest.fovs}
+    _check_distinct([(record.experiment, record.fov_name) for record in manifest.skipped], "skipped", where)
+    for record in manifest.skipped:
+        if (record.experiment, record.fov_name) in there:
+            raise FormatError(f"{where}: {record!r:.200} is skipped, but among the FOVs. Build the shards again.")
+        if not (record.reason and record.reason.isprintable()):
+            raise FormatError(f"{where}: {record!r:.200} must have a reason of one printable line. Build again.")
 
 
 def _check_distinct(values: Sequence[Any], what: str, where: str) -> None:

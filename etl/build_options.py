@@ -110,6 +110,7 @@ def add_build_options(parser: CommandParser) -> None:
     option("max_border_shift_px", _MAX_SHIFT, type=float)
     option("on_blank", "cells with a channel of fill value only (default: drop)", choices=("drop", "keep"))
     option("on_nan", "NaN and infinite pixels in a patch (default: error)", choices=("error", "drop", "zero"))
+    option("on_bad_fov", _ON_BAD_FOV, choices=("error", "skip"))
     option("on_no_anchor", "no cell has a positive in the tau range (default: error)", choices=("error", "keep"))
     option("workers", "threads (default: all CPUs); changes no byte", type=int)
     option("memory_limit", _MEMORY, metavar="SIZE")
@@ -185,6 +186,10 @@ _MEMORY = (
 _REFERENCE = (
     "rescale patches to this pixel size in micrometres, so that cells have one size in every experiment: y and x, "
     "or z, y and x, or one number for y and x (default: each plate's own)"
+)
+_ON_BAD_FOV = (
+    "fields of view with unreadable chunks, metadata or tracks: stop (error, the default), or leave them out, list "
+    "them in the manifest, and try them again in the next build (skip)"
 )
 _GROUP = (
     "patches of fields of view that are built together into shards of their own, such as 256M: what a change rebuilds "

@@ -142,12 +142,13 @@ def describe_result(checked: Verification, root: Place, quick: bool) -> str:
         return f"{said} {_advise(root, None)}"
     shards = count_of(len(checked.manifest.shards), "shard")
     size, verb = ("sizes", "have") if len(checked.manifest.shards) != 1 else ("size", "has")
+    skipped = _describe_skipped(checked.manifest)
     if not checked.found and not quick:
         cells = count_of(sum(p.observations for p in checked.manifest.partitions), "cell")
-        return f"all is well: manifest, index and {shards} ({cells}) were read and are what was written."
+        return f"all is well: manifest, index and {shards} ({cells}) were read and are what was written.{skipped}"
     not_read = f"The content of the {shards} was not read, so changed pixels are not found: leave out --quick for that."
     if not checked.found:
-        return f"manifest and index are what was written, and {shards} {verb} the right {size}. {not_read}"
+        return f"manifest and index are what was written, and {shards} {verb} the right {size}. {not_read}{skipped}"
     lines = [_count(checked)]
     if quick:
         lines.append(not_read)
@@ -156,7 +157,21 @@ def describe_result(checked: Verification, root: Place, quick: bool) -> str:
             f"The index is damaged, which says where blocks and cells lie; so {count_of(checked.shards_read, 'shard')} "
             f"of {len(checked.manifest.shards):,} could be compared as whole files only."
         )
-    return " ".join([*lines, _advise(root, checked.manifest)])
+    return " ".join([*lines, _advise(root, checked.manifest)]) + skipped
+
+
+def _describe_skipped(manifest: Manifest) -> str:
+    """Say which fields of view were left out, because they could not be used; empty without any."""
+    named = [f"{record.experiment}, {record.fov_name} ({record.reason})" for record in manifest.skipped[:_MOST_SKIPPED]]
+    if not named:
+        return ""
+    count = len(manifest.skipped)
+    more = f"; and {count - len(named):,} more" if count > len(named) else ""
+    were = "was" if count == 1 else "were"
+    return f" {count_of(count, 'field')} of view {were} left out when the set was built: {'; '.join(named)}{more}."
+
+
+_MOST_SKIPPED = 3
 
 
 def _count(checked: Verification) -> str:

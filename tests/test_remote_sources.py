@@ -119,10 +119,8 @@ def read_manifest(out: Path) -> dict[str, Any]:
 
 def assert_same_set(out: Path, expected: Path) -> None:
     """Check that sets differ in nothing but what names their sources, digests of them included."""
-    one, other = (
-        {drop_digest(name): value for name, value in digests(folder).items() if not is_named_by_sources(name)}
-        for folder in (out, expected)
-    )
+    named = ({drop_digest(name): value for name, value in digests(folder).items()} for folder in (out, expected))
+    one, other = ({name: value for name, value in of.items() if not is_named_by_sources(name)} for of in named)
     assert {name for name in {**one, **other} if one.get(name) != other.get(name)} == {"manifest.json"}
     assert read_manifest(out) == read_manifest(expected)
     tables = [pq.read_table(find_index(folder) / PATCHES).drop_columns(["shard"]) for folder in (out, expected)]

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Num
 
-from dynaclr_wds.errors import DynaCLRError, PlateError
+from dynaclr_wds.errors import DynaCLRError, FovError, PlateError
 from etl.cut.filed_frames import FiledPixels, FiledStack
 from etl.cut.focus import find_focus
 from etl.cut.job import CutJob
@@ -58,7 +58,7 @@ def read_frames(job: CutJob) -> Iterator[Frame]:
 
     Raises
     ------
-    PlateError
+    FovError
         A chunk that does not decode, or that changed while it was read.
     StorageError
         A request to object storage failed.
@@ -132,12 +132,14 @@ def _read_run(job: CutJob, plan: ReadPlan, begin: int, end: int, z: slice) -> Pi
     wanted = Wanted(array=job.fov.array, channels=job.read_channels, z=z)
     try:
         return _read_pixels(job, plan, wanted, begin, end)
+    except PlateError as error:
+        raise FovError(str(error)) from error
     except (Interrupted, DynaCLRError):
         raise
     except Exception as error:  # whatever a store or codec raises
-        raise PlateError(
+        raise FovError(
             f"{job.fov.where}: frames {begin} to {end - 1} can't be read ({error!r}). Every chunk must decode. "
-            "Restore the plate, or leave the field of view out with exclude_fovs."
+            "Restore the plate, or leave the field of view out with exclude_fovs, or all such with on_bad_fov: skip."
         ) from error
 
 

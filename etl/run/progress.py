@@ -205,7 +205,7 @@ def _make_encodable(line: str, encoding: str) -> str:
 
 def print_json(manifest: Manifest, out: Place) -> None:
     """Print what `print_summary` says as one JSON object."""
-    kept = ("tau_range_hours", "experiments", "shard_by", "partitions", "dropped", "facts", "suspicious")
+    kept = ("tau_range_hours", "experiments", "shard_by", "partitions", "skipped", "dropped", "facts", "suspicious")
     record = {name: value for name, value in dataclasses.asdict(manifest).items() if name in kept}
     sums = {name: sum(getattr(p, name) for p in manifest.partitions) for name in _COUNTS}
     print(json.dumps({"out": str(out), **sums, **record}, indent=1, sort_keys=True))
@@ -292,6 +292,7 @@ REASONS = {
     "outside_time": "cells at a time that is no frame of the movie",
     "blank_channel": "cells whose patch has a channel that is entirely fill value",
     "nan_pixels": "cells whose patch has NaN or infinite pixels",
+    "bad_fov": "cells of fields of view whose pixels can't be read",
 }
 
 

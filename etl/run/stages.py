@@ -32,7 +32,7 @@ from etl.source.plates import Fov, Plate
 from etl.stored_index import StoredIndex
 from etl.suspicious.cells import CellSums, Census, check_anchors
 from etl.suspicious.report import make_report
-from etl.unit.build import build_unit, weigh_unit
+from etl.unit.build import build_unit, list_partial, weigh_unit
 from etl.unit.job import UnitJob, digest_group
 from etl.unit.memory import find_need
 from etl.unit.part import Part, read_part
@@ -56,6 +56,7 @@ class Build:
     ) -> None:
         self._config, self._folder, self._plates, self._sources = config, folder, plates, sources
         self.previous, self._progress, self._make_executor = previous, progress, make_executor
+        self._records: dict[str, FileRecord] = {}
         self._experiments = plan_experiments(config, plates)
 
     def run_part(self, index: StoredIndex, part: BuildPart) -> tuple[int, int]:
@@ -91,7 +92,7 @@ class Build:
                 self._progress.say(line)
         if finish:
             self._refuse_missing(groups)
-        return self._join(index, groups, self._build(index, groups))
+        return self._join(index, groups, self._build(index, groups, retry=not finish))
 
     def _check_anchors(self, index: StoredIndex) -> None:
         numbers = index.experiment_index.tolist()
@@ -124,7 +125,8 @@ class Build:
         files = write_index(self._folder.index, parts, joined, _watch(read_rows(parts, joined), census))
         named = name_index(self._folder.staged, self._folder.index, files)
         report = make_report(self._config, self._plates, census.finish(), joined.dropped)
-        return make_manifest(self._config, joined, list(self._sources.values()), named, records, report)
+        manifest = make_manifest(self._config, joined, list(self._sources.values()), named, records, report)
+        return replace(manifest, skipped=joined.skipped)
 
     def _plan_groups(self, index: StoredIndex) -> list[Group]:
         """Put the FOVs of each experiment into groups."""
@@ -151,21 +153,22 @@ class Build:
     def _take_fovs(self, index: StoredIndex, first: int, last: int) -> tuple[Fov, ...]:
         return tuple(self._plates[fov.experiment].fovs[fov.fov_name] for fov in index.fovs[first:last])
 
-    def _build(self, index: StoredIndex, groups: Sequence[Group]) -> tuple[FileRecord, ...]:
+    def _build(self, index: StoredIndex, groups: Sequence[Group], *, retry: bool = True) -> tuple[FileRecord, ...]:
         """Build the groups that are not there; return the records of all parts."""
         kept = {group.digest: self._find_kept(group) for group in groups}
         todo = [group for group in groups if kept[group.digest] is None]
         self._folder.check_space(sum(self._estimate(group) for group in todo))
         if todo and len(todo) < len(groups):
             self._progress.say(f"build: {count_of(len(groups) - len(todo), 'group')} of {len(groups):,} kept")
-        built = iter(self._run(index, todo))
-        return tuple(kept[group.digest] or next(built) for group in groups)
+        built = iter(self._run(index, todo, retry=retry))
+        self._records = {group.digest: kept[group.digest] or next(built) for group in groups}
+        return tuple(self._records.values())
 
     def _refuse_missing(self, groups: Sequence[Group]) -> None:
         missing = [
             number
             for number, group in enumerate(groups)
-            if not (self._folder.staged / group.part).is_file() and self._find_kept(group) is None
+            if not self._is_staged(group) and self._find_kept(group) is None
         ]
         if missing:
             raise BuildError(
@@ -173,6 +176,12 @@ class Build:
                 f"{missing[0] + 1:,} is the first). Run the parts that did not end again, then --finish; or leave out "
                 "--finish, and this command builds them."
             )
+
+    def _is_staged(self, group: Group) -> bool:
+        """Whether a unit has noted what it did, be it that FOVs were left out."""
+        skips = self._config.on_bad_fov == "skip"
+        partial = list_partial(self._folder.staged, group.digest) if skips else []
+        return bool(partial) or (self._folder.staged / group.part).is_file()
 
     def _find_kept(self, group: Group) -> FileRecord | None:
         """Return the part of a group that is whole and in place, with all of its shards."""
@@ -184,13 +193,13 @@ class Build:
         is_whole = all(in_place.get(shard.path) == shard.xxh3 for shard in part.shards)
         return previous.parts[group.part] if is_whole else None
 
-    def _run(self, index: StoredIndex, todo: Sequence[Group]) -> tuple[FileRecord, ...]:
+    def _run(self, index: StoredIndex, todo: Sequence[Group], *, retry: bool) -> tuple[FileRecord, ...]:
         if not todo:
             return ()
         self._progress.say("build: reading the plates, cutting out a patch for each cell, and packing them into shards")
         frames = sum(fov.frames for group in todo for fov in index.fovs[group.first : group.last])
         shares, counts = self._share_memory(index, todo), UnitCounts(len(todo), weigh_unit)
-        jobs = (self._plan_job(index, group, shares.bytes) for group in todo)
+        jobs = (replace(self._plan_job(index, group, shares.bytes), retry=retry) for group in todo)
         with (
             self._progress.stage("build", frames, "frames", counts.describe) as counts.advance,
             self._make_executor(shares.units, counts.advance) as pool,
@@ -237,12 +246,13 @@ class Build:
 
     def _read_part(self, group: Group, *, rows: bool) -> Part:
         """Read the part of a group that was just built, or is in place."""
-        part = read_part(self._folder.staged / group.part, rows=rows)
+        path = self._records[group.digest].path
+        part = read_part(self._folder.staged / path, rows=rows)
         if part is None and self.previous is not None:
-            part = self.previous.read_part(group.part, rows=rows)
+            part = self.previous.read_part(path, rows=rows)
         if part is None:
             raise BuildError(
-                f"{self._folder.staged / group.part}: is not there, or damaged, though it was just written. Look at "
+                f"{self._folder.staged / path}: is not there, or damaged, though it was just written. Look at "
                 "the disk, then run the same command again."
             )
         return part

@@ -6,21 +6,21 @@ again, and ends with the same bytes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from dynaclr_wds.contract import MANIFEST, Manifest, SourceRecord
+from dynaclr_wds.contract import MANIFEST, Manifest
 from dynaclr_wds.errors import BuildError, ConfigError, FormatError
 from dynaclr_wds.file_checks import read_manifest_file
 from dynaclr_wds.words import count_of
-from etl.indexing import store_index
 from etl.pack.previous import PreviousSet, read_previous
 from etl.run.commit import commit, finish_commits
 from etl.run.differences import compare_fovs, compare_with
 from etl.run.executors import MakeExecutor, ThreadUnits
 from etl.run.mending import describe_damaged_manifest, describe_faults, describe_mended
+from etl.run.opening import Opened, add_skipped, open_sources, read_index, refuse_moving_sources
 from etl.run.output import OutFolder, discard_work
 from etl.run.parts import BuildPart
 from etl.run.progress import Progress, describe_up_to_date
@@ -35,12 +35,10 @@ from etl.run.versions import (
     read_versions,
 )
 from etl.source.experiments import BuildConfig
-from etl.source.fingerprints import describe_absent, describe_changes, fingerprint_sources
-from etl.source.plates import Plate
+from etl.source.fingerprints import describe_changes
 from etl.source.preflight import check_plates, open_plates, plan_fovs
 from etl.source.scales import describe_intervals, fill_in_from_plates
 from etl.source.table_places import open_tables
-from etl.stored_index import StoredIndex
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,17 +80,15 @@ def build_part(
     waiting = partial(progress.say, f"{out}: another build is running there; waiting for it to end.")
     with folder.locked(waiting, shared=True):
         previous = _find_previous(folder, config, mode, progress)
-        plates = open_plates(config)
-        config = fill_in_from_plates(config, plates)
-        sources = _look_at_sources(config, plates, {}, progress)
-        if previous is not None and _is_up_to_date(previous, config, mode, sources):
+        opened = open_sources(config, {}, progress)
+        if previous is not None and _is_up_to_date(previous, opened.config, mode, opened.sources):
             say_up_to_date(str(out), previous.manifest, progress)
             return
         with folder.scratch() as scratch:
-            index = _read_index(config, plates, progress, scratch)
-            build = Build(config, folder, plates, sources, previous, progress, make_executor)
+            index, opened = read_index(opened, progress, scratch)
+            build = Build(opened.config, folder, opened.plates, opened.sources, previous, progress, make_executor)
             own, every = build.run_part(index, part)
-        _refuse_moving_sources(config, sources, {})
+        refuse_moving_sources(opened, {})
         progress.say(f"part {part}: its {count_of(own, 'group')} of {every:,} are built. When all parts are, --finish.")
 
 
@@ -160,17 +156,12 @@ def build_in(
     if previous is not None and trusted and _is_up_to_date(previous, config, mode, previous.sources):
         discard_work(folder.work)
         return Built(manifest=previous.manifest, anew=False, kept=previous)
-    plates = open_plates(config)
-    config = fill_in_from_plates(config, plates)
-    for line in describe_intervals(config):
+    opened = open_sources(config, trusted, progress)
+    for line in describe_intervals(opened.config):
         progress.say(line)
-    sources = _look_at_sources(config, plates, trusted, progress)
     if previous is not None:
-        for line in describe_changes(previous.sources, sources):
-            progress.say(f"changed since the set was built: {line}")
-        gone = compare_fovs(previous.manifest, sources)
-        gone.refuse(previous.where, "the plate does not have", replace=mode.replace, prune=mode.prune)
-        if _is_up_to_date(previous, config, mode, sources):
+        _compare_sources(previous, opened, mode, progress)
+        if _is_up_to_date(previous, opened.config, mode, opened.sources):
             if mode.repair:
                 progress.say(describe_faults(previous)[0])
             discard_work(folder.work)
@@ -179,32 +170,26 @@ def build_in(
         discard_work(folder.work)
     folder.discard_scratch()
     with folder.scratch() as scratch:
-        index = _read_index(config, plates, progress, scratch)
+        index, opened = read_index(opened, progress, scratch)
         folder.discard_others()
         if previous is not None and mode.repair and previous.is_whole:
             progress.say(describe_faults(previous)[0])
-        build = Build(config, folder, plates, sources, None if mode.overwrite else previous, progress, make_executor)
-        manifest = build.run(index, finish=mode.finish)
-    _refuse_moving_sources(config, sources, trusted)
+        start = None if mode.overwrite else previous
+        build = Build(opened.config, folder, opened.plates, opened.sources, start, progress, make_executor)
+        manifest = add_skipped(build.run(index, finish=mode.finish), opened)
+    refuse_moving_sources(opened, trusted)
+    for record in manifest.skipped:
+        progress.say(f"skipped: {record.experiment}, {record.fov_name}: {record.reason}")
     return Built(manifest=commit(folder, manifest), anew=True, kept=build.previous)
 
 
-def _look_at_sources(
-    config: BuildConfig, plates: Mapping[str, Plate], trusted: Sources, progress: Progress
-) -> dict[tuple[str, str], SourceRecord]:
-    absent: dict[tuple[str, str], int] = {}
-    sources = fingerprint_sources(config, plates, trusted, absent)
-    for line in describe_absent(absent):
-        progress.say(line)
-    return sources
-
-
-def _read_index(config: BuildConfig, plates: Mapping[str, Plate], progress: Progress, scratch: Path) -> StoredIndex:
-    progress.say("index: reading tracks")
-    index = store_index(config, plates, scratch)
-    for note in index.notes:
-        progress.say(note)
-    return index
+def _compare_sources(previous: PreviousSet, opened: Opened, mode: BuildMode, progress: Progress) -> None:
+    """Say what changed since a set was built; refuse to lose what plates do not have any more."""
+    for line in describe_changes(previous.sources, opened.sources):
+        progress.say(f"changed since the set was built: {line}")
+    there = {*opened.sources, *((record.experiment, record.fov_name) for record in opened.skipped)}
+    gone = compare_fovs(previous.manifest, there)
+    gone.refuse(previous.where, "the plate does not have", replace=mode.replace, prune=mode.prune)
 
 
 def _find_previous(folder: OutFolder, config: BuildConfig, mode: BuildMode, progress: Progress) -> PreviousSet | None:
@@ -269,14 +254,4 @@ def _refuse_foreign_folder(folder: OutFolder, mode: BuildMode) -> None:
 
 def _is_up_to_date(previous: PreviousSet, config: BuildConfig, mode: BuildMode, sources: Sources) -> bool:
     same = previous.manifest.config_hash == config.token and list(previous.sources.items()) == list(sources.items())
-    return same and previous.is_whole and not mode.overwrite
-
-
-def _refuse_moving_sources(config: BuildConfig, sources: Sources, trusted: Sources) -> None:
-    """Look at the sources again: what changed while it was read may be stored half old, half new."""
-    changes = describe_changes(sources, fingerprint_sources(config, open_plates(config), trusted))
-    if changes:
-        raise BuildError(
-            f"plates or tracks changed while they were read ({'; '.join(changes)}). Nothing was put in place. "
-            "Run the same command again when they are at rest."
-        )
+    return same and previous.is_whole and not previous.manifest.skipped and not mode.overwrite

@@ -50,6 +50,7 @@ Dtype = Literal["source", "float16", "float32"]
 Codec = Literal["none", "gzip"]
 OnBlank = Literal["drop", "keep"]
 OnNan = Literal["error", "drop", "zero"]
+OnBadFov = Literal["error", "skip"]
 OnNoAnchor = Literal["error", "keep"]
 Border = Literal["shift", "pad", "drop"]
 TracksUnit = Literal["pixel", "um"]
@@ -263,6 +264,10 @@ class BuildOptions:
     """What becomes of an observation with a channel that is entirely fill value: it is left out, or it stays."""
     on_nan: Annotated[OnNan, As(choice(OnNan, "Leave it out to stop at NaN."))] = "error"
     """What becomes of NaN and infinite pixels: the build stops, the observation is left out, or they become zero."""
+    on_bad_fov: Annotated[OnBadFov, As(choice(OnBadFov, "Leave it out to stop at a field of view that is bad."))] = (
+        "error"
+    )
+    """What becomes of a FOV whose chunks, metadata or tracks can't be read: the build stops, or leaves it out."""
     on_no_anchor: Annotated[OnNoAnchor, As(choice(OnNoAnchor, "Leave it out to stop where there is no anchor."))] = (
         "error"
     )
@@ -275,7 +280,7 @@ class BuildOptions:
     """Another seed gives another order of the clips."""
 
 
-_CHANGES_NO_BYTE = ("workers", "memory_limit", "where")
+_CHANGES_NO_BYTE = ("workers", "memory_limit", "on_bad_fov", "where")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,13 +8,15 @@ run at the same time write the same bytes under names of their own, so neither h
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Int
 
-from dynaclr_wds.contract import NO_CODEC, FileRecord, PartitionRecord
+from dynaclr_wds.contract import NO_CODEC, PARTS_DIR, FileRecord, PartitionRecord, SkippedRecord, partial_part_path
+from dynaclr_wds.errors import FovError
 from etl.cut.frames import cut_fov
 from etl.cut.intensities import GroupStatistics, plan_group_statistics
 from etl.cut.job import CutJob, FovCut, ReadingRoom
@@ -29,7 +31,8 @@ from etl.pack.tars import PackedShard, pack_shard
 from etl.run.executors import report, share_out
 from etl.run.in_use import using
 from etl.run.output import checksum_file, file_size
-from etl.unit.job import UnitJob
+from etl.source.bad_fovs import make_skipped
+from etl.unit.job import UnitJob, digest_left
 from etl.unit.memory import divide_memory
 from etl.unit.part import Part, read_part, write_part
 
@@ -40,7 +43,7 @@ def build_unit(job: UnitJob) -> FileRecord:
     Raises
     ------
     PlateError, ConfigError
-        Pixels that can't be read, or may not be stored.
+        Pixels that can't be read (unless such FOVs are skipped), or may not be stored.
     BuildError
         The disk is full, or failed; or the build that the unit is of has ended without it.
     """
@@ -58,8 +61,11 @@ def _build(job: UnitJob) -> FileRecord:
     room = ReadingRoom(memory_bytes=memory.frames, folder=job.scratch)
     cuts, order = plan_cuts(job.config, job.fovs, columns, room)
     patches = hold_patches(order.size, job.experiment.patch_bytes, memory.patches, job.scratch)
-    done = _cut(cuts, patches)
-    kept, dropped = _judge(job, done, order)
+    done, skipped = _cut(job, cuts, patches)
+    path, kept, dropped = job.part, *_judge(job, done, order, [cut.fov.name in skipped for cut in cuts])
+    if skipped:
+        left_out = digest_left(job.digest, skipped)
+        path, job = partial_part_path(job.digest, left_out), replace(job, digest=left_out)
     slot = np.empty(order.size, np.int64)
     slot[order] = np.arange(order.size)
     left = _Left.of(job, done, kept)
@@ -72,7 +78,8 @@ def _build(job: UnitJob) -> FileRecord:
         return pack_shard(plan_shard_job(contents, slot[kept], number), patches, job.staged, known)
 
     shards = share_out(pack, range(len(contents.paths)))
-    return write_part(job.staged, job.part, _note(job, left, contents, shards, dropped, kept))
+    part = _note(job, left, contents, shards, dropped, kept)
+    return write_part(job.staged, path, replace(part, skipped=tuple(skipped.values())))
 
 
 def count_frames(job: UnitJob) -> int:
@@ -93,9 +100,23 @@ def weigh_unit(job: UnitJob) -> tuple[int, int]:
 
 def find_staged(job: UnitJob) -> FileRecord | None:
     """Return the part of a unit that a stopped build finished, if it and its shards are whole."""
-    path = job.staged / job.part
+    partial = () if job.retry else list_partial(job.staged, job.digest)
+    found = (_find_whole(job, name) for name in (job.part, *partial))
+    return next((record for record in found if record is not None), None)
+
+
+def list_partial(staged: Path, digest: str) -> list[str]:
+    """Return the paths of the parts that are staged of a group of which FOVs had to be left out."""
+    return sorted(f"{PARTS_DIR}/{path.name}" for path in (staged / PARTS_DIR).glob(f"{digest}-*.npz"))
+
+
+def _find_whole(job: UnitJob, name: str) -> FileRecord | None:
+    path = job.staged / name
     part = read_part(path)
-    if part is None or part.digest != job.digest:
+    if part is None:
+        return None
+    skipped = [record.fov_name for record in part.skipped]
+    if part.digest != (digest_left(job.digest, skipped) if skipped else job.digest):
         return None
     for shard in part.shards:
         staged = job.staged / shard.path
@@ -103,31 +124,40 @@ def find_staged(job: UnitJob) -> FileRecord | None:
         if not is_staged and job.in_place.get(shard.path) != shard.xxh3:
             return None
         report(0)
-    return FileRecord(path=job.part, bytes=file_size(path), xxh3=checksum_file(path))
+    return FileRecord(path=name, bytes=file_size(path), xxh3=checksum_file(path))
 
 
-def _cut(cuts: Sequence[CutJob], patches: Patches) -> list[FovCut]:
-    """Cut every FOV into its run of the patches."""
-    first = np.cumsum([0, *(cut.t.size for cut in cuts)]).tolist()
+def _cut(job: UnitJob, cuts: Sequence[CutJob], patches: Patches) -> tuple[list[FovCut], dict[str, SkippedRecord]]:
+    """Cut every FOV into its run of the patches; return also those that can't be read, by name, if they are skipped."""
+    first, skipped = np.cumsum([0, *(cut.t.size for cut in cuts)]).tolist(), {}
+    (entry,) = job.config.experiments
 
     def cut_one(number: int) -> FovCut:
         cut = cuts[number]
-        return cut_fov(cut, take_rows(patches, first[number], cut.t.size, cut.patch))
+        try:
+            return cut_fov(cut, take_rows(patches, first[number], cut.t.size, cut.patch))
+        except FovError as error:
+            if job.config.on_bad_fov == "error":
+                raise
+            skipped[cut.fov.name] = make_skipped(entry, cut.fov.name, error)
+            return FovCut.of_nothing(cut)
 
-    return share_out(cut_one, range(len(cuts)))
+    done = share_out(cut_one, range(len(cuts)))
+    return done, dict(sorted(skipped.items()))
 
 
 def _judge(
-    job: UnitJob, done: Sequence[FovCut], order: Int[np.ndarray, " obs"]
+    job: UnitJob, done: Sequence[FovCut], order: Int[np.ndarray, " obs"], skipped: Sequence[bool]
 ) -> tuple[Bool[np.ndarray, " obs"], dict[str, int]]:
-    """Say which observations stay when the pixels are known, and count the others."""
+    """Say which observations stay when the pixels are known, and count the others; `skipped` FOVs have none."""
     config = job.config
-    blank, nonfinite = np.empty((2, order.size), bool)
+    blank, nonfinite, bad = np.empty((3, order.size), bool)
+    bad[order] = np.repeat(skipped, [cut.blank.size for cut in done])
     blank[order] = np.concatenate([cut.blank for cut in done])
     nonfinite[order] = np.concatenate([cut.nonfinite for cut in done])
     reason = "blank_channel" if config.on_blank == "drop" else "blank_channel_kept"
-    counts = {reason: int(blank.sum()), "nan_pixels": int(nonfinite.sum())}
-    kept = (~blank | (config.on_blank == "keep")) & (~nonfinite | (config.on_nan == "zero"))
+    counts = {reason: int(blank.sum()), "nan_pixels": int(nonfinite.sum()), "bad_fov": int(bad.sum())}
+    kept = (~blank | (config.on_blank == "keep")) & (~nonfinite | (config.on_nan == "zero")) & ~bad
     return kept, {reason: count for reason, count in counts.items() if count}
 
 
@@ -244,6 +274,7 @@ def _note(
         shards=tuple(shard.record for shard in shards),
         dropped={**dropped, **({"candidates_dropped": candidates} if candidates else {})},
         lineages=len(contents.lineage_ids),
+        skipped=(),
         arrays=arrays,
         summaries=left.statistics.summaries,
     )

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Shaped
 
-from dynaclr_wds.contract import FileRecord, PartitionRecord, ShardRecord
+from dynaclr_wds.contract import FileRecord, PartitionRecord, ShardRecord, SkippedRecord
 from etl.cut.statistics import Counts, Moments, Summary
 from etl.run.output import writing
 
@@ -36,6 +36,8 @@ class Part:
     """Reason → observations (or candidates) that were left out, as only the unit can tell."""
     lineages: int
     """Lineages that are left."""
+    skipped: tuple[SkippedRecord, ...]
+    """FOVs that can't be read, and are left out."""
     arrays: Mapping[str, Shaped[np.ndarray, ...]]
     """`kept` (of the observations that the unit was given) and `fov_kept`; of the observations that are left `z_start`
     and `z_focus`; statistics `timepoint` and `fov` of the FOVs that are left; and the arrays of the contract that begin
@@ -79,6 +81,7 @@ def _to_arrays(part: Part) -> dict[str, Shaped[np.ndarray, ...]]:
         "shards": [dataclasses.asdict(shard) for shard in part.shards],
         "dropped": dict(part.dropped),
         "lineages": part.lineages,
+        "skipped": [dataclasses.asdict(record) for record in part.skipped],
     }
     arrays = {"record": np.frombuffer(json.dumps(record).encode(), np.uint8), **part.arrays}
     for channel, summary in enumerate(part.summaries):
@@ -103,6 +106,7 @@ def _from_arrays(arrays: dict[str, Shaped[np.ndarray, ...]]) -> Part:
         shards=tuple(ShardRecord(**shard) for shard in record["shards"]),
         dropped=record["dropped"],
         lineages=record["lineages"],
+        skipped=tuple(SkippedRecord(**skipped) for skipped in record["skipped"]),
         arrays=arrays,
         summaries=tuple(summaries),
     )
