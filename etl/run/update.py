@@ -21,6 +21,7 @@ from etl.run.commit import commit, finish_commits
 from etl.run.differences import compare_fovs, compare_with
 from etl.run.executors import MakeExecutor, ThreadUnits
 from etl.run.mending import describe_damaged_manifest, describe_faults, describe_mended
+from etl.run.outlet import Outlet
 from etl.run.output import OutFolder, discard_work
 from etl.run.parts import BuildPart
 from etl.run.progress import Progress, describe_up_to_date
@@ -146,6 +147,7 @@ def build_in(
     progress: Progress,
     find: Callable[[], PreviousSet | None],
     make_executor: MakeExecutor,
+    outlet: Outlet | None = None,
 ) -> Built:
     """Bring the set of a folder up to date; the folder is locked.
 
@@ -153,6 +155,8 @@ def build_in(
     ----------
     find
         Returns the set to start from, if there is one.
+    outlet
+        Takes the shards of units as they end; the other new files stay staged, and nothing is put in place here.
     """
     finish_commits(folder)
     previous = find()
@@ -183,10 +187,13 @@ def build_in(
         folder.discard_others()
         if previous is not None and mode.repair and previous.is_whole:
             progress.say(describe_faults(previous)[0])
-        build = Build(config, folder, plates, sources, None if mode.overwrite else previous, progress, make_executor)
+        start = None if mode.overwrite else previous
+        build = Build(config, folder, plates, sources, start, progress, make_executor, outlet)
         manifest = build.run(index, finish=mode.finish)
     _refuse_moving_sources(config, sources, trusted)
-    return Built(manifest=commit(folder, manifest), anew=True, kept=build.previous)
+    if outlet is None:
+        manifest = commit(folder, manifest)
+    return Built(manifest=manifest, anew=True, kept=build.previous)
 
 
 def _look_at_sources(
