@@ -20,7 +20,7 @@ examples:
   %(prog)s experiments.yaml --include_wells A/1 B/1 --exclude_fovs A/1/3
       two wells, one bad field of view left out
   %(prog)s experiments.yaml --out s3://bucket/sets/first
-      build in a local folder, then send it to a bucket; nothing there is visible before it is whole
+      build group by group, and send each to a bucket; nothing there is visible before all is whole
   %(prog)s experiments.yaml --engine slurm --slurm slurm_partition=cpu mem_gb=16 timeout_min=120
       each group of fields of view is a job of SLURM (docs/CLUSTER.md)
   %(prog)s experiments.yaml --part 2/4

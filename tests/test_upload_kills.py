@@ -53,6 +53,9 @@ def builds() -> Iterator[ForkedBuilds]:
 class Uploads:
     """Builds of one set to prefixes of a bucket, by way of a proxy that sees every request."""
 
+    is_built = True
+    """Whether the set stands in the staging folder already, and is only sent."""
+
     def __init__(self, builds: ForkedBuilds, collection: Path, bucket: Bucket, proxy: Proxy, folder: Path) -> None:
         self._builds, self._collection, self._bucket, self._proxy, self._folder = (
             builds,
@@ -71,7 +74,7 @@ class Uploads:
     def run(self, prefix: str, at: int | None = None, sent: signal.Signals = signal.SIGKILL, target: str = "") -> int:
         """Build to a prefix; send the process a signal when the proxy has seen so many requests. Return its status."""
         staging = self._folder / prefix
-        if not staging.exists():
+        if self.is_built and not staging.exists():
             shutil.copytree(self._collection.parent / "local", staging)
         before = len(self._proxy.seen)
         words = [str(self._collection), "--out", f"{self._bucket.url}/{prefix}", "--staging", str(staging)]
@@ -120,6 +123,24 @@ def test_an_upload_that_is_killed_and_given_again_ends_with_the_same_objects(
         assert uploads.objects(prefix) == uploads.expected
         obstore.delete(bucket.store(), [f"{prefix}/{name}" for name in uploads.expected])
     assert {"none", "some"} <= stages
+
+
+def test_a_build_that_sends_groups_as_they_end_is_killed_and_ends_with_the_same_objects(
+    collection: Path, builds: ForkedBuilds, bucket: Bucket, tmp_path: Path, proxy_before: Callable[..., Proxy]
+):
+    proxy = proxy_before(bucket.endpoint, link=Link(delay_seconds=0.002))
+    uploads = Uploads(builds, collection, bucket, proxy, tmp_path)
+    uploads.is_built = False
+    assert uploads.run("undisturbed") == 0, uploads.said("undisturbed")
+    assert uploads.objects("undisturbed") == uploads.expected
+    seen = [request.head.target for request in proxy.seen]
+    last = max(number for number, target in enumerate(seen) if ".tar" in target)
+    for moment in (last - 1, last + 3, len(seen) - 8):  # while the shard is sent, after it, near the end
+        prefix = f"sent{moment}"
+        assert uploads.run(prefix, at=moment) == -signal.SIGKILL, uploads.said(prefix)
+        assert uploads.run(prefix) == 0, uploads.said(prefix)
+        assert uploads.objects(prefix) == uploads.expected
+        assert not (tmp_path / prefix).exists()
 
 
 def test_ctrl_c_gives_up_the_parts_and_the_lease_and_says_how_to_go_on(

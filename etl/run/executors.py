@@ -49,7 +49,7 @@ class Elsewhere:
 
 _LOOK_SECONDS = 1.0
 """How often is looked at units that run, while none ends."""
-_AHEAD = 4
+AHEAD = 4
 """Jobs per worker that are made before the first of them ends: they hold arrays."""
 
 _ambient = threading.local()
@@ -239,7 +239,7 @@ def run_units(
         for number, job in enumerate(jobs):
             weight = (0, 0) if isinstance(executor, ThreadUnits) else told.weigh(job)
             running[executor.submit(unit, job)] = number, weight
-            if len(running) >= _AHEAD * workers:
+            if len(running) >= AHEAD * workers:
                 _collect(executor, running, results, told)
         while running:
             _collect(executor, running, results, told)

@@ -20,9 +20,10 @@ from etl.layout.jobs import estimate_bytes, plan_experiments
 from etl.pack.joining import GroupParts, GroupRows, join_parts, read_rows
 from etl.pack.manifest import make_manifest, name_index, write_index
 from etl.pack.previous import PreviousSet, check_parts
-from etl.run.executors import MakeExecutor, run_units
+from etl.run.executors import AHEAD, MakeExecutor, ThreadUnits, run_units
 from etl.run.memory import Shares, describe_shares, find_place, share_memory
 from etl.run.mending import describe_faults
+from etl.run.outlet import Outlet, run_in, then_take
 from etl.run.output import OutFolder
 from etl.run.parts import BuildPart
 from etl.run.progress import Progress
@@ -53,10 +54,12 @@ class Build:
         previous: PreviousSet | None,
         progress: Progress,
         make_executor: MakeExecutor,
+        outlet: Outlet | None = None,
     ) -> None:
         self._config, self._folder, self._plates, self._sources = config, folder, plates, sources
         self.previous, self._progress, self._make_executor = previous, progress, make_executor
         self._records: dict[str, FileRecord] = {}
+        self._outlet = outlet
         self._experiments = plan_experiments(config, plates)
 
     def run_part(self, index: StoredIndex, part: BuildPart) -> tuple[int, int]:
@@ -157,12 +160,19 @@ class Build:
         """Build the groups that are not there; return the records of all parts."""
         kept = {group.digest: self._find_kept(group) for group in groups}
         todo = [group for group in groups if kept[group.digest] is None]
-        self._folder.check_space(sum(self._estimate(group) for group in todo))
+        self._check_space(todo)
+        if self._outlet is not None:
+            self._outlet.begin([group.digest for group in todo])
         if todo and len(todo) < len(groups):
             self._progress.say(f"build: {count_of(len(groups) - len(todo), 'group')} of {len(groups):,} kept")
         built = iter(self._run(index, todo, retry=retry))
         self._records = {group.digest: kept[group.digest] or next(built) for group in groups}
         return tuple(self._records.values())
+
+    def _check_space(self, todo: Sequence[Group]) -> None:
+        """Fail early where the disk is too small for all groups or, with an outlet, for those that are here at once."""
+        sizes = sorted((self._estimate(group) for group in todo), reverse=True)
+        self._folder.check_space(sum(sizes if self._outlet is None else sizes[: AHEAD * self._config.workers]))
 
     def _refuse_missing(self, groups: Sequence[Group]) -> None:
         missing = [
@@ -204,7 +214,13 @@ class Build:
             self._progress.stage("build", frames, "frames", counts.describe) as counts.advance,
             self._make_executor(shares.units, counts.advance) as pool,
         ):
-            return run_units(pool, build_unit, jobs, shares.units, counts)
+            if self._outlet is None:
+                return run_units(pool, build_unit, jobs, shares.units, counts)
+            if isinstance(pool, ThreadUnits):
+                return run_units(pool, then_take(build_unit, self._outlet), jobs, shares.units, counts)
+            unit = then_take(run_in(pool, build_unit, weigh_unit), self._outlet)
+            with ThreadUnits(AHEAD * shares.units, counts.advance) as waiting:
+                return run_units(waiting, unit, jobs, shares.units, counts)
 
     def _share_memory(self, index: StoredIndex, todo: Sequence[Group]) -> Shares:
         """Divide the memory that is left among the units."""
@@ -235,9 +251,14 @@ class Build:
             digest=group.digest,
             staged=self._folder.staged,
             scratch=self._folder.work,
-            in_place=self.previous.list_in_place(group.digest) if self.previous is not None else {},
+            in_place=self._list_in_place(group),
             memory_bytes=memory_bytes,
         )
+
+    def _list_in_place(self, group: Group) -> Mapping[str, str]:
+        """Return path → checksum of the shards of a group that are whole, though not staged."""
+        in_place = self.previous.list_in_place(group.digest) if self.previous is not None else {}
+        return in_place if self._outlet is None else {**in_place, **self._outlet.list_taken(group.digest)}
 
     def _estimate(self, group: Group) -> int:
         experiment = self._config.experiments[group.experiment]

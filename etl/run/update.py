@@ -21,6 +21,7 @@ from etl.run.differences import compare_fovs, compare_with
 from etl.run.executors import MakeExecutor, ThreadUnits
 from etl.run.mending import describe_damaged_manifest, describe_faults, describe_mended
 from etl.run.opening import Opened, add_skipped, open_sources, read_index, refuse_moving_sources
+from etl.run.outlet import Outlet
 from etl.run.output import OutFolder, discard_work
 from etl.run.parts import BuildPart
 from etl.run.progress import Progress, describe_up_to_date
@@ -142,6 +143,7 @@ def build_in(
     progress: Progress,
     find: Callable[[], PreviousSet | None],
     make_executor: MakeExecutor,
+    outlet: Outlet | None = None,
 ) -> Built:
     """Bring the set of a folder up to date; the folder is locked.
 
@@ -149,6 +151,8 @@ def build_in(
     ----------
     find
         Returns the set to start from, if there is one.
+    outlet
+        Takes the shards of units as they end; the other new files stay staged, and nothing is put in place here.
     """
     finish_commits(folder)
     previous = find()
@@ -175,12 +179,14 @@ def build_in(
         if previous is not None and mode.repair and previous.is_whole:
             progress.say(describe_faults(previous)[0])
         start = None if mode.overwrite else previous
-        build = Build(opened.config, folder, opened.plates, opened.sources, start, progress, make_executor)
+        build = Build(opened.config, folder, opened.plates, opened.sources, start, progress, make_executor, outlet)
         manifest = add_skipped(build.run(index, finish=mode.finish), opened)
     refuse_moving_sources(opened, trusted)
     for record in manifest.skipped:
         progress.say(f"skipped: {record.experiment}, {record.fov_name}: {record.reason}")
-    return Built(manifest=commit(folder, manifest), anew=True, kept=build.previous)
+    if outlet is None:
+        manifest = commit(folder, manifest)
+    return Built(manifest=manifest, anew=True, kept=build.previous)
 
 
 def _compare_sources(previous: PreviousSet, opened: Opened, mode: BuildMode, progress: Progress) -> None:

@@ -25,13 +25,14 @@ from dynaclr_wds.storage.writing import ConflictError, create, remove, replace, 
 from dynaclr_wds.words import count_of
 from etl.run.executors import MakeExecutor, ThreadUnits
 from etl.run.mending import describe_mended
-from etl.run.output import OutFolder
+from etl.run.output import OutFolder, discard_work
 from etl.run.progress import Progress
 from etl.run.update import BuildMode, build_in, refuse_other_config, say_up_to_date
 from etl.run.versions import describe_pruned, describe_superseded, list_files, list_superseded, number_version
 from etl.source.experiments import BuildConfig
 from etl.upload.held import Held, find_previous, note_faults, read_held
 from etl.upload.lease import Lease, hold_lease
+from etl.upload.outlet import BucketOutlet
 from etl.upload.staging import INDEX, default_staging, use_staging
 from etl.upload.transfer import carry_out, plan_transfer
 from etl.upload.versions import BucketVersions
@@ -75,7 +76,8 @@ def build_to_storage(
         quick = dataclasses.replace(options, retry_timeout=min(options.retry_timeout, _LEASE_RETRIES))
         try:
             with hold_lease(Storage(where, quick), staging.owner, progress.say) as lease:
-                build = _StorageBuild(config, folder, storage, upload, mode, progress, make_executor, lease)
+                passes = not upload.keep_staging and not staging.borrowed
+                build = _StorageBuild(config, folder, storage, passes, mode, progress, make_executor, lease)
                 manifest = build.run()
         except BaseException:
             staging.remove_if_unused()
@@ -83,6 +85,8 @@ def build_to_storage(
         if upload.keep_staging:
             progress.say(f"{folder.out}: the local copy is kept")
         else:
+            if not staging.borrowed:
+                discard_work(folder.work)
             staging.remove()
     return manifest
 
@@ -94,7 +98,8 @@ class _StorageBuild:
     config: BuildConfig
     folder: OutFolder
     storage: Storage
-    upload: UploadOptions
+    passes: bool
+    """Whether shards only pass through the staging folder, unit by unit; else the whole set stands there first."""
     mode: BuildMode
     progress: Progress
     make_executor: MakeExecutor
@@ -106,8 +111,9 @@ class _StorageBuild:
         held = read_held(self.storage, _find_manifest(self.storage), self.mode, cache, say)
         if held.set is not None:
             refuse_other_config(held.set.manifest, self.config, self.mode, str(self.storage.root / MANIFEST))
-        find = partial(find_previous, self.folder, held, self.mode)
-        built = build_in(self.folder, self.config, self.mode, self.progress, find, self.make_executor)
+        find, outlet = partial(find_previous, self.folder, held, self.mode), self._open_outlet(held)
+        taking = outlet if self.passes else None
+        built = build_in(self.folder, self.config, self.mode, self.progress, find, self.make_executor, taking)
         held, versions = note_faults(held, built.kept), BucketVersions(self.storage, held.listed or {})
         current = None if held.set is None else held.set.manifest
         goal = number_version(built.manifest, current, versions.numbers)
@@ -117,15 +123,21 @@ class _StorageBuild:
             say_up_to_date(str(self.storage.root), goal, self.progress)
             superseded = []
         else:
-            superseded = self._replace(held, goal, versions)
+            superseded = self._replace(held, goal, versions, outlet)
+        if left := outlet.remove_left_over([goal, *superseded, *versions.read()]):
+            say(f"removed {count_of(left, 'object')} of builds that never ended")
         self._tidy(held, goal, versions, superseded)
         return goal
 
-    def _replace(self, held: Held, goal: Manifest, versions: BucketVersions) -> list[Manifest]:
+    def _open_outlet(self, held: Held) -> BucketOutlet:
+        sending = open_for_sending(self.storage.root, self.storage.options)
+        return BucketOutlet(sending, self.folder.staged, held, self.lease, anew=self.mode.overwrite)
+
+    def _replace(self, held: Held, goal: Manifest, versions: BucketVersions, outlet: BucketOutlet) -> list[Manifest]:
         """Send a set and make it the newest version; return the version before, if there is one."""
         current = None if held.set is None else held.set.manifest
         versions.announce(goal)
-        self._send(held, goal)
+        self._send(held, goal, outlet.sent)
         if goal != current:
             if current is not None:
                 versions.keep(current)
@@ -135,9 +147,10 @@ class _StorageBuild:
             self.progress.say(describe_mended(held.set, goal))
         return [] if current is None or goal == current else [current]
 
-    def _send(self, held: Held, goal: Manifest) -> None:
+    def _send(self, held: Held, goal: Manifest, sent: Mapping[str, str]) -> None:
         sending = open_for_sending(self.storage.root, self.storage.options)
-        errands = plan_transfer(sending, self.folder.out, goal, held, self.lease, anew=self.mode.overwrite)
+        local = [self.folder.staged, self.folder.out]
+        errands = plan_transfer(sending, local, goal, held, self.lease, sent=sent, anew=self.mode.overwrite)
         total = len(list_files(goal))
         carry_out(errands, total, self.storage.options.requests_in_flight, self.progress)
 

@@ -37,7 +37,14 @@ class Errand:
 
 
 def plan_transfer(
-    storage: Storage, staged: Path, goal: Manifest, held: Held, lease: Lease, *, anew: bool
+    storage: Storage,
+    folders: Sequence[Path],
+    goal: Manifest,
+    held: Held,
+    lease: Lease,
+    *,
+    sent: Mapping[str, str],
+    anew: bool,
 ) -> list[Errand]:
     """Say which objects have to be made, large ones first.
 
@@ -48,12 +55,14 @@ def plan_transfer(
     ----------
     storage
         Of `dynaclr_wds.storage.sending.open_for_sending`, for the destination.
-    staged
-        Folder with the files.
+    folders
+        Where the files are, in one or another.
     goal
         The manifest that will be at the destination.
+    sent
+        Path → checksum of what is there already, though the held set does not name it.
     anew
-        Send everything.
+        Send everything else.
 
     Raises
     ------
@@ -63,11 +72,13 @@ def plan_transfer(
     sums, known = list_checksums(goal), held.sums
     doubtful: list[Errand] = []
     for path, size in sorted(list_files(goal).items(), key=lambda item: (-item[1], item[0])):
-        if known.get(path) == sums[path] and not anew:
+        if sent.get(path) == sums[path] or (known.get(path) == sums[path] and not anew):
             continue
-        file = staged / path
-        if file_size(file) != size:
-            raise BuildError(f"{file}: is missing, though it was built. Give the same command again; it is built anew.")
+        file = next((folder / path for folder in folders if file_size(folder / path) == size), None)
+        if file is None:
+            raise BuildError(
+                f"{folders[-1] / path}: is missing, though it was built. Give the same command again; it is built anew."
+            )
         doubtful.append(Errand(storage=storage, name=path, xxh3=sums[path], bytes=size, file=file, lease=lease))
     return doubtful if anew else _leave_out_made(doubtful, held)
 
