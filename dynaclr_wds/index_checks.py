@@ -38,11 +38,14 @@ def check_arrays(manifest: Manifest, arrays: Arrays) -> None:
         Names the first array, and the first row of it, that can't be.
     """
     try:
-        for check in (
-            *(_check_shapes, _check_runs, _check_blocks),
-            *(_check_observations, _check_patches, _check_partitions),
-        ):
+        for check in (_check_shapes, _check_runs, _check_blocks):
             check(manifest, arrays)
+        with ThreadPoolExecutor(2, thread_name_prefix="dynaclr-check") as pool:
+            patches = pool.submit(_check_patches, manifest, arrays)
+            observations = pool.submit(_check_observations, manifest, arrays)
+            partitions = pool.submit(_check_partitions, manifest, arrays)
+        for found in (observations, patches, partitions):  # what one finds wrong may have let the next one stumble
+            found.result()
     except FormatError as error:
         raise FormatError(manifest.index_file(str(error))) from None
 
