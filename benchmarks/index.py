@@ -1,9 +1,9 @@
-"""Track tables to index and layout, and to the counts of `inspect`: seconds and memory, up to 81 million observations.
+"""Track tables to a set that is open, and to the counts of `inspect`: seconds and memory, up to 81 million observations.
 
 Track tables are simulated as Parquet: a table a field of view, 25 fields of view an experiment, tracks of 8 to 32
-frames of which every tenth divides. Everything after that is what a build runs; plates, pixels and the writing of index
-files are missing.
-Every size is measured in a process of its own. Scratch files go to `--scratch`, and are removed.
+frames of which every tenth divides. Everything after that is what a build and a training run, but for pixels: what
+units note is made from the layout, with statistics of nothing (not measured), and shards are holes in files.
+Every step is measured in a process of its own. Scratch files go to `--scratch`, and are removed.
 """
 
 from __future__ import annotations
@@ -11,14 +11,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import pickle
 import platform
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +26,9 @@ import pyarrow.parquet as pq
 import zarr
 
 from dynaclr_wds.byte_sizes import parse_size
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for `benchmarks`, which is not installed
+from benchmarks.index_set import Meter, join_groups, measure_first_batch, measure_open, note_groups
 from etl.indexing import store_index
 from etl.inspect.plates import PlateCollection
 from etl.inspect.tally import Tallying
@@ -34,7 +36,7 @@ from etl.layout.clips import plan_shards
 from etl.layout.jobs import plan_experiments, plan_named_clips, read_columns
 from etl.pack.contents import estimate_clip_bytes
 from etl.source.config import BuildConfig, ExperimentConfig
-from etl.source.plates import Fov, Plate
+from etl.source.plates import Fov, Plate, Scale
 from etl.stored_index import StoredIndex
 
 TRACKS = 2500
@@ -91,12 +93,13 @@ def simulate(folder: Path, fovs: int) -> int:
 def describe_plates(folder: Path, memory_limit: int) -> tuple[BuildConfig, dict[str, Plate]]:
     """Make the config of a build, and plates that only say how large their images are."""
     image = zarr.create_array({}, shape=(FRAMES, 1, 1, SIDE, SIDE), chunks=(1, 1, 1, SIDE, SIDE), dtype="uint16")
+    nothing = Scale(interval_minutes=None, pixel_size_um=(None, None, None))
     experiments, plates = [], {}
     for root in sorted(folder.iterdir()):
         fovs = {}
         for place in sorted(root.glob("*/*/*")):
             fov = Fov(plate_path=str(root), name=str(place.relative_to(root)))
-            fov.__dict__.update(array=image, channel_names=("Phase",))
+            fov.__dict__.update(array=image, channel_names=("Phase",), scale=nothing, normalization=None)
             fovs[fov.name] = fov
         wells = tuple(dict.fromkeys(fov.well for fov in fovs.values()))
         plates[root.name] = Plate(path=str(root), wells=wells, fovs=fovs)
@@ -136,67 +139,60 @@ def lay_out(config: BuildConfig, plates: dict[str, Plate], index: StoredIndex) -
 _SHARED = ("yx_patch_size", "workers", "memory_limit", "tau_range_hours")
 
 
-class Meter:
-    """Measures phases of this process: seconds, and the most memory that was resident."""
-
-    def __init__(self) -> None:
-        self.phases: dict[str, tuple[float, float]] = {}
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Measure what happens inside."""
-        Path("/proc/self/clear_refs").write_text("5")  # forget the peak
-        begin = time.perf_counter()
-        yield
-        self.phases[name] = time.perf_counter() - begin, _status("VmHWM") / 2**30
-
-
-def _status(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line.split()[1] for line in lines if line.startswith(name))) * 1024
-
-
-def measure_build(folder: Path, memory_limit: int) -> dict[str, object]:
-    """Index and lay out, in this process."""
-    meter = Meter()
-    with tempfile.TemporaryDirectory(dir=folder.parent) as work:
-        config, plates = describe_plates(folder, memory_limit)
-        with meter.phase("index"):
-            index = store_index(config, plates, Path(work))
-        with meter.phase("layout"):
-            clips, patches = lay_out(config, plates, index)
-        with meter.phase("inspect"):
-            counting = PlateCollection(config, plates, index, str(folder))
-            tallying = Tallying(counting)
-            for run in counting.runs():
-                tallying.add(run)
-            tallying.finish()
-        stored = sum(path.stat().st_size for path in Path(work).rglob("*") if path.is_file())
+def measure_index(folder: Path, memory_limit: int, meter: Meter) -> dict[str, object]:
+    """Index and lay out; what the other steps need of it is left in the folder."""
+    config, plates = describe_plates(folder / "tables", memory_limit)
+    (folder / "columns").mkdir()
+    with meter.phase("index"):
+        index = store_index(config, plates, folder / "columns")
+    with meter.phase("layout"):
+        clips, patches = lay_out(config, plates, index)
+    with meter.phase("inspect"):
+        counting = PlateCollection(config, plates, index, str(folder))
+        tallying = Tallying(counting)
+        for run in counting.runs():
+            tallying.add(run)
+        tallying.finish()
+    stored = sum(path.stat().st_size for path in (folder / "columns").rglob("*") if path.is_file())
+    (folder / "index.pickle").write_bytes(pickle.dumps(index))  # of our own, for the next step
     rows = index.observations.rows
-    return {"observations": rows, "clips": clips, "patches": patches, "bytes": stored / rows, **meter.phases}
+    return {"observations": rows, "clips": clips, "patches": patches, "bytes": stored / rows}
 
 
-def measure_process(arguments: Sequence[str]) -> dict[str, object]:
-    """Measure in a fresh process, which prints its figures as JSON."""
-    command = [sys.executable, __file__, "--inside", *arguments]
+def measure_step(step: str, folder: Path, memory_limit: int) -> dict[str, object]:
+    """Run one step in this process."""
+    meter, found = Meter(), dict[str, object]()
+    if step == "index":
+        found = measure_index(folder, memory_limit, meter)
+    elif step in ("note", "join"):
+        config, plates = describe_plates(folder / "tables", memory_limit)
+        index = pickle.loads((folder / "index.pickle").read_bytes())
+        with meter.phase(step):
+            (note_groups if step == "note" else join_groups)(folder / "set", config, plates, index)
+    else:
+        measure = measure_open if step.startswith("open") else measure_first_batch
+        found = measure(folder / "set", meter, focus=step.endswith("focus"))
+    return found | dict(meter.phases)
+
+
+STEPS = ("index", "note", "join", "open", "open again", "batch", "batch with leak and focus")
+
+
+def measure_process(step: str, folder: Path, memory_limit: int) -> dict[str, object]:
+    """Measure a step in a fresh process, which prints its figures as JSON."""
+    command = [sys.executable, __file__, "--step", step, "--folder", str(folder), "--memory_limit", str(memory_limit)]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
     found: dict[str, object] = json.loads(done.stdout)
     return found
 
 
-def print_line(millions: float, found: dict[str, object]) -> None:
-    """Print the figures of one size."""
-    phases = {name: value for name, value in found.items() if isinstance(value, list)}
-    seconds = sum(phases[name][0] for name in ("index", "layout"))
-    each = ", ".join(f"{name} {seconds:.1f} s {peak:.2f} GiB" for name, (seconds, peak) in phases.items())
-    rows = found["observations"]
-    assert isinstance(rows, int)
-    print(
-        f"{millions:g} million: {rows:,} observations, {found['clips']:,} clips, {found['patches']:,} patches; {each}; "
-        f"index and layout {seconds:.1f} s, {rows / seconds / 1e6:.2f} million/s, {found['bytes']:.0f} bytes of "
-        "scratch each",
-        flush=True,
-    )
+def print_step(found: Mapping[str, object]) -> None:
+    """Print the figures of a step."""
+    for name, value in found.items():
+        if isinstance(value, list | tuple):
+            print(f"  {name}: {value[0]:.2f} s, {value[1]:.2f} GiB", flush=True)
+        elif isinstance(value, int | float):
+            print(f"  {name}: {value:,.{0 if isinstance(value, int) else 1}f}", flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -205,16 +201,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--millions", type=float, nargs="+", default=[1, 10], help="of observations (%(default)s)")
     parser.add_argument("--memory_limit", type=parse_size, default=parse_size("8G"), help="as the build's (8G)")
     parser.add_argument("--scratch", type=Path, default=None, help="folder for scratch files (the system's)")
-    parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--step", choices=STEPS, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
-    if given.inside is not None:
-        print(json.dumps(measure_build(given.inside, given.memory_limit)))
+    if given.step is not None:
+        print(json.dumps(measure_step(given.step, given.folder, given.memory_limit)))
         return 0
     print(f"{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}, numpy {np.__version__}")
     for millions in given.millions:
         with tempfile.TemporaryDirectory(dir=given.scratch) as scratch:
             simulate(Path(scratch, "tables"), max(round(millions * 1e6 / (20 * TRACKS)), 1))
-            print_line(millions, measure_process([f"{scratch}/tables", "--memory_limit", str(given.memory_limit)]))
+            print(f"{millions:g} million", flush=True)
+            for step in STEPS:
+                print_step(measure_process(step, Path(scratch), given.memory_limit))
     return 0
 
 

@@ -17,6 +17,7 @@ from jaxtyping import Int
 from dynaclr_wds.contract import MEMBER_HEADER, NO_CODEC, NO_ID, STATISTICS, Manifest, array_dtypes, label_array
 from dynaclr_wds.errors import FormatError
 from dynaclr_wds.offset_checks import Arrays, PlainOffsets, StoredOffsets, check_range, index_error, require
+from dynaclr_wds.row_checks import count_samples
 
 _CHUNK = 1 << 16
 
@@ -37,11 +38,14 @@ def check_arrays(manifest: Manifest, arrays: Arrays) -> None:
         Names the first array, and the first row of it, that can't be.
     """
     try:
-        for check in (
-            *(_check_shapes, _check_runs, _check_blocks),
-            *(_check_observations, _check_patches, _check_partitions),
-        ):
+        for check in (_check_shapes, _check_runs, _check_blocks):
             check(manifest, arrays)
+        with ThreadPoolExecutor(2, thread_name_prefix="dynaclr-check") as pool:
+            patches = pool.submit(_check_patches, manifest, arrays)
+            observations = pool.submit(_check_observations, manifest, arrays)
+            partitions = pool.submit(_check_partitions, manifest, arrays)
+        for found in (observations, patches, partitions):  # what one finds wrong may have let the next one stumble
+            found.result()
     except FormatError as error:
         raise FormatError(manifest.index_file(str(error))) from None
 
@@ -141,15 +145,26 @@ def _check_observations(manifest: Manifest, arrays: Arrays) -> None:
 def _check_patches(manifest: Manifest, arrays: Arrays) -> None:
     """Check the columns of patches; every observation must be a sample in one row, the one that it points to."""
     offsets = PlainOffsets(manifest, arrays) if manifest.codec == NO_CODEC else StoredOffsets(manifest, arrays)
-    chunks = list(_chunks(len(arrays["patch_obs"])))
-    halves = [chunks[: (len(chunks) + 1) // 2], chunks[(len(chunks) + 1) // 2 :]]
-    with ThreadPoolExecutor(2) as pool:
-        samples = sum(pool.map(lambda half: _check_chunks(arrays, half, offsets), halves))
+    samples = count_samples(arrays, *offsets.strides)
+    if samples is None or manifest.codec != NO_CODEC:
+        chunks = list(_chunks(len(arrays["patch_obs"])))
+        halves = [chunks[: (len(chunks) + 1) // 2], chunks[(len(chunks) + 1) // 2 :]]
+        check = _check_chunks if samples is None else _check_offsets
+        with ThreadPoolExecutor(2) as pool:
+            counts = list(pool.map(lambda half: check(arrays, half, offsets), halves))
+        samples = sum(counts) if samples is None else samples
     if samples != len(arrays["obs_patch"]):
         raise index_error(
             "patch_is_sample", f"marks {samples} rows, but there are {len(arrays['obs_patch'])} observations"
         )
     offsets.check_blocks()
+
+
+def _check_offsets(arrays: Arrays, chunks: Sequence[slice], offsets: PlainOffsets) -> int:  # noqa: ARG001
+    """Check where some rows of patches lie."""
+    for rows in chunks:
+        offsets.check_rows(rows)
+    return 0
 
 
 class _Room:

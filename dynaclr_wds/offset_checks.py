@@ -48,6 +48,11 @@ class PlainOffsets:
         self._size = np.array([e.patch_bytes for e in records_of], np.int64)[self.experiment]
         self._member = np.array([e.member_bytes for e in records_of], np.int64)[self.experiment]
 
+    @property
+    def strides(self) -> tuple[Int[np.ndarray, " clips"] | None, int]:
+        """Bytes from patch to patch in each clip, None where they are not known; and the largest offset there is."""
+        return self._member, self._most
+
     def check_rows(self, rows: slice) -> None:
         """Check that the patches of a clip lie side by side, and clips of a block behind each other."""
         check_range("patch_offset", self._arrays["patch_offset"][rows], 0, self._most, "a byte of a block", rows.start)
@@ -89,6 +94,11 @@ class StoredOffsets(PlainOffsets):
             np.array([limit(n) for n in sizes], np.int64) for limit in (least_stored, most_stored)
         )
         self._channels = np.array([e.shape[0] for e in manifest.experiments], np.int64)
+
+    @property
+    def strides(self) -> tuple[Int[np.ndarray, " clips"] | None, int]:
+        """As above; patches differ in size."""
+        return None, self._most
 
     def check_rows(self, rows: slice) -> None:
         """Check the lengths of channels, and that patches lie behind each other."""

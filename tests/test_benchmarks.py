@@ -16,13 +16,15 @@ from etl.simulate.design import SimulationConfig
 def test_index_measures_seconds_and_memory_of_every_phase(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(index, "TRACKS", 100)
     rows = index.simulate(tmp_path / "tables", 26)  # two experiments
-    found = index.measure_build(tmp_path / "tables", 1 << 30)
+    found = index.measure_step("index", tmp_path, 1 << 30)
+    for step in ("note", "join", "open"):
+        found |= index.measure_step(step, tmp_path, 1 << 30)
     assert 26 * 100 * 18 < rows == found["observations"] < 26 * 100 * 22
     assert found["patches"] >= rows
     assert found["bytes"] < 25
-    assert all(seconds > 0 and peak > 0 for seconds, peak in (found["index"], found["layout"]))
-    index.print_line(0.05, {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()})
-    assert f"{rows:,} observations" in capsys.readouterr().out
+    assert all(seconds > 0 and peak > 0 for seconds, peak in (found["index"], found["join"], found["plan_index"]))
+    index.print_step(found)
+    assert f"observations: {rows:,}" in capsys.readouterr().out
 
 
 def test_plan_prints_every_setting(capsys):

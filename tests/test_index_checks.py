@@ -11,7 +11,12 @@ from dynaclr_wds.contract import ARRAYS, Manifest, array_dtypes
 from dynaclr_wds.errors import FormatError
 from dynaclr_wds.index_checks import check_arrays
 from dynaclr_wds.manifest_checks import parse_manifest
+<<<<<<< HEAD
 from tests.set_files import find_array
+=======
+from dynaclr_wds.offset_checks import PlainOffsets
+from dynaclr_wds.row_checks import count_samples
+>>>>>>> 97d76de (Check rows of patches in a compiled pass; measure the join and the opening of large sets)
 
 FREE = {"obs_track_id", "obs_parent_track_id", "obs_id", "obs_parent_id", "obs_z", "obs_y", "obs_x", "block_xxh3"}
 FREE |= {"patch_has_candidate", "patch_xxh3", "obs_z_start", "obs_z_focus"}
@@ -71,4 +76,34 @@ def test_two_clips_that_change_places_are_found(shards: Path):
     manifest, arrays = load(shards)
     arrays["clip_lineage"][[0, 1]] = arrays["clip_lineage"][[1, 0]]
     with pytest.raises(FormatError, match=r"clip_lineage\.npy: patch row 0 is \d+; it must be the lineage"):
+        check_arrays(manifest, arrays)
+
+
+@pytest.mark.parametrize("name", ["patch_obs", "patch_clip", "patch_t", "patch_offset", "clip_lineage", "obs_patch"])
+@pytest.mark.parametrize("row", [0, 1, -1])
+def test_the_compiled_pass_finds_what_numpy_finds(shards: Path, name: str, row: int):
+    manifest, arrays = load(shards)
+    strides = PlainOffsets(manifest, arrays).strides
+    assert count_samples(arrays, *strides) == len(arrays["obs_patch"])
+    for change in (1, -1, 1 << 30, -(1 << 30)):
+        changed = arrays[name].copy()
+        changed[row] += change
+        assert count_samples(arrays | {name: changed}, *strides) is None
+
+
+@pytest.mark.parametrize("name", ["patch_is_sample", "patch_has_candidate"])
+def test_the_compiled_pass_finds_samples_that_are_none(shards: Path, name: str):
+    manifest, arrays = load(shards)
+    strides = PlainOffsets(manifest, arrays).strides
+    changed = arrays[name].copy()
+    changed[np.flatnonzero(~arrays["patch_is_sample"])[-1]] = True
+    assert count_samples(arrays | {name: changed}, *strides) is None
+
+
+def test_without_the_compiled_pass_the_same_is_found(shards: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("dynaclr_wds.row_checks._load", lambda: None)
+    manifest, arrays = load(shards)
+    check_arrays(manifest, arrays)
+    arrays["patch_offset"][3] += 512
+    with pytest.raises(FormatError, match=r"patch_offset\.npy: row 3 is \d+; it must lie behind the patch before it"):
         check_arrays(manifest, arrays)

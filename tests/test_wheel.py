@@ -61,7 +61,7 @@ def bin_folder(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 def test_the_wheel_holds_more_than_modules(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     expected = {"dynaclr_wds/py.typed", "dynaclr_wds/pages/style.css", "etl/py.typed", "dynaclr_wds/read/copy.c"}
-    expected.add("etl/cut/pixels.c")
+    expected |= {"etl/cut/pixels.c", "dynaclr_wds/row_checks.c"}
     expected |= {f"dynaclr_wds/configs/{path.name}" for path in (ROOT / "configs").glob("*.yaml")}
     recipes = {f"dynaclr_wds/configs/recipes/{path.name}" for path in (ROOT / "configs/recipes").glob("*.yaml")}
     assert len(recipes) > 12

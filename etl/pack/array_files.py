@@ -22,7 +22,6 @@ from dynaclr_wds.contract import (
     label_array,
     npy_header,
 )
-from etl.layout.jobs import read_columns
 from etl.pack.joining import GroupRows, JoinedParts
 from etl.run.output import HashingFile, writing
 
@@ -131,7 +130,7 @@ def _most_channels(joined: JoinedParts) -> int:
 
 def _list_rows(rows: GroupRows) -> dict[str, Shaped[np.ndarray, " n"]]:
     """Return the rows of one group of all arrays but those with a column for each channel."""
-    part, columns = rows.part.arrays, read_columns(rows.index.observations)
+    part, columns = rows.part.arrays, rows.columns
     arrays = {name: columns[column] for name, column in _OBS_COLUMNS.items()}
     arrays |= {label_array(name): codes for name, codes in rows.labels.items()}
     arrays |= {n: part[n] for n in ARRAYS | CODEC_ARRAYS if n in part and n not in _CHANNELS}

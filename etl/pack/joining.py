@@ -32,6 +32,7 @@ from etl.cut.intensities import merge_summaries, plan_dataset_statistics, widen
 from etl.cut.statistics import Summary
 from etl.index import Index, add_stack_places, keep_observations
 from etl.layout.groups import Group
+from etl.layout.jobs import Columns, read_columns
 from etl.source.config import BuildConfig
 from etl.source.plates import Plate
 from etl.stored_index import StoredIndex
@@ -94,6 +95,8 @@ class GroupRows:
     group: Group
     index: Index
     """What is left of it when the pixels are known; numbers count within the group."""
+    columns: Columns
+    """Its numeric columns."""
     labels: Mapping[str, Int32[np.ndarray, " obs"]]
     """Label → place of each observation's value in the record of the whole set."""
     part: Part
@@ -147,19 +150,20 @@ def read_rows(parts: GroupParts, joined: JoinedParts) -> Iterator[GroupRows]:
     """Read the rows of one group after the other, the next one while the caller works on one."""
     before = dict.fromkeys(("obs", "track", "lineage", "fov", "patch", "clip", "block", "shard"), 0)
 
-    def read(group: Group) -> tuple[Part, Index, dict[str, Int32[np.ndarray, " obs"]]]:
+    def read(group: Group) -> tuple[Part, Index, Columns, dict[str, Int32[np.ndarray, " obs"]]]:
         part = parts.read(group, rows=True)
         kept = part.arrays["kept"]
         codes = parts.index.take_labels(group.first, group.last)
         labels = {name: joined.label_place[name][values[kept]] for name, values in codes.items()}
-        return part, _take_left(parts, group, part), labels
+        index = _take_left(parts, group, part)
+        return part, index, read_columns(index.observations), labels
 
     with ThreadPoolExecutor(1, thread_name_prefix="join") as pool:
         ahead = deque(pool.submit(read, group) for group in parts.groups[:1])
         for number, group in enumerate(parts.groups):
             ahead.extend(pool.submit(read, later) for later in parts.groups[number + 1 : number + 2])
-            part, index, labels = ahead.popleft().result()
-            yield GroupRows(group=group, index=index, labels=labels, part=part, before=dict(before))
+            part, index, columns, labels = ahead.popleft().result()
+            yield GroupRows(group=group, index=index, columns=columns, labels=labels, part=part, before=dict(before))
             sizes = {"obs": len(index.observations), "track": len(index.tracks), "fov": len(index.fovs)}
             sizes |= {"lineage": part.lineages, "shard": len(part.shards), "patch": part.arrays["patch_t"].size}
             sizes |= {"clip": part.arrays["clip_key"].size, "block": part.arrays["block_shard"].size}

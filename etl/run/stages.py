@@ -282,5 +282,5 @@ class Build:
 def _watch(groups: Iterable[GroupRows], census: Census) -> Iterator[GroupRows]:
     """Count the cells of groups as they pass."""
     for rows in groups:
-        census.add(rows.group.experiment, rows.index)
+        census.add(rows.group.experiment, rows.index, rows.columns)
         yield rows

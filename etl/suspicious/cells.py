@@ -62,9 +62,8 @@ class CellSums:
         self.steps, self.median_step, self.jumps, self.longest_step = 0, 0.0, 0, Step(-1.0, "", 0, 0)
         self._lengths: list[Float64[np.ndarray, " steps"]] = []
 
-    def add(self, index: Index) -> None:
+    def add(self, index: Index, columns: Columns) -> None:
         """Add the cells of a group, whose rows are sorted by (track, t)."""
-        columns = read_columns(index.observations)
         if not columns["t"].size:
             return
         self.cells += columns["t"].size
@@ -162,12 +161,20 @@ class Census:
         self._sums = [CellSums(config, experiment, of.get(experiment.name, ())) for experiment in config.experiments]
         self._at = 0
 
-    def add(self, experiment: int, index: Index) -> None:
-        """Add the cells of a group; the experiment is a row of the config's."""
+    def add(self, experiment: int, index: Index, columns: Columns | None = None) -> None:
+        """Add the cells of a group.
+
+        Parameters
+        ----------
+        experiment
+            Row of the config's experiments.
+        columns
+            Numeric columns of the index, where they were read before.
+        """
         if experiment != self._at:
             self._sums[self._at].close()
             self._at = experiment
-        self._sums[experiment].add(index)
+        self._sums[experiment].add(index, read_columns(index.observations) if columns is None else columns)
 
     def finish(self) -> list[CellSums]:
         """Return the sums of each experiment, in the order of the config, when all were added."""
