@@ -1,4 +1,4 @@
-"""Track tables to a set that is open, and to the counts of `inspect`: seconds and memory, up to 81 million observations.
+"""Track tables to an open set, and to the counts of `inspect`: seconds and memory, up to 81 million observations.
 
 Track tables are simulated as Parquet: a table a field of view, 25 fields of view an experiment, tracks of 8 to 32
 frames of which every tenth divides. Everything after that is what a build and a training run, but for pixels: what

@@ -35,7 +35,7 @@ from etl.layout.groups import Group
 from etl.layout.jobs import plan_experiments, plan_named_clips, read_columns
 from etl.pack.contents import estimate_clip_bytes
 from etl.pack.joining import GroupParts, join_parts, read_rows
-from etl.pack.manifest import make_manifest, write_index
+from etl.pack.manifest import make_manifest, name_index, write_index
 from etl.source.config import BuildConfig
 from etl.source.plates import Plate
 from etl.stored_index import StoredIndex
@@ -205,11 +205,11 @@ def join_groups(out: Path, config: BuildConfig, plates: Mapping[str, Plate], ind
             census.add(rows.group.experiment, rows.index, rows.columns)
             yield rows
 
-    files = write_index(out, parts, joined, watch())  # type: ignore[arg-type]
+    named = name_index(out, out / "new", write_index(out / "new", parts, joined, watch()))  # type: ignore[arg-type]
     report = make_report(config, plates, census.finish(), joined.dropped)
     none = {"tracks": "0" * 16, "metadata": "0" * 16, "pixels": "0" * 16}
     sources = [SourceRecord(experiment=fov.experiment, fov_name=fov.fov_name, **none) for fov in index.fovs]
-    (out / MANIFEST).write_text(make_manifest(config, joined, sources, files, report).to_json())
+    (out / MANIFEST).write_text(make_manifest(config, joined, sources, named, (), report).to_json())
 
 
 def measure_open(shards: Path, meter: Meter, *, focus: bool) -> dict[str, object]:

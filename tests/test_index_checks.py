@@ -11,12 +11,9 @@ from dynaclr_wds.contract import ARRAYS, Manifest, array_dtypes
 from dynaclr_wds.errors import FormatError
 from dynaclr_wds.index_checks import check_arrays
 from dynaclr_wds.manifest_checks import parse_manifest
-<<<<<<< HEAD
-from tests.set_files import find_array
-=======
 from dynaclr_wds.offset_checks import PlainOffsets
 from dynaclr_wds.row_checks import count_samples
->>>>>>> 97d76de (Check rows of patches in a compiled pass; measure the join and the opening of large sets)
+from tests.set_files import find_array
 
 FREE = {"obs_track_id", "obs_parent_track_id", "obs_id", "obs_parent_id", "obs_z", "obs_y", "obs_x", "block_xxh3"}
 FREE |= {"patch_has_candidate", "patch_xxh3", "obs_z_start", "obs_z_focus"}

@@ -13,12 +13,13 @@ import pytest
 import etl.pack.index_tables
 import etl.pack.joining
 import etl.run.stages
-from dynaclr_wds.contract import Manifest
+from dynaclr_wds.contract import OBSERVATIONS, PATCHES, Manifest
 from dynaclr_wds.shardset import ShardSet
 from etl.layout.groups import Group
 from etl.pack.index_tables import writing_table
 from etl.unit.part import Part
 from tests.plates import cells, write_experiments, write_plate, write_tracks
+from tests.set_files import find_array, find_index
 from tests.test_build import array, build, digests
 
 pytestmark = pytest.mark.usefixtures("without_fsync")
@@ -89,14 +90,14 @@ def test_values_of_which_the_pixels_leave_nothing_are_not_numbered(built: tuple[
 
 def test_tables_say_what_the_arrays_say(built: tuple[Path, Manifest]):
     out, manifest = built
-    observations = pq.read_table(out / "index/observations.parquet")
+    observations = pq.read_table(find_index(out) / OBSERVATIONS)
     assert observations["observation"].to_pylist() == [0, 1, 2, 3, 4, 5]
     assert observations["track_index"].to_pylist() == [0, 0, 1, 2, 3, 3]
     assert observations["lineage_index"].to_pylist() == [0, 0, 0, 1, 2, 2]
     assert observations["lineage_id"].to_pylist() == ["one/A/1/0/4"] * 3 + ["one/B/1/0/3"] + ["one/B/1/0/7"] * 2
     assert observations["condition"].to_pylist() == ["virus"] * 3 + ["mock"] * 3
     assert ShardSet.open(out).lineage_ids == ("one/A/1/0/4", "one/B/1/0/3", "one/B/1/0/7")
-    patches = pq.read_table(out / "index/patches.parquet").to_pydict()
+    patches = pq.read_table(find_index(out) / PATCHES).to_pydict()
     assert patches["observation"] == array(out, "patch_obs").tolist()
     assert patches["shard"] == [manifest.shards[n].path for n in (0, 0, 0, 1, 1, 1)]
     assert patches["block"] == [0, 0, 0, 1, 1, 1]
@@ -170,7 +171,7 @@ def test_a_table_is_absent_when_its_rows_can_not_be_made(tmp_path: Path):
 
 def test_a_build_that_keeps_all_its_groups_joins_them_to_the_same_bytes(plate: Path, built: tuple[Path, Manifest]):
     before = digests(built[0])
-    (built[0] / "index/arrays/obs_track.npy").unlink()
-    (built[0] / "index/observations.parquet").unlink()
+    find_array(built[0], "obs_track").unlink()
+    (find_index(built[0]) / OBSERVATIONS).unlink()
     build(plate, built[0])
     assert digests(built[0]) == before
