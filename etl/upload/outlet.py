@@ -51,6 +51,7 @@ class BucketOutlet:
         self._storage, self._staged, self._held, self._lease, self._anew = storage, staged, held, lease, anew
         self._taken: dict[str, Mapping[str, str]] = {}
         self._noted: set[str] = set()
+        self._damaged: set[str] = set()
         self.sent: dict[str, str] = {}
         """Path → checksum of what is there because of this build, or of one that was stopped."""
 
@@ -58,7 +59,8 @@ class BucketOutlet:
         """Note which groups will be sent, and look what has arrived of them."""
         self._lease.check()
         self._noted = self._read_note() | set(digests)
-        write(self._storage, _NOTE, json.dumps({"groups": sorted(self._noted)}).encode())
+        if self._noted:
+            write(self._storage, _NOTE, json.dumps({"groups": sorted(self._noted)}).encode())
         if self._anew:
             return
         with ThreadPoolExecutor(_REQUESTS, thread_name_prefix="dynaclr-look") as pool:
@@ -133,12 +135,14 @@ class BucketOutlet:
                 return None
             with write_whole(place) as file:
                 file.write(data)
+            if read_part(place) is None:
+                self._damaged.add(path)
         return read_part(place)
 
     def _is_there(self, path: str, size: int, xxh3: str) -> bool:
         """Whether an object is there, and is not known to be damaged."""
         listed, before = self._held.listed, self._held.set
-        if before is not None and path in before.faults:
+        if path in self._damaged or (before is not None and path in before.faults):
             return False
         if listed is not None and (path not in listed or listed[path].size != size):
             return False
