@@ -1,16 +1,21 @@
 """The benchmarks run: what they print is for people to judge, not for a test."""
 
+import csv
 import dataclasses
 import gc
 
+import numpy as np
 import pytest
 import torch
 
-from benchmarks import build, cutting, gpu, index, loader, plan
+from benchmarks import build, cutting, gpu, index, loader, plan, quality, quality_fucci, quality_sets, quality_training
 from benchmarks.kornia_chain import KorniaChain
 from dynaclr_wds.shardset import ShardSet
+from dynaclr_wds.train import ContrastiveModule
+from dynaclr_wds.train.encoder import ProjectedEncoder
 from etl.simulate.__main__ import simulate_collection
 from etl.simulate.design import SimulationConfig
+from tests.conftest import write_collection
 
 
 def test_index_measures_seconds_and_memory_of_every_phase(tmp_path, monkeypatch, capsys):
@@ -118,3 +123,86 @@ def test_a_build_is_measured_beside_reading_and_writing(monkeypatch, capsys):
     assert row[0] == "| small, chunks"
     assert float(row[6]) > 0
     assert row[7].endswith(" %")
+
+
+def make_small_network(channels):
+    del channels
+    backbone = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.LazyLinear(8))
+    return ContrastiveModule(ProjectedEncoder(backbone, embedding_dim=8, projection_dim=8), log_pairs=0)
+
+
+@pytest.fixture
+def small_task(shards, monkeypatch):
+    monkeypatch.setattr(quality_training, "make_network", make_small_network)
+    for name in list(quality_training.ARMS)[1:4]:  # two ways are enough here
+        monkeypatch.delitem(quality_training.ARMS, name)
+    return quality_sets.Task(
+        name="small",
+        shards=shards,
+        label="experiment",
+        held_out=("e3",),
+        tau_hours=(0.5, 1.5),
+        again_hours=1.0,
+        late_hpi=4.0,
+        read=16,
+        side=16,
+        batch_size=4,
+        steps=1,
+    )
+
+
+def test_quality_judges_every_way_of_drawing_batches_and_goes_on_where_it_was(
+    small_task, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(quality, "make_simulated", lambda _: [small_task])
+    assert quality.main(["--out", str(tmp_path), "--seeds", "0"]) == 0
+    out = capsys.readouterr().out
+    rows = [line.split(" | ") for line in out.splitlines() if line.startswith("| ")]
+    assert [row[0].strip("| ") for row in rows[2:]] == [*quality.ARMS, quality.NAME, "chance"]
+    assert rows[-1][1:5] == ["0.50", "0.50", "0.04", "0.50"]
+    monkeypatch.setattr(quality, "embed", None)  # nothing is trained again
+    assert quality.main(["--out", str(tmp_path), "--seeds", "0"]) == 0
+    assert capsys.readouterr().out == out
+    with pytest.raises(TypeError):
+        quality.main(["--out", str(tmp_path), "--seeds", "0", "--steps", "2"])
+
+
+def test_quality_shows_the_mean_over_seeds_of_values_and_intervals_and_their_spread():
+    seeds = [{"linear": [0.5, 0.4, 0.6], "rank": 3.0}, {"linear": [0.7, 0.5, 0.8], "rank": 5.0}]
+    table = quality.format_table({"a": [one | {"chance": {"linear": 0.5}} for one in seeds]})
+    assert table.splitlines()[2:] == ["| a | 0.60 (0.45–0.70) ±0.14 | 4.0 ±1.4 |", "| chance | 0.50 | – |"]
+
+
+def test_batches_without_rules_are_of_one_experiment_and_hold_an_anchor_once(small_task):
+    data = quality_training.make_data(small_task, None, 0)
+    data.setup("fit")
+    index = data.train_sampler.index
+    batches = list(quality_training.draw_uniformly(index, 4, 0))
+    anchors = np.concatenate([index.find(batch.anchor) for batch in batches])
+    assert len(set(anchors.tolist())) == len(anchors) > len(index.row) - 4 * 3
+    for batch in batches:
+        anchor = index.find(batch.anchor)
+        assert len({index.strata[s].experiment for s in index.stratum(anchor)}) == 1
+        assert (index.columns.patch_clip[batch.positive] == index.clip(anchor)).all()
+
+
+def test_naive_shards_are_those_of_training(small_task):
+    data = quality_training.make_data(small_task, None, 0)
+    data.setup("fit")
+    seen = {cell["experiment"] for batch in quality_training.feed_shards(data) for cell in batch["anchor_meta"]}
+    assert seen == {"e0", "e1", "e2"}
+
+
+def test_phases_are_terciles_of_the_channel_that_the_network_never_sees(tmp_path, monkeypatch):
+    names = (quality_fucci.SEEN, quality_fucci.HIDDEN)
+    yaml = write_collection(tmp_path / "plates", ("uint16",), names_of_channels=names)
+    monkeypatch.setattr(quality_fucci, "EXPERIMENT", "e0")
+    monkeypatch.setattr(quality_sets, "PATCH", 16)
+    movie = quality_fucci.make_movie(tmp_path, yaml)
+    assert [e.source_channel for e in ShardSet.open(movie.seen).manifest.experiments] == [("FUCCI cyan",)]
+    for path in sorted((tmp_path / "fucci/tracks").rglob("*.csv")):
+        rows = list(csv.DictReader(path.read_text().splitlines()))
+        of = {row["track_id"]: row["side"] for row in rows}
+        assert {row["side"] for row in rows} == {"a", "b"}
+        assert all(of.get(row["parent_track_id"], row["side"]) == row["side"] for row in rows)
+    assert quality_fucci.cut_phases(np.array([5.0, 1, 9, 2, 8, 4])).tolist() == [1, 0, 2, 0, 2, 1]
