@@ -131,6 +131,7 @@ def make_part(config: BuildConfig, experiment: ExperimentRecord, index: Index, d
         ),
         shards=tuple(records),
         dropped={"candidates_dropped": int(clips.obs_dropped.sum())},
+        skipped=(),
         lineages=lineages,
         arrays={
             "kept": np.ones(columns["t"].size, bool),

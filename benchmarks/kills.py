@@ -227,6 +227,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         disturb(rng, Place.of(root, f"trial-{trials}", arguments.engine, kind.before), kind, counts)
         trials += 1
     shutil.rmtree(root)
+    with naming_semaphores():
+        pass  # as the next build that starts processes would
     left = set(_SHARED_MEMORY.iterdir()) - shared if arguments.alone else set()
     if left:
         raise RuntimeError(f"left in shared memory: {sorted(left)}")

@@ -279,11 +279,11 @@ FAULTS = (
     Fault(
         name="reading fails (EIO) at a chunk", at="new",
         inject=_chunk(lambda path: _replaced(path, None, "/proc/self/mem")),  # a file that gives EIO
-        found="PlateError of `build`", names="field of view, frames", mended=COMMAND,
+        found="FovError of `build`", names="field of view, frames", mended=COMMAND,
     ),
     Fault(
         name="truncated chunk", at="new", inject=_chunk(lambda path: _replaced(path, _half(path.read_bytes()))),
-        found="PlateError of `build`", names="field of view, frames", mended=COMMAND,
+        found="FovError of `build`", names="field of view, frames", mended=COMMAND,
     ),
     Fault(
         name="removed chunk", at="new", inject=_chunk(lambda path: _replaced(path, None)),

@@ -50,6 +50,7 @@ def one_of_two(rank: int, *, use_distributed_sampler: bool) -> Trainer:
     """The trainer of one of two processes."""
     fake = Mock(spec=Trainer, global_rank=rank, world_size=2, current_epoch=0, _accelerator_connector=Mock())
     fake._accelerator_connector.use_distributed_sampler = use_distributed_sampler
+    fake.strategy.broadcast = lambda value: value
     return fake
 
 

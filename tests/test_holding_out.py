@@ -15,6 +15,7 @@ from dynaclr_wds.plan.sampler import FlexibleBatchSampler
 from dynaclr_wds.split import Side
 from dynaclr_wds.train.checkpoint_content import describe_training
 from dynaclr_wds.train.trained_cells import compare_splits
+from tests.set_files import find_index
 
 EXACT: dict[str, object] = {}
 STREAMING = {"window_bytes": 1 << 24, "num_streams": 1, "relax_lineages": True}
@@ -42,7 +43,7 @@ def validated_on(data) -> list[dict]:
 
 def table(shards) -> list[dict]:
     columns = ["experiment", "fov_name", "condition", "well", "track_id", "t", "lineage_id", "has_candidate"]
-    return pq.read_table(shards / "index" / "observations.parquet", columns=columns).to_pylist()
+    return pq.read_table(find_index(shards) / "observations.parquet", columns=columns).to_pylist()
 
 
 def name(row: dict) -> tuple:

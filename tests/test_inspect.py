@@ -417,7 +417,7 @@ def test_mistakes_are_answered_in_a_sentence(
     )
     assert "a build began there and has not ended" in refused(tmp_path / "begun")
     assert "is a file, and neither a YAML nor a folder with manifest.json" in refused(tmp_path / "file")
-    assert "It holds ['experiments.yaml']" in refused(collection.parent)
+    assert "It holds ['experiments.yaml'" in refused(collection.parent)
     assert "obs_t.npy" in refused(damaged)
     assert "the options ['seed'] say how a build cuts, and these shards are cut" in refused(shards, "--seed", 3)
     assert "experiments.yaml: no such file" in refused(tmp_path / "experiments.yaml")

@@ -386,8 +386,8 @@ def test_sigterm_ends_a_build_with_a_line_and_status_143(tmp_path):
     script = """
 import os, signal, sys
 from etl import build_shards
-from etl.run import update
-update.open_plates = lambda config: os.kill(os.getpid(), signal.SIGTERM)
+from etl.run import opening
+opening.open_plates = lambda config: os.kill(os.getpid(), signal.SIGTERM)
 sys.exit(build_shards.main(sys.argv[1:]))
 """
     entry = {

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from dynaclr_wds.errors import BuildError, ConfigError
 from etl.run.executors import Advance, Elsewhere, MakeExecutor, ThreadUnits
+from etl.run.semaphores import naming_semaphores
 
 if TYPE_CHECKING:
     from submitit import Job
@@ -132,7 +133,8 @@ class ProcessUnits(Executor):
     def _make_pool(self) -> ProcessPoolExecutor:
         # libraries have threads by now, which a fork may not survive
         context = multiprocessing.get_context("spawn")
-        return ProcessPoolExecutor(self._workers, mp_context=context, initializer=_end_with_parent)
+        with naming_semaphores():
+            return ProcessPoolExecutor(self._workers, mp_context=context, initializer=_end_with_parent)
 
     def _try(self, outer: Future[Any], tries: int, fn: Callable[..., Any], args: Any, kwargs: Any) -> None:
         with self._lock:

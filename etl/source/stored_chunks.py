@@ -121,7 +121,7 @@ def _is_native(codec: object, array: zarr.Array[Any]) -> bool:
 
 @functools.cache
 def _threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(usable_cpus(), "dynaclr-chunks")
+    return ThreadPoolExecutor(usable_cpus(), "etl-chunks")
 
 
 def read_chunks(layout: ChunkLayout, box: Box) -> Num[np.ndarray, "*shape"]:

@@ -243,7 +243,7 @@ OBJECTS = {
         least_share=1.0,
     ),
     "upload": Object(
-        target=r"/(build-[0-9a-f]{16}/|manifest\.json)",
+        target=r"/((e\d|index)/|manifest\.json)",
         read=_send_set,
         expected=_expect_objects,
         methods=("PUT",),
