@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for `tests`, which is not installed
+from etl.run.semaphores import naming_semaphores
 from tests.killed_builds import PHASES, WORKERS, Moment, Place, wait_for
 from tests.lost_workers import read_units
 from tests.plates import make_collection
