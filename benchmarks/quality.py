@@ -198,7 +198,7 @@ def _write(found: Sequence[Any]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what isn't done yet, and print the tables."""
-    parser = argparse.ArgumentParser(prog="python benchmarks/quality.py", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python benchmarks/quality.py", description=__doc__, allow_abbrev=False)
     parser.add_argument("--out", type=Path, default=Path("quality"), help="folder for plates, shards and results")
     parser.add_argument("--movies", type=Path, help="experiments.yaml of real movies with one channel each")
     parser.add_argument("--fucci", action="store_true", help="read the cell cycle off one of the movies, too")
