@@ -51,7 +51,6 @@ autodoc_typehints_description_target = "documented_params"
 add_module_names = False
 maximum_signature_line_length = 88
 python_use_unqualified_type_names = True
-nitpick_ignore_regex = [(r"py:.*", r".*")]  # types in signatures belong to many libraries
 
 
 def include_top(text: str) -> str:

@@ -1,8 +1,10 @@
-"""Imports a library that is not installed by default, or says how to install it."""
+"""Loads what an installation may lack: libraries of extras, of which it says how to get them, and compiled parts."""
 
 from __future__ import annotations
 
+import ctypes
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 from dynaclr_wds.errors import ConfigError
@@ -41,6 +43,12 @@ def import_optional(name: str, needed_by: str, extra: str | None = None) -> Any:
             f"{needed_by} needs {name}, which is installed but can't be imported ({first:.200}). "
             f"{_advise(extra or name)}"
         ) from error
+
+
+def load_library(module: str) -> ctypes.CDLL | None:
+    """Load a compiled part of this package, such as `etl.cut._pixels`; None where there was no compiler for it."""
+    spec = find_spec(module)
+    return None if spec is None or spec.origin is None else ctypes.CDLL(spec.origin)
 
 
 def _advise(extra: str) -> str:

@@ -99,6 +99,21 @@ class CommandParser(argparse.ArgumentParser):
         self.exit(2, f"error: {said}\n")
 
 
+def at_least(least: int) -> Callable[[str], int]:
+    """Return what reads an option that is a whole number, and not a smaller one (a `type=` of argparse)."""
+
+    def parse(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} must be a whole number") from None
+        if number < least:
+            raise argparse.ArgumentTypeError(f"{text} must be >= {least}")
+        return number
+
+    return parse
+
+
 def run_command(
     run: Callable[[Sequence[str]], int], argv: Sequence[str] | None, *, when_stopped: str = "stopped."
 ) -> int:

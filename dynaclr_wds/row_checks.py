@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import importlib.util
 import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,7 @@ import numpy as np
 from jaxtyping import Int, Shaped
 
 from dynaclr_wds.contract import ARRAYS
+from dynaclr_wds.optional import load_library
 
 Arrays = Mapping[str, Shaped[np.ndarray, "*shape"]]
 
@@ -63,10 +63,10 @@ def count_samples(arrays: Arrays, member: Int[np.ndarray, " clips"] | None, most
 
 @functools.cache
 def _load() -> Any | None:
-    spec = importlib.util.find_spec("dynaclr_wds._row_checks")
-    if spec is None or spec.origin is None or sys.byteorder != "little" or ctypes.sizeof(ctypes.c_void_p) != 8:
+    library = load_library("dynaclr_wds._row_checks")
+    if library is None or sys.byteorder != "little" or ctypes.sizeof(ctypes.c_void_p) != 8:
         return None
-    check = ctypes.CDLL(spec.origin).dynaclr_check_rows
+    check = library.dynaclr_check_rows
     check.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_int64] * 4
     check.restype = ctypes.c_int64
     return check

@@ -28,7 +28,7 @@ def scratch_folder(purpose: str) -> Iterator[Path]:
     purpose
         A word for its name.
     """
-    prefix = f"{_PREFIX}{_host()}-"
+    prefix = f"{_PREFIX}{machine_name()}-"
     _remove_abandoned(Path(tempfile.gettempdir()), prefix)
     folder, lock = _make(f"{prefix}{purpose}-")
     try:
@@ -38,7 +38,7 @@ def scratch_folder(purpose: str) -> Iterator[Path]:
         os.close(lock)
 
 
-def _host() -> str:
+def machine_name() -> str:
     """Return the name of this machine as file names may hold it; folders of others may be in use there."""
     return re.sub(r"[^A-Za-z0-9]", "", socket.gethostname())[:30]
 

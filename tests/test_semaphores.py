@@ -10,12 +10,13 @@ import pytest
 
 FOLDER = Path("/dev/shm")
 SCRIPT = """
-import gc, os, re, socket, subprocess, sys
+import gc, os, subprocess, sys
 from pathlib import Path
 from etl.run.engines import ProcessUnits
+from etl.scratch import machine_name
 
 folder = Path("/dev/shm")
-prefix = f"sem.dynaclr-{re.sub(r'[^A-Za-z0-9]', '', socket.gethostname())[:30]}"
+prefix = f"sem.dynaclr-{machine_name()}"
 ended = subprocess.Popen([sys.executable, "-c", ""])
 ended.wait()
 left, held = (folder / f"{prefix}-{process}-test0" for process in (ended.pid, os.getppid()))

@@ -70,7 +70,7 @@ def test_the_wheel_holds_more_than_modules(wheel: Path) -> None:
     assert expected - names == set()
     assert {name.split("/")[0] for name in names} == {"dynaclr_wds", "etl", "dynaclr_wds-0.1.0.dist-info"}
     if shutil.which("cc"):
-        for module in ("dynaclr_wds/read/_copy.", "etl/cut/_pixels."):
+        for module in ("dynaclr_wds/_row_checks.", "dynaclr_wds/read/_copy.", "etl/cut/_pixels."):
             assert any(name.startswith(module) and name.endswith(".so") for name in names)
 
 

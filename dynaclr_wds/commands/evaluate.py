@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from dynaclr_wds.files import check_new_file
-from dynaclr_wds.program import CommandParser, called_as, run_command
+from dynaclr_wds.local_paths import parse_local_path
+from dynaclr_wds.program import CommandParser, at_least, called_as, run_command
 
 _EPILOG = """examples:
   %(prog)s embeddings.parquet --shards shards --html report.html
@@ -70,22 +71,15 @@ def make_parser() -> argparse.ArgumentParser:
     add("--labels", type=Path, metavar="FILE", help="annotations: .csv, .tsv or .parquet with fov_name, track_id[, t]")
     add("--label", nargs="+", metavar="NAME", help="labels to judge by (default: condition, and those of --labels)")
     add("--use", choices=("features", "projections"), default="features", help="which numbers (default: features)")
-    add("--cells", type=_many, default=10_000, metavar="N", help="judge so many cells at most, by whole lineages")
+    add("--cells", type=at_least(10), default=10_000, metavar="N", help="judge so many cells at most, whole lineages")
     add("--tau", type=_hours, default=1.0, metavar="HOURS", help="how much later a cell is found again (default: 1)")
     add("--seed", type=int, default=0, help="of all draws (default: 0)")
     add = parser.add_argument_group("output").add_argument
     add("--json", action="store_true", help="print JSON instead of tables")
-    add("--html", type=Path, metavar="FILE.html", help="write a page with pictures, in one file")
+    add("--html", type=parse_local_path, metavar="FILE.html", help="write a page with pictures, in one file")
     add("--umap", action="store_true", help="show UMAP beside PCA on the page; needs dynaclr-wds[umap]")
     add("--overwrite", action="store_true", help="replace the page if it is there")
     return parser
-
-
-def _many(text: str) -> int:
-    number = int(text)
-    if number < 10:
-        raise argparse.ArgumentTypeError(f"{text} must be >= 10")
-    return number
 
 
 def _hours(text: str) -> float:

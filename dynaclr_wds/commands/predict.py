@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from dynaclr_wds.files import check_new_file, check_new_folder
 from dynaclr_wds.local_paths import refuse_url
-from dynaclr_wds.program import CommandParser, Terminated, called_as, run_command
+from dynaclr_wds.program import CommandParser, Terminated, at_least, called_as, run_command
 from dynaclr_wds.storage.location import parse_place
 from dynaclr_wds.words import count_of
 
@@ -85,10 +85,10 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="TRACK",
         help="of these tracks only: EXPERIMENT/ROW/COL/FOV/TRACK_ID, or .csv, .tsv, .parquet with a row for each",
     )
-    add("--limit", type=_positive, metavar="N", help="the first N only, for a look")
+    add("--limit", type=at_least(1), metavar="N", help="the first N only, for a look")
     add = parser.add_argument_group("how it runs").add_argument
-    add("--batch_size", type=_positive, metavar="N", help="cells at a time (default: as in training)")
-    add("--num_workers", type=_count, metavar="N", help="threads that read (default: as in training)")
+    add("--batch_size", type=at_least(1), metavar="N", help="cells at a time (default: as in training)")
+    add("--num_workers", type=at_least(0), metavar="N", help="threads that read (default: as in training)")
     add("--accelerator", metavar="NAME", help="cpu, gpu, mps, … (default: what there is)")
     add("--devices", metavar="N", help="how many of them (default: 1)")
     add("--storage_options", nargs="+", metavar="KEY=VALUE", help="for object storage, as endpoint=https://…")
@@ -147,17 +147,3 @@ def _check_output(given: dict[str, object]) -> None:
         if folder.suffix != ".zarr":
             raise ValueError(f"--anndata {folder}: must end in .zarr, which is what is written. Give such a name.")
         check_new_folder(folder, overwrite=overwrite, option="--overwrite")
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} must be >= 1")
-    return number
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{text} must be >= 0")
-    return number

@@ -14,7 +14,8 @@ from typing import Any
 
 from dynaclr_wds.errors import ConfigError, WindowError
 from dynaclr_wds.files import check_new_file
-from dynaclr_wds.program import CommandParser, called_as, run_command
+from dynaclr_wds.local_paths import parse_local_path
+from dynaclr_wds.program import CommandParser, at_least, called_as, run_command
 
 _EPILOG = """examples:
   %(prog)s -c configs/fit.yaml --html preview.html
@@ -81,19 +82,12 @@ def make_parser() -> argparse.ArgumentParser:
     add: Any = parser.add_argument
     add("shards", nargs="?", help="folder that `dynaclr-wds build` wrote, or its URL (default: the config's)")
     add("-c", "--config", type=Path, metavar="CONFIG", help="config of a training; its `data:` section is used")
-    add("--batches", type=_positive, default=3, metavar="N", help="how many batches to show (default: 3)")
-    add("--from", type=_positive, default=1, dest="first", metavar="N", help="the first of them (default: 1)")
-    add("--epoch", type=_positive, default=1, metavar="N", help="of this epoch (default: 1)")
-    add("--samples", type=_positive, default=8, metavar="N", help="pairs to show of each batch (default: 8)")
+    add("--batches", type=at_least(1), default=3, metavar="N", help="how many batches to show (default: 3)")
+    add("--from", type=at_least(1), default=1, dest="first", metavar="N", help="the first of them (default: 1)")
+    add("--epoch", type=at_least(1), default=1, metavar="N", help="of this epoch (default: 1)")
+    add("--samples", type=at_least(1), default=8, metavar="N", help="pairs to show of each batch (default: 8)")
     add("--seed", type=int, metavar="N", help="of the order and all draws (default: the config's)")
     add = parser.add_argument_group("output").add_argument
-    add("--html", type=Path, metavar="FILE.html", help="write a page with pictures, in one file")
+    add("--html", type=parse_local_path, metavar="FILE.html", help="write a page with pictures, in one file")
     add("--overwrite", action="store_true", help="replace the page if it is there")
     return parser
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} must be >= 1")
-    return number

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import importlib.util
 import mmap
 import os
 import threading
@@ -23,6 +22,7 @@ from jaxtyping import Int64, UInt8
 
 from dynaclr_wds.contract import ShardRecord
 from dynaclr_wds.errors import FormatError, StorageError
+from dynaclr_wds.optional import load_library
 from dynaclr_wds.read.files import check_inside, explain_failure, open_shard
 from dynaclr_wds.store import RowFailure
 
@@ -45,10 +45,9 @@ def _load_libc() -> ctypes.CDLL:
 @functools.cache
 def load_copy() -> ctypes.CDLL | None:
     """Load the compiled copy, which installs its SIGBUS handler; None where no compiler was at hand at installation."""
-    spec = importlib.util.find_spec("dynaclr_wds.read._copy")
-    if spec is None or spec.origin is None:
+    library = load_library("dynaclr_wds.read._copy")
+    if library is None:
         return None
-    library = ctypes.CDLL(spec.origin)
     size, pointer = ctypes.c_size_t, ctypes.c_void_p
     library.dynaclr_copy.argtypes = [pointer, pointer, pointer, size, size, size, pointer]
     library.dynaclr_copy.restype = ctypes.c_int64

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import importlib.util
 from collections.abc import Mapping
 from typing import Any
+
+from dynaclr_wds.optional import load_library
 
 _SIZE, _POINTER = ctypes.c_size_t, ctypes.c_void_p
 
@@ -28,10 +29,9 @@ _RESULTS: Mapping[str, Any] = {"count_16": ctypes.c_int, "measure_float32": ctyp
 @functools.cache
 def load_compiled() -> Mapping[str, Any] | None:
     """Return the compiled functions by name; None where no compiler was at hand at installation."""
-    spec = importlib.util.find_spec("etl.cut._pixels")
-    if spec is None or spec.origin is None:
+    library, functions = load_library("etl.cut._pixels"), {}
+    if library is None:
         return None
-    library, functions = ctypes.CDLL(spec.origin), {}
     for name, arguments in _ARGUMENTS.items():
         function = functions[name] = getattr(library, f"dynaclr_{name}")
         function.argtypes, function.restype = arguments, _RESULTS.get(name)

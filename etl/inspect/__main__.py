@@ -16,7 +16,7 @@ from typing import Any
 
 from dynaclr_wds.files import check_new_file
 from dynaclr_wds.local_paths import parse_local_path
-from dynaclr_wds.program import CommandParser, called_as, run_command
+from dynaclr_wds.program import CommandParser, at_least, called_as, run_command
 from etl.build_options import add_build_options, read_build_options
 
 _EPILOG = """examples:
@@ -81,7 +81,7 @@ def make_parser() -> CommandParser:
     )
     add: Any = parser.add_argument
     add("what", metavar="WHAT", help="an experiments.yaml, or a folder or URL with shards")
-    add("--frames", type=_count, default=8, metavar="N",
+    add("--frames", type=at_least(0), default=8, metavar="N",
         help="read so many frames of each experiment before a build, a few more where it has many conditions; 0 reads "
         "none (default: %(default)s)")  # fmt: skip
     add("--json", action="store_true", help="print JSON instead of tables")
@@ -92,13 +92,6 @@ def make_parser() -> CommandParser:
         help="how requests to object storage are made, such as endpoint=https://… region=…")  # fmt: skip
     add_build_options(parser)
     return parser
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{text} must be >= 0")
-    return number
 
 
 if __name__ == "__main__":

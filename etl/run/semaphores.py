@@ -11,10 +11,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import re
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from etl.scratch import machine_name
 
 _FOLDER = Path("/dev/shm")
 _SETTING = "semprefix"
@@ -27,7 +28,7 @@ def naming_semaphores() -> Iterator[None]:
     if config is None or _SETTING not in config or not _FOLDER.is_dir():
         yield  # another system, or another Python: names are as they were
         return
-    prefix = f"dynaclr-{re.sub(r'[^A-Za-z0-9]', '', socket.gethostname())[:30]}"
+    prefix = f"dynaclr-{machine_name()}"
     _remove_abandoned(prefix)
     before = config[_SETTING]
     config[_SETTING] = f"/{prefix}-{os.getpid()}"

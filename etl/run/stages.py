@@ -128,8 +128,7 @@ class Build:
         files = write_index(self._folder.index, parts, joined, _watch(read_rows(parts, joined), census))
         named = name_index(self._folder.staged, self._folder.index, files)
         report = make_report(self._config, self._plates, census.finish(), joined.dropped)
-        manifest = make_manifest(self._config, joined, list(self._sources.values()), named, records, report)
-        return replace(manifest, skipped=joined.skipped)
+        return make_manifest(self._config, joined, list(self._sources.values()), named, records, report)
 
     def _plan_groups(self, index: StoredIndex) -> list[Group]:
         """Put the FOVs of each experiment into groups."""
