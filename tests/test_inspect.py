@@ -26,6 +26,7 @@ from etl.inspect.looking import Inspection, Options, inspect, inspect_collection
 from etl.inspect.page import write_inspection
 from etl.inspect.plates import PlateCollection
 from etl.inspect.shards import ShardCollection
+from etl.inspect.tables import describe_cost
 from etl.inspect.tally import Tally, Tallying, plan_hours
 from etl.run.progress import Progress
 from etl.source.experiments import parse_build_config
@@ -227,8 +228,8 @@ def test_so_many_frames_are_read_as_was_asked(plates: PlateCollection, before: I
 
 
 KEYS = {
-    "": ["version", "what", "kind", "cells", "fovs", "bytes", "bytes_are_estimated", "seconds", "workers",
-         "tau_range_hours", "experiments", "strata", "labels", "hpi", "warnings"],
+    "": ["version", "what", "kind", "cells", "fovs", "bytes", "bytes_are_estimated", "bytes_between", "index_bytes",
+         "seconds", "workers", "tau_range_hours", "experiments", "strata", "labels", "hpi", "warnings"],
     "experiments": ["name", "channels", "patch", "dtype", "interval_minutes", "start_hpi", "tau_frames", "cells",
                     "with_positive", "tracks", "lineages", "fovs", "divisions", "tracks_with_gaps", "cells_per_track",
                     "tau", "dropped", "bytes", "pixels"],
@@ -242,7 +243,7 @@ KEYS = {
 def test_json_has_the_same_keys_before_and_after_a_build(before: Inspection, after: Inspection) -> None:
     for found in (before, after):
         said = json.loads(json.dumps(to_json(found), allow_nan=False))
-        assert said["version"] == 1
+        assert said["version"] == 2
         first = said["experiments"][0]
         parts = {"": said, "experiments": first, "pixels": first["pixels"], "channels": first["pixels"]["channels"][0],
                  "strata": said["strata"][0]}  # fmt: skip
@@ -250,17 +251,43 @@ def test_json_has_the_same_keys_before_and_after_a_build(before: Inspection, aft
         assert set(said["labels"]) == {"experiment", "condition", "well"}
 
 
-def test_a_set_says_its_bytes_and_statistics(shards: Path, after: Inspection, before: Inspection) -> None:
+def test_a_set_says_its_bytes_and_statistics(shards: Path, after: Inspection) -> None:
     said = to_json(after)
-    assert said["bytes"] == sum(path.stat().st_size for path in shards.rglob("*.tar"))
+    tars = sum(path.stat().st_size for path in shards.rglob("*.tar"))
+    index = sum(path.stat().st_size for path in (shards / "index").rglob("*.*"))
+    assert (said["bytes"], said["index_bytes"], said["bytes_between"]) == (tars + index, index, None)
     assert not said["bytes_are_estimated"]
-    e1 = sum(path.stat().st_size for path in (shards / "e1").rglob("*.tar"))
-    assert said["experiments"][1]["bytes"] == e1
-    assert to_json(before)["experiments"][1]["bytes"] == pytest.approx(e1, rel=0.4)
+    assert said["experiments"][1]["bytes"] == sum(path.stat().st_size for path in (shards / "e1").rglob("*.tar"))
     stored = ShardSet.open(shards).arrays["stats_dataset"][1, 0]
     channel = said["experiments"][1]["pixels"]["channels"][0]
     assert channel["mean"] == pytest.approx(float(stored[0]), rel=1e-5)
     assert (channel["frames_blank"], channel["frames_constant"]) == (0, 0)
+
+
+def test_a_build_writes_what_was_estimated(
+    before: Inspection, after: Inspection, plates: PlateCollection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guessed, written = to_json(before), to_json(after)
+    assert guessed["bytes_are_estimated"]
+    assert guessed["index_bytes"] == pytest.approx(written["index_bytes"], rel=0.05)
+    for mine, theirs in zip(guessed["experiments"], written["experiments"], strict=True):
+        assert mine["bytes"] == pytest.approx(theirs["bytes"], rel=0.01)
+    monkeypatch.setattr("etl.inspect.build_size._MOST_CELLS", 1)  # of each experiment one group stands for all
+    some = plates.find_sizes([()] * 4)
+    assert some.total == pytest.approx(written["bytes"], rel=0.05)
+
+
+def test_what_gzip_makes_of_patches_is_estimated_from_some_of_them(tmp_path: Path, without_fsync: None) -> None:  # noqa: ARG001
+    path = make_collection(tmp_path, experiments=1, fovs=("A/1/0",), codec="gzip")
+    build_shards(parse_build_config(path), tmp_path / "shards")
+    written = sum(file.stat().st_size for file in (tmp_path / "shards").rglob("*.tar"))
+    found = inspect(path)
+    assert found.sizes.bytes[0] == pytest.approx(written, rel=0.05)
+    low, high = to_json(found)["bytes_between"]
+    assert 0.9 * found.sizes.total < low <= found.sizes.total <= high
+    said = "patches of the frames that were read say, which were compressed with gzip."
+    assert said in describe_cost(found)
+    assert "That is before gzip: no frame was read" in describe_cost(inspect(path, Options(frames=0)))
 
 
 @pytest.mark.slow

@@ -9,24 +9,26 @@ from etl.inspect.looking import Frames, Inspection
 from etl.inspect.pixels import ChannelFacts
 from etl.inspect.tally import Count, ExperimentCount, quantile_of
 
-VERSION = 1
+VERSION = 2
 """Rises when a key goes or changes its meaning."""
 
 
 def to_json(found: Inspection) -> dict[str, Any]:
     """Return all counts as what JSON has; docs/INSPECT.md says what each key means."""
     collection, tally = found.collection, found.tally
-    total = sum(found.sizes.bytes)
+    sizes = found.sizes
     return {
         "version": VERSION,
         "what": collection.what,
         "kind": "shards" if collection.is_built else "plates",
         "cells": sum(count.cells for count in tally.experiments),
         "fovs": len(collection.fovs),
-        "bytes": total,
-        "bytes_are_estimated": found.sizes.is_estimate,
+        "bytes": sizes.total,
+        "bytes_are_estimated": sizes.is_estimate,
+        "bytes_between": [sizes.total - sizes.spread, sizes.total + sizes.spread] if sizes.compressed else None,
+        "index_bytes": sizes.index_bytes,
         "seconds": None if collection.is_built or not found.seconds else round(found.seconds, 3),
-        "workers": collection.workers,
+        "workers": found.workers,
         "tau_range_hours": list(collection.tau_range_hours),
         "experiments": [_list_experiment(found, number) for number in range(len(collection.experiments))],
         "strata": [

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Float32, Int, Int64
 
 from dynaclr_wds.contract import ExperimentRecord, FovRecord, LabelRecord
 from dynaclr_wds.suspicions import SuspicionRecord
+from etl.inspect.frame_cuts import FrameCut
 from etl.inspect.pixels import FrameLook
 
 RUN_CELLS = 1 << 21
@@ -60,8 +61,20 @@ class Sizes:
     """What is stored, or would be."""
 
     bytes: Sequence[int]
-    """Of each experiment."""
+    """Of the shards of each experiment."""
+    index_bytes: int
+    """Of the other files: index and parts."""
     is_estimate: bool
+    codec: str
+    spread: int = 0
+    """How far the shards may be off either way, by how much the patches that were compressed differ."""
+    compressed: int = 0
+    """Patches that were compressed to estimate what a codec makes of all of them."""
+
+    @property
+    def total(self) -> int:
+        """Bytes of all."""
+        return sum(self.bytes) + self.index_bytes
 
 
 @runtime_checkable
@@ -91,8 +104,8 @@ class Collection(Protocol):
         """Return the cells of one field of view."""
         ...
 
-    def find_sizes(self, cells: Sequence[int]) -> Sizes:
-        """Say how large the shards of each experiment are, or would be with so many cells."""
+    def find_sizes(self, seen: Sequence[Sequence[FrameCut]]) -> Sizes:
+        """Say how large the files of a set are, or would be, by the frames of each experiment that were looked at."""
         ...
 
     def find_suspicious(self) -> tuple[SuspicionRecord, ...]:

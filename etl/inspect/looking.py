@@ -18,10 +18,12 @@ from dynaclr_wds.storage.location import Place, parse_place
 from etl.inspect.choices import PairPlace, choose_fovs, choose_frames, choose_pairs
 from etl.inspect.collection import Collection, Run, Sizes
 from etl.inspect.findings import Finding, list_findings
+from etl.inspect.frame_cuts import FrameCut
 from etl.inspect.pixels import ChannelFacts, ChannelSums
 from etl.inspect.plates import PlateCollection
 from etl.inspect.shards import ShardCollection
 from etl.inspect.tally import Tally, Tallying
+from etl.run.executors import usable_cpus
 from etl.run.progress import Progress
 from etl.scratch import scratch_folder
 
@@ -55,7 +57,7 @@ class Frames:
     """Frames that there are."""
     channels: tuple[ChannelFacts, ...]
     seconds: float
-    """Time to read all frames, guessed from those that were read; 0 after a build."""
+    """Time to read all frames, and to cut all cells, guessed from the frames that were read; 0 after a build."""
     rate: float
     """Bytes of pixels per second that were read; 0 after a build."""
 
@@ -86,9 +88,14 @@ class Inspection:
     findings: tuple[Finding, ...]
 
     @property
+    def workers(self) -> int:
+        """Threads of a build that this machine has CPUs for."""
+        return max(min(self.collection.workers, usable_cpus()), 1)
+
+    @property
     def seconds(self) -> float:
-        """Guessed time of reading all frames with the workers of a build."""
-        return sum(one.seconds for one in self.frames) / max(self.collection.workers, 1)
+        """Guessed time of a build to read and to cut all frames."""
+        return sum(one.seconds for one in self.frames) / self.workers
 
 
 def inspect(what: str | Place, options: Options | None = None, progress: Progress | None = None) -> Inspection:
@@ -176,7 +183,7 @@ def inspect_collection(collection: Collection, frames: int, progress: Progress) 
             advance(1, sum(patch.nbytes for pair in own for patch in pair.pixels))
             pairs += own
     looked = [_finish(collection, number, look, pairs) for number, look in enumerate(looks)]
-    sizes = collection.find_sizes([count.cells for count in tally.experiments])
+    sizes = collection.find_sizes([look.cuts for look in looks])
     found = list_findings(collection, tally, [frames.channels for frames in looked], [one.seen for one in looked])
     return Inspection(
         collection=collection, tally=tally, sizes=sizes, frames=tuple(looked), pairs=tuple(pairs), findings=found
@@ -236,7 +243,9 @@ class _Look:
     channels: list[ChannelSums]
     seen: int
     seconds: float
+    """Of reading."""
     bytes: int
+    cuts: list[FrameCut]
 
 
 def _look(collection: Collection, number: int, places: list[tuple[Run, list[PairPlace]]], frames: int) -> _Look:
@@ -249,12 +258,13 @@ def _look(collection: Collection, number: int, places: list[tuple[Run, list[Pair
         rows = [(run, pair.fov, row) for run, pair in own for row in (pair.anchor, pair.positive) if row is not None]
         wanted = choose_frames(fovs, {(fov, int(run.t[row])) for run, fov, row in rows}, frames)
     sums = [ChannelSums(name) for name in record.source_channel]
-    seen, seconds, size = 0, 0.0, 0
+    seen, seconds, size, cuts = 0, 0.0, 0, list[FrameCut]()
     for look in collection.look_at_frames(number, wanted):
         for channel, one in zip(sums, look.channels, strict=True):
             channel.add(one, f"{collection.fovs[look.fov].fov_name} t={look.t}")
         seen, seconds, size = seen + 1, seconds + look.seconds, size + look.bytes
-    return _Look(channels=sums, seen=seen, seconds=seconds, bytes=size)
+        cuts += [look.cut] if look.cut is not None else []
+    return _Look(channels=sums, seen=seen, seconds=seconds, bytes=size, cuts=cuts)
 
 
 def _finish(collection: Collection, number: int, look: _Look, pairs: list[Pair]) -> Frames:
@@ -270,6 +280,6 @@ def _finish(collection: Collection, number: int, look: _Look, pairs: list[Pair])
             )
             for c, channel in enumerate(look.channels)
         ),
-        seconds=look.seconds / look.seen * total if look.seen else 0.0,
+        seconds=(look.seconds + sum(cut.seconds for cut in look.cuts)) / max(look.seen, 1) * total,
         rate=look.bytes / look.seconds if look.seconds else 0.0,
     )

@@ -13,6 +13,7 @@ from jaxtyping import Float32, Float64, Num
 
 from dynaclr_wds.contract import STATISTICS
 from etl.cut.faults import BlankValues, count_nonfinite, is_blank
+from etl.inspect.frame_cuts import FrameCut
 
 _TAG, _VALUES = 0x1A5B, 4096
 _BINS = 48
@@ -44,6 +45,8 @@ class FrameLook:
     """Time to read what a build would read for it."""
     bytes: int = 0
     """Bytes of the pixels that were read in this time."""
+    cut: FrameCut | None = None
+    """What it says of a build; None after one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,14 +16,19 @@ from etl.cut.job import CutJob, ReadingRoom
 from etl.cut.patches import PatchMaker
 from etl.cut.reading import read_frame
 from etl.index import Index
+from etl.inspect.build_size import Planned, estimate_sizes
 from etl.inspect.collection import Labels, Run, Sizes, split_runs
+from etl.inspect.frame_cuts import FrameCut, cut_frame
 from etl.inspect.pixels import FrameLook, look_at_channel
-from etl.layout.jobs import estimate_bytes, plan_cuts, plan_experiments, read_columns
+from etl.layout.jobs import Columns, plan_cuts, plan_experiments, read_columns
 from etl.source.config import BuildConfig
 from etl.source.plates import Plate
 from etl.stored_index import StoredIndex
 from etl.suspicious.cells import Census
 from etl.suspicious.report import make_report
+
+_CUT_CELLS, _CUT_BYTES = 64, 1 << 26
+"""Cells of a frame that are cut, and bytes of their patches, to see how long that takes."""
 
 
 class PlateCollection:
@@ -90,11 +95,10 @@ class PlateCollection:
         codes = np.array([*(place[value] for value in column.dictionary.to_pylist()), -1], np.int64)
         return codes[column.indices.fill_null(len(codes) - 1).to_numpy()]
 
-    def find_sizes(self, cells: Sequence[int]) -> Sizes:
+    def find_sizes(self, seen: Sequence[Sequence[FrameCut]]) -> Sizes:
         """Estimate what a build would write."""
-        rows = zip(self._config.experiments, self.experiments, cells, strict=True)
-        sizes = [estimate_bytes(self._config, e, count, record.patch_bytes) for e, record, count in rows]
-        return Sizes(bytes=sizes, is_estimate=True)
+        planned = Planned(config=self._config, plates=self._plates, index=self._index, experiments=self.experiments)
+        return estimate_sizes(planned, seen)
 
     def count_frames(self, experiment: int) -> int:
         """Count the frames of the fields of view that have cells."""
@@ -114,29 +118,21 @@ class PlateCollection:
     def look_at_frames(self, experiment: int, wanted: Sequence[tuple[int, int]]) -> Iterator[FrameLook]:
         """Read frames, and look at them."""
         for fov in sorted({fov for fov, _ in wanted}):
-            job = self._plan_cut(fov, np.zeros(0, np.int64))
-            values, array = BlankValues.of(job.fov.array), job.fov.array
+            columns = self._read_columns(fov)
             for t in sorted(t for own, t in wanted if own == fov):
-                begin = time.perf_counter()
-                frame = read_frame(job, t)
-                seconds = time.perf_counter() - begin
-                decoded = min(array.chunks[0], array.shape[0])  # frames that lie in the same chunks
-                yield FrameLook(
-                    fov=fov,
-                    t=t,
-                    channels=tuple(
-                        look_at_channel(np.asarray(pixels), values, (experiment, fov, t, c))
-                        for c, pixels in enumerate(frame.pixels)
-                    ),
-                    seconds=seconds / decoded,
-                    bytes=frame.nbytes,
-                )
+                rows = np.flatnonzero(columns["t"] == t)
+                some = rows[:: max(-(-rows.size // self._count_cut(experiment)), 1)]
+                yield _look(self._plan_cut(fov, columns, some), (experiment, fov, t), rows.size, self._config.codec)
+
+    def _count_cut(self, experiment: int) -> int:
+        """Say how many cells of a frame are cut."""
+        return int(np.clip(_CUT_BYTES // self.experiments[experiment].patch_bytes, 1, _CUT_CELLS))
 
     def read_patches(self, fov: int, rows: Int64[np.ndarray, " k"]) -> Float32[np.ndarray, "k c y x"]:
         """Cut patches as a build would."""
         unique, place = np.unique(rows, return_inverse=True)
-        job = self._plan_cut(fov, unique)
-        columns = read_columns(self._index.take(fov, fov + 1).observations)
+        columns = self._read_columns(fov)
+        job = self._plan_cut(fov, columns, unique)
         order = np.lexsort((columns["t"][unique],))
         maker = PatchMaker(job)
         stored = np.zeros((len(unique), *job.patch.shape), job.patch.dtype)
@@ -151,12 +147,28 @@ class PlateCollection:
         middle = stored[:, :, stored.shape[2] // 2].astype(np.float32)
         return middle[back[place.reshape(-1)]]
 
-    def _plan_cut(self, fov: int, rows: Int64[np.ndarray, " k"]) -> CutJob:
-        """Plan to cut some cells of a field of view."""
+    def _read_columns(self, fov: int) -> Columns:
+        return read_columns(self._index.take(fov, fov + 1).observations)
+
+    def _plan_cut(self, fov: int, columns: Columns, rows: Int64[np.ndarray, " k"]) -> CutJob:
+        """Plan to cut some cells of a field of view, of whose columns all rows are given."""
         record = self.fovs[fov]
         experiment = next(e for e in self._config.experiments if e.name == record.experiment)
-        columns = read_columns(self._index.take(fov, fov + 1).observations)
         own = {name: columns[name][rows] for name in ("fov_index", "t", "y_clamp", "x_clamp")}
         place = self._plates[record.experiment].fovs[record.fov_name]
         room = ReadingRoom(memory_bytes=0, folder=Path())  # frames are read one by one, whole
         return plan_cuts(replace(self._looking, experiments=(experiment,)), [place], own, room)[0][0]
+
+
+def _look(job: CutJob, place: tuple[int, int, int], cells: int, codec: str) -> FrameLook:
+    """Read a frame, look at it, and cut some of its cells; `place` is its experiment, FOV and t."""
+    values, array = BlankValues.of(job.fov.array), job.fov.array
+    begin = time.perf_counter()
+    frame = read_frame(job, place[2])
+    seconds = time.perf_counter() - begin
+    cut = cut_frame(job, frame, cells, codec)
+    looks = (look_at_channel(np.asarray(p), values, (*place, c)) for c, p in enumerate(frame.pixels))
+    decoded = min(array.chunks[0], array.shape[0])  # frames that lie in the same chunks
+    return FrameLook(
+        fov=place[1], t=place[2], channels=tuple(looks), seconds=seconds / decoded, bytes=frame.nbytes, cut=cut
+    )

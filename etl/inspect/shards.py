@@ -15,6 +15,7 @@ from dynaclr_wds.read.patches import PatchReader
 from dynaclr_wds.shardset import ShardSet
 from dynaclr_wds.suspicions import SuspicionRecord
 from etl.inspect.collection import Labels, Run, Sizes, split_runs
+from etl.inspect.frame_cuts import FrameCut
 from etl.inspect.pixels import FrameLook, look_at_statistics
 
 
@@ -82,15 +83,16 @@ class ShardCollection:
             track_id=ids,
         )
 
-    def find_sizes(self, cells: Sequence[int]) -> Sizes:
-        """Return the bytes of the shards of each experiment."""
-        sizes = np.zeros(len(cells), np.int64)
+    def find_sizes(self, seen: Sequence[Sequence[FrameCut]]) -> Sizes:  # noqa: ARG002 - knows all
+        """Return the bytes of the shards of each experiment, and of the index."""
+        manifest, sizes = self._shards.manifest, np.zeros(len(self.experiments), np.int64)
         a = self._shards.arrays
         clip = a["block_first"][:-1]
         shard_experiment = np.zeros(len(self._partition), np.int64)
         shard_experiment[a["block_shard"]] = self._shards.clip_experiment[clip]
-        np.add.at(sizes, shard_experiment, [shard.bytes for shard in self._shards.manifest.shards])
-        return Sizes(bytes=sizes.tolist(), is_estimate=False)
+        np.add.at(sizes, shard_experiment, [shard.bytes for shard in manifest.shards])
+        index = sum(file.bytes for file in manifest.files)
+        return Sizes(bytes=sizes.tolist(), index_bytes=index, is_estimate=False, codec=manifest.codec)
 
     def count_frames(self, experiment: int) -> int:
         """Count the frames that the build has read."""

@@ -9,10 +9,12 @@ from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.table import Table as RichTable
 
+from dynaclr_wds.contract import NO_CODEC
 from dynaclr_wds.tau import least_tau
 from dynaclr_wds.time_left import write_duration
 from dynaclr_wds.words import count_of, percent
 from etl.inspect.as_json import summarise_lengths
+from etl.inspect.collection import Sizes
 from etl.inspect.looking import Inspection
 from etl.inspect.tally import Count
 from etl.run.progress import REASONS
@@ -40,18 +42,37 @@ def describe(found: Inspection) -> str:
 
 
 def describe_cost(found: Inspection) -> str:
-    """Say how large shards are, or would be, and how long a build would read."""
-    size = write_bytes(sum(found.sizes.bytes))
-    if not found.sizes.is_estimate:
-        return f"The shards take {size}."
-    workers = count_of(found.collection.workers, "worker")
-    time = (
-        f" Reading all frames would take about {write_duration(found.seconds)} with {workers}, at the speed of the "
-        "frames that were read; cutting and writing come on top."
-        if found.seconds
-        else ""
+    """Say how large a set is, or would be, and how long a build would take."""
+    sizes = found.sizes
+    parts = f"{write_bytes(sum(sizes.bytes))} of shards and {write_bytes(sizes.index_bytes)} of index"
+    if not sizes.is_estimate:
+        return f"The set takes {write_bytes(sizes.total)}: {parts}."
+    size = f"A build with these options would write about {write_bytes(sizes.total)}: {parts}."
+    return " ".join(part for part in (size, _describe_codec(sizes), _describe_time(found)) if part)
+
+
+def _describe_codec(sizes: Sizes) -> str:
+    """Say where the size of compressed patches is from; nothing where they are stored as they are."""
+    if sizes.codec == NO_CODEC:
+        return ""
+    if not sizes.compressed:
+        return f"That is before {sizes.codec}: no frame was read, so nothing was compressed."
+    low, high = (write_bytes(sizes.total + sign * sizes.spread) for sign in (-1, 1))
+    return (
+        f"Probably between {low} and {high}, as {count_of(sizes.compressed, 'patch', 'patches')} of the frames that "
+        f"were read say, which were compressed with {sizes.codec}."
     )
-    return f"A build with these options would write about {size} (an estimate, before any compression).{time}"
+
+
+def _describe_time(found: Inspection) -> str:
+    """Guess how long a build would take; nothing where no frame was read."""
+    if not found.seconds:
+        return ""
+    return (
+        f"To read, measure and cut all frames would take about {write_duration(found.seconds)} with "
+        f"{count_of(found.workers, 'worker')}: so long took it just now, on this machine, with the frames that were "
+        "read. To write the files comes on top."
+    )
 
 
 def describe_looks(found: Inspection) -> str:

@@ -10,6 +10,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+from jaxtyping import Int
 
 from dynaclr_wds.contract import part_path
 
@@ -67,6 +71,32 @@ def plan_groups(names: Sequence[str], sizes: Sequence[int], group_bytes: int) ->
     if begin < len(names):
         groups.append(range(begin, len(names)))
     return groups
+
+
+def plan_group_runs(
+    names: Sequence[str],
+    experiment: Int[np.ndarray, " fovs"],
+    bytes_of_fov: Int[np.ndarray, " fovs"],
+    group_bytes: int,
+) -> list[tuple[int, int, int]]:
+    """Put the FOVs of a collection into groups: the experiment of each, its first FOV, and one past its last.
+
+    Parameters
+    ----------
+    names
+        Of all FOVs; those of an experiment are adjacent.
+    experiment
+        Of each FOV.
+    bytes_of_fov
+        Of the patches of its observations, each counted once.
+    """
+    runs = []
+    for number, run in groupby(range(len(names)), experiment.tolist().__getitem__):
+        rows = list(run)
+        own = slice(rows[0], rows[-1] + 1)
+        planned = plan_groups(names[own], bytes_of_fov[own].tolist(), group_bytes)
+        runs += [(number, rows[fovs.start], rows[fovs.stop - 1] + 1) for fovs in planned]
+    return runs
 
 
 def _closes(name: str) -> bool:

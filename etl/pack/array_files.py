@@ -53,7 +53,7 @@ _COUNTED = {
 _RUNS = {"clip_first": ("patch_clip", "patch"), "block_first": ("clip_block", "clip")}
 """Array that says where runs begin → the one that says the same row by row, and what the last run ends with."""
 
-_CHANNELS = ("patch_xxh3", "patch_stored")
+CHANNEL_ARRAYS = ("patch_xxh3", "patch_stored")
 """Arrays with a column for each channel."""
 
 
@@ -75,7 +75,7 @@ class ArrayFiles:
         """Append the rows of the next group."""
         for name, values in _list_rows(rows).items():
             self._write(name, values + rows.before[_COUNTED[name]] if name in _COUNTED else values)
-        for name in (name for name in _CHANNELS if name in self._files):
+        for name in (name for name in CHANNEL_ARRAYS if name in self._files):
             values = rows.part.arrays[name]
             missing = _most_channels(self._joined) - values.shape[1]
             self._write(name, np.pad(values, ((0, 0), (0, missing))) if missing else values)
@@ -121,7 +121,7 @@ def _shape(name: str, joined: JoinedParts) -> tuple[int, ...]:
         return joined.arrays[name].shape
     kind = name.partition("_")[0]
     count = joined.counts["obs" if kind == "label" else kind] + (name in _RUNS)
-    return (count, _most_channels(joined)) if name in _CHANNELS else (count,)
+    return (count, _most_channels(joined)) if name in CHANNEL_ARRAYS else (count,)
 
 
 def _most_channels(joined: JoinedParts) -> int:
@@ -133,7 +133,7 @@ def _list_rows(rows: GroupRows) -> dict[str, Shaped[np.ndarray, " n"]]:
     part, columns = rows.part.arrays, rows.columns
     arrays = {name: columns[column] for name, column in _OBS_COLUMNS.items()}
     arrays |= {label_array(name): codes for name, codes in rows.labels.items()}
-    arrays |= {n: part[n] for n in ARRAYS | CODEC_ARRAYS if n in part and n not in _CHANNELS}
+    arrays |= {n: part[n] for n in ARRAYS | CODEC_ARRAYS if n in part and n not in CHANNEL_ARRAYS}
     samples = np.flatnonzero(part["patch_is_sample"])
     arrays["obs_patch"] = np.full(columns["t"].size, -1, np.int64)
     arrays["obs_patch"][part["patch_obs"][samples]] = samples

@@ -49,7 +49,7 @@ class PackedShard:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Members:
+class Members:
     """The members of a shard, before they are written; where they would be without a codec."""
 
     texts: Sequence[bytes]
@@ -91,7 +91,7 @@ def pack_shard(job: ShardJob, patches: Patches, staged: Path, known: str = "") -
     BuildError
         The disk is full, or failed.
     """
-    members = _plan_members(job)
+    members = plan_members(job)
     if known:
         with Path(os.devnull).open("wb") as nowhere:
             file = HashingFile(nowhere)
@@ -108,7 +108,7 @@ def sum_channels(data: bytes | memoryview, count: int) -> list[int]:
     return [channel_checksum(view[channel * size : (channel + 1) * size]) for channel in range(count)]
 
 
-def _plan_members(job: ShardJob) -> _Members:
+def plan_members(job: ShardJob) -> Members:
     """Make the JSON of a shard's clips and find where every member will be."""
     writer = ClipTexts(job)
     texts = [writer.make(clip) for clip in range(len(job.keys))]
@@ -119,7 +119,7 @@ def _plan_members(job: ShardJob) -> _Members:
     begin = np.concatenate([[0], np.cumsum(clip_bytes)])
     place = np.arange(patches.sum()) - np.repeat(job.clip_first[:-1], patches)
     offset = np.repeat(begin[:-1] + MEMBER_HEADER + header, patches) + place * step
-    return _Members(texts=texts, patch_offset=offset, clip_begin=begin)
+    return Members(texts=texts, patch_offset=offset, clip_begin=begin)
 
 
 def _step_of(job: ShardJob) -> int:
@@ -129,8 +129,13 @@ def _step_of(job: ShardJob) -> int:
     return step
 
 
+def fill_tar(size: int) -> int:
+    """Return the bytes of a tar whose members take so many: zeros follow them, up to a whole record."""
+    return -(-(size + 2 * MEMBER_HEADER) // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
+
+
 def _write_blocks(
-    job: ShardJob, members: _Members, patches: Patches, file: HashingFile, *, is_last: bool = True
+    job: ShardJob, members: Members, patches: Patches, file: HashingFile, *, is_last: bool = True
 ) -> _Sums:
     """Write all members, block by block; `is_last` says that the patches will not be asked for again."""
     sums = _Sums()
@@ -152,14 +157,13 @@ def _write_blocks(
         if is_last and isinstance(patches, FiledPatches):
             patches.finish(slots)
         report(0)
-    file.write(bytes(2 * MEMBER_HEADER))
-    file.write(bytes(-file.bytes % tarfile.RECORDSIZE))
+    file.write(bytes(fill_tar(file.bytes) - file.bytes))
     assert sums.edges[-1] + 1024 <= file.bytes <= sums.edges[-1] + TAR_TAIL, "a tar ends with zeros, filled up"
     return sums
 
 
 def _fill_block(
-    job: ShardJob, members: _Members, clips: range, patches: Patches, sums: _Sums
+    job: ShardJob, members: Members, clips: range, patches: Patches, sums: _Sums
 ) -> Iterator[bytes | memoryview]:
     """Put the members of a block together, as they are; yields the block, or parts of one that is large."""
     begin, end = members.clip_begin[[clips.start, clips.stop]].tolist()
@@ -176,7 +180,7 @@ def _fill_block(
 
 
 def _fill_parts(
-    job: ShardJob, members: _Members, clip: int, patches: Patches, sums: _Sums
+    job: ShardJob, members: Members, clip: int, patches: Patches, sums: _Sums
 ) -> Iterator[bytes | memoryview]:
     """Put the members of a clip together, a few at a time."""
     (first, last), step = job.clip_first[clip : clip + 2].tolist(), _step_of(job)
@@ -233,7 +237,7 @@ def _fill_patches(
     sums.channels.append(np.array(found, np.uint32).reshape(-1, channels))
 
 
-def _describe(job: ShardJob, members: _Members, file: HashingFile, sums: _Sums) -> PackedShard:
+def _describe(job: ShardJob, members: Members, file: HashingFile, sums: _Sums) -> PackedShard:
     edges, channels = np.array(sums.edges, np.int64), np.concatenate(sums.channels)
     is_plain = job.codec == NO_CODEC
     record = ShardRecord(

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from itertools import groupby
+
+import numpy as np
 
 from dynaclr_wds.contract import FileRecord, Manifest, SourceRecord
 from dynaclr_wds.errors import BuildError
 from dynaclr_wds.words import count_of
 from etl.index import Index
-from etl.layout.groups import Group, plan_groups
+from etl.layout.groups import Group, plan_group_runs
 from etl.layout.jobs import estimate_bytes, plan_experiments
 from etl.pack.joining import GroupParts, GroupRows, join_parts, read_rows
 from etl.pack.manifest import make_manifest, name_index, write_index
@@ -132,14 +133,9 @@ class Build:
 
     def _plan_groups(self, index: StoredIndex) -> list[Group]:
         """Put the FOVs of each experiment into groups."""
-        edges = index.first_observation.tolist()
-        runs: list[tuple[int, int, int]] = []
-        for number, run in groupby(range(len(index.fovs)), index.experiment_index.tolist().__getitem__):
-            rows, patch_bytes = list(run), self._experiments[number].patch_bytes
-            sizes = [(edges[row + 1] - edges[row]) * patch_bytes for row in rows]
-            names = [index.fovs[row].fov_name for row in rows]
-            planned = plan_groups(names, sizes, self._config.group_bytes)
-            runs += [(number, rows[fovs.start], rows[fovs.stop - 1] + 1) for fovs in planned]
+        patch_bytes = np.array([record.patch_bytes for record in self._experiments])[index.experiment_index]
+        sizes, names = np.diff(index.first_observation) * patch_bytes, [fov.fov_name for fov in index.fovs]
+        runs = plan_group_runs(names, index.experiment_index, sizes, self._config.group_bytes)
         with ThreadPoolExecutor(self._config.workers, thread_name_prefix="digest") as pool:
             return list(pool.map(lambda run: self._plan_group(index, *run), runs))
 

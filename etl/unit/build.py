@@ -22,10 +22,8 @@ from etl.cut.intensities import GroupStatistics, plan_group_statistics
 from etl.cut.job import CutJob, FovCut, ReadingRoom
 from etl.cut.patch_room import FiledPatches, Patches, hold_patches, take_rows
 from etl.index import Index, add_stack_places, find_edges, keep_observations
-from etl.labels import label_codes
-from etl.layout.clips import plan_shards
-from etl.layout.jobs import plan_cuts, plan_named_clips, read_columns
-from etl.pack.contents import GroupContents, estimate_clip_bytes
+from etl.layout.jobs import plan_cuts, read_columns
+from etl.pack.contents import GroupContents
 from etl.pack.shard_jobs import plan_shard_job
 from etl.pack.tars import PackedShard, pack_shard
 from etl.run.executors import report, share_out
@@ -33,6 +31,7 @@ from etl.run.in_use import using
 from etl.run.output import checksum_file, file_size
 from etl.source.bad_fovs import make_skipped
 from etl.unit.job import UnitJob, digest_left
+from etl.unit.laying_out import lay_out
 from etl.unit.memory import divide_memory
 from etl.unit.part import Part, read_part, write_part
 
@@ -69,7 +68,7 @@ def _build(job: UnitJob) -> FileRecord:
     slot = np.empty(order.size, np.int64)
     slot[order] = np.arange(order.size)
     left = _Left.of(job, done, kept)
-    contents = _lay_out(job, left)
+    contents = lay_out(job, left.index, left.statistics)
     if isinstance(patches, FiledPatches):
         patches.expect(slot[kept][contents.clips.patch_obs])
 
@@ -193,39 +192,6 @@ class _Left:
         return cls(
             index=add_stack_places(index, z_start[kept], z_focus[kept]), fov_kept=fov_kept, statistics=statistics
         )
-
-
-def _lay_out(job: UnitJob, left: _Left) -> GroupContents:
-    """Put what is left into clips, blocks and shards."""
-    index, config = left.index, job.config
-    columns = read_columns(index.observations)
-    clips, keys = plan_named_clips(config, index, columns)
-    clip_bytes = estimate_clip_bytes(clips, job.experiment)
-    return GroupContents(
-        digest=job.digest,
-        experiment=job.experiment,
-        codec=config.codec,
-        clips=clips,
-        keys=keys,
-        shards=plan_shards(clips.clip_partition, clip_bytes, config.shard_bytes, config.block_bytes),
-        labels=index.labels,
-        label_codes={label.name: label_codes(index.observations, label) for label in index.labels},
-        partitions=index.partitions,
-        fovs=index.fovs,
-        columns=columns,
-        lineage_ids=_lineage_ids(index),
-        fov_first_frame=np.cumsum([0, *(fov.frames for fov in index.fovs)]),
-        timepoint=left.statistics.timepoint.astype(np.float32),
-        fov=left.statistics.fov.astype(np.float32),
-    )
-
-
-def _lineage_ids(index: Index) -> list[str]:
-    """Return the lineage_id of each lineage_index."""
-    numbers, first = np.unique(index.observations["lineage_index"].to_numpy(), return_index=True)
-    assert numbers.size == 0 or numbers[-1] == numbers.size - 1, "the index numbers lineages densely"
-    ids: list[str] = index.observations["lineage_id"].take(first).to_pylist()
-    return ids
 
 
 def _note(
