@@ -30,6 +30,7 @@ from etl.build_shards import build_shards
 from etl.build_shards import main as command
 from etl.indexing import build_index
 from etl.init import main as init
+from etl.inspect.__main__ import main as inspect_command
 from etl.run.executors import ThreadUnits
 from etl.source.experiments import parse_build_config
 from etl.source.fingerprints import fingerprint_sources
@@ -538,3 +539,27 @@ def test_other_servers_give_the_same_pixels_and_tables(
     assert np.array_equal(read_box(array, (slice(0, 3), slice(0, 2))), pixels[:3])
     assert np.array_equal(read_box(array, (slice(1, 2), slice(1, 2))), pixels[1:2, 1:])
     assert not read_box(array, (slice(3, 6), slice(1, 2))).any()
+
+
+def test_inspect_says_of_a_url_what_it_says_of_a_disk(
+    local: Path, shared: Bucket, nginx: Nginx, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def inspect(what: Path | str, *words: str) -> dict[str, Any]:
+        options = ["--storage_options", *words] if words else []
+        assert inspect_command([str(what), "--json", "--quiet", *options]) == 0
+        said: dict[str, Any] = json.loads(capsys.readouterr().out)
+        for name in ("what", "seconds"):
+            del said[name]
+        for experiment in said["experiments"]:
+            del experiment["pixels"]["read_mb_per_second"]
+        return said
+
+    assert inspect(write_yaml(tmp_path / "far.yaml", local, shared)) == inspect(local / "plates/experiments.yaml")
+    upload(shared, local / "shards", "shards")
+    words = [f"{name}={value}" for name, value in patient(shared).items()]
+    near = inspect(local / "shards")
+    assert inspect(f"{shared.url}/shards", *words) == near
+    (tmp_path / "ca.pem").write_text(nginx.certificate)
+    assert inspect(serve(nginx, "inspected", local / "shards"), f"ca_file={tmp_path}/ca.pem") == near
+    assert inspect_command([f"{shared.url}/none", "--quiet", "--storage_options", *words]) == 2
+    assert f"error: shards='{shared.url}/none': there is no manifest.json." in capsys.readouterr().err
