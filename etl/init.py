@@ -24,6 +24,7 @@ from dynaclr_wds.storage.location import Location, Place
 
 EXPERIMENTS = Path("experiments.yaml")
 _NOT_FILLED = ("demo.yaml", EXPERIMENTS.name)
+_CROP = "data.final_yx_patch_size"
 """Shipped configs that are of no use with other data."""
 
 
@@ -122,10 +123,12 @@ def _write_configs(path: Place, out: Path, shards: str, *, overwrite: bool) -> i
     for name, text in texts.items():  # all of them, before the first is written
         values = choose_values(facts, shards, config.tau_range_hours, memory, yaml.safe_load(text))
         texts[name] = fill_template(name_files(text, named), values, said)
+        crop = values[_CROP]
     for name, text in texts.items():
         _write(out / name, text)
     for name, text in describe(facts).items():
         print(f"{name}: {text}")
+    print(f"{_CROP}: {crop.text}, {crop.comment}.")
     if is_bag(facts):
         print(f"data.channels_per_sample: 1, {explain_bag(facts)}.")
     flat = " (no fit_3d.yaml, as patches have one plane)" if facts[0].shape[1] == 1 else ""
@@ -159,9 +162,7 @@ def _write_experiments(what: Sequence[Path], overwrite: bool) -> int:
     plates: list[tuple[Path, Path | None]] = []
     for path in what:
         if not path.exists():
-            raise ConfigError(
-                f"{path}: no such folder. Give an experiments.yaml, or a plate and the folder of its tracks."
-            )
+            raise ConfigError(f"{path}: no such file or folder. Give an experiments.yaml, or a plate and its tracks.")
         if path.is_dir() and is_plate(path):
             plates.append((path, None))
         elif plates and plates[-1][1] is None:

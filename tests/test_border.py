@@ -126,8 +126,8 @@ def test_a_large_limit_keeps_every_cell(tmp_path: Path) -> None:
     [
         (
             {},
-            "6 cells so near the border that their patch would have to move by more than 2 pixels (1 up or "
-            "to the left) (near_border); "
+            "6 cells so near the border that their patch would have to move by more than 2 pixels down or "
+            "right, or 1 up or left (near_border); "
             "a smaller --yx_patch_size keeps more of them, --border pad or a larger --max_border_shift_px all",
         ),
         (

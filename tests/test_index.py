@@ -73,7 +73,9 @@ def test_a_parent_that_is_not_in_the_table_makes_a_root(tmp_path: Path) -> None:
 
 
 def test_optional_columns_are_kept(tmp_path: Path) -> None:
-    rows = cells((0, 1, 0.5, 41, 40), (0, 0, None, 40, None), header="track_id t z id parent_id")
+    rows = cells(
+        (0, 1, 0.5, -1, 41, 40), (0, 0, None, -1, 40, None), header="track_id t z parent_track_id id parent_id"
+    )
     observations = index_of(make_fov(tmp_path, rows)).observations
     assert observations["t"].to_pylist() == [0, 1]
     assert observations["z"].to_pylist() == [None, 0.5]

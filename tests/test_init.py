@@ -288,6 +288,7 @@ def test_experiments_that_store_different_numbers_of_channels_are_a_bag_of_chann
         ((2, 1, 64, 64), ((16, 15), (16, 15)), "[40, 40]"),  # 2 * 16 and a margin of 2 on both sides
         ((2, 1, 64, 64), ((3, 15), (0, 14)), "[40, 40]"),  # 2 * (15 + 1) and the margins; 2 * (14 + 1) and these
         ((2, 1, 192, 192), ((48, 47), (48, 47)), "[112, 112]"),
+        ((2, 1, 64, 64), ((3, 15), (0, 2)), "[40, 40]"),  # square, as the patch is
         ((2, 1, 64, 128), ((30, 31), (32, 32)), "[64, 80]"),
         ((2, 1, 64, 64), ((30, 31), (32, 31)), "null"),
     ],
@@ -575,7 +576,7 @@ def test_a_plate_that_says_its_interval_needs_no_change_of_it(tmp_path: Path):
             ["group.zarr", "--out", "x"],
             "--out=x is a folder for configs, but for plates init writes ./experiments.yaml. Leave --out out, ",
         ),
-        (["nowhere"], "nowhere: no such folder. Give an experiments.yaml, or a plate and the folder of its tracks."),
+        (["nowhere"], "nowhere: no such file or folder. Give an experiments.yaml, or a plate and its tracks."),
         (["empty"], "empty: is no Zarr folder, and tracks follow their plate. Give PLATE TRACKS."),
         (
             ["made"],
@@ -648,3 +649,12 @@ def test_images_fill_in_a_well_for_each(tmp_path: Path, monkeypatch: pytest.Monk
     assert "columns" not in entry
     assert program.main(["init", "images", "there/ultrack.csv", "--overwrite"]) == 0
     assert "tracks_path: there/ultrack.csv # a table (.csv, " in Path("experiments.yaml").read_text()
+
+
+def test_a_table_beside_the_plate_is_found(tmp_path: Path):
+    write_plate(tmp_path / "mitosis.zarr", fovs=["A/1/0"], shape=(3, 1, 1, 64, 64), channel_names=["GFP"])
+    (tmp_path / "tracks.csv").write_text("fov,track_id,t,y,x,parent\nA/1/0,0,0,20,20,-1\n")
+    assert program.main(["init", "mitosis.zarr"]) == 0
+    text = Path("experiments.yaml").read_text()
+    (entry,) = yaml.safe_load(text)["experiments"]
+    assert entry["tracks_path"] == "tracks.csv"

@@ -128,6 +128,32 @@ def test_array_without_time_has_one_frame(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_box(fov.array, ()), written[None])
 
 
+@pytest.mark.parametrize("scaled", [True, False])
+def test_identity_as_iohub_writes_it_is_a_scale_of_1(tmp_path: Path, scaled: bool) -> None:
+    write_plate(tmp_path, version="0.4", fovs=["A/1/0"], shape=(2, 1, 1, 4, 4))
+    image = json.loads((Path(__file__).parent / "data" / "iohub_image.json").read_text())
+    assert image["coordinateTransformations"] == [{"type": "identity"}]
+    if not scaled:
+        image["datasets"][0]["coordinateTransformations"] = [{"type": "identity"}]
+    (tmp_path / "A" / "1" / "0" / ".zattrs").write_text(json.dumps({"multiscales": [image]}))
+    scale = open_plate(tmp_path).fovs["A/1/0"].scale
+    assert scale.interval_minutes == (30.0 if scaled else None)
+    assert scale.pixel_size_um == ((2.0, 0.325, 0.325) if scaled else (None, None, None))
+
+
+def test_error_names_the_first_wrong_places_of_metadata_once(tmp_path: Path) -> None:
+    write_plate(tmp_path, version="0.4", fovs=["A/1/0"], shape=(2, 1, 1, 4, 4))
+    image = json.loads((Path(__file__).parent / "data" / "iohub_image.json").read_text())
+    image["datasets"][0]["coordinateTransformations"] = [{"type": "affine"}]
+    (tmp_path / "A" / "1" / "0" / ".zattrs").write_text(json.dumps({"multiscales": [image]}))
+    with pytest.raises(PlateError) as error:
+        _ = open_plate(tmp_path).fovs["A/1/0"].shape
+    assert str(error.value) == (
+        f"{tmp_path}/A/1/0: `multiscales` is not OME-Zarr 0.4 (datasets[0].coordinateTransformations.transforms[0]"
+        ".type='affine': Input should be 'identity', 'scale' or 'translation'). Correct the plate."
+    )
+
+
 def test_array_that_belies_its_axes_is_an_error(tmp_path: Path) -> None:
     write_plate(tmp_path, shape=(2, 1, 8, 8))
     document = json.loads((tmp_path / "A/1/0/zarr.json").read_text())

@@ -50,6 +50,10 @@ def index_of(config: BuildConfig) -> Index:
             r"y must be a finite number of pixels, but is not in line 2 \(nan\)",
         ),
         (cells(*[(1, t, "inf") for t in range(7)], header="track_id t x"), r"line 6 \(inf\) and 2 more\."),
+        (
+            cells((1, 0, -1), header="track_id t parent_id"),
+            r"'parent_id' is taken for `parent_id`.* say so in .*: `columns: {parent_id: parent_track_id}`",
+        ),
         (cells((1, 0), header="track_id frame"), r"column 't' is missing; there are \['y', 'x', 'track_id', 'frame'\]"),
     ],
 )

@@ -144,6 +144,8 @@ def _choose_crop(facts: Sequence[ExperimentFacts]) -> Value:
         kept = least_side(off[0], off[1]) + 2 * (side // _MARGIN_DIVISOR) if any(off) else 0
         whole.append(int(side * _LEAST_SCALE / sqrt(2)))
         crop.append(min(max(whole[-1] // 8 * 8, -(-kept // 8) * 8), side))
+    if stored[0] == stored[1]:
+        crop = [max(crop)] * 2
     if min(crop) < _SMALLEST_CROP:
         return Value("null", f"(Y, X) that the network sees; null = all of {list(stored)}, which is small")
     if crop == list(stored):

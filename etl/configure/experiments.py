@@ -13,7 +13,7 @@ from etl.source.column_names import is_in_micrometres, propose_columns, write_na
 from etl.source.config import MORE_TRACK_COLUMNS, TRACK_COLUMNS
 from etl.source.images import list_images, open_images, propose_wells
 from etl.source.plates import Fov, Plate, open_plate
-from etl.source.track_formats import TablePlace
+from etl.source.track_formats import READERS, TablePlace
 from etl.source.track_places import OF_ALL
 from etl.source.track_sources.formats import FORMATS, list_sources, open_source, recognise
 from etl.source.track_sources.geff import is_geff
@@ -124,9 +124,12 @@ def _explain_name(name: tuple[str, bool], names: Sequence[str]) -> Value:
 
 
 def _find_tracks(plate: Plate, tracks: Path | None) -> Path | None:
-    """Return the folder of the tracks: the given one, or the one beside the plate."""
-    beside = Path(plate.path).parent / "tracks"
-    return beside if tracks is None and beside.is_dir() else tracks
+    """Return the tracks: the given ones, or the folder or table beside the plate."""
+    if tracks is not None:
+        return tracks
+    beside = Path(plate.path).parent
+    names = ("tracks", *(f"tracks{ending}" for ending in READERS))
+    return next((beside / name for name in names if (beside / name).exists()), None)
 
 
 def _write_entry(template: str, plate: Plate, tracks: Path | None, name: Value, folder: Path) -> str:
@@ -161,7 +164,8 @@ def _describe_columns(plate: Plate, tracks: Path) -> list[tuple[str, Value]]:
     if not wanted:
         return []
     found, lost = propose_columns(file, TRACK_COLUMNS, MORE_TRACK_COLUMNS)
-    comment = f"{MARK}: a guess from the names in {_relative(path, tracks)}; name in the table: what it is"
+    shown = path.name if path == tracks else _relative(path, tracks)
+    comment = f"{MARK}: a guess from the names in {shown}; name in the table: what it is"
     if lost:
         comment += f"; no column looks like {', '.join(lost)}"
     said = [("columns", Value(write_names(found), comment))]

@@ -326,7 +326,7 @@ def _describe_border(manifest: Manifest) -> tuple[str, str]:
     if limits is None:
         return " reach beyond the image", ". --border shift or pad keeps them"
     cure = "a smaller --yx_patch_size keeps more of them, --border pad or a larger --max_border_shift_px all"
-    back = "" if limits[0] == limits[1] else f" ({limits[1]:g} up or to the left)"
+    back = "" if limits[0] == limits[1] else f" down or right, or {limits[1]:g} up or left"
     return f" have to move by more than {limits[0]:g} pixels{back}", f"; {cure}"
 
 

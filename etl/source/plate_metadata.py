@@ -24,6 +24,9 @@ _MODELS = {
     "well": (WellV04, WellV05),
     "multiscales": (MultiscaleV04, MultiscaleV05),
 }
+_TRANSFORMS = "coordinateTransformations"
+_NAMED = 3
+"""Faults of a document that an error names."""
 _LEVELS = ("fov_statistics", "dataset_statistics", "timepoint_statistics")
 
 
@@ -52,10 +55,25 @@ def parse_model(attributes: Mapping[str, Any], key: str, where: str) -> Any:
     try:
         return _MODELS[key][new].model_validate(raw)
     except ValidationError as error:
-        faults = [(".".join(map(str, fault["loc"])), " ".join(fault["msg"].split())) for fault in error.errors()]
-        what = "; ".join(f"{place or key}: {message}" for place, message in faults)
         version = "0.5" if new else "0.4"
+        what = _list_faults(error, key)
         raise PlateError(f"{where}: `{key}` is not OME-Zarr {version} ({what}). Correct the plate.") from error
+
+
+def _list_faults(error: ValidationError, key: str) -> str:
+    """Name the first places that are wrong, each once; what holds a wrong part is wrong only for that."""
+    faults: dict[str, str] = {}
+    for fault in error.errors():
+        steps = [step for step in fault["loc"] if isinstance(step, int) or (step.isidentifier() and step[0].islower())]
+        place = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps).lstrip(".") or key
+        simple = isinstance(fault["input"], str | int | float)
+        message = " ".join(fault["msg"].split())
+        faults.setdefault(place, f"{place}={fault['input']!r}: {message}" if simple else f"{place}: {message}")
+    innermost = [
+        said for place, said in faults.items() if not any(p.startswith((f"{place}.", f"{place}[")) for p in faults)
+    ]
+    named = "; ".join(innermost[:_NAMED])
+    return named if len(innermost) <= _NAMED else f"{named}; and {len(innermost) - _NAMED} more"
 
 
 def parse_multiscale(attributes: Mapping[str, Any], where: str) -> tuple[Any, str]:
@@ -71,8 +89,28 @@ def parse_multiscale(attributes: Mapping[str, Any], where: str) -> tuple[Any, st
     if not (isinstance(found, list) and found and isinstance(found[0], Mapping)):
         return parse_model(attributes, "multiscales", where), ""
     axes = find_axes(found[0].get("axes"), where)
-    said = {"multiscales": [sort_axes(found[0], axes)]}
+    said = {"multiscales": [sort_axes(_write_out_identity(found[0], len(axes)), axes)]}
     return parse_model({"ome": said} if "ome" in attributes else said, "multiscales", where), axes
+
+
+def _write_out_identity(multiscale: Mapping[str, Any], count: int) -> dict[str, Any]:
+    """Put scales of 1 where an image names the identity, which OME-Zarr has no room for and iohub writes."""
+
+    def kept(transforms: object) -> object:
+        if not isinstance(transforms, list):
+            return transforms
+        others = [t for t in transforms if as_mapping(t).get("type") != "identity"]
+        scaled = any(as_mapping(t).get("type") == "scale" for t in others)
+        if scaled or len(others) == len(transforms):
+            return others
+        return [{"type": "scale", "scale": [1.0] * count}, *others]
+
+    written, datasets = dict(multiscale), multiscale.get("datasets")
+    if isinstance(datasets, list):
+        written["datasets"] = [{**d, _TRANSFORMS: kept(d.get(_TRANSFORMS))} if as_mapping(d) else d for d in datasets]
+    if multiscale.get(_TRANSFORMS) is not None:
+        written[_TRANSFORMS] = kept(multiscale[_TRANSFORMS])
+    return written
 
 
 def parse_normalization(raw: object, where: str) -> Normalization | None:

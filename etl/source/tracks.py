@@ -118,6 +118,7 @@ def _open(place: TracksPlace, experiment: ExperimentConfig, numbers: Mapping[str
         file = dataclasses.replace(file, columns=tuple(columns))
     needed = (FOV_COLUMN,) if len(place.fovs) > 1 else ()
     check_columns(file, (*needed, *TRACK_COLUMNS, *experiment.label_columns), MORE_TRACK_COLUMNS, where, "columns")
+    _refuse_row_parents(file, where)
     check_units(file, experiment, where)
     named = (FOV_COLUMN,) if place.is_shared and FOV_COLUMN in file.columns else ()
     return TrackFile(
@@ -126,6 +127,18 @@ def _open(place: TracksPlace, experiment: ExperimentConfig, numbers: Mapping[str
         fovs={fov: numbers[fov] for fov in place.fovs},
         labels=(*experiment.label_columns, *named),
     )
+
+
+def _refuse_row_parents(file: TableFile, where: str) -> None:
+    """Refuse a table that names parents by rows only: lineages would silently end at every division."""
+    if "parent_id" in file.columns and "parent_track_id" not in file.columns:
+        theirs = file.header[file.columns.index("parent_id")]
+        raise ConfigError(
+            f"{file}: {theirs!r} is taken for `parent_id`, the `id` of a row, but lineages are made from "
+            f"`parent_track_id`, the track of the mother, which is missing. If {theirs!r} holds numbers of tracks, say "
+            f"so in {where}: `columns: {{{theirs}: parent_track_id}}`; else add a column parent_track_id (-1 without a "
+            "mother)."
+        )
 
 
 def is_latin_1(table: pa.Table) -> bool:
