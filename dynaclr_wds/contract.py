@@ -394,6 +394,18 @@ def partial_part_path(digest: str, left: str) -> str:
     return part_path(f"{digest}-{left[:_SHARD_DIGITS]}")
 
 
+def parse_part_path(path: str) -> tuple[str, str] | None:
+    """Return what a part is about, as its path says it; None for another file.
+
+    Returns
+    -------
+    Digest of the whole group; and the digits of that of what is left of it, empty where it is all of it.
+    """
+    name = path.removeprefix(f"{PARTS_DIR}/").removesuffix(".npz")
+    digest, _, left = name.partition("-")
+    return (digest, left) if path == part_path(name) else None
+
+
 def shard_path(values: tuple[str | None, ...], digest: str, number: int) -> str:
     """Path of a shard, relative to the manifest: a folder per label but the last; `~` stands for null.
 

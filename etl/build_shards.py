@@ -17,7 +17,7 @@ from dynaclr_wds.program import run_command
 from dynaclr_wds.storage.location import Location, parse_place
 from etl.build_options import SWITCHES, UPLOAD, make_parser, read_build_options
 
-_WITH_PART = ("replace", "prune")
+_WITH_PART = ("replace", "prune", "staging")
 
 if TYPE_CHECKING:
     from dynaclr_wds.contract import Manifest
@@ -94,10 +94,7 @@ def build_shards(
         finish=finish,
     )
     if isinstance(place, Path):
-        if upload is not None:
-            raise ConfigError(
-                f"out={str(out)!r} is a folder: {', '.join(UPLOAD)} are for object storage. Leave them out."
-            )
+        _refuse_upload(place, upload)
         return build_set(config, place, mode, progress or Progress(), make_executor or ThreadUnits)
     from etl.upload.build import UploadOptions, build_to_storage
 
@@ -107,36 +104,37 @@ def build_shards(
 
 def build_part(
     config: BuildConfig,
-    out: str | Path,
+    out: str | Path | Location,
     part: str,
     *,
     replace: bool = False,
     prune: bool = False,
     progress: Progress | None = None,
     make_executor: MakeExecutor | None = None,
+    upload: UploadOptions | None = None,
 ) -> None:
     """Build one of n parts of a shard set; `build_shards(…, finish=True)` puts them together.
 
     Parts need nothing of each other: they may run at the same time on machines that see the same `out`, in any order,
-    and twice. A part builds every n-th group of FOVs; what it has built already it leaves as it is.
+    and twice. A part builds every n-th group of FOVs; what has been built already it leaves as it is.
 
     Parameters
     ----------
     config
         What to build; the same in all parts.
     out
-        Folder for the set; nothing in it is visible to readers before it is finished.
+        Folder for the set, or a place in object storage; nothing in it is visible to readers before it is finished.
     part
         `i/n`, i from 1.
     replace, prune
         As of `build_shards`; the set that is there stays until the new one is finished.
-    progress, make_executor
+    progress, make_executor, upload
         As of `build_shards`.
 
     Raises
     ------
-    ConfigError, PlateError, BuildError
-        As `build_shards` says; also for an `out` in object storage.
+    ConfigError, PlateError, BuildError, StorageError
+        As `build_shards` says.
     """
     from etl.run.executors import ThreadUnits
     from etl.run.parts import parse_part
@@ -144,14 +142,20 @@ def build_part(
     from etl.run.update import BuildMode
     from etl.run.update import build_part as build_in
 
-    place = parse_place(out, "out")
-    if not isinstance(place, Path):
-        raise ConfigError(
-            f"part={part} can't build to {out}: parts have to see each other's files. Build to a folder that all "
-            "machines see, and copy it, the manifest last."
-        )
-    mode, told = BuildMode(replace=replace, prune=prune), progress or Progress()
-    build_in(config, place, parse_part(part), mode, told, make_executor or ThreadUnits)
+    place, mode = parse_place(out, "out"), BuildMode(replace=replace, prune=prune)
+    number, told, units = parse_part(part), progress or Progress(), make_executor or ThreadUnits
+    if isinstance(place, Path):
+        _refuse_upload(place, upload)
+        build_in(config, place, number, mode, told, units)
+        return
+    from etl.upload.build import UploadOptions, build_part_to_storage
+
+    build_part_to_storage(config, place, number, upload or UploadOptions(), mode, told, units)
+
+
+def _refuse_upload(out: Path, upload: UploadOptions | None) -> None:
+    if upload is not None:
+        raise ConfigError(f"out={str(out)!r} is a folder: {', '.join(UPLOAD)} are for object storage. Leave them out.")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -175,8 +179,11 @@ def _run(argv: Sequence[str]) -> int:
     units = Engine(name=arguments.engine, slurm=dict(arguments.slurm), dask_address=arguments.dask_address).maker()
     if arguments.part is not None:
         _refuse_with_part(arguments)
-        flags = {name: getattr(arguments, name) for name in _WITH_PART}
-        build_part(config, arguments.out, arguments.part, progress=progress, make_executor=units, **flags)
+        flags = {name: getattr(arguments, name) for name in _WITH_PART if name in SWITCHES}
+        upload = _read_upload(arguments)
+        build_part(
+            config, arguments.out, arguments.part, progress=progress, make_executor=units, upload=upload, **flags
+        )
         return 0
     manifest = build_shards(
         config, arguments.out, progress=progress, make_executor=units, upload=_read_upload(arguments), **switches

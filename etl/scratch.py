@@ -20,17 +20,20 @@ _PREFIX = "dynaclr-wds-"
 
 
 @contextmanager
-def scratch_folder(purpose: str) -> Iterator[Path]:
-    """Make a folder in the system's folder for temporary files (`TMPDIR`); it is removed when the block ends.
+def scratch_folder(purpose: str, parent: Path | None = None) -> Iterator[Path]:
+    """Make a temporary folder; it is removed when the block ends.
 
     Parameters
     ----------
     purpose
         A word for its name.
+    parent
+        Where it is made, and those of killed processes are looked for; made if absent. None = the system's folder for
+        temporary files (`TMPDIR`).
     """
-    prefix = f"{_PREFIX}{machine_name()}-"
-    _remove_abandoned(Path(tempfile.gettempdir()), prefix)
-    folder, lock = _make(f"{prefix}{purpose}-")
+    parent = parent or Path(tempfile.gettempdir())
+    remove_abandoned(parent)
+    folder, lock = _make(parent, f"{_own_prefix()}{purpose}-")
     try:
         yield folder
     finally:
@@ -43,11 +46,16 @@ def machine_name() -> str:
     return re.sub(r"[^A-Za-z0-9]", "", socket.gethostname())[:30]
 
 
-def _make(prefix: str) -> tuple[Path, int]:
+def _own_prefix() -> str:
+    return f"{_PREFIX}{machine_name()}-"
+
+
+def _make(parent: Path, prefix: str) -> tuple[Path, int]:
     """Make a folder and lock it; return its descriptor, too."""
     while True:
-        folder = Path(tempfile.mkdtemp(prefix=prefix))
+        parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):  # removed before it was locked, by another process that makes one
+            folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
             lock = os.open(folder, os.O_RDONLY)
             fcntl.flock(lock, fcntl.LOCK_EX)
             if folder.exists():
@@ -55,9 +63,9 @@ def _make(prefix: str) -> tuple[Path, int]:
             os.close(lock)
 
 
-def _remove_abandoned(parent: Path, prefix: str) -> None:
-    """Remove folders whose processes were killed."""
-    for folder in parent.glob(f"{prefix}*"):
+def remove_abandoned(parent: Path) -> None:
+    """Remove the folders of processes of this machine that were killed."""
+    for folder in parent.glob(f"{_own_prefix()}*"):
         with suppress(OSError):  # in use, of another user, or removed by another process
             if folder.is_symlink() or folder.stat().st_uid != os.getuid():
                 continue

@@ -21,11 +21,25 @@ _LOOK_SECONDS = 0.5
 class Outlet(Protocol):
     """Takes the files of units; see `etl.upload.outlet`."""
 
+    @property
+    def where(self) -> str:
+        """The place, as people know it."""
+        ...
+
+    def look(self, digests: Sequence[str]) -> None:
+        """Find what has been taken before of groups that are not in the set; called before anything else."""
+
     def begin(self, digests: Sequence[str]) -> None:
-        """Hear which groups will be built, before the first is; find what has been taken of them before."""
+        """Hear which groups will be built, before the first is."""
+
+    def is_taken(self, digest: str) -> bool:
+        """Whether all of a group was taken before, and is whole where it is."""
 
     def list_taken(self, digest: str) -> Mapping[str, str]:
         """Return path → checksum of the shards of a group that were taken before, and are whole where they are."""
+
+    def read_counts(self, digests: Sequence[str]) -> set[int]:
+        """Return in how many parts some of these groups were to be built, as far as that is known."""
 
     def take(self, part: FileRecord) -> None:
         """Take the shards of a unit that has ended, and remove them here; called in any thread."""

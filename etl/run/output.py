@@ -32,6 +32,8 @@ _MARK = "made-by-etl.build_shards"
 _PARTIAL = ".partial"
 _STAGED = "staged"
 _SCRATCH = "scratch-"
+PARTS_OF = "parts-of-"
+"""Begin of the name of an empty file that says in how many parts the set is built."""
 _MUCH = 1 << 20
 
 
@@ -200,7 +202,8 @@ class OutFolder:
     def _remove_unused(self, made: Sequence[Path]) -> None:
         """Remove work folders that hold nothing, and the folders that this build made, innermost first."""
         for work in self.work_folders():
-            if {path.name for path in work.rglob("*") if not path.is_dir()} <= {_MARK}:
+            names = {path.name for path in work.rglob("*") if not path.is_dir()}
+            if all(name == _MARK or name.startswith(PARTS_OF) for name in names):
                 discard_work(work)
         with suppress(OSError):  # one that holds something stays, and so do those around it
             for folder in made:

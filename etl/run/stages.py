@@ -26,7 +26,7 @@ from etl.run.memory import Shares, describe_shares, find_place, share_memory
 from etl.run.mending import describe_faults
 from etl.run.outlet import Outlet, run_in, then_take
 from etl.run.output import OutFolder
-from etl.run.parts import BuildPart
+from etl.run.parts import BuildPart, describe_missing, note_part, read_counts
 from etl.run.progress import Progress
 from etl.run.unit_counts import UnitCounts
 from etl.source.experiments import BuildConfig
@@ -67,10 +67,10 @@ class Build:
         """Build those groups of a part that are not there; return how many are its own, and how many there are."""
         self._check_anchors(index)
         groups = self._plan_groups(index)
-        if self.previous is not None:
-            self.previous = check_parts(self.previous, [group.part for group in groups])
         own = part.take(groups)
-        self._build(index, own)
+        if self.previous is not None:
+            self.previous = check_parts(self.previous, [group.part for group in own])
+        self._build(index, own, part=part)
         return len(own), len(groups)
 
     def run(self, index: StoredIndex, *, finish: bool = False) -> Manifest:
@@ -94,9 +94,7 @@ class Build:
             self.previous = check_parts(self.previous, [group.part for group in groups])
             for line in describe_faults(self.previous) if self.previous.faults else ():
                 self._progress.say(line)
-        if finish:
-            self._refuse_missing(groups)
-        return self._join(index, groups, self._build(index, groups, retry=not finish))
+        return self._join(index, groups, self._build(index, groups, finish=finish))
 
     def _check_anchors(self, index: StoredIndex) -> None:
         numbers = index.experiment_index.tolist()
@@ -151,16 +149,22 @@ class Build:
     def _take_fovs(self, index: StoredIndex, first: int, last: int) -> tuple[Fov, ...]:
         return tuple(self._plates[fov.experiment].fovs[fov.fov_name] for fov in index.fovs[first:last])
 
-    def _build(self, index: StoredIndex, groups: Sequence[Group], *, retry: bool = True) -> tuple[FileRecord, ...]:
+    def _build(
+        self, index: StoredIndex, groups: Sequence[Group], *, part: BuildPart | None = None, finish: bool = False
+    ) -> tuple[FileRecord, ...]:
         """Build the groups that are not there; return the records of all parts."""
         kept = {group.digest: self._find_kept(group) for group in groups}
         todo = [group for group in groups if kept[group.digest] is None]
-        self._check_space(todo)
         if self._outlet is not None:
-            self._outlet.begin([group.digest for group in todo])
+            self._outlet.look([group.digest for group in todo])
+        if finish:
+            self._refuse_missing(groups, todo)
+        else:
+            self._check_space(todo)
+            self._begin(todo, part)
         if todo and len(todo) < len(groups):
             self._progress.say(f"build: {count_of(len(groups) - len(todo), 'group')} of {len(groups):,} kept")
-        built = iter(self._run(index, todo, retry=retry))
+        built = iter(self._run(index, todo, retry=not finish))
         self._records = {group.digest: kept[group.digest] or next(built) for group in groups}
         return tuple(self._records.values())
 
@@ -169,21 +173,28 @@ class Build:
         sizes = sorted((self._estimate(group) for group in todo), reverse=True)
         self._folder.check_space(sum(sizes if self._outlet is None else sizes[: AHEAD * self._config.workers]))
 
-    def _refuse_missing(self, groups: Sequence[Group]) -> None:
-        missing = [
-            number
-            for number, group in enumerate(groups)
-            if not self._is_staged(group) and self._find_kept(group) is None
-        ]
-        if missing:
-            raise BuildError(
-                f"{self._folder.out}: {count_of(len(missing), 'group')} of {len(groups):,} are not built yet (number "
-                f"{missing[0] + 1:,} is the first). Run the parts that did not end again, then --finish; or leave out "
-                "--finish, and this command builds them."
-            )
+    def _begin(self, todo: Sequence[Group], part: BuildPart | None) -> None:
+        """Note what is going to be built."""
+        if self._outlet is not None:
+            self._outlet.begin([group.digest for group in todo])
+        elif part is not None:
+            note_part(self._folder.work, part)
 
-    def _is_staged(self, group: Group) -> bool:
+    def _refuse_missing(self, groups: Sequence[Group], todo: Sequence[Group]) -> None:
+        left = {group.digest for group in todo if not self._is_built(group)}
+        missing = [number for number, group in enumerate(groups) if group.digest in left]
+        if not missing:
+            return
+        if self._outlet is None:
+            where, counts = str(self._folder.out), read_counts(self._folder.work)
+        else:
+            where, counts = self._outlet.where, self._outlet.read_counts([group.digest for group in groups])
+        raise BuildError(f"{where}: {describe_missing(missing, len(groups), counts)}")
+
+    def _is_built(self, group: Group) -> bool:
         """Whether a unit has noted what it did, be it that FOVs were left out."""
+        if self._outlet is not None:
+            return self._outlet.is_taken(group.digest)
         skips = self._config.on_bad_fov == "skip"
         partial = list_partial(self._folder.staged, group.digest) if skips else []
         return bool(partial) or (self._folder.staged / group.part).is_file()

@@ -75,22 +75,11 @@ def build_part(
     config: BuildConfig, out: Path, part: BuildPart, mode: BuildMode, progress: Progress, make_executor: MakeExecutor
 ) -> None:
     """Build every n-th group of a set, beside others that do the same; see `etl.build_shards.build_part`."""
-    if mode.finish or mode.overwrite or mode.repair:
-        raise ConfigError(f"part={part} can't be given with finish, overwrite or repair. Leave one of them out.")
     folder = OutFolder(out, config.token)
+    find = partial(_find_previous, folder, config, mode, progress)
     waiting = partial(progress.say, f"{out}: another build is running there; waiting for it to end.")
     with folder.locked(waiting, shared=True):
-        previous = _find_previous(folder, config, mode, progress)
-        opened = open_sources(config, {}, progress)
-        if previous is not None and _is_up_to_date(previous, opened.config, mode, opened.sources):
-            say_up_to_date(str(out), previous.manifest, progress)
-            return
-        with folder.scratch() as scratch:
-            index, opened = read_index(opened, progress, scratch)
-            build = Build(opened.config, folder, opened.plates, opened.sources, previous, progress, make_executor)
-            own, every = build.run_part(index, part)
-        refuse_moving_sources(opened, {})
-        progress.say(f"part {part}: its {count_of(own, 'group')} of {every:,} are built. When all parts are, --finish.")
+        FolderBuild(folder, config, mode, progress, find, make_executor).run_part(part, str(out))
 
 
 def build_set(
@@ -100,7 +89,7 @@ def build_set(
     folder = OutFolder(out, config.token)
     with folder.locked(lambda: progress.say(f"{out}: another build is running there; waiting for it to end.")):
         find = partial(_find_previous, folder, config, mode, progress)
-        built = build_in(folder, config, mode, progress, find, make_executor)
+        built = FolderBuild(folder, config, mode, progress, find, make_executor).run()
         if not built.anew:
             say_up_to_date(str(out), built.manifest, progress)
         elif built.kept is not None and built.kept.faults:
@@ -136,57 +125,88 @@ class Built:
     """The set that it started from, with what was found to be damaged."""
 
 
-def build_in(
-    folder: OutFolder,
-    config: BuildConfig,
-    mode: BuildMode,
-    progress: Progress,
-    find: Callable[[], PreviousSet | None],
-    make_executor: MakeExecutor,
-    outlet: Outlet | None = None,
-) -> Built:
-    """Bring the set of a folder up to date; the folder is locked.
+@dataclass(frozen=True, slots=True)
+class FolderBuild:
+    """A build in a folder that nobody else builds in, or only other parts of the same set."""
 
-    Parameters
-    ----------
-    find
-        Returns the set to start from, if there is one.
-    outlet
-        Takes the shards of units as they end; the other new files stay staged, and nothing is put in place here.
-    """
-    finish_commits(folder)
-    previous = find()
-    trusted = previous.sources if previous is not None and mode.trust_sources else {}
-    if previous is not None and trusted and _is_up_to_date(previous, config, mode, previous.sources):
-        discard_work(folder.work)
-        return Built(manifest=previous.manifest, anew=False, kept=previous)
-    opened = open_sources(config, trusted, progress)
-    for line in describe_intervals(opened.config):
-        progress.say(line)
-    if previous is not None:
-        _compare_sources(previous, opened, mode, progress)
-        if _is_up_to_date(previous, opened.config, mode, opened.sources):
-            if mode.repair:
-                progress.say(describe_faults(previous)[0])
-            discard_work(folder.work)
+    folder: OutFolder
+    config: BuildConfig
+    mode: BuildMode
+    progress: Progress
+    find: Callable[[], PreviousSet | None]
+    """Returns the set to start from, if there is one."""
+    make_executor: MakeExecutor
+    outlet: Outlet | None = None
+    """Takes the shards of units as they end; the other new files stay staged, and nothing is put in place here."""
+
+    def run(self) -> Built:
+        """Bring the set of the folder up to date."""
+        finish_commits(self.folder)
+        previous = self.find()
+        opened = self._open(previous)
+        if opened is None:
+            assert previous is not None, "it is up to date"
+            discard_work(self.folder.work)
             return Built(manifest=previous.manifest, anew=False, kept=previous)
-    if mode.overwrite:
-        discard_work(folder.work)
-    folder.discard_scratch()
-    with folder.scratch() as scratch:
-        index, opened = read_index(opened, progress, scratch)
-        folder.discard_others()
-        if previous is not None and mode.repair and previous.is_whole:
-            progress.say(describe_faults(previous)[0])
-        start = None if mode.overwrite else previous
-        build = Build(opened.config, folder, opened.plates, opened.sources, start, progress, make_executor, outlet)
-        manifest = add_skipped(build.run(index, finish=mode.finish), opened)
-    refuse_moving_sources(opened, trusted)
-    for record in manifest.skipped:
-        progress.say(f"skipped: {record.experiment}, {record.fov_name}: {record.reason}")
-    if outlet is None:
-        manifest = commit(folder, manifest)
-    return Built(manifest=manifest, anew=True, kept=build.previous)
+        if self.mode.overwrite:
+            discard_work(self.folder.work)
+        self.folder.discard_scratch()
+        with self.folder.scratch() as scratch:
+            index, opened = read_index(opened, self.progress, scratch)
+            self.folder.discard_others()
+            if previous is not None and self.mode.repair and previous.is_whole:
+                self.progress.say(describe_faults(previous)[0])
+            build = self._plan(opened, None if self.mode.overwrite else previous)
+            manifest = add_skipped(build.run(index, finish=self.mode.finish), opened)
+        refuse_moving_sources(opened, self._trust(previous))
+        for record in manifest.skipped:
+            self.progress.say(f"skipped: {record.experiment}, {record.fov_name}: {record.reason}")
+        if self.outlet is None:
+            manifest = commit(self.folder, manifest)
+        return Built(manifest=manifest, anew=True, kept=build.previous)
+
+    def run_part(self, part: BuildPart, where: str) -> None:
+        """Build the groups of a part that are not there; `where` is the set, as people know it."""
+        previous = self.find()
+        opened = self._open(previous)
+        if opened is None:
+            assert previous is not None, "it is up to date"
+            say_up_to_date(where, previous.manifest, self.progress)
+            return
+        with self.folder.scratch() as scratch:
+            index, opened = read_index(opened, self.progress, scratch)
+            own, every = self._plan(opened, previous).run_part(index, part)
+        refuse_moving_sources(opened, self._trust(previous))
+        self.progress.say(
+            f"part {part}: its {count_of(own, 'group')} of {every:,} are built. When all parts are, --finish."
+        )
+
+    def _open(self, previous: PreviousSet | None) -> Opened | None:
+        """Open what the set is made of; None where the set that is there is up to date."""
+        trusted = self._trust(previous)
+        if previous is not None and trusted and self._is_up_to_date(previous, self.config, previous.sources):
+            return None
+        opened = open_sources(self.config, trusted, self.progress)
+        for line in describe_intervals(opened.config):
+            self.progress.say(line)
+        if previous is not None:
+            _compare_sources(previous, opened, self.mode, self.progress)
+            if self._is_up_to_date(previous, opened.config, opened.sources):
+                if self.mode.repair:
+                    self.progress.say(describe_faults(previous)[0])
+                return None
+        return opened
+
+    def _trust(self, previous: PreviousSet | None) -> Sources:
+        return previous.sources if previous is not None and self.mode.trust_sources else {}
+
+    def _is_up_to_date(self, previous: PreviousSet, config: BuildConfig, sources: Sources) -> bool:
+        same = previous.manifest.config_hash == config.token and list(previous.sources.items()) == list(sources.items())
+        return same and previous.is_whole and not previous.manifest.skipped and not self.mode.overwrite
+
+    def _plan(self, opened: Opened, start: PreviousSet | None) -> Build:
+        plates, sources = opened.plates, opened.sources
+        return Build(opened.config, self.folder, plates, sources, start, self.progress, self.make_executor, self.outlet)
 
 
 def _compare_sources(previous: PreviousSet, opened: Opened, mode: BuildMode, progress: Progress) -> None:
@@ -256,8 +276,3 @@ def _refuse_foreign_folder(folder: OutFolder, mode: BuildMode) -> None:
             f"{folder.out}: holds other files ({shown}), but no {MANIFEST}. Name an empty folder or a new one "
             "with --out, or give --overwrite to build beside them."
         )
-
-
-def _is_up_to_date(previous: PreviousSet, config: BuildConfig, mode: BuildMode, sources: Sources) -> bool:
-    same = previous.manifest.config_hash == config.token and list(previous.sources.items()) == list(sources.items())
-    return same and previous.is_whole and not previous.manifest.skipped and not mode.overwrite

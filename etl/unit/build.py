@@ -112,10 +112,7 @@ def list_partial(staged: Path, digest: str) -> list[str]:
 def _find_whole(job: UnitJob, name: str) -> FileRecord | None:
     path = job.staged / name
     part = read_part(path)
-    if part is None:
-        return None
-    skipped = [record.fov_name for record in part.skipped]
-    if part.digest != (digest_left(job.digest, skipped) if skipped else job.digest):
+    if part is None or not part.is_about(job.digest):
         return None
     for shard in part.shards:
         staged = job.staged / shard.path

@@ -20,6 +20,7 @@ from jaxtyping import Shaped
 from dynaclr_wds.contract import FileRecord, PartitionRecord, ShardRecord, SkippedRecord
 from etl.cut.statistics import Counts, Moments, Summary
 from etl.run.output import writing
+from etl.unit.job import digest_left
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +45,11 @@ class Part:
     with `patch_`, `clip_` and `block_`, but `patch_clip` and `clip_block`, which follow from others; `clip_key`."""
     summaries: tuple[Summary, ...]
     """What merges into the statistics of the experiment, one per channel; empty where nothing is left."""
+
+    def is_about(self, digest: str) -> bool:
+        """Whether it is about the group of a digest, or about what was left of it."""
+        skipped = [record.fov_name for record in self.skipped]
+        return self.digest == (digest_left(digest, skipped) if skipped else digest)
 
 
 def write_part(folder: Path, path: str, part: Part) -> FileRecord:

@@ -8,6 +8,7 @@ and ends with the same objects.
 from __future__ import annotations
 
 import dataclasses
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,14 +27,16 @@ from dynaclr_wds.words import count_of
 from etl.run.executors import MakeExecutor, ThreadUnits
 from etl.run.mending import describe_mended
 from etl.run.output import OutFolder, discard_work
+from etl.run.parts import BuildPart
 from etl.run.progress import Progress
-from etl.run.update import BuildMode, build_in, refuse_other_config, say_up_to_date
+from etl.run.update import BuildMode, FolderBuild, refuse_other_config, say_up_to_date
 from etl.run.versions import describe_pruned, describe_superseded, list_files, list_superseded, number_version
 from etl.source.experiments import BuildConfig
 from etl.upload.held import Held, find_previous, note_faults, read_held
-from etl.upload.lease import Lease, hold_lease
+from etl.upload.lease import Lease, hold_lease, try_writing
+from etl.upload.notes import remove_left_over
 from etl.upload.outlet import BucketOutlet
-from etl.upload.staging import INDEX, default_staging, use_staging
+from etl.upload.staging import INDEX, default_staging, part_folder, use_staging
 from etl.upload.transfer import carry_out, plan_transfer
 from etl.upload.versions import BucketVersions
 
@@ -62,21 +65,17 @@ def build_to_storage(
     make_executor: MakeExecutor = ThreadUnits,
 ) -> Manifest:
     """Build a set, bring it up to date, or find that it is; see `etl.build_shards.build_shards`."""
-    if where.scheme in ("http", "https"):
+    storage, quick = open_place(where, upload)
+    if mode.finish and upload.keep_staging:
         raise ConfigError(
-            f"out={str(where)!r}: {where.scheme}:// can be read, but not written to. Give s3://, gs://, az:// or a "
-            "folder."
+            "finish brings no shards to this machine, which keep_staging asks for. Leave one of them out."
         )
-    options = parse_options(upload.storage_options)
-    storage = Storage(where, options)
-    _find_manifest(storage)  # a wrong key fails here, before anything is made
     folder = OutFolder(upload.staging or default_staging(where), config.token)
     with folder.locked(lambda: progress.say(f"{where}: another build is running here; waiting for it to end.")):
         staging = use_staging(folder.out)
-        quick = dataclasses.replace(options, retry_timeout=min(options.retry_timeout, _LEASE_RETRIES))
         try:
-            with hold_lease(Storage(where, quick), staging.owner, progress.say) as lease:
-                passes = not upload.keep_staging and not staging.borrowed
+            with hold_lease(quick, staging.owner, progress.say) as lease:
+                passes = mode.finish or not (upload.keep_staging or staging.borrowed)
                 build = _StorageBuild(config, folder, storage, passes, mode, progress, make_executor, lease)
                 manifest = build.run()
         except BaseException:
@@ -89,6 +88,47 @@ def build_to_storage(
                 discard_work(folder.work)
             staging.remove()
     return manifest
+
+
+def build_part_to_storage(
+    config: BuildConfig,
+    where: Location,
+    part: BuildPart,
+    upload: UploadOptions,
+    mode: BuildMode,
+    progress: Progress,
+    make_executor: MakeExecutor,
+) -> None:
+    """Build every n-th group of a set, and send it, beside others that do the same; see `etl.build_shards.build_part`.
+
+    Parts need no lease: none of them changes or removes anything that is there, and two copies of one write the same.
+    """
+    storage, quick = open_place(where, upload)
+    if upload.keep_staging:
+        raise ConfigError(f"part={part} keeps no set on this machine, so keep_staging can't be given. Leave it out.")
+    try_writing(quick, uuid.uuid4().hex)
+    with part_folder(upload.staging or default_staging(where)) as place:
+        folder = OutFolder(place, config.token)
+        held = read_held(storage, _find_manifest(storage), mode, place / INDEX, progress.say)
+        if held.set is not None:
+            refuse_other_config(held.set.manifest, config, mode, str(where / MANIFEST))
+        outlet = BucketOutlet(open_for_sending(where, storage.options), folder.staged, held, part)
+        build = FolderBuild(folder, config, mode, progress, lambda: held.set, make_executor, outlet)
+        build.run_part(part, str(where))
+
+
+def open_place(where: Location, upload: UploadOptions) -> tuple[Storage, Storage]:
+    """Open a place to build in; return it also with fewer retries, for the lease. A wrong key fails here."""
+    if where.scheme in ("http", "https"):
+        raise ConfigError(
+            f"out={str(where)!r}: {where.scheme}:// can be read, but not written to. Give s3://, gs://, az:// or a "
+            "folder."
+        )
+    options = parse_options(upload.storage_options)
+    storage = Storage(where, options)
+    _find_manifest(storage)
+    quick = dataclasses.replace(options, retry_timeout=min(options.retry_timeout, _LEASE_RETRIES))
+    return storage, Storage(where, quick)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +153,8 @@ class _StorageBuild:
             refuse_other_config(held.set.manifest, self.config, self.mode, str(self.storage.root / MANIFEST))
         find, outlet = partial(find_previous, self.folder, held, self.mode), self._open_outlet(held)
         taking = outlet if self.passes else None
-        built = build_in(self.folder, self.config, self.mode, self.progress, find, self.make_executor, taking)
+        build = FolderBuild(self.folder, self.config, self.mode, self.progress, find, self.make_executor, taking)
+        built = build.run()
         held, versions = note_faults(held, built.kept), BucketVersions(self.storage, held.listed or {})
         current = None if held.set is None else held.set.manifest
         goal = number_version(built.manifest, current, versions.numbers)
@@ -124,7 +165,7 @@ class _StorageBuild:
             superseded = []
         else:
             superseded = self._replace(held, goal, versions, outlet)
-        if left := outlet.remove_left_over([goal, *superseded, *versions.read()]):
+        if left := remove_left_over(self.storage, [goal, *superseded, *versions.read()]):
             say(f"removed {count_of(left, 'object')} of builds that never ended")
         self._tidy(held, goal, versions, superseded)
         return goal

@@ -193,7 +193,7 @@ def hold_lease(storage: Storage, owner: str, say: Callable[[str], None]) -> Iter
     StorageError
         The key may not write, or a request failed.
     """
-    strict, seen = _try_writing(storage, owner)
+    strict, seen = try_writing(storage, owner)
     if not strict:
         say(
             f"warning: {storage.root}: the server ignores conditions (If-Match, If-None-Match), so two builds can "
@@ -208,8 +208,14 @@ def hold_lease(storage: Storage, owner: str, say: Callable[[str], None]) -> Iter
         lease.release()
 
 
-def _try_writing(storage: Storage, owner: str) -> tuple[bool, ObjectInfo]:
-    """Find out early whether the key may write, and whether the server honours conditions."""
+def try_writing(storage: Storage, owner: str) -> tuple[bool, ObjectInfo]:
+    """Find out early whether the key may write, and whether the server honours conditions.
+
+    Raises
+    ------
+    StorageError
+        The key may not write, there is no such bucket, or a request failed.
+    """
     try:
         return honours_conditions(storage, f"{_PROBE}-{owner}")
     except DeniedError as error:

@@ -1,33 +1,30 @@
 """Sends the shards of each unit when it ends, and removes them here: the disk holds those of a few units only.
 
 The part of a unit is sent after its shards. So a build that was stopped goes on from what has arrived, also with
-another staging folder: it fetches the parts, and builds the groups of which shards are missing. Before anything is
-sent, the digests of the groups are noted in the place. So what builds have sent that never ended is found, and removed
-when another one has ended.
+another staging folder: it fetches the parts, and builds the groups of which shards are missing. In the same way
+`--finish` takes what the parts of a build have sent. Notes (`notes.py`) say what is being sent.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from dynaclr_wds.contract import PARTS_DIR, VERSIONS_DIR, FileRecord, Manifest, group_of, part_path, shard_path
-from dynaclr_wds.errors import FormatError
+from dynaclr_wds.contract import FileRecord, parse_part_path, part_path
+from dynaclr_wds.errors import FormatError, StorageError
 from dynaclr_wds.files import write_whole
 from dynaclr_wds.storage.client import Storage
 from dynaclr_wds.storage.sending import read_checksum, send_file
-from dynaclr_wds.storage.writing import remove, write
 from etl.run.executors import reporter
 from etl.run.output import file_size
-from etl.run.versions import list_files
+from etl.run.parts import BuildPart
+from etl.unit.build import list_partial
 from etl.unit.part import Part, read_part
 from etl.upload.held import Held
 from etl.upload.lease import Lease
+from etl.upload.notes import Note, count_parts, read_notes, write_note
 
-_NOTE = f"{VERSIONS_DIR}/sending.json"
-"""Digests of groups that are being sent."""
 _MOST_BYTES = 1 << 30
 _REQUESTS = 16
 
@@ -43,87 +40,116 @@ class BucketOutlet:
         Folder that units write to.
     held
         What was there when the build began.
+    sender
+        The lease of a build; or which part of one sends, for parts need no lease.
     anew
         Believe nothing that is there; send everything.
     """
 
-    def __init__(self, storage: Storage, staged: Path, held: Held, lease: Lease, *, anew: bool) -> None:
-        self._storage, self._staged, self._held, self._lease, self._anew = storage, staged, held, lease, anew
+    def __init__(
+        self, storage: Storage, staged: Path, held: Held, sender: Lease | BuildPart, *, anew: bool = False
+    ) -> None:
+        self._storage, self._staged, self._held, self._sender, self._anew = storage, staged, held, sender, anew
         self._taken: dict[str, Mapping[str, str]] = {}
-        self._noted: set[str] = set()
+        self._whole: set[str] = set()
+        self._partial: dict[str, set[str]] = {}
+        self._note = Note(())
         self._damaged: set[str] = set()
         self.sent: dict[str, str] = {}
         """Path → checksum of what is there because of this build, or of one that was stopped."""
 
-    def begin(self, digests: Sequence[str]) -> None:
-        """Note which groups will be sent, and look what has arrived of them."""
-        self._lease.check()
-        self._noted = self._read_note() | set(digests)
-        if self._noted:
-            write(self._storage, _NOTE, json.dumps({"groups": sorted(self._noted)}).encode())
+    @property
+    def where(self) -> str:
+        """The place, as people know it."""
+        return str(self._storage.root)
+
+    def look(self, digests: Sequence[str]) -> None:
+        """Find what has arrived of some groups."""
+        self._check()
         if self._anew:
             return
+        for path in self._held.listed or ():
+            if (about := parse_part_path(path)) is not None and about[1]:
+                self._partial.setdefault(about[0], set()).add(path)
         with ThreadPoolExecutor(_REQUESTS, thread_name_prefix="dynaclr-look") as pool:
             self._taken = dict(zip(digests, pool.map(self._find_taken, digests), strict=True))
+
+    def begin(self, digests: Sequence[str]) -> None:
+        """Note which groups will be sent."""
+        if digests:
+            self._note = self._make_note(digests)
+            write_note(self._storage, self._note)
+
+    def is_taken(self, digest: str) -> bool:
+        """Whether the part of a group has arrived, and all of its shards."""
+        return digest in self._whole
 
     def list_taken(self, digest: str) -> Mapping[str, str]:
         """Return path → checksum of the shards of a group that have arrived."""
         return self._taken.get(digest, {})
 
+    def read_counts(self, digests: Sequence[str]) -> set[int]:
+        """Return in how many parts some of these groups were to be built, as far as that is noted."""
+        return count_parts(read_notes(self._storage).values(), digests)
+
     def take(self, part: FileRecord) -> None:
         """Send the shards of a unit, then its part; remove the shards here."""
         found = read_part(self._staged / part.path)
+        notes = [self._note] if isinstance(self._sender, BuildPart) else []
+        if found is not None and found.skipped:  # its shards are named by the digest of what is left
+            left = self._make_note([found.digest])
+            write_note(self._storage, left)
+            notes += [left] if notes else []
         for shard in () if found is None else found.shards:
             file = self._staged / shard.path
             if file_size(file) == shard.bytes:
                 self._send(shard.path, shard.bytes, shard.xxh3)
                 file.unlink()
         self._send(part.path, part.bytes, part.xxh3)
+        for note in notes:  # a build that ended meanwhile may have removed it
+            write_note(self._storage, note)
 
-    def remove_left_over(self, needed: Sequence[Manifest]) -> int:
-        """Remove what builds have sent that no manifest names; return how many objects."""
-        noted = self._noted or self._read_note()
-        if not noted:
-            return 0
-        named = {path for manifest in needed for path in list_files(manifest)}
-        listed = self._storage.list() or {}
-        parts = {path: digest for path in listed if (digest := _digest_of(path, noted)) is not None}
-        digits = {group_of(shard_path((), digest, 0)) for digest in (*noted, *parts.values())}
-        left = sorted(
-            path
-            for path in set(listed) - named
-            if path in parts or (path.endswith(".tar") and group_of(path) in digits)
-        )
-        if left:
-            remove(self._storage, left)
-        remove(self._storage, [_NOTE])
-        return len(left)
+    def _make_note(self, digests: Sequence[str]) -> Note:
+        return Note(tuple(digests), self._sender.count if isinstance(self._sender, BuildPart) else 0)
+
+    def _check(self) -> None:
+        if isinstance(self._sender, Lease):
+            self._sender.check()
 
     def _send(self, path: str, size: int, xxh3: str) -> None:
         if self._anew or not self._is_there(path, size, xxh3):
             tell = reporter()
 
             def advance(_done: int) -> None:
-                self._lease.check()
+                self._check()
                 tell(0, 0)
 
-            send_file(self._storage, path, self._staged / path, xxh3, advance)
+            try:
+                send_file(self._storage, path, self._staged / path, xxh3, advance)
+            except (StorageError, FormatError):
+                if isinstance(self._sender, Lease) or read_checksum(self._storage, path) != xxh3:
+                    raise  # else another copy of this part sent the same meanwhile
         self.sent[path] = xxh3
 
     def _find_taken(self, digest: str) -> dict[str, str]:
-        """Return path → checksum of the shards of a group that have arrived; fetch its part, if it has."""
-        path = part_path(digest)
-        part = self._read_part(path)
-        if part is None or part.digest != digest:
-            return {}
-        found = {
-            shard.path: shard.xxh3
-            for shard in part.shards
-            if file_size(self._staged / shard.path) != shard.bytes
-            and self._is_there(shard.path, shard.bytes, shard.xxh3)
-        }
+        """Return path → checksum of the shards of a group that have arrived; fetch its parts, if they have."""
+        found: dict[str, str] = {}
+        for path in self._list_parts(digest):
+            part = self._read_part(path)
+            if part is None or not part.is_about(digest):
+                continue
+            away = [shard for shard in part.shards if file_size(self._staged / shard.path) != shard.bytes]
+            there = {s.path: s.xxh3 for s in away if self._is_there(s.path, s.bytes, s.xxh3)}
+            if len(there) == len(away):
+                self._whole.add(digest)
+            found |= there
         self.sent |= found
         return found
+
+    def _list_parts(self, digest: str) -> list[str]:
+        """Return the paths that parts of a group may have: of all of it, and of what was left of it."""
+        partial = self._partial.get(digest, set()).union(list_partial(self._staged, digest))
+        return [part_path(digest), *sorted(partial)]
 
     def _read_part(self, path: str) -> Part | None:
         """Read a part that is staged here, or else in the place, from where it is brought here."""
@@ -147,16 +173,3 @@ class BucketOutlet:
         if listed is not None and (path not in listed or listed[path].size != size):
             return False
         return read_checksum(self._storage, path) == xxh3
-
-    def _read_note(self) -> set[str]:
-        try:
-            return set(json.loads(self._storage.read(_NOTE, _MOST_BYTES))["groups"])
-        except (FileNotFoundError, FormatError, ValueError, KeyError, TypeError):
-            return set()
-
-
-def _digest_of(path: str, whole: Collection[str]) -> str | None:
-    """Return the digest of what a part is about: of a whole group, or what was left of one; None for other files."""
-    name = path.removeprefix(f"{PARTS_DIR}/").removesuffix(".npz")
-    digest, _, left = name.partition("-")
-    return (left or digest) if digest in whole and path == f"{PARTS_DIR}/{name}.npz" else None

@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import shutil
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,8 +21,11 @@ from dynaclr_wds.files import write_whole
 from dynaclr_wds.storage.index_cache import default_folder
 from dynaclr_wds.storage.location import Location
 from etl.run.versions import list_files, prune, remove_file
+from etl.scratch import remove_abandoned, scratch_folder
 
 _MARK = ".staged-by-etl.build_shards"
+_PARTS = ".parts"
+"""Folder in it for what parts of a build have on this machine, each a folder of its own."""
 INDEX = ".held"
 """Folder in it for the index of the set that is at the destination."""
 
@@ -48,6 +53,8 @@ class Staging:
     def remove(self) -> None:
         """Remove the set and what is ours; what else is there stays."""
         shutil.rmtree(self.folder / INDEX, ignore_errors=True)
+        remove_abandoned(self.folder / _PARTS)
+        _remove_if_empty(self.folder / _PARTS)
         if not self.borrowed:
             path = self.folder / MANIFEST
             try:
@@ -60,8 +67,27 @@ class Staging:
                     remove_file(self.folder, name)
             path.unlink(missing_ok=True)
         (self.folder / _MARK).unlink(missing_ok=True)
-        if not any(self.folder.iterdir()):
-            self.folder.rmdir()
+        _remove_if_empty(self.folder)
+
+
+@contextmanager
+def part_folder(staging: Path) -> Iterator[Path]:
+    """Make a folder for a part of a build, which goes when the block ends: what it has sent is in the bucket.
+
+    Parts of one machine, and copies of one part, have folders of their own. Those of parts that were killed go when
+    another part begins there, or a build ends.
+    """
+    try:
+        with scratch_folder("part", staging / _PARTS) as folder:
+            yield folder
+    finally:
+        _remove_if_empty(staging / _PARTS)
+        _remove_if_empty(staging)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def use_staging(folder: Path) -> Staging:
