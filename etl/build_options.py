@@ -24,7 +24,7 @@ examples:
   %(prog)s experiments.yaml --engine slurm --slurm slurm_partition=cpu mem_gb=16 timeout_min=120
       each group of fields of view is a job of SLURM (docs/CLUSTER.md)
   %(prog)s experiments.yaml --part 2/4
-      the second of four parts, for job arrays; when all have ended, the same with --finish
+      the second of four parts, for job arrays, into a folder or a bucket; when all have ended, the same with --finish
   %(prog)s experiments.yaml --repair
       compare every file with its checksum, build again what is bad
 
@@ -210,7 +210,7 @@ SWITCHES = {
     "overwrite": "build everything anew, even a set that is up to date",
     "repair": "compare every file of the set with its checksum, build again what is bad",
     "trust_sources": "don't look whether plates and tracks changed since the set was built",
-    "finish": "put together what parts have built; an error where a group is missing",
+    "finish": "put together what parts have built; where groups are missing, an error that names the parts to run",
 }
 _UPLOAD_SWITCHES = {
     "keep_staging": "leave the local copy where it was built",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from etl.build_shards import build_part
+from etl.source.experiments import parse_build_config
 from tests.mistakes.world import Mistake, World
 
 BUILD = ["build", "experiments.yaml", "--out", "new"]
@@ -25,6 +27,11 @@ def _options(**values: object):
 
 def _command(*argv: str):
     return lambda _: list(argv)
+
+
+def _one_part(world: World) -> list[str]:
+    build_part(parse_build_config(world.yaml, {}), world.root / "new", "1/2")
+    return [*BUILD, "--finish"]
 
 
 def _same_name(world: World) -> list[str]:
@@ -111,4 +118,5 @@ IN_EXPERIMENTS_YAML = [
         what="Builds into a folder with an option for buckets",
         make=_command("build", "experiments.yaml", "--out", "new", "--keep_staging"),
     ),
+    Mistake(what="Puts parts together before all have ended", make=_one_part),
 ]
