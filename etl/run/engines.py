@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -237,7 +238,7 @@ class SubmititUnits(Executor):
         fn, args, kwargs = call
         error = job.exception()
         if isinstance(error, FailedJobError):  # the text of what the unit raised; its class stays where it was raised
-            error = BuildError(f"SLURM job {job.job_id} failed:\n{error}\nIts log: {job.paths.stderr}")
+            error = BuildError(f"SLURM job {job.job_id} failed: {_find_error(str(error))}\nIts log: {job.paths.stderr}")
         elif isinstance(error, UncompletedJobError):
             if tries < _MOST_TRIES:
                 again = self._submit(fn, *args, **kwargs)
@@ -253,6 +254,12 @@ class SubmititUnits(Executor):
             future.set_exception(error)
         else:
             future.set_result(job.result())
+
+
+def _find_error(text: str) -> str:
+    """Return what a unit raised of what submitit says, which is its whole traceback."""
+    said = re.findall(r"^(?:dynaclr_wds\.errors\.\w+: )?(\S.*)$", text.rpartition("\n---")[0], re.MULTILINE)
+    return said[-1] if said else text
 
 
 class DaskUnits(Executor):

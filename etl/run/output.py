@@ -223,7 +223,8 @@ class OutFolder:
             )
         with naming_file(self.work):
             self.work.mkdir(parents=True, exist_ok=True)
-            (self.work / _MARK).write_text(json.dumps([FORMAT_NAME, self.token]), encoding="utf-8")
+            if not (self.work / _MARK).exists():
+                (self.work / _MARK).write_text(json.dumps([FORMAT_NAME, self.token]), encoding="utf-8")
             self.staged.mkdir(exist_ok=True)
         shutil.rmtree(self.index, ignore_errors=True)
 
