@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import obstore
 import pytest
 
 import etl.upload.outlet
@@ -62,6 +63,9 @@ class Parts:
     def finish(self, **options: Any) -> None:
         config = parse_build_config(self.collection, {"workers": 1, **options})
         build_shards(config, self.where, upload=self.upload, finish=True)
+
+    def put(self, name: str, data: bytes) -> None:
+        obstore.put(self._bucket.store(), f"{PREFIX}/{name}", data)
 
     def objects(self) -> dict[str, bytes]:
         return objects(self._bucket)
@@ -158,6 +162,9 @@ def test_what_parts_of_another_set_sent_is_removed_also_of_one_that_still_runs(
     parts: Parts, small: Path, monkeypatch: pytest.MonkeyPatch
 ):
     parts.build("1/2")
+    parts.put("theirs.tar", b"of somebody else")
+    parts.put(f"{NOTES}damaged.json", b'{"groups": ["", 3]}')
+    expected = {"theirs.tar": b"of somebody else", **files(small.parent / "local")}
     take, taken = BucketOutlet.take, iter(range(99))
 
     def take_as_the_slow_part(outlet: BucketOutlet, part: FileRecord) -> None:
@@ -167,16 +174,16 @@ def test_what_parts_of_another_set_sent_is_removed_also_of_one_that_still_runs(
                 patch.setattr(BucketOutlet, "take", take)
                 parts.build("2/2")
                 parts.finish()
-            assert parts.objects() == files(small.parent / "local")
+            assert parts.objects() == expected
 
     monkeypatch.setattr(BucketOutlet, "take", take_as_the_slow_part)
     parts.build("1/2", seed=1)
     monkeypatch.setattr(BucketOutlet, "take", take)
-    left = set(parts.objects()) - set(files(small.parent / "local"))
+    left = set(parts.objects()) - set(expected)
     assert any(name.endswith(".tar") for name in left)
     assert sum(name.startswith(NOTES) for name in left) == 1
     parts.finish()  # up to date, and tidies up
-    assert parts.objects() == files(small.parent / "local")
+    assert parts.objects() == expected
 
 
 def spoil(collection: Path) -> None:

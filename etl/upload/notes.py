@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ from etl.run.versions import list_files
 
 NOTES_DIR = f"{VERSIONS_DIR}/sending"
 _MOST_BYTES = 1 << 30
+_DIGEST = re.compile("[0-9a-f]{32}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,7 @@ def read_notes(storage: Storage) -> dict[str, Note]:
 def _read_note(storage: Storage, name: str) -> Note:
     try:
         raw = json.loads(storage.read(name, _MOST_BYTES))
-        return Note(tuple(str(digest) for digest in raw["groups"]), int(raw["parts"]))
+        return Note(tuple(filter(_DIGEST.fullmatch, raw["groups"])), max(int(raw["parts"]), 0))
     except (FileNotFoundError, FormatError, ValueError, KeyError, TypeError):
         return Note(())
 
@@ -82,7 +84,7 @@ def _remove_groups(storage: Storage, noted: Collection[str], named: Collection[s
     """Remove the shards and parts of groups, but those that are named."""
     listed: Mapping[str, object] = storage.list() or {}
     about = {path: names for path in listed if (names := parse_part_path(path)) is not None and names[0] in noted}
-    digits = {_digits_of(digest) for digest in noted} | {left for _, left in about.values()}
+    digits = {_digits_of(digest) for digest in noted} | {left for _, left in about.values() if left}
     shards = (path for path in listed if path.endswith(".tar") and group_of(path) in digits)
     left = sorted(path for path in {*about, *shards} if path not in named)
     if left:
