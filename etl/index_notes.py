@@ -1,4 +1,4 @@
-"""Says of an index what the user should know: annotations that are about no cell, and why no observation is left."""
+"""Says of an index what the user should know: annotations about no cell, tables too large, why nothing is left."""
 
 from __future__ import annotations
 
@@ -14,8 +14,13 @@ from etl.queries import TrackTable
 from etl.source.experiments import BuildConfig
 from etl.source.table_places import Tables
 from etl.source.track_formats import open_table
+from etl.source.tracks import TrackFile
 from etl.sql import read_query
 from etl.suspicious.tables import find_in_tables
+from etl.suspicious.words import write_bytes
+
+_BYTES_PER_ROW = 320
+"""Of memory, for a row of a table that is read as a whole: measured with tables of 3 million rows."""
 
 
 def note_unmatched(
@@ -45,6 +50,23 @@ def note_unmatched(
             f"first is {file.name_rows([first])[0]}."
         )
     return tuple(notes)
+
+
+def note_large_tables(files: Sequence[TrackFile], config: BuildConfig, room: int) -> tuple[str, ...]:
+    """Say which tables took more memory than the index may take: each is read as a whole, whatever the limit.
+
+    Parameters
+    ----------
+    room
+        What the index may take, in bytes.
+    """
+    return tuple(
+        f"{file.file}: has about {file.rows:,} rows and is read as a whole, in about {write_bytes(size)}, which is "
+        f"more than --memory-limit {write_bytes(config.memory_limit)} leaves for it. Give a table for each field of "
+        "view, or a larger limit."
+        for file in files
+        if (size := file.rows * _BYTES_PER_ROW) > room
+    )
 
 
 def explain_nothing_left(

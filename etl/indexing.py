@@ -22,7 +22,7 @@ from dynaclr_wds.errors import BuildError, ConfigError
 from dynaclr_wds.tau import least_tau
 from etl.column_files import ColumnFiles, Columns
 from etl.index import Index
-from etl.index_notes import explain_nothing_left, note_unmatched
+from etl.index_notes import explain_nothing_left, note_large_tables, note_unmatched
 from etl.labels import (
     LabelCodes,
     encode_fovs,
@@ -34,6 +34,7 @@ from etl.labels import (
 )
 from etl.ordering import OrderedBatch, RepeatedRow, order_batch
 from etl.queries import BatchResult, TrackTable, list_fovs, run_queries
+from etl.run.memory import find_room
 from etl.scratch import scratch_folder
 from etl.source.annotations import AnnotationRows, parse_annotations
 from etl.source.experiments import BuildConfig, check_shard_by
@@ -82,9 +83,11 @@ def store_index(config: BuildConfig, plates: Mapping[str, Plate], folder: Path) 
         check_shard_by(config, names)
         files = open_track_files(config, chosen, tables)
         indexing = Indexing(config, list_fovs(config, plates, chosen), annotations, files, folder)
-        with _connect(config, folder) as con, ThreadPoolExecutor(1) as after:
+        room = find_room(config.memory_limit)
+        for_duckdb = max(room // 2, _LEAST_MEMORY)  # the other half is for what numpy makes of it
+        with _connect(config, folder, for_duckdb) as con, ThreadPoolExecutor(1) as after:
             added: Future[None] = after.submit(lambda: None)
-            for batch in plan_batches(files, config.memory_limit):
+            for batch in plan_batches(files, room):
                 try:
                     found = indexing.query(con, batch)
                 finally:
@@ -92,14 +95,18 @@ def store_index(config: BuildConfig, plates: Mapping[str, Plate], folder: Path) 
                 added = after.submit(indexing.add, batch, found)  # while DuckDB reads the next one
             added.result()
         unmatched = note_unmatched(config, tables, indexing.annotations.rows, indexing.annotated)
-    notes = (*annotations.notes, *indexing.reader.notes, *unmatched)
+    notes = (
+        *annotations.notes,
+        *indexing.reader.notes,
+        *unmatched,
+        *note_large_tables(files, config, max(room, 2 * _LEAST_MEMORY)),
+    )
     return indexing.finish(notes)
 
 
 @contextmanager
-def _connect(config: BuildConfig, folder: Path) -> Iterator[duckdb.DuckDBPyConnection]:
-    """Open DuckDB with the threads and the memory of a build; what does not fit goes to files in the folder."""
-    limit = max(config.memory_limit // 2, _LEAST_MEMORY)  # the other half is for what numpy makes of it
+def _connect(config: BuildConfig, folder: Path, limit: int) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Open DuckDB with the threads of a build, and some memory; what does not fit goes to files in the folder."""
     settings: dict[str, str | bool | int | float | list[str]] = {
         "threads": config.workers,
         "memory_limit": f"{limit // 2**20}MiB",

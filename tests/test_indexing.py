@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
+import etl.run.memory
 from dynaclr_wds.errors import BuildError, ConfigError
 from etl import indexing, track_rows
 from etl.column_files import ColumnFiles
@@ -51,9 +53,10 @@ def collection(tmp_path: Path) -> Path:
     return path
 
 
-def test_the_index_is_the_same_in_batches_of_any_size(collection: Path) -> None:
+def test_the_index_is_the_same_in_batches_of_any_size(collection: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = index_of(parse_build_config(collection))
     assert len(whole.tables) == 8
+    monkeypatch.setattr(indexing, "find_room", lambda limit: limit)
     for limit in ("10K", "60K"):  # a field of view at a time; two or three
         assert_equal(index_of(parse_build_config(collection, {"memory_limit": limit, "workers": 2})), whole)
 
@@ -93,6 +96,7 @@ def test_what_does_not_fit_into_memory_waits_on_the_disk(tmp_path: Path, monkeyp
         "track_id": np.repeat(np.arange(count // 10), 10),
         "t": np.tile(np.arange(10), count // 10),
         **{axis: rng.uniform(0, 32, count) for axis in "yx"},
+        "parent_track_id": np.full(count, -1),
         **{name: rng.integers(0, 1 << 60, count) for name in ("id", "parent_id")},
     }
     config = make_fov(tmp_path, cells((0, 0, -1)), "tracks.parquet")
@@ -109,9 +113,33 @@ def test_what_does_not_fit_into_memory_waits_on_the_disk(tmp_path: Path, monkeyp
     monkeypatch.setattr(indexing, "run_queries", watch)
     monkeypatch.setattr(indexing, "_LEAST_MEMORY", 24 * 2**20)
     small = index_of(make_fov(tmp_path, [], "unused.txt", memory_limit=1))
-    assert_equal(small, whole)
+    assert small.notes == (
+        f"{tmp_path / 'tracks/A/1/0/tracks.parquet'}: has about 300,000 rows and is read as a whole, in about 96 MB, "
+        "which is more than --memory-limit 1 B leaves for it. Give a table for each field of view, or a larger limit.",
+    )
+    assert_equal(replace(small, notes=()), whole)
     assert spilled[0] > 0
     assert small.observations["track_id"].to_pylist()[:11] == [*[0] * 10, 1]
+
+
+def test_the_index_takes_what_the_process_leaves_of_the_limit(
+    collection: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(etl.run.memory, "resident_bytes", lambda: 296 << 20)
+    settings: list[str] = []
+    connect = duckdb.connect
+
+    def watch(*given: Any, **options: Any) -> duckdb.DuckDBPyConnection:
+        settings.extend([options["config"]["memory_limit"]] if options else [])
+        return connect(*given, **options)
+
+    monkeypatch.setattr(indexing.duckdb, "connect", watch)
+    rooms: list[int] = []
+    monkeypatch.setattr(
+        indexing, "plan_batches", lambda files, room: (rooms.append(room), plan_batches(files, room))[1]
+    )
+    index_of(parse_build_config(collection, {"memory_limit": "1G"}))
+    assert (settings, rooms) == (["300MiB"], [600 << 20])  # an eighth of 1,024 MiB is for allocators
 
 
 def test_a_limit_that_is_too_small_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

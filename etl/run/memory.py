@@ -144,6 +144,12 @@ def _load_trim() -> Callable[[int], int] | None:
     return getattr(ctypes.CDLL(None), "malloc_trim", None)
 
 
+def find_room(limit: int) -> int:
+    """Return what is left of `memory_limit` now: less what this process holds, and what allocators keep."""
+    trim_memory()
+    return _usable(limit) - resident_bytes()
+
+
 def _usable(limit: int) -> int:
     """Return a limit less an eighth, for what allocators keep."""
     return limit - limit // 8
