@@ -114,7 +114,8 @@ def _show_batch(batch: SeenBatch, shown: Shown, factor: int) -> list[Html]:
     ]
     planes = batch.samples[0].seen.shape[2] if batch.samples else 1
     said = f"Channels from top to bottom: {', '.join(batch.channels)}." if len(batch.channels) > 1 else ""
-    said += f" The middle one of {planes} slices is shown." if planes > 1 else ""
+    said += f" Of a stack of {planes} slices the middle one is shown." if planes > 1 else ""
+    said += " A channel that is one grey was dropped, as channel_dropout_prob asks." if batch.dropout else ""
     said += f" Pictures are made smaller by {factor}." if factor > 1 else ""
     content += [paragraph(said.strip(), small=True)] if said else []
     content.append(grid([_show_sample(sample, shown.labels, factor) for sample in batch.samples], 430))
