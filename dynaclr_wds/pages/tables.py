@@ -32,7 +32,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]], caption: str
     if ragged := next((row for row in rows if len(row) != len(columns)), None):
         raise ValueError(f"The row {list(ragged)} must have {len(columns)} cells: {list(columns)}.")
     shown = [[_write(value, n == 0) for n, value in enumerate(row)] for row in rows]
-    numbers = [n > 0 and bool(shown) and all(_looks_like_number(row[n]) for row in shown) for n in range(len(columns))]
+    numbers = [n > 0 and _are_numbers([row[n] for row in shown]) for n in range(len(columns))]
     head = "".join(f'<th scope="col"{_align(n)}>{escape(name)}</th>' for name, n in zip(columns, numbers, strict=True))
     body = "".join(f"<tr>{_write_row(row, columns, numbers)}</tr>" for row in shown)
     said = f"<caption><span>{escape(caption)}</span></caption>" if caption else ""
@@ -61,6 +61,10 @@ def _write(value: object, is_head: bool) -> str:
 
 def _looks_like_number(shown: str) -> bool:
     return re.match(r"[-+–<≤]?\d|–$", shown) is not None
+
+
+def _are_numbers(cells: Sequence[str]) -> bool:
+    return any(cells) and all(_looks_like_number(cell) for cell in cells if cell)
 
 
 def _is_wide(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:

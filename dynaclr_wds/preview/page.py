@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from dynaclr_wds.pages.markup import Html, Level, block, bullets, details, grid, heading, join, note, paragraph
 from dynaclr_wds.pages.pictures import PALETTE, new_figure, show_figure, show_strip, to_grey
@@ -184,7 +184,10 @@ def _show_brightness(batches: Sequence[SeenBatch]) -> list[Html]:
     for channels in dict.fromkeys(one.channels for one in batches):
         alike = [one for one in batches if one.channels == channels]
         panels += [_draw_brightness(alike, c, name) for c, name in enumerate(channels)]
-    said = "How often which value occurs among the pixels of the batches above, before the augmentations and after."
+    said = (
+        "How often which value occurs among the pixels of the batches above, before the augmentations and after. The "
+        "height is logarithmic."
+    )
     rows = list_brightness(batches)
     return [paragraph(said), grid(panels, 360), details("In numbers", table(*rows, _describe_measured(batches)))]
 
@@ -209,10 +212,12 @@ def _draw_brightness(batches: Sequence[SeenBatch], channel: int, name: str) -> H
         for values, colour, word in ((before, PALETTE[6], "before"), (after, PALETTE[0], "as seen")):
             weights = np.full(len(values), 1 / max(len(values), 1))
             axes.hist(values, edges, weights=weights, histtype="step", color=colour, linewidth=1.4, label=word)
+        axes.set_yscale("log")
         figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     axes.set_title(name, parse_math=False)
     axes.set_xlabel("value")
-    axes.set_yticks([])
+    axes.yaxis.set_major_locator(NullLocator())
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.spines[["top", "right", "left"]].set_visible(False)
     return show_figure(figure, f"{name}: values of pixels before and after augmentation", kind="svg")
 
