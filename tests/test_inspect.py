@@ -285,7 +285,7 @@ def test_what_gzip_makes_of_patches_is_estimated_from_some_of_them(tmp_path: Pat
     assert found.sizes.bytes[0] == pytest.approx(written, rel=0.05)
     low, high = to_json(found)["bytes_between"]
     assert 0.9 * found.sizes.total < low <= found.sizes.total <= high
-    said = "patches of the frames that were read say, which were compressed with gzip."
+    said = "patches of the frames that were read were compressed with gzip, and frames differ."
     assert said in describe_cost(found)
     assert "That is before gzip: no frame was read" in describe_cost(inspect(path, Options(frames=0)))
 

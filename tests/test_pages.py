@@ -57,7 +57,7 @@ def make_page(words: str = "words") -> Page:
 
 
 def test_what_comes_from_data_never_becomes_markup():
-    plain, evil = (Tags(make_page(words).render()).found for words in ("words", EVIL))
+    plain, evil = (Tags(make_page(words).render()).found for words in ("w" * len(EVIL), EVIL))
     assert [tag for tag, _ in evil] == [tag for tag, _ in plain]
     assert [set(attributes) for _, attributes in evil] == [set(attributes) for _, attributes in plain]
 
@@ -97,10 +97,19 @@ def test_a_note_says_its_level_or_another_word():
 
 def test_numbers_stand_to_the_right_and_a_short_row_is_refused():
     made = table(["", "n", "share", "word"], [["a", 12345, 0.12345, "few"]])
-    assert made.count("class=n") == 2
-    assert "<td class=n>12,345</td><td class=n>0.123</td><td>few</td>" in made
+    assert (
+        '<td class=n data-of="n">12,345</td><td class=n data-of="share">0.123</td><td data-of="word">few</td>' in made
+    )
+    assert '<th scope="col" class=n>share</th><th scope="col">word</th>' in made
+    assert "class=n" not in table(["", "n"], [["a", 1], ["b", "none"]])  # a column is one or the other
     with pytest.raises(ValueError, match=r"The row \['a'\] must have 2 cells: \['', 'n'\]"):
         table(["", "n"], [["a"]])
+
+
+def test_a_table_that_a_phone_cannot_show_side_by_side_becomes_a_list():
+    names = ["batch", "cells", "tracks", "lineages", "divisions", "with a positive"]
+    assert "<table class=many>" in table(names, [["sim_00/uninfected", 290, 30, 21, 5, "268 (92.4%)"]])
+    assert "<table>" in table(["experiment", "count", "why"], [["sim_00", 149, "cells so near the border that " * 9]])
 
 
 def test_a_page_is_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import io
 import logging
 import sys
 from collections import Counter
@@ -14,12 +16,13 @@ import torch
 import yaml
 from kornia.augmentation import RandomAffine
 from lightning.pytorch import LightningModule, Trainer
+from matplotlib.image import imread
 from torch import nn
 
 from dynaclr_wds import MultiExperimentDataModule
 from dynaclr_wds import __main__ as command
 from dynaclr_wds.commands.preview import split_options
-from dynaclr_wds.commands.previewing import Asked, format_preview, preview, preview_data
+from dynaclr_wds.commands.previewing import Asked, format_preview, preview, preview_data, write_report
 from dynaclr_wds.errors import ConfigError
 from dynaclr_wds.preview.company import Company, choose_samples
 from dynaclr_wds.preview.configured import make_data
@@ -246,6 +249,8 @@ def test_what_is_wrong_with_pixels_is_said_with_its_cure() -> None:
     assert "Give data.normalizations" in first["raw"]
     ((level, corners),) = list_findings([dataclasses.replace(batch_of(good, good), filled=0.25)])
     assert level == "fair"
+    turned = [dataclasses.replace(batch_of(good, good), channels=(name,), filled=0.25) for name in ("Phase", "GFP")]
+    assert len(list_findings(turned)) == 1  # of all batches together, whatever their channels
     assert corners.startswith("25.0% of the pixels that the network sees lie outside what was read: patches that are")
 
 
@@ -324,6 +329,23 @@ def test_the_command_shows_batches_the_epoch_and_a_page(
     assert len(pictures) == 2 * (3 * 4 + 1) + 2 * len({tuple(sorted(("Phase", "GFP")))}) * (1 if _one_order(out) else 2)
     assert f"--html {page}" in page.read_text().rpartition("<footer>")[2]
     assert run(capsys, "-c", str(config), *options)[2].startswith(f"error: {page}: is there already. Give another name")
+
+
+def test_stacks_are_shown_by_their_middle_slice_and_it_is_said(shards: Path, tmp_path: Path) -> None:
+    options = ["--data.batch_size=8", "--data.tau_range=[0.5,1.5]", "--data.channel_dropout_prob=1"]
+    data = make_data(CONFIGS / "fit_3d.yaml", str(shards), options)
+    found = preview_data(data, Chosen(batches=3, samples=1))
+    write_report(found, tmp_path / "page.html", "a test")
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("Of a stack of 3 slices the middle one is shown. A channel that is one grey was dropped") == 3
+    assert sum("lie outside what was read" in words for _, words in found.findings) == 1  # of all batches together
+    pictures = [a["src"] or "" for tag, a in Tags(page).found if tag == "img" and (a["alt"] or "").endswith(": anchor")]
+    for source, batch in zip(pictures, found.batches, strict=True):
+        shown = imread(io.BytesIO(base64.b64decode(source.partition(",")[2])), format="png")[..., 0]
+        stack = batch.samples[0].plain[0]  # channels lie one below the other
+        alike = [np.corrcoef(shown[:16].ravel(), stack[0, z].ravel())[0, 1] for z in range(3)]
+        assert int(np.argmax(alike)) == 1
+        assert alike[1] > 0.99
 
 
 def _one_order(out: str) -> bool:

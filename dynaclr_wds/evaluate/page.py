@@ -22,7 +22,8 @@ from dynaclr_wds.words import count_of
 Plane = Float32[np.ndarray, "n 2"]
 _MOST_POINTS = 4000
 _MOST_NAMES = 8
-_TRAJECTORIES = 6
+_TRAJECTORIES, _TRACKS = 6, 4
+"""Lineages whose paths are drawn, and tracks of each."""
 _TAG = 0x9A6E
 
 _READING = (
@@ -164,7 +165,10 @@ def _trajectories(shown: Shown) -> list[Html]:
     largest = np.argsort(-np.bincount(code), kind="stable")[:_TRAJECTORIES]
     panels = [_draw_lineages(shown, picture, largest, code) for picture in shown.pictures]
     names = [f"{lineages[n]} ({count_of(int((code == n).sum()), 'cell')})" for n in largest]
-    said = "The lineages with most cells; a line joins the frames of a track, from a ring (first) to a dot (last)."
+    said = (
+        f"The lineages with most cells, of each at most {_TRACKS} tracks, the longest. A line joins the frames of a "
+        "track, from a ring (first) to a dot (last)."
+    )
     return [paragraph(said), grid(panels), details("Which lineages", bullets(names))]
 
 
@@ -176,7 +180,8 @@ def _draw_lineages(shown: Shown, picture: Picture, largest: Rows, code: Int64[np
     axes.scatter(plane[some, 0], plane[some, 1], s=3, c="#d5d9dd", linewidths=0)
     for n, lineage in enumerate(largest.tolist()):
         rows = np.flatnonzero(code == lineage)
-        for track in np.unique(cells.track[rows].astype(str)):
+        tracks, count = np.unique(cells.track[rows].astype(str), return_counts=True)
+        for track in tracks[np.argsort(-count, kind="stable")[:_TRACKS]]:
             own = rows[cells.track[rows] == track]
             own = own[np.argsort(cells.t[own], kind="stable")]
             axes.plot(plane[own, 0], plane[own, 1], color=PALETTE[n], linewidth=1.1, alpha=0.85)

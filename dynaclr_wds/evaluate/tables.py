@@ -26,25 +26,27 @@ def _number(value: float | None, digits: int = 2) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-_MEASURES: Sequence[tuple[str, str, Callable[[Judged], str]]] = (
-    ("dimensions", "", lambda one: f"{one.dimensions:,}"),
-    ("effective rank", "more: more directions are used", lambda one: f"{one.rank:.1f}"),
+_MEASURES: Sequence[tuple[str, str, str, Callable[[Judged], str]]] = (
+    ("dimensions", "", "", lambda one: f"{one.dimensions:,}"),
+    ("effective rank", "", "more: more directions are used", lambda one: f"{one.rank:.1f}"),
     (
         "temporal smoothness",
-        "lower: frames follow smoothly; 1 is chance",
+        "1.00",
+        "lower: frames follow smoothly",
         lambda one: write_estimate(one.smoothness.score),
     ),
-    ("dynamic range", "higher: cells differ", lambda one: _number(one.smoothness.dynamic_range)),
-    ("found again at t + τ", "1 is best, 0.5 chance", lambda one: write_estimate(one.retrieval.farther)),
-    ("nearest to itself at t + τ", "1 is best", lambda one: write_estimate(one.retrieval.nearest)),
+    ("dynamic range", "", "higher: cells differ", lambda one: _number(one.smoothness.dynamic_range)),
+    ("found again at t + τ", "0.50", "1 is best", lambda one: write_estimate(one.retrieval.farther)),
+    ("nearest to itself at t + τ", "", "1 is best", lambda one: write_estimate(one.retrieval.nearest)),
 )
+"""Name, chance, what is good, and how it is written."""
 
 
 def list_measures(verdict: Verdict) -> tuple[Row, list[Row]]:
     """Lay out all measures, a row for each: columns are the embeddings, chance, and what is good."""
     found = verdict.embeddings
     head = ["", *(one.name for one in found), "chance", "what is good"]
-    rows = [[name, *map(write, found), "", hint] for name, hint, write in _MEASURES]
+    rows = [[name, *map(write, found), chance, hint] for name, chance, hint, write in _MEASURES]
     rows[-1][-2] = _number(found[0].retrieval.nearest_by_chance)
     for n, probe in enumerate(found[0].probes):
         for what in ("linear", "vote"):

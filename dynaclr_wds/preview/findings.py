@@ -26,8 +26,9 @@ def list_findings(batches: Sequence[SeenBatch]) -> list[Finding]:
     found: list[Finding] = []
     for channels in dict.fromkeys(one.channels for one in batches):
         alike = [one for one in batches if one.channels == channels]
-        for judge in (_judge_finite, _judge_constant, _judge_scale, _judge_filled):
+        for judge in (_judge_finite, _judge_constant, _judge_scale):
             found += [finding for finding in judge(alike) if finding not in found]
+    found += _judge_filled(batches)
     if any(level != "good" for level, _ in found):
         return found
     return [*found, ("good", "All pixels are finite and of a scale that suits networks, and no channel is empty.")]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from dynaclr_wds.pages.markup import Html, Level, block, bullets, details, grid, heading, join, note, paragraph
 from dynaclr_wds.pages.pictures import PALETTE, new_figure, show_figure, show_strip, to_grey
@@ -114,7 +114,8 @@ def _show_batch(batch: SeenBatch, shown: Shown, factor: int) -> list[Html]:
     ]
     planes = batch.samples[0].seen.shape[2] if batch.samples else 1
     said = f"Channels from top to bottom: {', '.join(batch.channels)}." if len(batch.channels) > 1 else ""
-    said += f" The middle one of {planes} slices is shown." if planes > 1 else ""
+    said += f" Of a stack of {planes} slices the middle one is shown." if planes > 1 else ""
+    said += " A channel that is one grey was dropped, as channel_dropout_prob asks." if batch.dropout else ""
     said += f" Pictures are made smaller by {factor}." if factor > 1 else ""
     content += [paragraph(said.strip(), small=True)] if said else []
     content.append(grid([_show_sample(sample, shown.labels, factor) for sample in batch.samples], 430))
@@ -183,7 +184,10 @@ def _show_brightness(batches: Sequence[SeenBatch]) -> list[Html]:
     for channels in dict.fromkeys(one.channels for one in batches):
         alike = [one for one in batches if one.channels == channels]
         panels += [_draw_brightness(alike, c, name) for c, name in enumerate(channels)]
-    said = "How often which value occurs among the pixels of the batches above, before the augmentations and after."
+    said = (
+        "How often which value occurs among the pixels of the batches above, before the augmentations and after. The "
+        "height is logarithmic."
+    )
     rows = list_brightness(batches)
     return [paragraph(said), grid(panels, 360), details("In numbers", table(*rows, _describe_measured(batches)))]
 
@@ -208,10 +212,12 @@ def _draw_brightness(batches: Sequence[SeenBatch], channel: int, name: str) -> H
         for values, colour, word in ((before, PALETTE[6], "before"), (after, PALETTE[0], "as seen")):
             weights = np.full(len(values), 1 / max(len(values), 1))
             axes.hist(values, edges, weights=weights, histtype="step", color=colour, linewidth=1.4, label=word)
+        axes.set_yscale("log")
         figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     axes.set_title(name, parse_math=False)
     axes.set_xlabel("value")
-    axes.set_yticks([])
+    axes.yaxis.set_major_locator(NullLocator())
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.spines[["top", "right", "left"]].set_visible(False)
     return show_figure(figure, f"{name}: values of pixels before and after augmentation", kind="svg")
 

@@ -31,6 +31,8 @@ _MOST_EXPERIMENTS = 16
 """Experiments whose figures are shown."""
 _MOST_CHANNELS, _MOST_LENGTHS, _MOST_TREES, _TREES_EACH = 24, 16, 12, 3
 _MOST_ROWS = 30
+_PAIR_PIXELS, _FEW_PIXELS, _FEW = 170, 270, 24
+"""Least width of a pair on a screen, and that where there are few pairs."""
 _PIXELS = 1_200_000
 """Pixels of all pairs together: at most 2.4 MB of the page, if they are noise."""
 
@@ -83,7 +85,7 @@ def make_page(found: Inspection, made_by: str = "") -> Page:
 def _short(found: Inspection) -> list[Html]:
     warnings = [note(one.text, "bad" if one.level == "wrong" else "fair", one.level) for one in found.findings]
     if not warnings:
-        warnings = [note("Nothing looks wrong.", "good", "well")]
+        warnings = [note("Nothing looks wrong.", "good")]
     return [*warnings, paragraph(tables.describe_cost(found)), paragraph(tables.describe_looks(found))]
 
 
@@ -107,7 +109,9 @@ def _pairs(found: Inspection) -> list[Html]:
     limits = _find_limits(found.pairs)
     side = _choose_side(found.pairs)
     source = "as they are stored" if found.collection.is_built else "as a build would cut them"
-    content = [paragraph(f"Anchor (left) and positive (right), drawn by chance, {source}: the middle slice.")]
+    is_deep = any(record.shape[1] > 1 for record in found.collection.experiments)
+    slices = "; of a stack the middle slice" if is_deep else ""
+    content = [paragraph(f"Anchor (left) and positive (right), drawn by chance, {source}{slices}.")]
     for stratum in strata:
         own = [pair for pair in found.pairs if pair.place.stratum == stratum]
         name = name_stratum(found.collection.strata[stratum])
@@ -121,7 +125,7 @@ def _pairs(found: Inspection) -> list[Html]:
             draw_pair(pair.pixels, limits[pair.experiment], side, f"{name}, pair {number + 1}", _caption(found, pair))
             for number, pair in enumerate(own)
         ]
-        content.append(grid(shown, 170))
+        content.append(grid(shown, _FEW_PIXELS if len(found.pairs) <= _FEW else _PAIR_PIXELS))
     left = len(found.collection.strata) - MOST_STRATA
     if left > 0:
         content.append(paragraph(f"{count_of(left, 'more stratum', 'more strata')} not shown.", small=True))

@@ -59,8 +59,8 @@ def _describe_codec(sizes: Sizes) -> str:
         return f"That is before {sizes.codec}: no frame was read, so nothing was compressed."
     low, high = (write_bytes(sizes.total + sign * sizes.spread) for sign in (-1, 1))
     return (
-        f"Probably between {low} and {high}, as {count_of(sizes.compressed, 'patch', 'patches')} of the frames that "
-        f"were read say, which were compressed with {sizes.codec}."
+        f"Probably between {low} and {high}: {count_of(sizes.compressed, 'patch', 'patches')} of the frames that were "
+        f"read were compressed with {sizes.codec}, and frames differ."
     )
 
 
@@ -69,9 +69,9 @@ def _describe_time(found: Inspection) -> str:
     if not found.seconds:
         return ""
     return (
-        f"To read, measure and cut all frames would take about {write_duration(found.seconds)} with "
-        f"{count_of(found.workers, 'worker')}: so long took it just now, on this machine, with the frames that were "
-        "read. To write the files comes on top."
+        f"Reading all frames, measuring them and cutting out the cells would take about {write_duration(found.seconds)} "
+        f"with {count_of(found.workers, 'worker')}: a guess from the frames that were read just now, on this machine. "
+        "Writing the files comes on top."
     )
 
 
@@ -146,7 +146,7 @@ def list_labels(found: Inspection) -> list[Rows]:
         left = len(there) - _MOST_VALUES
         tables.append(
             Rows(
-                title=f"Label {label.name}",
+                title=f"Cells by the label {label.name}",
                 head=[label.name, *_COUNTS],
                 rows=rows,
                 remark=f"and {count_of(left, 'value')} more, with fewer cells" if left > 0 else "",
