@@ -6,7 +6,7 @@ TORCH ?= torch
 VENV := .venv
 BIN := $(VENV)/bin
 # with compiled files kept: starting a process of the tests takes a third of the time, and they start many
-PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n 2 --dist worksteal
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n 3 --dist worksteal
 STAMP := $(VENV)/.installed
 SERVERS := $(VENV)/.servers
 

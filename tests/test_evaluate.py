@@ -27,6 +27,7 @@ from dynaclr_wds.evaluate.reading import align, draw_lineages, parse_name, read_
 from dynaclr_wds.evaluate.resampling import draw_lineages as draw_weights
 from dynaclr_wds.evaluate.smoothness import measure_smoothness
 from dynaclr_wds.evaluate.strips import choose_examples, find_neighbours
+from dynaclr_wds.evaluate.tables import list_findings
 from tests.test_pages import Tags
 
 
@@ -234,6 +235,32 @@ def test_neighbours_are_of_other_lineages_and_fields_of_view_one_each():
     assert len(near) == 4
     assert len({cells.lineage[n] for n in near}) == 4
     assert cells.fov[example] not in {cells.fov[n] for n in near}
+
+
+def test_neighbours_are_of_the_same_field_of_view_where_no_other_has_such_cells():
+    cells = make_cells(experiments=1, fovs=3, tracks=3, frames=2)  # the second field of view alone is mock
+    x = np.random.default_rng(0).normal(size=(len(cells), 4))
+    x += 50 * (cells.labels["condition"] == "mock")[:, None]
+    example = int(np.flatnonzero(cells.labels["condition"] == "mock")[0])
+    near = find_neighbours(Embedding(name="x", features=x.astype(np.float32)), cells, example, 2, "condition")
+    assert {cells.fov[n] for n in near} == {cells.fov[example]}
+    assert cells.lineage[example] not in {cells.lineage[n] for n in near}
+
+
+def test_an_embedding_no_better_than_raw_pixels_is_named():
+    cells = make_cells()
+    told = np.random.default_rng(0).normal(size=(len(cells), 8))
+    told[:, 0] += 10 * (cells.labels["condition"] == "mock")
+    pixels = Embedding(name="PCA of raw pixels", features=told.astype(np.float32))
+    same, blind = (
+        Embedding(name=name, features=x.astype(np.float32)) for name, x in (("same", told), ("blind", told[:, 1:]))
+    )
+    found = [said for _, said in list_findings(judge(cells, [same, blind, pixels], Settings()))]
+    assert (
+        "same: condition is found no better than from raw pixels by the linear probe (1.00 (1.00–1.00); PCA of raw "
+        "pixels 1.00 (1.00–1.00); held out by FOV)."
+    ) in found
+    assert not any("raw pixels by" in said for said in found if said.startswith(("blind", "PCA")))
 
 
 def test_lineages_are_drawn_by_name_whole_and_at_least_one():

@@ -651,10 +651,12 @@ def test_images_fill_in_a_well_for_each(tmp_path: Path, monkeypatch: pytest.Monk
     assert "tracks_path: there/ultrack.csv # a table (.csv, " in Path("experiments.yaml").read_text()
 
 
-def test_a_table_beside_the_plate_is_found(tmp_path: Path):
-    write_plate(tmp_path / "mitosis.zarr", fovs=["A/1/0"], shape=(3, 1, 1, 64, 64), channel_names=["GFP"])
+def test_a_table_beside_the_plate_is_found_and_channels_without_a_name_are_counted(tmp_path: Path):
+    write_plate(tmp_path / "mitosis.zarr", fovs=["A/1/0"], shape=(3, 2, 1, 64, 64), channel_names=None)
     (tmp_path / "tracks.csv").write_text("fov,track_id,t,y,x,parent\nA/1/0,0,0,20,20,-1\n")
     assert program.main(["init", "mitosis.zarr"]) == 0
     text = Path("experiments.yaml").read_text()
     (entry,) = yaml.safe_load(text)["experiments"]
     assert entry["tracks_path"] == "tracks.csv"
+    assert entry["channel_names"] == entry["source_channel"] == ["channel_0", "channel_1"]
+    assert "channel_names: [channel_0, channel_1] # CHANGE: the plate names no channel\n" in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import warnings
 from pathlib import Path
@@ -63,14 +64,19 @@ def test_a_damaged_block_is_an_error_unless_substitution_is_asked_for(damaged, m
 
 @MODES
 @pytest.mark.parametrize("workers", [0, 2])
-def test_stand_ins_keep_the_laws_of_a_batch_and_are_the_same_at_every_replay(damaged, short_clips, mode, workers):
+def test_stand_ins_keep_the_laws_of_a_batch_and_are_the_same_at_every_replay(
+    damaged, short_clips, monkeypatch, mode, workers
+):
     path = change_byte(damaged)
     options = {"verify_reads": True, **mode}
     whole = list(make_data(short_clips, **options).train_dataloader())
     data = make_data(damaged, num_workers=workers, **SUBSTITUTE, **options)
-    with pytest.warns(UserWarning, match=rf"samples of .*{path} are replaced by others") as told:
+    told: list[str] = []
+    with monkeypatch.context() as patch:  # reading threads warn, and the check of shapes in tests hides some of theirs
+        patch.setattr(warnings, "warn", lambda text, **_: told.append(str(text)))
         found = list(data.train_dataloader())
-    assert len([w for w in told if "are replaced" in str(w.message)]) == 1
+    (said,) = [text for text in told if "are replaced" in text]
+    assert re.search(rf"samples of .*{path} are replaced by others", said)
     assert len(found) == len(whole)
     replaced = 0
     for one, other in zip(found, whole, strict=True):

@@ -145,7 +145,7 @@ def _strips(found: Found, patches: Patches, seed: int) -> list[tuple[str, list[S
     for embedding in [*found.embeddings[:_MOST_STRIPS], found.embeddings[-1]][: len(found.embeddings)]:
         strips = []
         for example in examples.tolist():
-            near = find_neighbours(embedding, found.cells, example, _NEIGHBOURS)
+            near = find_neighbours(embedding, found.cells, example, _NEIGHBOURS, label)
             strips.append(make_strip(np.array([example, *near.tolist()], np.int64), found.cells, patches, label))
         made.append((embedding.name, strips))
     return made

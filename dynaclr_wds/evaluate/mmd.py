@@ -19,7 +19,7 @@ from dynaclr_wds.evaluate.cells import Cells, number
 from dynaclr_wds.evaluate.smoothness import standardise
 
 _TAG = 0x33D
-_MOST_CELLS = 1000
+MOST_CELLS = 1000
 """Of each group, drawn as whole lineages."""
 _LEAST_LINEAGES = 3
 PERMUTATIONS = 500
@@ -110,12 +110,12 @@ def compare(
 
 def _sample(rows: Int64[np.ndarray, " k"], cells: Cells, rng: np.random.Generator) -> Int64[np.ndarray, " k"]:
     """Keep whole lineages, in random order, until there are enough cells."""
-    if len(rows) <= _MOST_CELLS:
+    if len(rows) <= MOST_CELLS:
         return rows
     lineage = number(cells.lineage[rows])[1]
     order = rng.permutation(lineage.max() + 1)
     size = np.bincount(lineage)[order]
-    kept = order[: max(int((np.cumsum(size) <= _MOST_CELLS).sum()), _LEAST_LINEAGES)]
+    kept = order[: max(int((np.cumsum(size) <= MOST_CELLS).sum()), _LEAST_LINEAGES)]
     return rows[np.isin(lineage, kept)]
 
 

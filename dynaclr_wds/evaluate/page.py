@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 
 from dynaclr_wds.evaluate.cells import Cells, Embedding, Rows, Text, number
 from dynaclr_wds.evaluate.judge import Verdict
+from dynaclr_wds.evaluate.mmd import MOST_CELLS
 from dynaclr_wds.evaluate.strips import Strip
 from dynaclr_wds.evaluate.tables import list_findings, list_groups, list_measures
 from dynaclr_wds.pages.markup import Html, bullets, details, grid, heading, note, paragraph
@@ -100,6 +101,9 @@ def _measures(verdict: Verdict) -> list[Html]:
         head, rows = list_groups(verdict, kind)
         if rows:
             content += [heading(title), table(head, rows)]
+    if verdict.embeddings[0].groups:
+        said = f"Of a group with more than {MOST_CELLS:,} cells, lineages of as many are compared, drawn by chance."
+        content.append(paragraph(said, small=True))
     if left_out := verdict.embeddings[0].groups_left_out:
         pairs = count_of(left_out, "pair")
         said = f"{pairs} of groups left out: they have fewer than three lineages, or there are too many pairs."
@@ -195,8 +199,9 @@ def _draw_lineages(shown: Shown, picture: Picture, largest: Rows, code: Int64[np
 def _strips(shown: Shown) -> list[Html]:
     content = [
         paragraph(
-            "First the example, then the cells that are nearest to it: of other lineages and, where there are any, of "
-            "other fields of view. Channels stand one below the other."
+            "First the example, then the cells that are nearest to it, of other lineages and other fields of view; of "
+            "the same field of view, too, where no other has cells of the example's kind. Channels stand one below "
+            "the other."
         )
     ]
     for name, strips in shown.strips:

@@ -37,16 +37,20 @@ def choose_examples(cells: Cells, label: str | None, count: int, seed: int = 0) 
     return np.array(dealt[:count], np.int64)
 
 
-def find_neighbours(embedding: Embedding, cells: Cells, example: int, count: int) -> Int64[np.ndarray, " k"]:
+def find_neighbours(
+    embedding: Embedding, cells: Cells, example: int, count: int, label: str | None = None
+) -> Int64[np.ndarray, " k"]:
     """Find the nearest cells by cosine, one a lineage, none of the example's own lineage or field of view.
 
-    Where a set has one field of view, cells of it are taken.
+    Where no other field of view has a cell with the example's value of the label, cells of its own are taken as well:
+    else all of its neighbours would have another value, whatever the embedding.
     """
     unit = unit_length(standardise(embedding.features))
     nearness = unit @ unit[example]
     allowed = cells.lineage != cells.lineage[example]
     elsewhere = allowed & (cells.fov != cells.fov[example])
-    allowed = elsewhere if elsewhere.any() else allowed
+    alike = elsewhere if label is None else elsewhere & (cells.labels[label] == cells.labels[label][example])
+    allowed = elsewhere if alike.any() else allowed
     found: list[int] = []
     seen: set[str] = set()
     for place in np.argsort(-nearness, kind="stable").tolist():

@@ -9,6 +9,7 @@ from typing import Any
 
 from dynaclr_wds.evaluate.judge import Judged, Verdict
 from dynaclr_wds.evaluate.mmd import Discrepancy
+from dynaclr_wds.evaluate.pixels import NAME as PIXELS
 from dynaclr_wds.evaluate.resampling import Estimate
 
 Row = list[str]
@@ -28,7 +29,7 @@ def _number(value: float | None, digits: int = 2) -> str:
 
 _MEASURES: Sequence[tuple[str, str, str, Callable[[Judged], str]]] = (
     ("dimensions", "", "", lambda one: f"{one.dimensions:,}"),
-    ("effective rank", "", "more: more directions are used", lambda one: f"{one.rank:.1f}"),
+    ("effective rank", "", "near the dimensions: all are used", lambda one: f"{one.rank:.1f}"),
     (
         "temporal smoothness",
         "1.00",
@@ -60,7 +61,7 @@ def list_groups(verdict: Verdict, kind: str) -> tuple[Row, list[Row]]:
     """Lay out the comparisons of one kind, `condition` or `experiment`: a row for each pair of groups."""
     found = verdict.embeddings
     pairs = [group for group in found[0].groups if group.kind == kind]
-    head = ["", *(one.name for one in found), "cells", "lineages"]
+    head = ["", *(one.name for one in found), "cells compared", "lineages"]
     rows = []
     for pair in pairs:
         same = [next(g for g in one.groups if _key(g) == _key(pair)) for one in found]
@@ -102,7 +103,25 @@ def list_findings(verdict: Verdict) -> list[tuple[str, str]]:
             for word, guess in (("the linear probe", probe.linear), ("the vote of neighbours", probe.vote))
             if one.collapse is None and guess.low is not None and guess.low <= probe.chance
         ]
-    return found
+    return found + _compare_with_pixels(verdict)
+
+
+def _compare_with_pixels(verdict: Verdict) -> list[tuple[str, str]]:
+    """Name the labels that an embedding finds better than by chance, but no better than raw pixels do."""
+    pixels = next((one for one in verdict.embeddings if one.name == PIXELS), None)
+    if pixels is None:
+        return []
+    return [
+        (
+            "fair",
+            f"{one.name}: {probe.label} is found no better than from raw pixels by the linear probe "
+            f"({write_estimate(probe.linear)}; {PIXELS} {write_estimate(raw.linear)}; held out by {probe.held_out}).",
+        )
+        for one in verdict.embeddings
+        if one is not pixels and one.collapse is None
+        for probe, raw in zip(one.probes, pixels.probes, strict=True)
+        if (probe.linear.low or probe.linear.value) > probe.chance and probe.linear.value <= raw.linear.value
+    ]
 
 
 def to_json(verdict: Verdict) -> dict[str, Any]:

@@ -154,7 +154,8 @@ def _choose_crop(facts: Sequence[ExperimentFacts]) -> Value:
         )
     if all(one <= most for one, most in zip(crop, whole, strict=True)):
         return Value(str(crop), f"of {list(stored)} stored, so that turning and shrinking bring in no black corners")
-    return Value(str(crop), f"of {list(stored)} stored: the least with every cell inside, also those near the border")
+    said = "the least with every cell inside before augmentation, also those near the border"
+    return Value(str(crop), f"of {list(stored)} stored: {said}")
 
 
 def _explain_batch_size(training: Sequence[ExperimentFacts], batches: Batches) -> Value:

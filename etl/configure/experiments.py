@@ -196,10 +196,11 @@ def _describe_plate(plate: Plate, tracks: Path | None, folder: Path) -> dict[str
         "interval_minutes": _read_interval(fov),
     }
     entry["tracks_path"] = _describe_tracks(plate, tracks, folder)
-    if fov.channel_names:
-        names = "[" + ", ".join(quote(channel) for channel in fov.channel_names) + "]"
-        entry["channel_names"] = Value(names, "all channels of the plate, in its order")
-        entry["source_channel"] = Value(names, "those to store, in the order that the network sees")
+    given = fov.channel_names or [f"channel_{number}" for number in range(fov.shape[1])]
+    names = "[" + ", ".join(quote(channel) for channel in given) + "]"
+    why = "all channels of the plate, in its order" if fov.channel_names else f"{MARK}: the plate names no channel"
+    entry["channel_names"] = Value(names, why)
+    entry["source_channel"] = Value(names, "those to store, in the order that the network sees")
     return entry
 
 

@@ -69,8 +69,8 @@ def _describe_time(found: Inspection) -> str:
     if not found.seconds:
         return ""
     return (
-        f"Reading all frames, measuring them and cutting out the cells would take about {write_duration(found.seconds)} "
-        f"with {count_of(found.workers, 'worker')}: a guess from the frames that were read just now, on this machine. "
+        "Reading all frames, measuring them and cutting out the cells would take about "
+        f"{write_duration(found.seconds)} with {count_of(found.workers, 'worker')}: a guess from the frames that were read just now, on this machine. "
         "Writing the files comes on top."
     )
 
