@@ -68,10 +68,11 @@ def _describe_time(found: Inspection) -> str:
     """Guess how long a build would take; nothing where no frame was read."""
     if not found.seconds:
         return ""
+    workers = count_of(found.workers, "worker")
     return (
         "Reading all frames, measuring them and cutting out the cells would take about "
-        f"{write_duration(found.seconds)} with {count_of(found.workers, 'worker')}: a guess from the frames that were read just now, on this machine. "
-        "Writing the files comes on top."
+        f"{write_duration(found.seconds)} with {workers}: a guess from the frames that were read just now, on this "
+        "machine. Writing the files comes on top, and may take as long."
     )
 
 
