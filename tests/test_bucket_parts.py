@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import shutil
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import obstore
 import pytest
 
+import etl.upload.lease
 import etl.upload.outlet
 from dynaclr_wds.contract import MANIFEST, FileRecord, group_of
 from dynaclr_wds.errors import BuildError, ConfigError, StorageError
 from etl.build_shards import build_part, build_shards
 from etl.run.parts import describe_missing
+from etl.scratch import machine_name
 from etl.source.experiments import parse_build_config
 from etl.upload.build import UploadOptions
+from etl.upload.lease import LEASE
 from etl.upload.outlet import BucketOutlet
 from etl.verify import verify
 from tests.plates import make_collection
@@ -60,12 +65,15 @@ class Parts:
         config = parse_build_config(self.collection, {"workers": 1, **options})
         build_part(config, self.where, part, upload=self.upload, progress=said)
 
-    def finish(self, **options: Any) -> None:
+    def finish(self, said: Said | None = None, **options: Any) -> None:
         config = parse_build_config(self.collection, {"workers": 1, **options})
-        build_shards(config, self.where, upload=self.upload, finish=True)
+        build_shards(config, self.where, upload=self.upload, finish=True, progress=said)
 
     def put(self, name: str, data: bytes) -> None:
         obstore.put(self._bucket.store(), f"{PREFIX}/{name}", data)
+
+    def remove(self, name: str) -> None:
+        obstore.delete(self._bucket.store(), f"{PREFIX}/{name}")
 
     def objects(self) -> dict[str, bytes]:
         return objects(self._bucket)
@@ -94,14 +102,17 @@ def test_parts_in_any_order_and_twice_end_with_the_objects_of_a_local_build(
         parts.build(part, said)
     assert said.lines[-1] == "part 3/3: its 2 groups of 6 are built. When all parts are, --finish."
     assert MANIFEST not in parts.objects()
+    arrived = parts.shards()
     assert [len(groups) for groups in staged] == [1, 1, 1, 1, 0, 0], "one on the disk, and none that has arrived"
     with pytest.raises(BuildError) as error:
         parts.finish()
+    assert parts.shards() == arrived
     assert str(error.value) == (
         f"{parts.where}: 2 groups of 6 are not built yet (number 2 is the first). Run --part 2/3, then --finish; or "
         "leave out --finish, and this command builds them."
     )
     parts.build("2/3")
+    (parts.staging / ".parts" / f"dynaclr-wds-{machine_name()}-part-killed" / "staged").mkdir(parents=True)
     parts.finish()
     assert parts.objects() == files(small.parent / "local")
     said = Said()
@@ -184,6 +195,23 @@ def test_what_parts_of_another_set_sent_is_removed_also_of_one_that_still_runs(
     assert sum(name.startswith(NOTES) for name in left) == 1
     parts.finish()  # up to date, and tidies up
     assert parts.objects() == expected
+
+
+def test_finish_waits_for_another_build_to_end(parts: Parts, monkeypatch: pytest.MonkeyPatch):
+    parts.put(LEASE, b"of another build")
+    said, waited = Said(), []
+
+    def end_other(seconds: float) -> None:
+        waited.append(seconds)
+        if len(waited) == 2:
+            parts.remove(LEASE)
+
+    monkeypatch.setattr(etl.upload.lease, "time", SimpleNamespace(sleep=end_other, monotonic=time.monotonic))
+    with pytest.raises(BuildError, match=r"6 groups of 6 are not built yet .* Run the parts that did not end, then"):
+        parts.finish(said)
+    assert waited == [5.0, 5.0]
+    line = f"{parts.where}: another build is writing there (a process that is not known); waiting for it to end."
+    assert [text for text in said.lines if "another build" in text] == [line]
 
 
 def spoil(collection: Path) -> None:

@@ -27,7 +27,7 @@ from dynaclr_wds.shardset import ShardSet
 from dynaclr_wds.storage.client import DeniedError, Storage
 from dynaclr_wds.storage.location import Location, parse_place
 from dynaclr_wds.storage.options import MIB, parse_options
-from dynaclr_wds.storage.sending import open_for_sending, send_file
+from dynaclr_wds.storage.sending import open_for_sending, read_checksum, send_file
 from dynaclr_wds.storage.writing import ConflictError, create, honours_conditions, replace
 from etl.build_shards import build_shards, main
 from etl.run.executors import Interrupted
@@ -138,6 +138,8 @@ def test_other_servers_hold_the_same_objects_and_are_found_up_to_date(
     assert send(bucket, small, staged, said).to_json() == manifest.to_json()
     assert said.found_up_to_date
     assert "up to date, nothing to do" in said.lines[0]
+    shard = manifest.shards[0]
+    assert read_checksum(storage_of(bucket), shard.path) == shard.xxh3  # so a build that was stopped knows it again
 
 
 def test_a_copy_of_the_bucket_on_a_disk_is_a_set(bucket: Bucket, small: Path, staged: Path, tmp_path: Path):

@@ -74,7 +74,7 @@ def build_to_storage(
     with folder.locked(lambda: progress.say(f"{where}: another build is running here; waiting for it to end.")):
         staging = use_staging(folder.out)
         try:
-            with hold_lease(quick, staging.owner, progress.say) as lease:
+            with hold_lease(quick, staging.owner, progress.say, patient=mode.finish) as lease:
                 passes = mode.finish or not (upload.keep_staging or staging.borrowed)
                 build = _StorageBuild(config, folder, storage, passes, mode, progress, make_executor, lease)
                 manifest = build.run()

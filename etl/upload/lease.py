@@ -32,6 +32,8 @@ _PROBE = "build.probe"
 VALID_SECONDS = 120.0
 """A lease that was not renewed for so long may be taken over."""
 _RENEW_SECONDS = 30.0
+_LOOK_SECONDS = 5.0
+"""How often one who waits looks whether another build has ended."""
 _SETTLE_SECONDS = 2.0
 """Without conditions: how long a lease must stand before it is believed."""
 _MOST_BYTES = 1 << 16
@@ -99,20 +101,34 @@ class Lease:
         probes = {name: info.changed for name, info in listed.items() if name.startswith(f"{_PROBE}-")}
         return {name for name, changed in probes.items() if changed is not None and changed < least}
 
-    def take(self, now: datetime, say: Callable[[str], None]) -> None:
-        """Take the lease; `now` is the server's time."""
-        self._begun, found = now, self._look()
+    def take(self, now: datetime, say: Callable[[str], None], *, patient: bool) -> None:
+        """Take the lease; `now` is the server's time. A patient one waits until another build has ended."""
+        self._begun, begun, told = now, time.monotonic(), False
+        while True:
+            try:
+                self._try(now + timedelta(seconds=time.monotonic() - begun), say)
+                break
+            except _HeldError as error:
+                if not patient:
+                    raise
+                if not told:
+                    say(f"{error.what}; waiting for it to end.")
+                told = True
+                time.sleep(_LOOK_SECONDS)
+        threading.Thread(target=self._keep, name="dynaclr-lease", daemon=True).start()
+
+    def _try(self, now: datetime, say: Callable[[str], None]) -> None:
+        found = self._look()
         if found is not None:
             self._refuse_if_held(*found, now, say)
         try:
             self._version = self._write(None if found is None else found[1])
         except ConflictError:
-            raise BuildError(_describe_other(self._storage, self._look())) from None
+            raise _HeldError(self._storage, self._look()) from None
         if not self.strict:
             time.sleep(_SETTLE_SECONDS)
             if (found := self._look()) is None or found[0] is None or found[0].run != self._holder.run:
-                raise BuildError(_describe_other(self._storage, found))
-        threading.Thread(target=self._keep, name="dynaclr-lease", daemon=True).start()
+                raise _HeldError(self._storage, found)
 
     def _refuse_if_held(
         self, other: Holder | None, version: ObjectInfo, now: datetime, say: Callable[[str], None]
@@ -121,7 +137,7 @@ class Lease:
             return  # an earlier run with this staging folder, which is locked: it is dead
         age = (now - version.changed).total_seconds() if version.changed is not None else 0.0
         if age < VALID_SECONDS:
-            raise BuildError(_describe_other(self._storage, (other, version), VALID_SECONDS - age))
+            raise _HeldError(self._storage, (other, version), VALID_SECONDS - age)
         say(f"{self._storage.root}: the lease of {other or 'another build'} is {age:,.0f} s old; it is taken over.")
 
     def release(self) -> None:
@@ -163,18 +179,22 @@ class Lease:
             return None
 
 
-def _describe_other(
-    storage: Storage, found: tuple[Holder | None, ObjectInfo] | None, left: float = VALID_SECONDS
-) -> str:
-    other = (found[0] if found is not None else None) or "a process that is not known"
-    return (
-        f"{storage.root}: another build is writing there ({other}). One build at a time may. Wait for it to end; if it "
-        f"was killed, give the command again in {max(left, 1):.0f} s, or with the same --staging on the same machine."
-    )
+class _HeldError(BuildError):
+    """Another build holds the lease."""
+
+    def __init__(
+        self, storage: Storage, found: tuple[Holder | None, ObjectInfo] | None, left: float = VALID_SECONDS
+    ) -> None:
+        other = (found[0] if found is not None else None) or "a process that is not known"
+        self.what = f"{storage.root}: another build is writing there ({other})"
+        super().__init__(
+            f"{self.what}. One build at a time may. Wait for it to end; if it was killed, give the command again in "
+            f"{max(left, 1):.0f} s, or with the same --staging on the same machine."
+        )
 
 
 @contextmanager
-def hold_lease(storage: Storage, owner: str, say: Callable[[str], None]) -> Iterator[Lease]:
+def hold_lease(storage: Storage, owner: str, say: Callable[[str], None], *, patient: bool = False) -> Iterator[Lease]:
     """Hold the lease of a place while the block runs.
 
     Parameters
@@ -185,6 +205,8 @@ def hold_lease(storage: Storage, owner: str, say: Callable[[str], None]) -> Iter
         Name of the staging folder.
     say
         Called with warnings.
+    patient
+        Wait for another build to end, or for two minutes where it was killed.
 
     Raises
     ------
@@ -201,7 +223,7 @@ def hold_lease(storage: Storage, owner: str, say: Callable[[str], None]) -> Iter
         )
     begun = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     lease = Lease(storage, Holder(owner, uuid.uuid4().hex, socket.gethostname(), os.getpid(), begun), strict=strict)
-    lease.take(seen.changed or datetime.now(UTC), say)
+    lease.take(seen.changed or datetime.now(UTC), say, patient=patient)
     try:
         yield lease
     finally:

@@ -31,6 +31,7 @@ class Blob:
     generation: int
     etag: str
     time: float
+    metadata: dict[str, str]
 
 
 @dataclasses.dataclass(slots=True)
@@ -39,6 +40,7 @@ class Memory:
 
     buckets: dict[str, dict[str, Blob]] = dataclasses.field(default_factory=dict)
     uploads: dict[str, dict[int, bytes]] = dataclasses.field(default_factory=dict)
+    metadata: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
     generations: itertools.count[int] = dataclasses.field(
         default_factory=lambda: itertools.count(1_700_000_000_000_000)
     )
@@ -123,7 +125,10 @@ class Handler(BaseHTTPRequestHandler):
             raise Refusal(416, "InvalidRange")
         return self._reply(206, blob.body[start:stop], {**headers, "Content-Range": f"bytes {start}-{stop - 1}/{size}"})
 
-    def _put(self, objects: dict[str, Blob], key: str, body: bytes, reply: bytes = b"") -> None:
+    def _find_metadata(self) -> dict[str, str]:
+        return {name: value for name, value in self.headers.items() if name.lower().startswith("x-goog-meta-")}
+
+    def _put(self, objects: dict[str, Blob], key: str, body: bytes, reply: bytes = b"", upload: str = "") -> None:
         """Store an object, or a copy of one, unless its generation is not the one that the client wants."""
         if (wanted := self.headers.get("x-goog-if-generation-match")) is not None:
             found = objects[key].generation if key in objects else 0
@@ -134,8 +139,9 @@ class Handler(BaseHTTPRequestHandler):
             if name not in self.memory.buckets.get(bucket, {}):
                 raise Refusal(404, "NoSuchKey")
             body = self.memory.buckets[bucket][name].body
+        metadata = self.memory.metadata.pop(upload, {}) | self._find_metadata()
         etag = f'"{hashlib.md5(body, usedforsecurity=False).hexdigest()}"'
-        objects[key] = Blob(body, next(self.memory.generations), etag, time.time())
+        objects[key] = Blob(body, next(self.memory.generations), etag, time.time(), metadata)
         if source:
             reply = f"<CopyObjectResult><ETag>{escape(etag)}</ETag></CopyObjectResult>".encode()
         self._reply(200, reply.replace(b"ETAG", escape(etag).encode()), _describe(objects[key]))
@@ -145,6 +151,7 @@ class Handler(BaseHTTPRequestHandler):
         if "uploads" in query:
             name = f"upload{next(self.memory.generations)}"
             self.memory.uploads[name] = {}
+            self.memory.metadata[name] = self._find_metadata()
             text = f"<InitiateMultipartUploadResult><UploadId>{name}</UploadId></InitiateMultipartUploadResult>"
             return self._reply(200, text.encode())
         parts = self.memory.uploads.get(query["uploadId"])
@@ -161,7 +168,7 @@ class Handler(BaseHTTPRequestHandler):
         if listed != sorted(parts):
             raise Refusal(400, "InvalidPart")
         reply = b"<CompleteMultipartUploadResult><ETag>ETAG</ETag></CompleteMultipartUploadResult>"
-        self._put(objects, key, b"".join(parts[number] for number in listed), reply)
+        self._put(objects, key, b"".join(parts[number] for number in listed), reply, query["uploadId"])
         del self.memory.uploads[query["uploadId"]]
         return None
 
@@ -193,7 +200,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def _describe(blob: Blob) -> dict[str, str]:
-    return {"ETag": blob.etag, "x-goog-generation": str(blob.generation)}
+    return {"ETag": blob.etag, "x-goog-generation": str(blob.generation), **blob.metadata}
 
 
 def _describe_prefix(prefix: str) -> str:
