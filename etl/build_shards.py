@@ -167,7 +167,7 @@ def _run(argv: Sequence[str]) -> int:
     arguments = make_parser().parse_args(argv)
     from dynaclr_wds.storage.options import parse_words
     from etl.run.engines import Engine
-    from etl.run.next_steps import list_next
+    from etl.run.next_steps import describe_options, list_next
     from etl.run.progress import make_progress, print_json, print_summary
     from etl.source.experiments import parse_build_config
 
@@ -195,6 +195,8 @@ def _run(argv: Sequence[str]) -> int:
         print(f"{arguments.out}: built. Next:")
         for command in list_next(arguments.experiments_yaml, arguments.out):
             print(f"  {command}")
+        if kept := describe_options(overrides):
+            print(kept)
     return 0
 
 

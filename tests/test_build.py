@@ -733,6 +733,12 @@ def test_a_build_says_what_to_run_next_with_the_paths_of_the_user(
         "  dynaclr-wds verify shards",
     ]
     assert build("my shards")[1] == f"  dynaclr-wds init {collection} --shards 'my shards'"
+    command = [str(collection), "--out", "other", "--dtype", "float32", "--z_range", "0", "1", "--workers", "1"]
+    assert main(command) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "Other commands don't know the options given here. Write them below `shards:` in the YAML: `z_range: [0, 1]`, "
+        "`dtype: float32`."
+    )
     Path("configs").mkdir()
     Path("configs/fit.yaml").write_text("data: {shards: shards}\n")
     assert build("shards")[1] == "  dynaclr-wds fit -c configs/fit.yaml"

@@ -357,9 +357,17 @@ def test_tables_are_joined_by_the_names_of_cells_whatever_their_order(tmp_path: 
 )
 def test_annotations_find_their_cells(tmp_path: Path, rows: str, expected: dict[str, str]):
     (tmp_path / "a.csv").write_text(rows)
-    cells, labels = annotate(make_cells(experiments=1, fovs=2, tracks=2, frames=2), tmp_path / "a.csv")
-    assert labels == ("kind",)
+    cells, labels, unmatched = annotate(make_cells(experiments=1, fovs=2, tracks=2, frames=2), tmp_path / "a.csv")
+    assert (labels, unmatched) == (("kind",), "")
     assert {n: v for n, v in zip(cells.name, cells.labels["kind"], strict=True) if v} == expected
+
+
+def test_annotations_of_no_cell_are_counted_and_the_first_is_named(tmp_path: Path):
+    (tmp_path / "a.csv").write_text("fov_name,track_id,kind\nA/1/0,0,x\nB/2/9,0,x\nA/1/0,77,x\n")
+    unmatched = annotate(make_cells(experiments=1, fovs=2, tracks=2, frames=2), tmp_path / "a.csv")[2]
+    assert unmatched == (
+        f"{tmp_path}/a.csv: 2 rows of 3 are about no cell that is judged; the first is fov_name=B/2/9 track_id=0."
+    )
 
 
 @pytest.mark.parametrize(

@@ -316,7 +316,8 @@ FRAMES = 12
 
 def write_wrong(root: Path) -> Path:
     """Write an experiment in which much is wrong: GFP is constant, frame 3 of DAPI blank, Phase has NaN, a track jumps,
-    the plate says 5 minutes a frame; and one whose tracks are of every second frame and divide every two minutes.
+    one is at the border, the plate says 5 minutes a frame; and one whose tracks are of every second frame and divide
+    every two minutes.
     """
     rng = np.random.default_rng(5)
     pixels = rng.uniform(50, 100, (FRAMES, 3, 1, 64, 64)).astype(np.float32)
@@ -326,6 +327,7 @@ def write_wrong(root: Path) -> Path:
         for k in range(6)
         for t in range(FRAMES)
     ]
+    rows += [{"track_id": 9, "t": t, "y": 1.0, "x": 60.0, "parent_track_id": -1} for t in range(FRAMES)]
     write_tracks(root / "a/tracks", "A/1/0", rows)
     scale = {"scale": (300, 1, 1, 0.5, 0.5), "units": {"t": "second", "y": "micrometer", "x": "micrometer"}}
     names = ("Phase", "GFP", "DAPI")
@@ -342,8 +344,8 @@ def write_wrong(root: Path) -> Path:
     write_plate(root / "b/plate.zarr", channel_names=("Phase",), shape=(FRAMES, 1, 1, 64, 64), **common)
     entries = [
         {"name": name, "data_path": f"{name}/plate.zarr", "tracks_path": f"{name}/tracks", "channel_names": list(own),
-         "source_channel": list(own), "condition_wells": {"mock": ["A/1"]}, "interval_minutes": minutes}
-        for name, own, minutes in (("a", names, 30.0), ("b", ("Phase",), 0.5))
+         "source_channel": list(own), "condition_wells": {condition: ["A/1"]}, "interval_minutes": minutes}
+        for name, own, condition, minutes in (("a", names, "mock", 30.0), ("b", ("Phase",), "drug", 0.5))
     ]  # fmt: skip
     options = {"yx_patch_size": [16, 16], "tau_range_hours": [0.03, 0.5], "on_nan": "drop"}
     return write_experiments(root / "experiments.yaml", entries, **options)
@@ -356,6 +358,7 @@ def test_what_is_wrong_is_said_in_words(tmp_path: Path, without_fsync: None) -> 
     assert set(texts) >= {
         ("a", "channel_constant"), ("a", "frames_blank"), ("a", "pixels_not_finite"), ("a", "interval_differs"),
         ("a", "tracks_jump"), ("b", "frames_skipped"), ("b", "cycle_unlikely"),
+        ("a", "many_at_border"), (None, "condition_in_one_fov"),
     }  # fmt: skip
     level, text = texts["a", "channel_constant"]
     assert level == "wrong"
@@ -368,6 +371,8 @@ def test_what_is_wrong_is_said_in_words(tmp_path: Path, without_fsync: None) -> 
         "100.0% of the steps of its tracks skip frames; the usual step is 2 frames" in texts["b", "frames_skipped"][1]
     )
     assert "its cells would divide every 0.025 h (median of 6 cycles)" in texts["b", "cycle_unlikely"][1]
+    assert texts["a", "many_at_border"][1].startswith("a: 14.3% of its cells (12) would be left out, because they are")
+    assert texts[None, "condition_in_one_fov"][1].startswith("one field of view only has the condition mock, drug: ")
     assert found.findings[0].code == "channel_constant"  # the worst first
     assert main([str(path), "--frames", "2", "--quiet"]) == 0
 
@@ -376,7 +381,7 @@ def test_what_is_wrong_is_said_in_words(tmp_path: Path, without_fsync: None) -> 
     codes = {(one.experiment, one.code) for one in stored.findings}
     assert codes >= set(texts) - {("a", "pixels_not_finite")}  # a set says that as what was left out
     assert "in all of 12 frames (A/1/0 t=0" in next(f.text for f in stored.findings if f.code == "channel_constant")
-    assert to_json(stored)["experiments"][0]["dropped"] == {"blank_channel": 6}
+    assert to_json(stored)["experiments"][0]["dropped"] == {"blank_channel": 6, "near_border": 12}
 
 
 def test_sound_data_raise_no_warning(before: Inspection, after: Inspection) -> None:

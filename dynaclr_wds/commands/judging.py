@@ -80,7 +80,8 @@ def evaluate(asked: Asked) -> Found:
         said.append(f"{count_of(left_out, 'cell')} of {named[0][1]} left out: not all tables have them.")
     annotated: Sequence[str] = ()
     if asked.labels is not None:
-        cells, annotated = annotate(cells, asked.labels)
+        cells, annotated, unmatched = annotate(cells, asked.labels)
+        said += [unmatched] if unmatched else []
     labels = choose_labels(cells, asked.label, annotated)
     patches = None
     if asked.shards is not None:

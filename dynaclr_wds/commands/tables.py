@@ -23,7 +23,8 @@ _CAPTION = (
     "¹ In a batch, as a multiple of the pairs that chance would give: 2.00 is twice as many. In brackets: the worst "
     "batch.\n"
     "² The median. In brackets: one time in ten it comes as soon as this.\n"
-    "³ Samples of one FOV, lineage or block are alike: a batch tells as much as so many that have nothing in common."
+    "³ Samples of one FOV, lineage or block are alike. A batch tells as much as so many samples drawn at random from "
+    "the set; that a set has few FOVs does not show here."
 )
 _SHOWN = 8
 """Rows of a table of shares that are listed one by one; twice as many of a table of anchors."""

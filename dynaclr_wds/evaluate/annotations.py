@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from dynaclr_wds.errors import ConfigError
 from dynaclr_wds.evaluate.cells import Cells, Text
+from dynaclr_wds.words import count_of
 
 _KEYS: Sequence[tuple[str, ...]] = (
     ("name",),
@@ -48,12 +49,12 @@ def read_annotations(path: Path) -> pa.Table:
         ) from error
 
 
-def annotate(cells: Cells, path: Path) -> tuple[Cells, tuple[str, ...]]:
+def annotate(cells: Cells, path: Path) -> tuple[Cells, tuple[str, ...], str]:
     """Add the labels of an annotation table; they replace labels of the same name.
 
     Returns
     -------
-    Cells with more labels, and the names of those.
+    Cells with more labels, the names of those, and a sentence about rows that label none of the cells; empty without.
 
     Raises
     ------
@@ -81,7 +82,24 @@ def annotate(cells: Cells, path: Path) -> tuple[Cells, tuple[str, ...]]:
             f"{' '.join(map(str, wanted[0]))}."
         )
     whole = {name: getattr(cells, name) for name in Cells.__slots__ if name != "labels"}
-    return Cells(**whole, labels={**cells.labels, **added}), labels
+    return Cells(**whole, labels={**cells.labels, **added}), labels, _note_unmatched(rows, key, wanted, path)
+
+
+def _note_unmatched(rows: pa.Table, key: tuple[str, ...], wanted: list[tuple[str, ...]], path: Path) -> str:
+    """Say how many rows are about no cell, and name the first."""
+    known = set(wanted)
+    lost = [one for one in _read_keys(rows, key) if one not in known]
+    if not lost:
+        return ""
+    return (
+        f"{path}: {count_of(len(lost), 'row')} of {len(rows):,} {'is' if len(lost) == 1 else 'are'} about no cell that "
+        f"is judged; the first is {' '.join(f'{c}={v}' for c, v in zip(key, lost[0], strict=True))}."
+    )
+
+
+def _read_keys(rows: pa.Table, key: tuple[str, ...]) -> list[tuple[str, ...]]:
+    columns = [rows[c].to_pylist() for c in key]
+    return [tuple(_plain(c, v) for c, v in zip(key, one, strict=True)) for one in zip(*columns, strict=True)]
 
 
 def _keys_of(cells: Cells, key: tuple[str, ...]) -> list[tuple[str, ...]]:
@@ -114,10 +132,9 @@ def _check_experiments(cells: Cells, key: tuple[str, ...], wanted: list[tuple[st
 
 def _join(rows: pa.Table, key: tuple[str, ...], label: str, wanted: list[tuple[str, ...]], path: Path) -> Text:
     said: dict[tuple[str, ...], set[str]] = defaultdict(set)
-    columns = [rows[c].to_pylist() for c in key]
-    for one, value in zip(zip(*columns, strict=True), rows[label].to_pylist(), strict=True):
+    for one, value in zip(_read_keys(rows, key), rows[label].to_pylist(), strict=True):
         if value is not None and str(value) != "":
-            said[tuple(_plain(c, v) for c, v in zip(key, one, strict=True))].add(str(value))
+            said[one].add(str(value))
     if twice := next((one for one, values in said.items() if len(values) > 1), None):
         raise ConfigError(
             f"{path}: says {label}={' and '.join(sorted(said[twice]))} of {' '.join(twice)}. Keep one of the rows, or "

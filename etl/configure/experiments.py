@@ -234,7 +234,7 @@ def _choose_patch(plates: Sequence[Plate]) -> Value:
         if side == _LARGEST_PATCH
         else "; half of the image, because larger patches leave out more cells near the border"
     )
-    return Value(str([side, side]), f"{MARK}: pixels around each cell, so that it fits with a rim{why}")
+    return Value(str([side, side]), f"{MARK}: pixels around each cell; the network sees about half of each side{why}")
 
 
 def _relative(path: Path, folder: Path) -> str:

@@ -27,7 +27,7 @@ _LINES = 150
 
 def draw_histogram(channel: ChannelFacts, title: str) -> Html:
     """Draw how bright the pixels of a channel are."""
-    figure = new_figure(4.2, 2.5)
+    figure = new_figure(4.2, 2.8)
     axes = figure.subplots()
     edges = np.array(channel.edges)
     axes.stairs(np.maximum(channel.counts, _LEAST), edges, baseline=_LEAST, fill=True, color=PALETTE[0], alpha=0.75)
@@ -40,7 +40,7 @@ def draw_histogram(channel: ChannelFacts, title: str) -> Html:
     axes.set_title(title)
     axes.set_xlabel("intensity")
     axes.set_ylabel("pixels")
-    axes.legend(frameon=False, fontsize=8, loc="upper right")  # the best place would take longer than all the rest
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     return show_figure(figure, f"{title}: histogram of intensities", kind="svg")
 

@@ -15,6 +15,9 @@ from etl.inspect.tally import ExperimentCount, Tally, quantile_of
 
 _FEW = 0.25
 """Share of cells with a positive below which an interval, or τ, is questioned."""
+_MANY_LOST = 0.1
+"""Share of an experiment's cells near the border from which on it is said."""
+_MOST_NAMED = 3
 _CYCLES, _CYCLE_HOURS = 5, (0.15, 300.0)
 """Complete cell cycles that say something, and hours between which their median is believed."""
 
@@ -53,6 +56,8 @@ def list_findings(
     for record, count, facts, frames in zip(collection.experiments, tally.experiments, channels, seen, strict=True):
         found += _find_in_channels(record, facts, frames, is_built=collection.is_built)
         found += _find_in_tracks(record, count)
+        found += _find_at_border(record, count, collection)
+    found += _find_lone_conditions(collection, tally)
     return tuple(sorted(found, key=lambda finding: finding.level == "doubtful"))
 
 
@@ -121,6 +126,36 @@ def _find_in_tracks(record: ExperimentRecord, count: ExperimentCount) -> Iterato
             f"cell does. Check interval_minutes={minutes:g}, which says minutes, not seconds or hours, and the "
             "divisions of the tracks.",
         )  # fmt: skip
+
+
+def _find_at_border(record: ExperimentRecord, count: ExperimentCount, collection: Collection) -> Iterator[Finding]:
+    lost = collection.dropped.get(record.name, {}).get("near_border", 0)
+    share = lost / max(count.cells + lost, 1)
+    if share >= _MANY_LOST:
+        done = "were" if collection.is_built else "would be"
+        yield _make(
+            record, "doubtful", "many_at_border",
+            f"{percent(share)} of its cells ({lost:,}) {done} left out, because they are near the border of the image. "
+            "A smaller yx_patch_size keeps more of them, border: pad all.",
+        )  # fmt: skip
+
+
+def _find_lone_conditions(collection: Collection, tally: Tally) -> Iterator[Finding]:
+    """Find conditions that one field of view alone has, where there are others to tell them from."""
+    for label in collection.labels:
+        counts = tally.labels[label.name][: len(label.values)]
+        there = [(value, count) for value, count in zip(label.values, counts, strict=True) if count.cells]
+        alone = [value for value, count in there if count.fovs == 1]
+        if label.name != "condition" or len(there) < 2 or not alone:
+            continue
+        names = ", ".join(alone[:_MOST_NAMED]) + (
+            f" and {len(alone) - _MOST_NAMED} more" if alone[_MOST_NAMED:] else ""
+        )
+        text = (
+            f"one field of view only has the condition {names}: what a network finds there may be that image's light "
+            "and focus, and no field of view with it can be held out. Film more, or judge by lineages, with care."
+        )
+        yield Finding(level="doubtful", code="condition_in_one_fov", experiment=None, text=text)
 
 
 def _make(record: ExperimentRecord, level: Level, code: str, text: str) -> Finding:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -143,7 +144,8 @@ def list_labels(found: Inspection) -> list[Rows]:
             continue
         counts = list(zip((*label.values, None), found.tally.labels[label.name], strict=True))
         there = sorted((pair for pair in counts if pair[1].cells), key=lambda pair: -pair[1].cells)
-        rows = [[value or "none", *_list_counts(count)] for value, count in there[:_MOST_VALUES]]
+        shown = sorted(there[:_MOST_VALUES], key=lambda pair: _by_name(pair[0]))
+        rows = [[value or "none", *_list_counts(count)] for value, count in shown]
         left = len(there) - _MOST_VALUES
         tables.append(
             Rows(
@@ -154,6 +156,12 @@ def list_labels(found: Inspection) -> list[Rows]:
             )
         )
     return tables
+
+
+def _by_name(value: str | None) -> tuple[bool, list[tuple[int, str]]]:
+    """Sort names as people do: A/2 before A/10; cells without a value last."""
+    parts = re.findall(r"\d+|\D+", value or "")
+    return value is None, [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
 
 
 def list_taus(found: Inspection) -> Rows:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -11,6 +13,7 @@ from dynaclr_wds.contract import Manifest
 from dynaclr_wds.errors import DynaCLRError
 from dynaclr_wds.program import called_as
 from dynaclr_wds.storage.location import Place
+from etl.source.config import CHANGES_NO_BYTE
 from etl.source.experiments import BuildConfig, parse_build_config
 
 _YAML = "experiments.yaml"
@@ -34,6 +37,16 @@ def list_next(yaml_path: Place, out: Place) -> list[str]:
         return [f"{called_as('init')} {shlex.quote(str(yaml_path))}{wanted}", verify]
     wanted = "" if _read_shards(_CONFIG) == str(out) else f" --data.shards {shards}"
     return [f"{called_as('fit')} -c {_CONFIG}{wanted}", verify]
+
+
+def describe_options(overrides: Mapping[str, Any]) -> str:
+    """Say how to keep options of a command line that later commands need as well; empty without any."""
+    kept = {name: value for name, value in overrides.items() if name not in CHANGES_NO_BYTE}
+    if not kept:
+        return ""
+    lines = yaml.safe_dump(kept, default_flow_style=None, sort_keys=False, allow_unicode=True).strip().splitlines()
+    written = ", ".join(f"`{line}`" for line in lines)
+    return f"Other commands don't know the options given here. Write them below `shards:` in the YAML: {written}."
 
 
 def _read_shards(config: Path) -> str | None:

@@ -123,6 +123,8 @@ def _advise(file: TableFile, required: Sequence[str], optional: Sequence[str], w
     if len(file.header) == 1:
         return "Only commas, semicolons and tabs separate columns. Write the table again with one of these."
     named = {theirs: ours for theirs, ours in _pairs(file) if ours is not None and ours != theirs}
+    if "parent_track_id" not in file.columns:  # rows that name parents by rows only are refused
+        named = {theirs: "parent_track_id" if ours == "parent_id" else ours for theirs, ours in named.items()}
     found, lost = propose_columns(file, required, optional)
     if not found or all(ours in optional for ours in found.values()):
         return f"Rename it in the table, or say in {where} which column it is: `{key}: {{<your name>: {lost[0]}}}`."

@@ -280,7 +280,7 @@ class BuildOptions:
     """Another seed gives another order of the clips."""
 
 
-_CHANGES_NO_BYTE = ("workers", "memory_limit", "on_bad_fov", "where")
+CHANGES_NO_BYTE = ("workers", "memory_limit", "on_bad_fov", "where")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -299,7 +299,7 @@ class BuildConfig(BuildOptions):
 
     def as_record(self) -> dict[str, Any]:
         """What the stored bytes depend on, as JSON types: for the manifest and the hash."""
-        record = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in _CHANGES_NO_BYTE}
+        record = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in CHANGES_NO_BYTE}
         record["experiments"] = [experiment.as_record() for experiment in self.experiments]
         record["max_border_shift_px"] = list(self.border_shifts_px) if self.border == "shift" else None
         parsed: dict[str, Any] = json.loads(json.dumps(record, default=dataclasses.asdict))
