@@ -216,11 +216,18 @@ def _find_fovs(raw: pa.Table, source: TrackFile) -> tuple[Int32[np.ndarray, " ro
     lost = [fov for fov in fovs if fov not in names]
     if lost:
         more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
+        same = {_without_zeros(lost[0])} & {_without_zeros(name) for name in names}
+        asked = "with the zeros that the plate's names have" if same else "as row/col/fov"
         raise ConfigError(
-            f"{file}: no row is of FOV {', '.join(lost[:3])}{more}; its FOVs are {names[:8]}. Write FOVs as "
-            "row/col/fov there, or list those without a cell in shards.exclude_fovs."
+            f"{file}: no row is of FOV {', '.join(lost[:3])}{more}; its FOVs are {names[:8]}. Write FOVs {asked} "
+            "there, or list those without a cell in shards.exclude_fovs."
         )
     return code, np.array([fovs.get(name, -1) for name in names], dtype=np.int32)[code]
+
+
+def _without_zeros(fov: str) -> str:
+    """Write A/01/0 as A/1/0."""
+    return "/".join(part.lstrip("0") or "0" for part in fov.split("/"))
 
 
 def _refuse_repeats_in_tracks(
