@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from dynaclr_wds.pages.shell import write_page
+from dynaclr_wds.pages.shell import Page, Section, write_page
+from dynaclr_wds.pages.tables import table
 from tests.servers.chromium import Chromium
 from tests.test_pages import make_page
 
@@ -51,6 +52,22 @@ def test_what_is_wrong_with_a_page_is_found(what: str, tmp_path: Path, chromium:
         assert found.images == 1
     if what == "a wide part, folded":
         assert all(one.startswith("at 400 pixels: ") for one in found.faults)
+
+
+def test_no_table_scrolls_sideways_on_a_phone(tmp_path: Path, chromium: Chromium) -> None:
+    heads = ["experiment", "cells", "with a positive", "FOVs", "tracks", "lineages", "divisions", "tracks with gaps"]
+    content = [table(heads, [["a549_dengue", 12345, "11,111 (90.0%)", 12, 345, 123, 45, 6]], "Experiments.")]
+    content += [table(["by", "both", "Retardance", "mNeonGreen"], [["both channels", "0.58", "0.51", "0.64"]])]
+    content += [
+        table(["share of the batch", "asked", "is", ""], [["near (temporal_enrichment)", "1%", "2%", "as asked"]])
+    ]
+    page = Page(title="x", lead="x", sections=[Section(title="x", content=content)])
+    write_page(tmp_path / "page.html", page)
+    found = chromium.open(tmp_path / "page.html")
+    assert found.faults == ()
+    (tmp_path / "old.html").write_text((tmp_path / "page.html").read_text().replace(" class=many", ""))
+    faults = chromium.open(tmp_path / "old.html").faults
+    assert any(fault.startswith("at 400 pixels: the table 'Experiments.") for fault in faults)
 
 
 def test_every_piece_of_a_page_opens_without_a_fault(tmp_path: Path, chromium: Chromium) -> None:

@@ -8,8 +8,8 @@ from html import escape
 
 from dynaclr_wds.pages.markup import Html
 
-_FITS = 40
-"""Letters of the longest words of all columns that a phone shows side by side."""
+_FITS, _HEAD = 40, 13
+"""Letters of the longest words of all columns that a phone shows side by side, and least width of heads of rows."""
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]], caption: str = "") -> Html:
@@ -71,4 +71,4 @@ def _is_wide(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
     """Whether the columns can't be side by side on a phone, however their words are broken into lines."""
     words = [[word for row in (columns, *rows) for word in row[n].split()] for n in range(len(columns))]
     longest = [max(map(len, of), default=0) for of in words]
-    return sum(longest) + len(longest) > _FITS
+    return sum(longest[1:]) + max(longest[0], _HEAD) + len(longest) > _FITS

@@ -42,6 +42,8 @@ _LOOK = """(async () => {
     width: document.scrollingElement.scrollWidth,
     wide: [...document.querySelectorAll('main *')].filter(one => !one.closest('.wide, pre, svg')
       && one.getBoundingClientRect().right > innerWidth + 1).slice(0, 5).map(one => one.outerHTML.slice(0, 120)),
+    scrolling: [...document.querySelectorAll('.wide')].filter(one => one.scrollWidth > one.clientWidth + 1)
+      .map(one => one.innerText.slice(0, 60)),
     dangling: links.filter(one => one.startsWith('#') && !names.has(one.slice(1))),
     links: links.filter(one => !one.startsWith('#')),
     text: document.body.innerText,
@@ -194,4 +196,6 @@ def _list_faults(found: dict[str, Any], heard: _Heard, url: str, width: int) -> 
     faults += [f"the link {link} leads nowhere." for link in found["dangling"]]
     if found["width"] > width:
         faults.append(f"it is {found['width']} pixels wide, because of {found['wide']}.")
+    if width == min(WIDTHS):
+        faults += [f"the table {words!r} scrolls sideways." for words in found["scrolling"]]
     return faults
