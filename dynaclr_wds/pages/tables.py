@@ -10,6 +10,8 @@ from dynaclr_wds.pages.markup import Html
 
 _FITS, _HEAD = 40, 13
 """Letters of the longest words of all columns that a phone shows side by side, and least width of heads of rows."""
+_NUMBER = 24
+"""Letters of the longest number, such as `0.49 (0.48–0.50)`; what is longer is text that begins with one."""
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]], caption: str = "") -> Html:
@@ -60,7 +62,7 @@ def _write(value: object, is_head: bool) -> str:
 
 
 def _looks_like_number(shown: str) -> bool:
-    return re.match(r"[-+–<≤]?\d|–$", shown) is not None
+    return len(shown) <= _NUMBER and re.match(r"[-+–<≤]?\d|–$", shown) is not None
 
 
 def _are_numbers(cells: Sequence[str]) -> bool:
