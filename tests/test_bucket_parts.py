@@ -15,7 +15,7 @@ import etl.upload.lease
 import etl.upload.outlet
 from dynaclr_wds.contract import MANIFEST, FileRecord, group_of
 from dynaclr_wds.errors import BuildError, ConfigError, StorageError
-from etl.build_shards import build_part, build_shards
+from etl.build_shards import build_part, build_shards, main
 from etl.run.parts import describe_missing
 from etl.scratch import machine_name
 from etl.source.experiments import parse_build_config
@@ -87,7 +87,7 @@ class Stopped(BaseException):
 
 
 def test_parts_in_any_order_and_twice_end_with_the_objects_of_a_local_build(
-    parts: Parts, small: Path, monkeypatch: pytest.MonkeyPatch
+    parts: Parts, small: Path, bucket: Bucket, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     staged: list[set[str]] = []
     take = BucketOutlet.take
@@ -115,9 +115,11 @@ def test_parts_in_any_order_and_twice_end_with_the_objects_of_a_local_build(
     (parts.staging / ".parts" / f"dynaclr-wds-{machine_name()}-part-killed" / "staged").mkdir(parents=True)
     parts.finish()
     assert parts.objects() == files(small.parent / "local")
-    said = Said()
-    parts.build("2/3", said)  # requeued for nothing
-    assert "up to date" in said.lines[0]
+    for name, key in (("ACCESS_KEY_ID", "access_key_id"), ("SECRET_ACCESS_KEY", "secret_access_key")):
+        monkeypatch.setenv(f"AWS_{name}", bucket.options[key])
+    words = [str(small), "--out", parts.where, "--workers", "1", "--part", "2/3", "--staging", str(parts.staging)]
+    assert main([*words, "--storage_options", f"endpoint={bucket.endpoint}", "region=us-east-1"]) == 0  # for nothing
+    assert "up to date, nothing to do" in capsys.readouterr().err
     assert parts.objects() == files(small.parent / "local")
     assert not parts.staging.exists()
 

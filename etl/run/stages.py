@@ -41,6 +41,8 @@ from etl.unit.part import Part, read_part
 
 Sources = Mapping[tuple[str, str], SourceRecord]
 """(experiment, fov_name) → fingerprint."""
+_BUILDING = "reading the plates, cutting out a patch for each cell, and packing them into shards"
+_FINISHING = "looking at what parts have built"
 
 
 class Build:
@@ -164,7 +166,7 @@ class Build:
             self._begin(todo, part)
         if todo and len(todo) < len(groups):
             self._progress.say(f"build: {count_of(len(groups) - len(todo), 'group')} of {len(groups):,} kept")
-        built = iter(self._run(index, todo, retry=not finish))
+        built = iter(self._run(index, todo, finish=finish))
         self._records = {group.digest: kept[group.digest] or next(built) for group in groups}
         return tuple(self._records.values())
 
@@ -209,13 +211,15 @@ class Build:
         is_whole = all(in_place.get(shard.path) == shard.xxh3 for shard in part.shards)
         return previous.parts[group.part] if is_whole else None
 
-    def _run(self, index: StoredIndex, todo: Sequence[Group], *, retry: bool) -> tuple[FileRecord, ...]:
+    def _run(self, index: StoredIndex, todo: Sequence[Group], *, finish: bool) -> tuple[FileRecord, ...]:
         if not todo:
             return ()
-        self._progress.say("build: reading the plates, cutting out a patch for each cell, and packing them into shards")
+        self._progress.say(f"build: {_FINISHING if finish else _BUILDING}")
         frames = sum(fov.frames for group in todo for fov in index.fovs[group.first : group.last])
-        shares, counts = self._share_memory(index, todo), UnitCounts(len(todo), weigh_unit)
-        jobs = (replace(self._plan_job(index, group, shares.bytes), retry=retry) for group in todo)
+        # a unit that is found needs none
+        shares = Shares(units=self._config.workers, bytes=0) if finish else self._share_memory(index, todo)
+        counts = UnitCounts(len(todo), weigh_unit)
+        jobs = (replace(self._plan_job(index, group, shares.bytes), retry=not finish) for group in todo)
         with (
             self._progress.stage("build", frames, "frames", counts.describe) as counts.advance,
             self._make_executor(shares.units, counts.advance) as pool,
