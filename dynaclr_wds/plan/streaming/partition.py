@@ -18,6 +18,8 @@ from dynaclr_wds.plan.columns import SampleIndex
 from dynaclr_wds.plan.index import PlanIndex
 from dynaclr_wds.plan.rng import Tag, make_generator
 
+_LONG = 64  # anchors of a block from which on blocks are copied one by one
+
 
 @dataclass(frozen=True, slots=True)
 class Part:
@@ -33,7 +35,11 @@ class Part:
         """Keep some of the blocks, in this order."""
         count = np.diff(self.first)[at]
         first = np.concatenate([[0], np.cumsum(count)]).astype(np.int64)
-        anchors = self.anchors[np.arange(first[-1]) + np.repeat(self.first[at] - first[:-1], count)]
+        if first[-1] > _LONG * len(at):  # whole blocks are copied
+            each = zip(self.first[at].tolist(), self.first[at + 1].tolist(), strict=True)
+            anchors = np.concatenate([self.anchors[begin:end] for begin, end in each])
+        else:
+            anchors = self.anchors[np.arange(first[-1]) + np.repeat(self.first[at] - first[:-1], count)]
         return Part(self.blocks[at], cast(SampleIndex, anchors), first)
 
     def cut(self, begin: int, end: int) -> Part:
@@ -43,9 +49,14 @@ class Part:
         return Part(self.blocks[low : high + 1], cast(SampleIndex, self.anchors[begin:end]), first)
 
 
-def make_part(index: PlanIndex, anchors: Integer[SampleIndex, " n"]) -> Part:
-    """Group ascending anchors of one stratum by block."""
-    columns, row = index.columns, index.row[anchors]  # grouped by block already, so edges are looked up
+def make_part(index: PlanIndex, stratum: int, anchors: Integer[SampleIndex, " n"] | None = None) -> Part:
+    """Group ascending anchors of one stratum by block; all of them when None."""
+    begin, end = index.first[stratum : stratum + 2].tolist()
+    if anchors is None:
+        anchors, row = cast(SampleIndex, np.arange(begin, end, dtype=index.row.dtype)), index.row[begin:end]
+    else:
+        row = index.row[anchors]
+    columns = index.columns  # rows are grouped by block already, so edges are looked up
     ends = columns.clip_block[columns.patch_clip[row[[0, -1]]]] if len(row) else np.array([0, -1])
     blocks = np.arange(ends[0], ends[1] + 1)
     first = np.searchsorted(row, columns.clip_first[columns.block_first[blocks]].astype(row.dtype))
@@ -88,13 +99,13 @@ def _deal_stratum(
 ) -> list[Part]:
     """Deal one stratum out: whole blocks, else clips, else all to every stream."""
     num_streams = len(owed)
-    anchors = cast(SampleIndex, np.arange(index.first[stratum], index.first[stratum + 1]).astype(index.row.dtype))
-    whole = make_part(index, anchors)
+    whole = make_part(index, stratum)
     if len(whole.blocks) >= num_streams:
         return [whole.take(at) for at in _deal_blocks(rng, whole, owed)]
+    anchors = whole.anchors
     if (number := _number_clips(index.clip(anchors)))[-1] + 1 >= num_streams:
         stream_of = rng.permutation(num_streams)[number % num_streams]
-        return [make_part(index, cast(SampleIndex, anchors[stream_of == k])) for k in range(num_streams)]
+        return [make_part(index, stratum, cast(SampleIndex, anchors[stream_of == k])) for k in range(num_streams)]
     return [whole] * num_streams
 
 
@@ -108,7 +119,7 @@ def _copy_part(index: PlanIndex, stratum: int, base: Part) -> Part:
     own = index.row[index.first[stratum] : index.first[stratum + 1]]
     rows = np.unique(index.row[base.anchors])
     at = np.flatnonzero(rows[np.searchsorted(rows, own).clip(max=len(rows) - 1)] == own) if len(rows) else rows
-    part = make_part(index, cast(SampleIndex, (at + index.first[stratum]).astype(index.row.dtype)))
+    part = make_part(index, stratum, cast(SampleIndex, (at + index.first[stratum]).astype(index.row.dtype)))
     place = {block: number for number, block in enumerate(part.blocks.tolist())}
     return part.take(np.array([place[b] for b in base.blocks.tolist() if b in place], np.int64))
 
