@@ -112,15 +112,28 @@ void dynaclr_order_pass(const int32_t *row, const int32_t *patch_clip, int64_t c
         out[i] = (int32_t)(uint32_t)sorted[i];
 }
 
-/* Find where the clips of each visit begin among its anchors; return how many there are. */
-int64_t dynaclr_find_clips(const int32_t *anchor, const int32_t *row, const int32_t *patch_clip, const int64_t *visit_first,
-                           int64_t visits, int64_t *first)
+/* Visits to blocks; the anchors of each are a range of `base`, or of all anchors where that is NULL. */
+struct visits {
+    const int32_t *base;
+    const int64_t *begin, *first; /* where each begins in `base`, and among the anchors of all visits, with one more */
+};
+
+static int32_t find_anchor(const struct visits *visits, int64_t visit, int64_t i)
 {
+    const int64_t at = visits->begin[visit] + i - visits->first[visit];
+    return visits->base ? visits->base[at] : (int32_t)at;
+}
+
+/* Find where the clips of each visit begin among its anchors; return how many there are. */
+int64_t dynaclr_find_clips(const int32_t *base, const int64_t *begin, const int64_t *visit_first, int64_t count,
+                           const int32_t *row, const int32_t *patch_clip, int64_t *first)
+{
+    const struct visits visits = {base, begin, visit_first};
     int64_t found = 0;
-    for (int64_t visit = 0; visit < visits; visit++) {
+    for (int64_t visit = 0; visit < count; visit++) {
         int32_t before = -1;
         for (int64_t i = visit_first[visit]; i < visit_first[visit + 1]; i++) {
-            const int32_t clip = patch_clip[row[anchor[i]]];
+            const int32_t clip = patch_clip[row[find_anchor(&visits, visit, i)]];
             if (clip != before)
                 first[found++] = i;
             before = clip;
@@ -130,23 +143,24 @@ int64_t dynaclr_find_clips(const int32_t *anchor, const int32_t *row, const int3
 }
 
 /* Order the anchors of visits: each comes up at its random place in the stay of its visit. `bits` are three random words
- * for each clip, `first` where each begins, with one more; `span` where each visit begins and how long it stays. */
-void dynaclr_order_stays(const int64_t *first, int64_t clips, const uint64_t *bits, const int64_t *visit_first,
-                         const double *span, int64_t visits, const int32_t *anchor, uint64_t *scratch, int32_t *out_anchor,
-                         int32_t *out_visit)
+ * for each clip, `first` where each begins, with one more; `span` when each visit begins and how long it stays. */
+void dynaclr_order_stays(const int64_t *first, int64_t clips, const uint64_t *bits, const int32_t *base,
+                         const int64_t *begin, const int64_t *visit_first, const double *span, int64_t visit_count,
+                         uint64_t *scratch, int32_t *out_anchor, int32_t *out_visit)
 {
+    const struct visits visits = {base, begin, visit_first};
     struct counts counts;
     const int64_t count = first[clips];
     memset(&counts, 0, sizeof counts);
     for (int64_t c = 0, visit = 0; c < clips; c++) {
         while (first[c] >= visit_first[visit + 1])
             visit++;
-        const double begin = span[visit], length = span[visits + visit];
+        const double start = span[visit], length = span[visit_count + visit];
         struct clip clip =
             place_clip((uint64_t)(first[c + 1] - first[c]), bits[c], bits[clips + c], bits[2 * clips + c]);
         for (int64_t i = first[c]; i < first[c + 1]; i++) {
             const double place = length * next_place(&clip);
-            note(&counts, scratch + i, begin + place, i);
+            note(&counts, scratch + i, start + place, i);
             out_visit[i] = (int32_t)visit;
         }
     }
@@ -155,8 +169,8 @@ void dynaclr_order_stays(const int64_t *first, int64_t clips, const uint64_t *bi
     memcpy(visit_of, out_visit, (size_t)count * sizeof *visit_of);
     for (int64_t i = 0; i < count; i++) {
         const uint32_t from = (uint32_t)sorted[i];
-        out_anchor[i] = anchor[from];
         out_visit[i] = visit_of[from];
+        out_anchor[i] = find_anchor(&visits, visit_of[from], from);
     }
 }
 

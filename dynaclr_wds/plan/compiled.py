@@ -27,8 +27,8 @@ def load_anchors() -> Any | None:
     word = ctypes.c_uint64
     takes = {
         "order_pass": [_POINTER, _POINTER, _NUMBER, _POINTER, word, word, _POINTER, _POINTER],
-        "find_clips": [_POINTER, _POINTER, _POINTER, _POINTER, _NUMBER, _POINTER],
-        "order_stays": [_POINTER, _NUMBER, *[_POINTER] * 3, _NUMBER, *[_POINTER] * 4],
+        "find_clips": [_POINTER, _POINTER, _POINTER, _NUMBER, _POINTER, _POINTER, _POINTER],
+        "order_stays": [_POINTER, _NUMBER, *[_POINTER] * 5, _NUMBER, *[_POINTER] * 3],
         "find_spans": [_POINTER, _NUMBER, _POINTER, _POINTER],
         "list_samples": [_POINTER, _POINTER, _NUMBER, _NUMBER, _POINTER],
     }

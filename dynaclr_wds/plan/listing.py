@@ -161,7 +161,8 @@ def _join(parts: Sequence[Integer[np.ndarray, " _"]]) -> Integer[np.ndarray, " n
         return np.zeros(0, np.int32)
     base, where = parts[0].base, [part.ctypes.data for part in parts]
     ends = [at + part.nbytes for at, part in zip(where, parts, strict=True)]
-    if isinstance(base, np.ndarray) and all(part.base is base for part in parts) and where[1:] == ends[:-1]:
+    in_row = where[1:] == ends[:-1] and all(part.base is base and part.flags.c_contiguous for part in parts)
+    if in_row and isinstance(base, np.ndarray) and base.ndim == 1 and base.dtype == parts[0].dtype:
         first = (where[0] - base.ctypes.data) // base.itemsize
         return base[first : first + sum(map(len, parts))]
     return np.concatenate(parts)

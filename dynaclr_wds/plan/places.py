@@ -6,12 +6,10 @@ same, bit for bit.
 
 from __future__ import annotations
 
-from typing import cast
-
 import numpy as np
-from jaxtyping import Float, Float64, Int32, Int64, Integer, UInt64
+from jaxtyping import Float, Int32, Int64, Integer, UInt64
 
-from dynaclr_wds.plan.columns import PatchRow, SampleIndex
+from dynaclr_wds.plan.columns import PatchRow
 from dynaclr_wds.plan.compiled import address, fit, load_anchors
 from dynaclr_wds.plan.rng import hash_parts, sort_places
 
@@ -48,74 +46,10 @@ def order_pass(
     clip = patch_clip[row]
     first = np.flatnonzero(np.diff(clip, prepend=-1))
     bits = [hash_parts(rng, stratum, number, clip[first], kind) for kind in range(3)]
-    out[:] = sort_places(_place_clips(first, len(clip), *bits))
+    out[:] = sort_places(place_clips(first, len(clip), *bits))
 
 
-def order_stays(
-    rng: np.random.Generator,
-    anchors: Integer[SampleIndex, " n"],
-    row: Integer[PatchRow, " a"],
-    patch_clip: Integer[np.ndarray, " p"],
-    first: Int64[np.ndarray, " v1"],
-    span: Float64[np.ndarray, "2 v"],
-) -> tuple[Integer[SampleIndex, " n"], Int32[np.ndarray, " n"]]:
-    """Order the anchors of visits: each comes up at its random place in the stay of its visit.
-
-    Parameters
-    ----------
-    anchors, first
-        Visit after visit, ascending in each; CSR.
-    row
-        Patch row of every anchor of the set.
-    span
-        When each visit begins, and how long it stays; no visit ends after 1.
-
-    Returns
-    -------
-    The anchors in their order, and the visit of each.
-    """
-    compiled, count = load_anchors(), len(anchors)
-    if compiled is not None and fit(np.int32, anchors, row, patch_clip):
-        span, first = np.ascontiguousarray(span), np.ascontiguousarray(first, np.int64)
-        begin = np.empty(count + 1, np.int64)  # where clips begin; only as much as there are is ever touched
-        clips = compiled.dynaclr_find_clips(*address(anchors, row, patch_clip, first), len(first) - 1, *address(begin))
-        begin[clips] = count
-        bits = _draw_bits(rng, clips)
-        scratch = np.empty(2 * count, np.uint64)
-        out, visit = np.empty(count, np.int32), np.empty(count, np.int32)
-        compiled.dynaclr_order_stays(
-            *address(begin), clips, *address(bits, first, span), len(first) - 1, *address(anchors, scratch, out, visit)
-        )
-        return cast(SampleIndex, out), visit
-    # an anchor is sorted by the time at which its visit begins, plus its random place in the stay
-    visit = np.repeat(np.arange(len(first) - 1, dtype=np.int32), np.diff(first))
-    clip = patch_clip[row[anchors]].astype(np.int64) + (visit.astype(np.int64) << 32)
-    head = np.flatnonzero(np.diff(clip, prepend=-1))
-    begins, length = span
-    place = _place_clips(head, count, *_draw_bits(rng, len(head)))
-    order = sort_places(begins[visit] + length[visit] * place)
-    return cast(SampleIndex, anchors[order]), visit[order]
-
-
-def find_spans(visit: Int32[np.ndarray, " n"], visits: int) -> tuple[Int64[np.ndarray, " v"], Int64[np.ndarray, " v"]]:
-    """Find the first and the last draw that falls on each visit; the number of draws and −1 where none does."""
-    first, last = np.full(visits, len(visit)), np.full(visits, -1)
-    compiled = load_anchors()
-    if compiled is not None and fit(np.int32, visit):
-        compiled.dynaclr_find_spans(*address(visit), len(visit), *address(first, last))
-        return first, last
-    place = np.arange(len(visit))
-    first[visit[::-1]] = place[::-1]  # of equal visits the last assignment stays
-    last[visit] = place
-    return first, last
-
-
-def _draw_bits(rng: np.random.Generator, clips: int) -> UInt64[np.ndarray, "3 c"]:
-    """Draw three random words for each clip."""
-    return rng.integers(0, 1 << 63, (3, clips)).astype(np.uint64)
-
-
-def _place_clips(
+def place_clips(
     first: Int64[np.ndarray, " c"],
     total: int,
     some: UInt64[np.ndarray, " c"],

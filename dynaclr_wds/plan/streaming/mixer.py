@@ -92,7 +92,7 @@ class Mixer:
     def open_epoch(self, epoch: int, stream: int) -> StreamEpoch:
         """Lay out an epoch of one stream, with as much of the window used as fits."""
         own = self.parts(epoch)[stream]
-        sizes = np.array([len(p.anchors) for p in own])
+        sizes = np.array([p.size for p in own])
         config = self.config.of_epoch(epoch)
         groups = plan_groups(self.index, sizes, config)
         batches = fit_batches(groups, sizes, self.batches, config)
@@ -163,7 +163,7 @@ class Layout:
     ) -> None:
         self._index, self._config, self._key = index, config, key
         self.pieces, self._own = pieces, own
-        sizes = np.array([len(own[s].anchors) for s in pieces.origin])
+        sizes = np.array([own[s].size for s in pieces.origin])
         self._rng = make_generator(Tag.QUOTAS, config.seed, *key)
         self._leaks = plan_leaks(self._rng, pieces.groups, pieces.lanes.order, pieces.lanes.reach, sizes, config)
         self._planned: tuple[int, Schedule, list[Part], list[StratumRounds]] | None = None
@@ -242,7 +242,7 @@ def deal_pieces(pieces: Pieces, own: list[Part], draws: Int64[np.ndarray, " s"])
     by_origin = np.argsort(pieces.origin, kind="stable")
     strata, first = np.unique(pieces.origin[by_origin], return_index=True)
     for s, at in zip(strata.tolist(), np.split(by_origin, first[1:]), strict=True):
-        size, want = len(own[s].anchors), draws[at]
+        size, want = own[s].size, draws[at]
         if len(at) > 1 and want.sum() > size:
             want = np.maximum(largest_remainder(size, want), 1)
         edge = np.minimum(np.concatenate([[0], np.cumsum(want)]), size)

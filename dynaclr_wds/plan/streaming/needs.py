@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64, Integer
@@ -54,10 +53,10 @@ def plan_needs(index: PlanIndex, groups: tuple[Group, ...], config: SamplingConf
         part = make_part(index, s)
         alike = (index.base_of == index.base_of[s]) & (index.group_of == index.group_of[s]) & (share > 0)
         size[s] = float(index.columns.block_bytes[part.blocks].max()) / int(alike.sum())
-        anchors[s] = len(part.anchors) / len(part.blocks)
+        anchors[s] = part.size / len(part.blocks)
         # a stratum with fewer blocks than streams is read by all of them
         blocks[s] = len(part.blocks) if len(part.blocks) < num_streams else -(-len(part.blocks) // num_streams)
-        some = cast(SampleIndex, part.anchors[: _SAMPLE // num_streams + 1])
+        some = part.cut(0, min(part.size, _SAMPLE // num_streams + 1)).anchors
         of_batch = _blocks_of_a_batch(index, s, some, share[s] * config.batch_size, config)
         least[s] = min(blocks[s], of_batch + _SPARE_BLOCKS)
     counted: dict[int, int] = {}  # base → group

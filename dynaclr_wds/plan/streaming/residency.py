@@ -20,9 +20,9 @@ from dynaclr_wds.plan.compose.hpi_table import HpiTable, make_hpi_table
 from dynaclr_wds.plan.compose.positives import Partners
 from dynaclr_wds.plan.compose.schedule import Schedule, StratumRounds
 from dynaclr_wds.plan.index import PlanIndex
-from dynaclr_wds.plan.places import find_spans, order_stays
 from dynaclr_wds.plan.streaming.partition import Part
 from dynaclr_wds.plan.streaming.planner import BlockSchedule
+from dynaclr_wds.plan.streaming.stays import find_spans, order_stays
 
 _RATE = 2.0  # reading is planned at up to this times the average rate
 
@@ -59,7 +59,7 @@ def plan_queue(rng: np.random.Generator, index: PlanIndex, part: Part, draws: in
     resident_blocks
         Blocks within reach at a time.
     """
-    visits, got, size = [], 0, len(part.anchors)
+    visits, got, size = [], 0, part.size
     full = draws // max(size, 1) * len(part.blocks)  # visits of whole passes
     while got < draws:
         order = rng.permutation(len(part.blocks))
@@ -71,7 +71,7 @@ def plan_queue(rng: np.random.Generator, index: PlanIndex, part: Part, draws: in
     visited = part.take(np.concatenate(visits) if visits else np.zeros(0, np.int64))
     begin, length = _stay(len(visited.blocks), resident_blocks)
     span = np.stack([begin, length]) / (begin + length).max(initial=0)
-    anchors, visit = order_stays(rng, visited.anchors, index.row, index.columns.patch_clip, visited.first, span)
+    anchors, visit = order_stays(rng, index, visited, span)
     if got > draws:  # what is too many comes off the last pass, so that anchors come up equally often
         surplus = np.flatnonzero(visit >= full)[draws - got :]
         anchors, visit = cast(SampleIndex, np.delete(anchors, surplus)), np.delete(visit, surplus)
@@ -164,7 +164,7 @@ class ResidentPool:
         total = np.cumsum(sizes)
         at = rng.integers(0, total[-1], count)
         visit = np.searchsorted(total, at, "right")
-        anchors = part.anchors[part.first[here[visit]] + at - (total - sizes)[visit]]
+        anchors = part.find(here[visit], at - (total - sizes)[visit])
         return cast(SampleIndex, anchors.astype(np.int64))
 
     def by_hpi(self, round_id: int, strata: Int64[np.ndarray, " k"]) -> tuple[HpiTable, Int64[np.ndarray, " k"]]:
@@ -197,7 +197,7 @@ class ResidentPool:
     def _stay(self, round_id: int, stratum: int) -> Integer[SampleIndex, " n"]:
         """List the anchors of the visits that last the whole round."""
         part = self._queues[stratum].part
-        return cast(SampleIndex, part.anchors[np.repeat(self._here(round_id, stratum), np.diff(part.first))])
+        return part.take(np.flatnonzero(self._here(round_id, stratum))).anchors
 
     def _here(self, round_id: int, stratum: int) -> Bool[np.ndarray, " v"]:
         begin, end = self._span[round_id]
