@@ -19,7 +19,7 @@ help:  ## list the targets
 venv: $(STAMP)  ## set up .venv (done by every other target when needed)
 
 # torch first and by itself, so that the build asked for is not replaced by what the dependencies would choose
-$(STAMP): pyproject.toml setup.py dynaclr_wds/read/copy.c dynaclr_wds/row_checks.c etl/cut/pixels.c
+$(STAMP): pyproject.toml setup.py dynaclr_wds/read/copy.c dynaclr_wds/row_checks.c dynaclr_wds/plan/anchors.c etl/cut/pixels.c
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python %d.%d is too old: this needs 3.11 or later. Try: make PYTHON=python3.12" % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)

@@ -28,7 +28,7 @@ import zarr
 from dynaclr_wds.byte_sizes import parse_size
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for `benchmarks`, which is not installed
-from benchmarks.index_set import Meter, join_groups, measure_first_batch, measure_open, note_groups
+from benchmarks.index_set import Meter, join_groups, measure_first_batch, measure_open, measure_read, note_groups
 from etl.indexing import store_index
 from etl.inspect.plates import PlateCollection
 from etl.inspect.tally import Tallying
@@ -169,13 +169,17 @@ def measure_step(step: str, folder: Path, memory_limit: int) -> dict[str, object
         index = pickle.loads((folder / "index.pickle").read_bytes())
         with meter.phase(step):
             (note_groups if step == "note" else join_groups)(folder / "set", config, plates, index)
+    elif step.startswith("batch"):
+        found = measure_first_batch(folder / "set", meter, focus="focus" in step, streaming="streaming" in step)
     else:
-        measure = measure_open if step.startswith("open") else measure_first_batch
-        found = measure(folder / "set", meter, focus=step.endswith("focus"))
+        found = (measure_read if step == "read" else measure_open)(folder / "set", meter)
     return found | dict(meter.phases)
 
 
-STEPS = ("index", "note", "join", "open", "open again", "batch", "batch with leak and focus")
+STEPS = (
+    *("index", "note", "join", "read", "open", "open again"),
+    *("batch", "batch with leak and focus", "batch, streaming", "batch, streaming with leak and focus"),
+)
 
 
 def measure_process(step: str, folder: Path, memory_limit: int) -> dict[str, object]:

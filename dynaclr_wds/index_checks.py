@@ -253,15 +253,15 @@ def _check_steps(name: str, values: Int[np.ndarray, " n"], rows: slice, most: in
 def _check_partitions(manifest: Manifest, arrays: Arrays) -> None:
     """Check that every clip stands in a shard of its own partition."""
     partition = np.array([shard.partition for shard in manifest.shards], np.int64)
-    clip = partition[arrays["block_shard"]][arrays["clip_block"]]
+    of_block, clips = partition[arrays["block_shard"]], np.diff(arrays["block_first"])
     heads = arrays["patch_obs"][arrays["clip_first"][:-1]]
     for label in manifest.labels:
         if label.name in manifest.shard_by:
             codes = {value: code for code, value in enumerate(label.values)}
             wanted = [p.labels.get(label.name) for p in manifest.partitions]
-            expected = np.array([NO_ID if v is None else codes.get(v, -2) for v in wanted], np.int64)
+            expected = np.array([NO_ID if v is None else codes.get(v, -2) for v in wanted], np.int32)
             found = arrays[label_array(label.name)][heads]
-            good = found == expected[clip]
+            good = found == np.repeat(expected[of_block], clips)
             require(label_array(label.name), good, found, "must be that of the clip's partition", 0, "clip")
 
 

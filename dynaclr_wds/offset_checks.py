@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from jaxtyping import Bool, Int, Int64, Shaped
+from jaxtyping import Bool, Int, Integer, Shaped
 
 from dynaclr_wds.contract import MEMBER_HEADER, Manifest, least_stored, most_stored, npy_header
 from dynaclr_wds.errors import FormatError
@@ -32,20 +32,20 @@ class PlainOffsets:
     def __init__(self, manifest: Manifest, arrays: Arrays) -> None:
         self._arrays = arrays
         records = {e.name: row for row, e in enumerate(manifest.experiments)}
-        of_fov = np.array([records[fov.experiment] for fov in manifest.fovs], np.int64)
+        of_fov = np.array([records[fov.experiment] for fov in manifest.fovs], np.min_scalar_type(len(records)))
         heads, count = arrays["patch_obs"][arrays["clip_first"][:-1]], len(arrays["obs_fov"])
-        bad = np.flatnonzero((heads < 0) | (heads >= count))
-        if bad.size:
+        if heads.min(initial=0) < 0 or heads.max(initial=-1) >= count:
+            bad = np.flatnonzero((heads < 0) | (heads >= count))
             what = f"is {heads[bad[0]]} at the head of clip {bad[0]}; there are {count} observations"
             raise index_error("patch_obs", what)
-        self.experiment: Int64[np.ndarray, " clips"] = of_fov[arrays["obs_fov"][heads]]
+        self.experiment: Integer[np.ndarray, " clips"] = of_fov[arrays["obs_fov"][heads]]
         """Experiment of each clip."""
         self.edges: Int[np.ndarray, " blocks_and_one"] = arrays["clip_first"][arrays["block_first"]]
         """Edges of the blocks, in patches."""
         self._most = int(arrays["block_end"].max(initial=0))  # below it, no sum and no difference wraps around
         records_of = manifest.experiments
-        self._header = np.array([len(npy_header(e.dtype, e.shape)) for e in records_of], np.int64)[self.experiment]
-        self._size = np.array([e.patch_bytes for e in records_of], np.int64)[self.experiment]
+        self._header = np.array([len(npy_header(e.dtype, e.shape)) for e in records_of], np.int64)
+        self._size = np.array([e.patch_bytes for e in records_of], np.int64)
         self._member = np.array([e.member_bytes for e in records_of], np.int64)[self.experiment]
 
     @property
@@ -65,10 +65,10 @@ class PlainOffsets:
         """Check that the first patch of a block begins behind its headers, and that the last ends in it."""
         a = self._arrays
         found, first = a["patch_offset"][self.edges[:-1]], a["block_first"][:-1]
-        good = found == a["block_begin"] + MEMBER_HEADER + self._header[first]
+        good = found == a["block_begin"] + MEMBER_HEADER + self._header[self.experiment[first]]
         require("patch_offset", good, found, "must be behind the headers at block_begin", 0, "first row of block")
         last = self.edges[1:] - 1
-        self._check_ends(a["patch_offset"][last] + self._size[a["patch_clip"][last]])
+        self._check_ends(a["patch_offset"][last] + self._size[self.experiment[a["patch_clip"][last]]])
 
     def _check_ends(self, end: Int[np.ndarray, " blocks"]) -> None:
         good = end <= self._arrays["block_end"]

@@ -158,7 +158,13 @@ class ShardSet:
     @cached_property
     def clip_experiment(self) -> Int64[np.ndarray, " c"]:
         """Experiment of each clip, as its place in `experiments`."""
-        a = self.arrays
+        a, number = self.arrays, {name: place for place, name in enumerate(self.experiments)}
+        if "experiment" in self.manifest.shard_by:  # then partitions tell it, and no observation is looked up
+            of_partition = [
+                number.get(str(partition.labels["experiment"]), -1) for partition in self.manifest.partitions
+            ]
+            of_shard = np.array([of_partition[shard.partition] for shard in self.manifest.shards], np.int64)
+            return np.repeat(of_shard[a["block_shard"]], np.diff(a["block_first"]))
         return self.fov_experiment[a["obs_fov"][a["patch_obs"][a["clip_first"][:-1]]]]
 
     @cached_property

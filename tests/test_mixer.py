@@ -360,7 +360,7 @@ def test_the_pinned_golden_order():
 
 @given(draws=st.integers(1, 1400), resident=st.integers(1, 40), seed=st.integers(0, 99))
 def test_no_pass_of_a_queue_loses_an_anchor_for_one_of_a_later_pass(draws, resident, seed):
-    part = make_part(SMALL, np.arange(SMALL.first[1], SMALL.first[1] + 320))
+    part = make_part(SMALL, 1, np.arange(SMALL.first[1], SMALL.first[1] + 320))
     queue = plan_queue(np.random.default_rng(seed), SMALL, part, draws, resident)
     assert len(queue.anchor) == draws
     assert np.ptp(np.bincount(queue.anchor - part.anchors[0], minlength=320)) <= 1

@@ -61,7 +61,7 @@ def bin_folder(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 def test_the_wheel_holds_more_than_modules(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     expected = {"dynaclr_wds/py.typed", "dynaclr_wds/pages/style.css", "etl/py.typed", "dynaclr_wds/read/copy.c"}
-    expected |= {"etl/cut/pixels.c", "dynaclr_wds/row_checks.c"}
+    expected |= {"etl/cut/pixels.c", "dynaclr_wds/row_checks.c", "dynaclr_wds/plan/anchors.c"}
     expected |= {f"dynaclr_wds/configs/{path.name}" for path in (ROOT / "configs").glob("*.yaml")}
     recipes = {f"dynaclr_wds/configs/recipes/{path.name}" for path in (ROOT / "configs/recipes").glob("*.yaml")}
     assert len(recipes) > 12
@@ -70,7 +70,12 @@ def test_the_wheel_holds_more_than_modules(wheel: Path) -> None:
     assert expected - names == set()
     assert {name.split("/")[0] for name in names} == {"dynaclr_wds", "etl", "dynaclr_wds-0.1.0.dist-info"}
     if shutil.which("cc"):
-        for module in ("dynaclr_wds/_row_checks.", "dynaclr_wds/read/_copy.", "etl/cut/_pixels."):
+        for module in (
+            "dynaclr_wds/_row_checks.",
+            "dynaclr_wds/read/_copy.",
+            "dynaclr_wds/plan/_anchors.",
+            "etl/cut/_pixels.",
+        ):
             assert any(name.startswith(module) and name.endswith(".so") for name in names)
 
 

@@ -24,6 +24,8 @@ Map
     The fixed table that validation reads, every anchor once.
 `rng`
     Where all randomness comes from.
+`places`, `compiled`
+    Where the anchors of a clip come up in a queue, and the compiled passes over all anchors (`anchors.c`).
 `compose/`
     What a batch holds. `schedule`, `group_quotas` and `quotas` count, `leak` takes from other groups, `pool` orders
     anchors in queues (by `hashed_order` where strata are many), `rounds` plans some tens of batches together:

@@ -20,6 +20,8 @@ from dynaclr_wds.words import count_of
 
 _MANY = 64
 """Strata up to which each is looked through by itself."""
+_LOOK_UPS = 8
+"""Anchors of which the blocks are found while the edge of one block is looked up among them."""
 
 
 def join_values(values: Sequence[str | None]) -> str:
@@ -148,18 +150,19 @@ class PlanIndex:
 
     def blocks_of(self, stratum: int) -> Int64[np.ndarray, " k"]:
         """Blocks that hold anchors of a stratum, ascending."""
-        own = self.row[self.first[stratum] : self.first[stratum + 1]]
-        patch = self.columns.clip_first[self.columns.block_first]
-        return np.flatnonzero(np.diff(np.searchsorted(own, patch.astype(own.dtype))))
+        columns, own = self.columns, self.row[self.first[stratum] : self.first[stratum + 1]]
+        low, high = columns.clip_block[columns.patch_clip[own[[0, -1]]]].tolist()
+        patch = columns.clip_first[columns.block_first[low : high + 2]]
+        return low + np.flatnonzero(np.diff(np.searchsorted(own, patch.astype(own.dtype))))
 
     @property
     def block_stratum(self) -> Int64[np.ndarray, " b"]:
         """Last stratum that has anchors in each block, −1 without any; streaming needs that there is only one."""
-        out = np.full(len(self.columns.block_bytes), -1)
-        if len(self.strata) > _MANY:  # of equal blocks, the last assignment stays
-            out[self.block(cast(SampleIndex, np.arange(len(self.row))))] = np.repeat(
-                np.arange(len(self.strata)), self.sizes
-            )
+        out, columns = np.full(len(self.columns.block_bytes), -1), self.columns
+        ends = columns.clip_block[columns.patch_clip[self.row[np.stack([self.first[:-1], self.first[1:] - 1])]]]
+        if (np.diff(ends, axis=0) + 1).sum() * _LOOK_UPS > len(self.row):  # strata lie spread over the set
+            of_anchor = columns.clip_block[columns.patch_clip[self.row]]
+            out[of_anchor] = np.repeat(np.arange(len(self.strata)), self.sizes)  # the last assignment stays
             return out
         for s in range(len(self.strata)):
             out[self.blocks_of(s)] = s

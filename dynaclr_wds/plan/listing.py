@@ -156,7 +156,16 @@ def _make_stratum(
 
 
 def _join(parts: Sequence[Integer[np.ndarray, " _"]]) -> Integer[np.ndarray, " n"]:
-    return np.concatenate(parts) if parts else np.zeros(0, np.int32)
+    """Put parts one after another; nothing is copied where they stand so in one array already."""
+    if not parts:
+        return np.zeros(0, np.int32)
+    base, where = parts[0].base, [part.ctypes.data for part in parts]
+    ends = [at + part.nbytes for at, part in zip(where, parts, strict=True)]
+    in_row = where[1:] == ends[:-1] and all(part.base is base and part.flags.c_contiguous for part in parts)
+    if in_row and isinstance(base, np.ndarray) and base.ndim == 1 and base.dtype == parts[0].dtype:
+        first = (where[0] - base.ctypes.data) // base.itemsize
+        return base[first : first + sum(map(len, parts))]
+    return np.concatenate(parts)
 
 
 def _number_bases(base: Int64[np.ndarray, " s"]) -> Int64[np.ndarray, " s"]:

@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ from dynaclr_wds.plan.streaming.planner import BlockSchedule, StreamPlanner, Who
 from dynaclr_wds.words import count_of
 
 _LISTED = 64  # strata that a state lists one by one
+_THREADS = 2  # lay out streams
 _SAMPLED_STREAMS = 2  # streams are dealt alike, and each has to be laid out before a batch of it can be planned
 
 
@@ -174,9 +176,12 @@ class FlexibleBatchSampler:
             return None
         numbers = range(self.start + self.rank, self.start + self.rank + self.num_streams, self.world_size)
         first = {n % self.num_streams: n // self.num_streams for n in numbers}
+        streams = list(first)
+        schedules = [self.blocks(streams[0])]  # finds what the others begin with
+        with ThreadPoolExecutor(_THREADS, thread_name_prefix="dynaclr-plan") as pool:
+            schedules += pool.map(self.blocks, streams[1:])
         parts = []
-        for stream, batch in first.items():
-            blocks = self.blocks(stream)
+        for (stream, batch), blocks in zip(first.items(), schedules, strict=True):
             assert blocks is not None
             at = np.flatnonzero(blocks.retire >= batch)
             columns = (blocks.fetch, blocks.admit, np.full(len(blocks.block), stream), blocks.block, blocks.retire)

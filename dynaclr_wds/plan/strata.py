@@ -14,6 +14,7 @@ from jaxtyping import Bool, Int64, Integer
 
 from dynaclr_wds.plan.channels import ChannelChoices
 from dynaclr_wds.plan.columns import CodeBook, PlanColumns
+from dynaclr_wds.plan.compiled import address, fit, load_anchors
 from dynaclr_wds.plan.relatives import list_rows, on_one_line
 from dynaclr_wds.tau import least_tau
 
@@ -95,25 +96,23 @@ def _join_partitions(
     """Put together the partitions of each stratum, which lie one after another in the order of their rows."""
     number = {clock.name: place for place, clock in enumerate(codes.experiments)}
     known = [{None: 0} | {value: k + 1 for k, value in enumerate(codes.values[name])} for name in labels]
-    parts: dict[int, list[tuple[Integer[np.ndarray, " _"], int]]] = {}
+    ranges: dict[int, list[tuple[int, int]]] = {}
     for place, partition in enumerate(codes.partitions):
         experiment = number[str(partition[_EXPERIMENT])]
         if keep_experiment[experiment]:
             code = (experiment, *(k[partition[name]] for k, name in zip(known, labels, strict=True)))
-            key = int(np.ravel_multi_index(code, shape))
-            for begin, end in _patch_ranges(columns, place):
-                parts.setdefault(key, []).append(_sample_rows(columns, begin, end, keep_fov, every))
-    return {key: (_join_rows([row for row, _ in own]), sum(n for _, n in own)) for key, own in parts.items()}
-
-
-def _join_rows(parts: Sequence[Integer[np.ndarray, " _"]]) -> Integer[np.ndarray, " k"]:
-    """Join ascending rows to ascending ones."""
-    if len(parts) == 1:
-        return parts[0]
-    rows = np.concatenate(parts)
-    if (rows[1:] < rows[:-1]).any():
-        rows.sort(kind="stable")  # merges runs
-    return rows
+            ranges.setdefault(int(np.ravel_multi_index(code, shape)), []).extend(_patch_ranges(columns, place))
+    # one array for the rows of all strata: memory for them is got once; `anchors.c` writes one more than it finds
+    most = sum(np.count_nonzero(columns.patch_is_sample[a:b]) for own in ranges.values() for a, b in own)
+    rows = np.empty(most + 1, np.int32 if len(columns.patch_clip) < 1 << 31 else np.int64)
+    found, done = {}, 0
+    for key in sorted(ranges):
+        begin, samples = done, 0
+        for span in sorted(ranges[key]):
+            written, count = _write_samples(columns, span, keep_fov, every, rows[done:])
+            done, samples = done + written, samples + count
+        found[key] = rows[begin:done], samples
+    return found
 
 
 def _gather_codes(
@@ -181,16 +180,27 @@ def _patch_ranges(columns: PlanColumns, partition: int) -> Iterator[tuple[int, i
         yield int(columns.clip_first[begin]), int(columns.clip_first[end])
 
 
-def _sample_rows(
-    columns: PlanColumns, begin: int, end: int, keep_fov: Bool[np.ndarray, " f"] | None, every: bool
-) -> tuple[Integer[np.ndarray, " n"], int]:
-    """Rows of the samples, of all or of those that have a candidate, and the number of all."""
-    sample = columns.patch_is_sample[begin:end]
-    row = _positions(sample if every else sample & columns.patch_has_candidate[begin:end], begin)
-    if keep_fov is None:
-        return row, int(np.count_nonzero(sample))
-    fov = columns.obs_fov[columns.patch_obs[_positions(sample, begin)]]
-    return row[keep_fov[columns.obs_fov[columns.patch_obs[row]]]], int(np.count_nonzero(keep_fov[fov]))
+def _write_samples(
+    columns: PlanColumns,
+    span: tuple[int, int],
+    keep_fov: Bool[np.ndarray, " f"] | None,
+    every: bool,
+    out: Integer[np.ndarray, " n"],
+) -> tuple[int, int]:
+    """Write the rows of the samples in a span, of all or of those that have a candidate; count these, and all."""
+    begin, end = span
+    sample, candidate = columns.patch_is_sample, columns.patch_has_candidate
+    compiled = load_anchors()
+    if keep_fov is None and compiled is not None and fit(np.int32, out) and fit(np.bool_, sample, candidate):
+        flags = address(sample, sample if every else candidate)
+        written = compiled.dynaclr_list_samples(*flags, begin, end, *address(out))
+        return written, int(np.count_nonzero(sample[begin:end]))
+    rows = _positions(sample[begin:end], begin)
+    if keep_fov is not None:
+        rows = rows[keep_fov[columns.obs_fov[columns.patch_obs[rows]]]]
+    found = rows if every else rows[candidate[rows]]
+    out[: len(found)] = found
+    return len(found), len(rows)
 
 
 def split_by_channels(

@@ -16,6 +16,7 @@ from jaxtyping import Float64, Int64, Integer
 
 from dynaclr_wds.plan.compose.lineages import separate
 from dynaclr_wds.plan.compose.quotas import (
+    count_numbers,
     largest_remainder,
     merge_evenly,
     sample_counts,
@@ -176,38 +177,54 @@ def plan_group_quotas(
     -------
     The quotas, and what each round draws.
     """
+    rounds = len(round_first) - 1
     if len(group.strata) <= MANY:
         if _leaks_too_much(group, leak, value_of, batch_size):
             leak = _part_values(leak, value_of, round_first)
         own, column = _fill_table(group, leak, value_of, batch_size), np.arange(len(group.strata))
         most = np.iinfo(np.uint16).max
         by_round = np.add.reduceat(own, round_first[:-1]) if len(own) else np.zeros((0, len(column)), np.int64)
-        pairs = zip(pairwise(round_first.tolist()), by_round, strict=True)
-        draws = [_count(leak, *pair, group.strata, count) for pair, count in pairs]
+        of, at = np.nonzero(by_round)
+        draws = _count_rounds(leak, round_first, of, group.strata[at], by_round[of, at])
         own = own.astype(np.uint16) if own.max(initial=0) <= most else own
     else:
         leak = _part_values(leak, value_of, round_first)
-        own, column, stratum, rounds = _fill_many(rng, group, leak, value_of, batch_size, round_first)
-        edge = np.searchsorted(rounds, np.arange(len(round_first)))
-        draws = []
-        for r, pair in enumerate(pairwise(round_first.tolist())):
-            drawn, count = np.unique(stratum[edge[r] : edge[r + 1]], return_counts=True)
-            draws.append(_count(leak, *pair, group.strata[drawn], count))
+        own, column, stratum, of_draw = _fill_many(rng, group, leak, value_of, batch_size, round_first)
+        edge = np.searchsorted(of_draw, np.arange(rounds + 1)).tolist()
+        found = [np.unique(stratum[a:b], return_counts=True) for a, b in pairwise(edge)]
+        nothing = np.zeros(0, np.int64)
+        drawn, count = (np.concatenate([nothing, *(pair[k] for pair in found)]) for k in range(2))
+        of = np.repeat(np.arange(rounds), [len(pair[0]) for pair in found])
+        draws = _count_rounds(leak, round_first, of, group.strata[drawn], count)
     return GroupQuotas(
         group=group, own=own, column=column, leak=leak, value_of=value_of, round_first=round_first
     ), draws
 
 
-def _count(
-    leak: Leak, begin: int, end: int, strata: Int64[np.ndarray, " g"], count: Int64[np.ndarray, " g"]
-) -> RoundDraws:
-    """Put together what a round draws from the group's own strata and from others."""
-    others, leaked = np.unique(leak.stratum[leak.first[begin] : leak.first[end]], return_counts=True)
-    some = count > 0
-    found = np.concatenate([strata[some], others])
-    order = np.argsort(found)
-    count = np.concatenate([count[some], leaked])
-    return RoundDraws(strata=found[order].astype(np.int32), count=count[order].astype(np.int32))
+def _count_rounds(
+    leak: Leak,
+    round_first: Int64[np.ndarray, " r1"],
+    rounds: Int64[np.ndarray, " n"],
+    strata: Int64[np.ndarray, " n"],
+    count: Int64[np.ndarray, " n"],
+) -> list[RoundDraws]:
+    """Put together what each round draws from the group's own strata and from others.
+
+    Parameters
+    ----------
+    rounds, strata, count
+        What each round draws from the group's own strata, each pair of round and stratum once.
+    """
+    total = len(round_first) - 1
+    span = 1 + max(int(strata.max(initial=0)), int(leak.stratum.max(initial=0)))
+    leaked = np.repeat(np.arange(total), np.diff(leak.first[round_first])) * span + leak.stratum
+    others, leaks = count_numbers(leaked)
+    key = np.concatenate([rounds * span + strata, others])
+    order = np.argsort(key, kind="stable")
+    number, stratum = np.divmod(key[order], span)
+    stratum, each = stratum.astype(np.int32), np.concatenate([count, leaks])[order].astype(np.int32)
+    edges = np.searchsorted(number, np.arange(total + 1)).tolist()
+    return [RoundDraws(strata=stratum[a:b], count=each[a:b]) for a, b in pairwise(edges)]
 
 
 def _fill_table(
@@ -300,7 +317,7 @@ def _leaks_too_much(group: Group, leak: Leak, value_of: Int64[np.ndarray, " s"],
     number = group.number(value_of[leak.stratum])
     known = number >= 0
     share = np.bincount(group.value, group.share)
-    pair, count = np.unique(leak.batch[known] * len(share) + number[known], return_counts=True)
+    pair, count = count_numbers(leak.batch[known] * len(share) + number[known])
     return bool((count > np.ceil(share[pair % len(share)] * batch_size)).any())
 
 

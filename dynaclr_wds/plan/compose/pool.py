@@ -9,21 +9,24 @@ round gets holds each lineage about in proportion, which lets the round keep lin
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, cast, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float, Int64, Integer, UInt64
+from jaxtyping import Int32, Int64, Integer
 
-from dynaclr_wds.plan.columns import SampleIndex
+from dynaclr_wds.plan.columns import PatchRow, SampleIndex
 from dynaclr_wds.plan.compose.draws import FirstTable, FirstTables
 from dynaclr_wds.plan.compose.group_quotas import MANY
 from dynaclr_wds.plan.compose.hashed_order import find_places
 from dynaclr_wds.plan.compose.hpi_table import HpiTable
 from dynaclr_wds.plan.compose.positives import Partners
 from dynaclr_wds.plan.index import PlanIndex
-from dynaclr_wds.plan.rng import Tag, hash_parts, make_generator, sort_places
+from dynaclr_wds.plan.places import order_pass
+from dynaclr_wds.plan.rng import Tag, make_generator
 
-_CHUNK = 1 << 20  # anchors of small strata that are ordered together
+_SEVERAL = 1 << 20  # anchors from which on two strata are ordered at a time
+_THREADS = 2
 
 
 @runtime_checkable
@@ -156,63 +159,31 @@ class WholePool:
         return self._partners
 
     def _keep(self, strata: Integer[np.ndarray, " k"], number: Int64[np.ndarray, " k"]) -> None:
-        """Make the passes that are not at hand, many small strata at a time."""
+        """Make the passes that are not at hand; where these are many anchors, two strata at a time."""
         new = np.flatnonzero(self._number[number % 2, strata] != number)
-        size = self._sizes[strata[new]]
-        for part in np.split(new, np.flatnonzero(np.diff(np.cumsum(size) // _CHUNK)) + 1):
-            stratum, odd = strata[part], number[part] % 2
-            length = self._sizes[stratum]
-            at = odd * len(self.index.row) + self.index.first[stratum]
-            place = np.arange(int(length.sum())) + np.repeat(at - (np.cumsum(length) - length), length)
-            self._order.reshape(-1)[place] = self._make(stratum, number[part])
-            self._number[odd, stratum] = number[part]
+        passes = list(zip(strata[new].tolist(), number[new].tolist(), strict=True))
+        if len(new) > 1 and self._sizes[strata[new]].sum() > _SEVERAL:
+            with ThreadPoolExecutor(_THREADS, thread_name_prefix="dynaclr-order") as pool:
+                list(pool.map(lambda own: self._order_pass(*own), passes))
+        else:
+            for own in passes:
+                self._order_pass(*own)
 
-    def _make(self, strata: Integer[np.ndarray, " k"], number: Int64[np.ndarray, " k"]) -> Integer[np.ndarray, " n"]:
-        """Order the anchors of some strata for one pass each, as places in the stratum."""
+    def _order_pass(self, stratum: int, number: int) -> None:
+        """Make a pass and keep it."""
+        self._write(stratum, number, self._order[number % 2, slice(*self.index.first[stratum : stratum + 2])])
+        self._number[number % 2, stratum] = number
+
+    def _make(self, strata: Integer[np.ndarray, " k"], number: Int64[np.ndarray, " k"]) -> Int32[np.ndarray, " n"]:
+        """Make passes that are not kept, one after another."""
+        out = np.empty(int(self._sizes[strata].sum()), np.int32)
+        end = np.cumsum(self._sizes[strata]).tolist()
+        for stratum, own, stop in zip(strata.tolist(), number.tolist(), end, strict=True):
+            self._write(stratum, own, out[stop - int(self._sizes[stratum]) : stop])
+        return out
+
+    def _write(self, stratum: int, number: int, out: Int32[np.ndarray, " n"]) -> None:
+        """Order the anchors of a stratum for one pass, as places in it."""
         tag, seed, epoch = self._key
-        size = self._sizes[strata]
-        begin = np.cumsum(size) - size
-        local = np.arange(int(size.sum()), dtype=np.int32) - np.repeat(begin, size).astype(np.int32)
-        clip = self.index.clip(cast(SampleIndex, local + np.repeat(self.index.first[strata], size)))
-        of = np.repeat(np.arange(len(strata), dtype=np.min_scalar_type(len(strata))), size)
-        first = np.flatnonzero((np.diff(clip, prepend=-1) != 0) | (local == 0))
-        rng = make_generator(tag, seed, epoch)
-        bits = [hash_parts(rng, strata[of[first]], number[of[first]], clip[first], kind) for kind in range(3)]
-        order = sort_places(_place_clips(first, len(clip), *bits))
-        if len(strata) > 1:
-            order = order[np.argsort(of[order], kind="stable")]
-        return local[order]
-
-
-def sample_places(rng: np.random.Generator, clip: Integer[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    """Place each anchor in [0, 1) so that those of a clip lie evenly, from a random start, in random order.
-
-    Parameters
-    ----------
-    clip
-        Of each anchor, ascending.
-    """
-    first = np.flatnonzero(np.diff(clip, prepend=-1))
-    bits = rng.integers(0, 1 << 63, (3, len(first))).astype(np.uint64)
-    return _place_clips(first, len(clip), *bits)
-
-
-def _place_clips(
-    first: Int64[np.ndarray, " c"],
-    total: int,
-    some: UInt64[np.ndarray, " c"],
-    other: UInt64[np.ndarray, " c"],
-    third: UInt64[np.ndarray, " c"],
-) -> Float[np.ndarray, " n"]:
-    """Place the anchors of clips that begin at `first`, by three random words for each clip."""
-    count = np.diff(first, append=total)
-    # j → (a j + b) mod n is a permutation when a and n are coprime: shuffles every clip without a sort
-    wide = count.astype(np.uint64)
-    factor = (1 + some % np.maximum(wide - 1, 1)).astype(np.int64)
-    factor[np.gcd(factor, count) != 1] = 1
-    offset = (other % np.maximum(wide, 1)).astype(np.int64)
-    phase = (third >> np.uint64(40)).astype(np.float64) * 2.0**-24
-    kind = np.int32 if total < 1 << 31 and count.max(initial=0) < 1 << 15 else np.int64  # products have to fit
-    start, factor, offset, each = (np.repeat(a.astype(kind), count) for a in (first, factor, offset, count))
-    rank = ((np.arange(total, dtype=kind) - start) * factor + offset) % each  # type: ignore[operator]
-    return ((rank + np.repeat(phase, count)) / each).astype(np.float32)
+        row = cast(PatchRow, self.index.row[slice(*self.index.first[stratum : stratum + 2])])
+        order_pass(make_generator(tag, seed, epoch), row, self.index.columns.patch_clip, stratum, number, out)

@@ -7,12 +7,15 @@ their sum: what a batch can't have as a fraction is spread evenly over the batch
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int64, Real
+from jaxtyping import Bool, Float64, Int64, Integer, Real
 
 from dynaclr_wds.plan.rng import sort_places
 
 _GOLDEN = (5**0.5 - 1) / 2
 """Multiples of it, modulo 1, fill [0, 1) more evenly than those of any other number (three-distance theorem)."""
+
+_WIDE = 4
+"""Times the numbers that are counted, up to which a table may be as long."""
 
 
 def largest_remainder(total: int, share: Real[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
@@ -23,6 +26,16 @@ def largest_remainder(total: int, share: Real[np.ndarray, " n"]) -> Int64[np.nda
     missing = total - int(out.sum())
     out[np.argsort(out - want, kind="stable")[:missing]] += 1
     return out
+
+
+def count_numbers(number: Integer[np.ndarray, " n"]) -> tuple[Int64[np.ndarray, " k"], Int64[np.ndarray, " k"]]:
+    """List the different numbers, all ≥ 0, and count each; in a table where it is not much longer than they are."""
+    if number.max(initial=0) > _WIDE * len(number):
+        found, count = np.unique(number, return_counts=True)
+        return found.astype(np.int64), count.astype(np.int64)
+    table = np.bincount(number)
+    found = np.flatnonzero(table)
+    return found, table[found]
 
 
 def interleave(counts: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " total"]:
@@ -141,7 +154,8 @@ def proportional_matrix(
     n = len(rows)
     flow = allowed * columns
     for _ in range(iterations):
-        flow *= np.divide(columns, flow.sum(0), out=np.zeros(n), where=flow.sum(0) > 0)
+        total = flow.sum(0)
+        flow *= np.divide(columns, total, out=np.zeros(n), where=total > 0)
         total = flow.sum(1)
         flow *= np.divide(rows, total, out=np.zeros(n), where=total > 0)[:, None]
     return flow

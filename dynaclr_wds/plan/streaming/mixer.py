@@ -8,6 +8,8 @@ many processes run it.
 
 from __future__ import annotations
 
+import copy
+import threading
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +19,8 @@ from dynaclr_wds.plan.compose.group_quotas import Group
 from dynaclr_wds.plan.compose.leak import plan_leaks
 from dynaclr_wds.plan.compose.quotas import largest_remainder
 from dynaclr_wds.plan.compose.schedule import (
+    Schedule,
+    StratumRounds,
     fit_batches,
     list_rounds,
     plan_batch_counts,
@@ -29,7 +33,7 @@ from dynaclr_wds.plan.rng import Tag, make_generator
 from dynaclr_wds.plan.streaming.needs import Needs, plan_needs
 from dynaclr_wds.plan.streaming.partition import Part, check_blocks, plan_streams
 from dynaclr_wds.plan.streaming.planner import StreamEpoch, batches_per_round
-from dynaclr_wds.plan.streaming.residency import ResidentPool, plan_blocks, plan_queue, plan_stays
+from dynaclr_wds.plan.streaming.residency import Queue, ResidentPool, Stays, plan_blocks, plan_queue, plan_stays
 from dynaclr_wds.plan.streaming.rotation import Lanes, plan_lanes
 from dynaclr_wds.plan.streaming.window import Window, describe_overflow, plan_active
 
@@ -76,31 +80,41 @@ class Mixer:
         self._all_fits = self._needs.total_bytes <= self.share_bytes
         self._budget: float | None = None  # bytes of a group that the first stream of the first epoch found
         self._parts: tuple[int, list[list[Part]]] | None = None
+        self._lock = threading.RLock()
 
     def parts(self, epoch: int) -> list[list[Part]]:
         """Deal the blocks of an epoch, or recall the last deal."""
-        if self._parts is None or self._parts[0] != epoch:
-            self._parts = (epoch, plan_streams(self.index, self.num_streams, self.config.seed, epoch))
-        return self._parts[1]
+        with self._lock:
+            if self._parts is None or self._parts[0] != epoch:
+                self._parts = (epoch, plan_streams(self.index, self.num_streams, self.config.seed, epoch))
+            return self._parts[1]
 
     def open_epoch(self, epoch: int, stream: int) -> StreamEpoch:
         """Lay out an epoch of one stream, with as much of the window used as fits."""
         own = self.parts(epoch)[stream]
-        sizes = np.array([len(p.anchors) for p in own])
+        sizes = np.array([p.size for p in own])
         config = self.config.of_epoch(epoch)
         groups = plan_groups(self.index, sizes, config)
         batches = fit_batches(groups, sizes, self.batches, config)
         rng = make_generator(Tag.BATCH_ORDER, self.config.seed, epoch, stream)
         pieces = plan_pieces(self.index, groups, plan_lanes(rng, batches, self.active))
-        first = (epoch, stream) == (0, 0)
-        budget, best, most, before = self._first_budget(first, len(groups)), None, 0, -1
+        layout = Layout(self.index, self.config, (epoch, stream), pieces, own)
+        if (epoch, stream) != (0, 0):
+            return self._fit(layout, self._first_budget(len(groups)))[0]
+        with self._lock:  # others wait for the budget that is found
+            best, self._budget = self._fit(layout, self.share_bytes / min(self.active, len(groups)))
+        return best
+
+    def _fit(self, layout: Layout, budget: float) -> tuple[StreamEpoch, float]:
+        """Lay out an epoch with as much of the window used as fits; return the budget of a group, too."""
+        best, most, before = None, 0, -1
+        budget = float(self.share_bytes) if self._all_fits else budget
         for _ in range(_TRIES):
-            opened = self._lay_out((epoch, stream), pieces, own, budget)
+            opened = self._lay_out(layout, budget)
             peak = opened.blocks.peak_bytes if opened.blocks else 0
             use = peak / self.share_bytes
             if use <= 1 and peak > most:
-                best, most = opened, peak
-                self._budget = budget if first else self._budget
+                best, most = (opened, budget), peak
             if self._all_fits or (use <= 1 and (use >= _FULL or peak == before)):  # good enough, or no change
                 break
             before = peak
@@ -109,20 +123,16 @@ class Mixer:
             raise describe_overflow(self._window, peak)
         return best
 
-    def _first_budget(self, first: bool, groups: int) -> float:
-        """Guess the bytes of a group: the first stream of the first epoch finds them, others start with less."""
-        if self._all_fits:
-            return float(self.share_bytes)
-        if first:
-            return self.share_bytes / min(self.active, groups)
-        if self._budget is None:
-            self.open_epoch(0, 0)
-        assert self._budget is not None
-        return _NEXT_START * self._budget
+    def _first_budget(self, groups: int) -> float:
+        """Guess the bytes of a group: a little less than the first stream of the first epoch found."""
+        with self._lock:
+            if self._budget is None and not self._all_fits:
+                self.open_epoch(0, 0)
+        return self.share_bytes / groups if self._budget is None else _NEXT_START * self._budget
 
-    def _lay_out(self, key: tuple[int, int], pieces: Pieces, own: list[Part], budget: float) -> StreamEpoch:
+    def _lay_out(self, layout: Layout, budget: float) -> StreamEpoch:
         """Lay out an epoch with `budget` bytes for each group that is within reach."""
-        config, needs = self.config, self._needs
+        config, needs, pieces = self.config, self._needs, layout.pieces
         resident = np.concatenate([_split_window(g, pieces, needs, budget) for g in pieces.groups])
         shares = np.concatenate([g.share for g in pieces.groups])
         drawn = shares * config.batch_size / needs.block_anchors[pieces.origin]  # blocks' worth, per batch
@@ -130,21 +140,58 @@ class Mixer:
         per_round = batches_per_round(self.index, config)
         if not whole.all():
             per_round = int(np.clip((_ROUND_SHARE * resident / drawn)[~whole].min(), 1, per_round))
-        sizes = np.array([len(own[s].anchors) for s in pieces.origin])
-        rng = make_generator(Tag.QUOTAS, config.seed, *key)
-        order, value_of = pieces.lanes.order, self.index.value_of[pieces.origin]
-        leaks = plan_leaks(rng, pieces.groups, order, pieces.lanes.reach, sizes, config)
-        schedule = plan_schedule(rng, tuple(pieces.groups), order, leaks, value_of, config.batch_size, per_round)
-        parts = deal_pieces(pieces, own, schedule.draws)
-        queues, stays = [], []
-        for s, (part, rounds) in enumerate(zip(parts, list_rounds(schedule), strict=True)):
-            # a round keeps blocks for all of its batches, and so do rounds of other groups that leak from here
-            blocks = int(resident[s]) if whole[s] else max(int(resident[s] - _AHEAD * per_round * drawn[s] - 2), 1)
-            rng = make_generator(Tag.BLOCKS, config.seed, *key, int(pieces.base_of[s]))
-            queues.append(plan_queue(rng, self.index, part, int(schedule.draws[s]), blocks))
-            stays.append(plan_stays(queues[-1], rounds))
-        reads = plan_blocks(self.index, queues, stays, len(pieces.lanes.order))
-        return StreamEpoch(ResidentPool(self.index, pieces.origin, queues, stays, schedule), schedule, reads)
+        # a round keeps blocks for all of its batches, and so do rounds of other groups that leak from here
+        left = np.maximum(resident - _AHEAD * per_round * drawn - 2, 1).astype(np.int64)
+        return layout.lay_out(per_round, np.where(whole, resident, left))
+
+
+class Layout:
+    """The epoch of one stream, to be laid out with more or less of the window; what doesn't depend on that is kept.
+
+    Parameters
+    ----------
+    index, config
+        As for `FlexibleBatchSampler`.
+    key
+        (epoch, stream).
+    pieces, own
+        Strata of the schedule, and what the stream owns of each stratum of the set.
+    """
+
+    def __init__(
+        self, index: PlanIndex, config: SamplingConfig, key: tuple[int, int], pieces: Pieces, own: list[Part]
+    ) -> None:
+        self._index, self._config, self._key = index, config, key
+        self.pieces, self._own = pieces, own
+        sizes = np.array([own[s].size for s in pieces.origin])
+        self._rng = make_generator(Tag.QUOTAS, config.seed, *key)
+        self._leaks = plan_leaks(self._rng, pieces.groups, pieces.lanes.order, pieces.lanes.reach, sizes, config)
+        self._planned: tuple[int, Schedule, list[Part], list[StratumRounds]] | None = None
+        self._queues: dict[int, tuple[int, Queue, Stays]] = {}
+
+    def lay_out(self, per_round: int, blocks: Int64[np.ndarray, " s"]) -> StreamEpoch:
+        """Lay out the epoch in rounds of so many batches, with so many blocks of each piece within reach."""
+        schedule, parts, rounds = self._plan(per_round)
+        for s, count in enumerate(blocks.tolist()):
+            if s not in self._queues or self._queues[s][0] != count:
+                rng = make_generator(Tag.BLOCKS, self._config.seed, *self._key, int(self.pieces.base_of[s]))
+                queue = plan_queue(rng, self._index, parts[s], int(schedule.draws[s]), count)
+                self._queues[s] = count, queue, plan_stays(queue, rounds[s])
+        _, queues, stays = (list(of) for of in zip(*(self._queues[s] for s in range(len(parts))), strict=True))
+        reads = plan_blocks(self._index, queues, stays, len(self.pieces.lanes.order))
+        return StreamEpoch(ResidentPool(self._index, self.pieces.origin, queues, stays, schedule), schedule, reads)
+
+    def _plan(self, per_round: int) -> tuple[Schedule, list[Part], list[StratumRounds]]:
+        """Plan the schedule, or recall it; queues of another schedule are forgotten."""
+        if self._planned is None or self._planned[0] != per_round:
+            pieces, rng = self.pieces, copy.deepcopy(self._rng)
+            order, value_of, groups = pieces.lanes.order, self._index.value_of[pieces.origin], tuple(pieces.groups)
+            size = self._config.batch_size
+            schedule = plan_schedule(rng, groups, order, self._leaks, value_of, size, per_round)
+            parts = deal_pieces(pieces, self._own, schedule.draws)
+            self._planned = per_round, schedule, parts, list_rounds(schedule)
+            self._queues.clear()
+        return self._planned[1:]
 
 
 class MixerStream:
@@ -195,7 +242,7 @@ def deal_pieces(pieces: Pieces, own: list[Part], draws: Int64[np.ndarray, " s"])
     by_origin = np.argsort(pieces.origin, kind="stable")
     strata, first = np.unique(pieces.origin[by_origin], return_index=True)
     for s, at in zip(strata.tolist(), np.split(by_origin, first[1:]), strict=True):
-        size, want = len(own[s].anchors), draws[at]
+        size, want = own[s].size, draws[at]
         if len(at) > 1 and want.sum() > size:
             want = np.maximum(largest_remainder(size, want), 1)
         edge = np.minimum(np.concatenate([[0], np.cumsum(want)]), size)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64, Integer
@@ -51,14 +50,15 @@ def plan_needs(index: PlanIndex, groups: tuple[Group, ...], config: SamplingConf
     for group in groups:
         share[group.strata] = group.share
     for s in np.flatnonzero(share).tolist():
-        part = make_part(index, cast(SampleIndex, np.arange(index.first[s], index.first[s + 1])))
+        part = make_part(index, s)
         alike = (index.base_of == index.base_of[s]) & (index.group_of == index.group_of[s]) & (share > 0)
         size[s] = float(index.columns.block_bytes[part.blocks].max()) / int(alike.sum())
-        anchors[s] = len(part.anchors) / len(part.blocks)
+        anchors[s] = part.size / len(part.blocks)
         # a stratum with fewer blocks than streams is read by all of them
         blocks[s] = len(part.blocks) if len(part.blocks) < num_streams else -(-len(part.blocks) // num_streams)
-        some = cast(SampleIndex, part.anchors[: _SAMPLE // num_streams + 1])
-        least[s] = min(blocks[s], _blocks_of_a_batch(index, some, share[s] * config.batch_size, config) + _SPARE_BLOCKS)
+        some = part.cut(0, min(part.size, _SAMPLE // num_streams + 1)).anchors
+        of_batch = _blocks_of_a_batch(index, s, some, share[s] * config.batch_size, config)
+        least[s] = min(blocks[s], of_batch + _SPARE_BLOCKS)
     counted: dict[int, int] = {}  # base → group
     alone = np.ones(strata, bool)
     for s in np.flatnonzero(share).tolist():
@@ -67,16 +67,20 @@ def plan_needs(index: PlanIndex, groups: tuple[Group, ...], config: SamplingConf
 
 
 def _blocks_of_a_batch(
-    index: PlanIndex, some: Integer[SampleIndex, " n"], lineages: float, config: SamplingConfig
+    index: PlanIndex, stratum: int, some: Integer[SampleIndex, " n"], lineages: float, config: SamplingConfig
 ) -> int:
     """Count the blocks of a stratum that hold what a batch takes of it, inside its focal window too."""
-    block, lineage = index.block(some), index.lineage(some)
-    need = _blocks_needed(block, lineage, lineages, np.ones(len(some), bool))
+    clip = index.clip(some)
+    first = np.flatnonzero(np.diff(clip, prepend=-1))  # a clip is of one lineage, and its anchors stand together
+    block, lineage = index.columns.clip_block[clip[first]], index.columns.clip_lineage[clip[first]]
+    need = _blocks_needed(block, lineage, lineages, np.ones(len(first), bool))
     if config.temporal_enrichment:
-        hpi, width = index.hpi(some), config.temporal_window_hours
+        start, hours = index.clock[stratum]
+        hpi, width = start + index.columns.patch_t[index.row[some]] * hours, config.temporal_window_hours
         focal = (1 - config.temporal_global_fraction) * lineages
         for centre in (hpi.min() + width, np.median(hpi), hpi.max() - width):  # the ends hold fewest lineages
-            need = max(need, _blocks_needed(block, lineage, focal, in_focal_window(hpi, float(centre), width)))
+            usable = np.logical_or.reduceat(in_focal_window(hpi, float(centre), width), first)
+            need = max(need, _blocks_needed(block, lineage, focal, usable))
     return need
 
 
@@ -89,6 +93,11 @@ def _blocks_needed(
     """Count the blocks that together hold so many different lineages, if blocks are random samples.
 
     k blocks with λ lineages each, out of L, hold L (1 − (1 − λ/L)^k) different ones.
+
+    Parameters
+    ----------
+    block, lineage
+        Of each clip.
     """
     found = len(np.unique(block))
     total = len(np.unique(lineage[usable]))

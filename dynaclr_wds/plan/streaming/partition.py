@@ -21,36 +21,56 @@ from dynaclr_wds.plan.rng import Tag, make_generator
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What one stream owns of one stratum."""
+    """What one stream owns of one stratum; most parts hold no anchor by itself, as those of a block are a range."""
 
     blocks: Int64[np.ndarray, " k"]
-    anchors: Integer[SampleIndex, " n"]
-    """Grouped by block."""
+    begin: Int64[np.ndarray, " k"]
+    """Where the anchors of each block begin in `base`."""
     first: Int64[np.ndarray, " k1"]
-    """CSR: anchors of the i-th block are `first[i]:first[i + 1]`."""
+    """CSR: anchors of the i-th block are `first[i]:first[i + 1]` of all."""
+    base: Integer[SampleIndex, " n"] | None = None
+    """None = all anchors of the set."""
+
+    @property
+    def size(self) -> int:
+        """Number of anchors."""
+        return int(self.first[-1])
+
+    @property
+    def anchors(self) -> Integer[SampleIndex, " n"]:
+        """All of them, grouped by block."""
+        return self.find(np.repeat(np.arange(len(self.blocks)), np.diff(self.first)), None)
+
+    def find(self, block: Int64[np.ndarray, " n"], place: Int64[np.ndarray, " n"] | None) -> Integer[SampleIndex, " n"]:
+        """Find the anchors at some places of blocks; None = all places of all blocks."""
+        if place is None:
+            place = np.arange(self.size) - self.first[block]
+        at = self.begin[block] + place
+        return cast(SampleIndex, at if self.base is None else self.base[at])
 
     def take(self, at: Int64[np.ndarray, " j"]) -> Part:
         """Keep some of the blocks, in this order."""
-        count = np.diff(self.first)[at]
-        first = np.concatenate([[0], np.cumsum(count)]).astype(np.int64)
-        anchors = self.anchors[np.arange(first[-1]) + np.repeat(self.first[at] - first[:-1], count)]
-        return Part(self.blocks[at], cast(SampleIndex, anchors), first)
+        first = np.concatenate([[0], np.cumsum(np.diff(self.first)[at])]).astype(np.int64)
+        return Part(self.blocks[at], self.begin[at], first, self.base)
 
     def cut(self, begin: int, end: int) -> Part:
         """Keep the anchors `begin … end`; a block that is cut stays in both halves."""
         low, high = np.searchsorted(self.first, [begin, end - 1], "right") - 1
+        own = slice(low, high + 1)
         first = np.clip(self.first[low : high + 2], begin, end) - begin
-        return Part(self.blocks[low : high + 1], cast(SampleIndex, self.anchors[begin:end]), first)
+        return Part(self.blocks[own], self.begin[own] + np.maximum(begin - self.first[own], 0), first, self.base)
 
 
-def make_part(index: PlanIndex, anchors: Integer[SampleIndex, " n"]) -> Part:
-    """Group ascending anchors of one stratum by block."""
-    columns, row = index.columns, index.row[anchors]  # grouped by block already, so edges are looked up
+def make_part(index: PlanIndex, stratum: int, anchors: Integer[SampleIndex, " n"] | None = None) -> Part:
+    """Group ascending anchors of one stratum by block; all of them when None."""
+    begin, end = index.first[stratum : stratum + 2].tolist()
+    row, shift = (index.row[begin:end], begin) if anchors is None else (index.row[anchors], 0)
+    columns = index.columns  # rows are grouped by block already, so edges are looked up
     ends = columns.clip_block[columns.patch_clip[row[[0, -1]]]] if len(row) else np.array([0, -1])
     blocks = np.arange(ends[0], ends[1] + 1)
     first = np.searchsorted(row, columns.clip_first[columns.block_first[blocks]].astype(row.dtype))
     held = np.diff(first, append=len(row)) > 0
-    return Part(blocks[held], anchors, np.append(first[held], len(row)))
+    return Part(blocks[held], first[held] + shift, np.append(first[held], len(row)), anchors)
 
 
 def plan_streams(index: PlanIndex, num_streams: int, seed: int, epoch: int) -> list[list[Part]]:
@@ -79,7 +99,7 @@ def plan_streams(index: PlanIndex, num_streams: int, seed: int, epoch: int) -> l
         parts = _deal_stratum(index, s, make_generator(Tag.STREAMS, seed, epoch, s), owed)
         for stream, part in enumerate(parts):
             out[stream].append(part)
-            owed[stream] += len(part.anchors)
+            owed[stream] += part.size
     return out
 
 
@@ -88,19 +108,19 @@ def _deal_stratum(
 ) -> list[Part]:
     """Deal one stratum out: whole blocks, else clips, else all to every stream."""
     num_streams = len(owed)
-    anchors = cast(SampleIndex, np.arange(index.first[stratum], index.first[stratum + 1]).astype(index.row.dtype))
-    whole = make_part(index, anchors)
+    whole = make_part(index, stratum)
     if len(whole.blocks) >= num_streams:
         return [whole.take(at) for at in _deal_blocks(rng, whole, owed)]
+    anchors = whole.anchors
     if (number := _number_clips(index.clip(anchors)))[-1] + 1 >= num_streams:
         stream_of = rng.permutation(num_streams)[number % num_streams]
-        return [make_part(index, cast(SampleIndex, anchors[stream_of == k])) for k in range(num_streams)]
+        return [make_part(index, stratum, cast(SampleIndex, anchors[stream_of == k])) for k in range(num_streams)]
     return [whole] * num_streams
 
 
 def _own_all(parts: list[Part], size: int) -> bool:
     """Whether every stream has a part, and every anchor a stream; not so where channels differ in who has a partner."""
-    return all(len(p.anchors) for p in parts) and len(np.unique(np.concatenate([p.anchors for p in parts]))) == size
+    return all(p.size for p in parts) and len(np.unique(np.concatenate([p.anchors for p in parts]))) == size
 
 
 def _copy_part(index: PlanIndex, stratum: int, base: Part) -> Part:
@@ -108,7 +128,7 @@ def _copy_part(index: PlanIndex, stratum: int, base: Part) -> Part:
     own = index.row[index.first[stratum] : index.first[stratum + 1]]
     rows = np.unique(index.row[base.anchors])
     at = np.flatnonzero(rows[np.searchsorted(rows, own).clip(max=len(rows) - 1)] == own) if len(rows) else rows
-    part = make_part(index, cast(SampleIndex, (at + index.first[stratum]).astype(index.row.dtype)))
+    part = make_part(index, stratum, cast(SampleIndex, (at + index.first[stratum]).astype(index.row.dtype)))
     place = {block: number for number, block in enumerate(part.blocks.tolist())}
     return part.take(np.array([place[b] for b in base.blocks.tolist() if b in place], np.int64))
 

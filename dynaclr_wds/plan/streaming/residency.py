@@ -11,19 +11,18 @@ from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int64, Integer
+from jaxtyping import Bool, Float64, Int32, Int64, Integer
 
 from dynaclr_wds.plan.columns import SampleIndex
 from dynaclr_wds.plan.compose.draws import FirstTable
 from dynaclr_wds.plan.compose.group_quotas import MANY
 from dynaclr_wds.plan.compose.hpi_table import HpiTable, make_hpi_table
-from dynaclr_wds.plan.compose.pool import sample_places
 from dynaclr_wds.plan.compose.positives import Partners
 from dynaclr_wds.plan.compose.schedule import Schedule, StratumRounds
 from dynaclr_wds.plan.index import PlanIndex
-from dynaclr_wds.plan.rng import sort_places
 from dynaclr_wds.plan.streaming.partition import Part
 from dynaclr_wds.plan.streaming.planner import BlockSchedule
+from dynaclr_wds.plan.streaming.stays import find_spans, order_stays
 
 _RATE = 2.0  # reading is planned at up to this times the average rate
 
@@ -34,7 +33,7 @@ class Queue:
 
     anchor: Integer[SampleIndex, " d"]
     """Anchor of every draw."""
-    visit: Integer[np.ndarray, " d"]
+    visit: Int32[np.ndarray, " d"]
     """Visit that each draw falls in."""
     part: Part
     """Visits as a part: the block and the anchors of each."""
@@ -60,7 +59,7 @@ def plan_queue(rng: np.random.Generator, index: PlanIndex, part: Part, draws: in
     resident_blocks
         Blocks within reach at a time.
     """
-    visits, got, size = [], 0, len(part.anchors)
+    visits, got, size = [], 0, part.size
     full = draws // max(size, 1) * len(part.blocks)  # visits of whole passes
     while got < draws:
         order = rng.permutation(len(part.blocks))
@@ -70,16 +69,13 @@ def plan_queue(rng: np.random.Generator, index: PlanIndex, part: Part, draws: in
         visits.append(order)
         got += int(np.diff(part.first)[order].sum())
     visited = part.take(np.concatenate(visits) if visits else np.zeros(0, np.int64))
-    count = np.diff(visited.first)
-    begin, length = _stay(len(count), resident_blocks)
-    # an anchor is sorted by the time at which its visit begins, plus its random place in the stay
-    visit = np.repeat(np.arange(len(count)), count)
-    clip = index.clip(visited.anchors).astype(np.int64) + (visit.astype(np.int64) << 32)
-    begin, length = begin / (begin + length).max(initial=0), length / (begin + length).max(initial=0)
-    order = sort_places(begin[visit] + length[visit] * sample_places(rng, clip))
+    begin, length = _stay(len(visited.blocks), resident_blocks)
+    span = np.stack([begin, length]) / (begin + length).max(initial=0)
+    anchors, visit = order_stays(rng, index, visited, span)
     if got > draws:  # what is too many comes off the last pass, so that anchors come up equally often
-        order = np.delete(order, np.flatnonzero(visit[order] >= full)[draws - got :])
-    return Queue(anchor=cast(SampleIndex, visited.anchors[order]), visit=visit[order].astype(np.int32), part=visited)
+        surplus = np.flatnonzero(visit >= full)[draws - got :]
+        anchors, visit = cast(SampleIndex, np.delete(anchors, surplus)), np.delete(visit, surplus)
+    return Queue(anchor=anchors, visit=visit, part=visited)
 
 
 def _stay(visits: int, resident: int) -> tuple[Float64[np.ndarray, " v"], Float64[np.ndarray, " v"]]:
@@ -101,10 +97,7 @@ def _stay(visits: int, resident: int) -> tuple[Float64[np.ndarray, " v"], Float6
 def plan_stays(queue: Queue, rounds: StratumRounds) -> Stays:
     """Find when each visit is needed: from the start of the first round that draws on it to the end of the last."""
     visits = len(queue.part.blocks)
-    place = np.arange(len(queue.visit))
-    first, last = np.full(visits, len(place)), np.full(visits, -1)
-    np.minimum.at(first, queue.visit, place)
-    np.maximum.at(last, queue.visit, place)
+    first, last = find_spans(queue.visit, visits)
     low = np.searchsorted(rounds.stop, first, "right")
     high = np.searchsorted(rounds.start, last, "right")
     admit, retire = np.full(visits, -1), np.full(visits, -2)
@@ -171,7 +164,7 @@ class ResidentPool:
         total = np.cumsum(sizes)
         at = rng.integers(0, total[-1], count)
         visit = np.searchsorted(total, at, "right")
-        anchors = part.anchors[part.first[here[visit]] + at - (total - sizes)[visit]]
+        anchors = part.find(here[visit], at - (total - sizes)[visit])
         return cast(SampleIndex, anchors.astype(np.int64))
 
     def by_hpi(self, round_id: int, strata: Int64[np.ndarray, " k"]) -> tuple[HpiTable, Int64[np.ndarray, " k"]]:
@@ -204,7 +197,7 @@ class ResidentPool:
     def _stay(self, round_id: int, stratum: int) -> Integer[SampleIndex, " n"]:
         """List the anchors of the visits that last the whole round."""
         part = self._queues[stratum].part
-        return cast(SampleIndex, part.anchors[np.repeat(self._here(round_id, stratum), np.diff(part.first))])
+        return part.take(np.flatnonzero(self._here(round_id, stratum))).anchors
 
     def _here(self, round_id: int, stratum: int) -> Bool[np.ndarray, " v"]:
         begin, end = self._span[round_id]
