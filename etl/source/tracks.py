@@ -216,8 +216,8 @@ def _find_fovs(raw: pa.Table, source: TrackFile) -> tuple[Int32[np.ndarray, " ro
     lost = [fov for fov in fovs if fov not in names]
     if lost:
         more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
-        same = {_without_zeros(lost[0])} & {_without_zeros(name) for name in names}
-        asked = "with the zeros that the plate's names have" if same else "as row/col/fov"
+        alike = {_without_zeros(lost[0])} & {_without_zeros(name) for name in names}
+        asked = "with the zeros that the plate's names have" if alike else "as row/col/fov"
         raise ConfigError(
             f"{file}: no row is of FOV {', '.join(lost[:3])}{more}; its FOVs are {names[:8]}. Write FOVs {asked} "
             "there, or list those without a cell in shards.exclude_fovs."
