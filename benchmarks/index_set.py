@@ -36,8 +36,10 @@ from etl.index import Index
 from etl.layout.clips import TAR_TAIL, Clips, Shards, plan_shards
 from etl.layout.groups import Group
 from etl.layout.jobs import plan_experiments, plan_named_clips, read_columns
+from etl.layout.segments import WHOLE
 from etl.pack.contents import estimate_clip_bytes
-from etl.pack.joining import GroupParts, join_parts, read_rows
+from etl.pack.fov_runs import GroupParts
+from etl.pack.joining import join_parts, read_rows
 from etl.pack.manifest import make_manifest, name_index, write_index
 from etl.source.config import BuildConfig
 from etl.source.plates import Plate
@@ -77,7 +79,9 @@ def list_groups(index: StoredIndex) -> list[Group]:
             experiment=number,
             first=fov,
             last=fov + 1,
-            rows=slice(edges[fov], edges[fov + 1]),
+            run=range(fov, fov + 1),
+            segment=WHOLE,
+            observations=edges[fov + 1] - edges[fov],
             digest=f"{fov:012x}".ljust(32, "0"),
         )
         for fov, number in enumerate(index.experiment_index.tolist())
@@ -155,7 +159,7 @@ def make_part(config: BuildConfig, experiment: ExperimentRecord, index: Index, d
             "block_shard": shards.block_shard,
             **places,
         },
-        summaries=(Counts(counts=counts, lowest=0),) * channels,
+        summaries=((Counts(counts=counts, lowest=0),) * channels,),
     )
 
 
@@ -206,7 +210,7 @@ def join_groups(out: Path, config: BuildConfig, plates: Mapping[str, Plate], ind
 
     def watch() -> Iterator[object]:
         for rows in read_rows(parts, joined):
-            census.add(rows.group.experiment, rows.index, rows.columns)
+            census.add(rows.experiment, rows.index, rows.columns)
             yield rows
 
     named = name_index(out, out / "new", write_index(out / "new", parts, joined, watch()))  # type: ignore[arg-type]

@@ -232,7 +232,8 @@ class SourceRecord:
     metadata: str
     """Checksum of the array's and the image's metadata."""
     pixels: str
-    """Checksum of the names, sizes and times of the chunk files, or of their ETags."""
+    """Checksum of the names, sizes and times of the chunk files, or of their ETags; with `segment_frames` one for each
+    segment, of the chunks that it reads, with spaces between."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -102,6 +102,7 @@ def add_build_options(parser: CommandParser) -> None:
     option("shard_bytes", "largest size of a shard, such as 64M (default: 512M)", metavar="SIZE")
     option("block_bytes", "size of a block, the unit of streaming, such as 512K (default: 8M)", metavar="SIZE")
     option("group_bytes", _GROUP, metavar="SIZE")
+    option("segment_frames", _SEGMENT, type=int, metavar="N")
     option("dtype", "of the stored patches (default: source)", choices=("source", "float16", "float32"))
     option("codec", _CODEC, choices=("none", "gzip"))
     option("include_wells", "only these wells", nargs="+", metavar="ROW/COL")
@@ -194,6 +195,10 @@ _ON_BAD_FOV = (
 _GROUP = (
     "patches of fields of view that are built together into shards of their own, such as 256M: what a change rebuilds "
     "(default: 256M)"
+)
+_SEGMENT = (
+    "cut movies into segments of so many frames, whose shards stay as they are when frames are added to the plate "
+    "(default: a movie is one segment, and built again)"
 )
 _BORDER = (
     "patches that reach beyond the image: moved inside (shift, the default), filled with the nearest pixels so that "

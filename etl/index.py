@@ -17,8 +17,9 @@ from jaxtyping import Bool, Float32, Int32, Int64
 from dynaclr_wds.contract import FovRecord, LabelRecord
 from dynaclr_wds.errors import ConfigError
 from dynaclr_wds.tau import least_tau, reaches_a_frame
-from etl.labels import keep_present_values
+from etl.labels import encode_names, keep_present_values
 from etl.layout.candidates import has_temporal
+from etl.layout.segments import Segment, find_rows
 from etl.queries import TrackTable
 
 
@@ -120,9 +121,19 @@ def drop_observations(
 
 
 def keep_observations(
-    index: Index, keep: Bool[np.ndarray, " observations"], tau_frames: Mapping[str, tuple[int, int]]
+    index: Index,
+    keep: Bool[np.ndarray, " observations"],
+    tau_frames: Mapping[str, tuple[int, int]],
+    *,
+    with_fovs: bool = True,
 ) -> Index:
-    """Take some observations, perhaps none, and count nothing; else as `drop_observations`."""
+    """Take some observations, perhaps none, and count nothing; else as `drop_observations`.
+
+    Parameters
+    ----------
+    with_fovs
+        Renumber FOVs, too; else all stay, also those without observations.
+    """
     observations = index.observations.filter(pa.array(keep))
     sizes = {
         "fov_index": len(index.fovs),
@@ -131,6 +142,8 @@ def keep_observations(
         "lineage_index": len(index.tracks),
     }
     new = {name: _renumber(observations[name].to_numpy(), size) for name, size in sizes.items()}
+    if not with_fovs:
+        new["fov_index"] = np.arange(len(index.fovs), dtype=np.int32)
     for name, numbers in new.items():
         observations = _set_column(observations, name, pa.array(numbers[observations[name].to_numpy()]))
     observations = _set_column(observations, "observation", pa.array(np.arange(len(observations), dtype=np.int32)))
@@ -144,6 +157,23 @@ def keep_observations(
         tables=index.tables,
         notes=index.notes,
     )
+
+
+def take_segment(index: Index, segment: Segment, tau_frames: tuple[int, int]) -> Index:
+    """Take what a segment holds of the index of some FOVs, which all stay; nothing of it depends on later frames.
+
+    Parameters
+    ----------
+    index
+        Of one experiment.
+    """
+    if segment.is_whole:
+        return index
+    lineage, t = (index.observations[name].to_numpy() for name in ("lineage_index", "t"))
+    rows = find_rows(lineage, t, segment, tau_frames)
+    names = {record.experiment: tau_frames for record in index.fovs}
+    left = keep_observations(index, rows, names, with_fovs=False)
+    return replace(left, observations=_drop_unused_names(left.observations))
 
 
 def add_stack_places(
@@ -160,6 +190,18 @@ def find_edges(index: Index) -> Int64[np.ndarray, " fovs_and_one"]:
         index.observations["fov_index"].to_numpy(), np.arange(len(index.fovs) + 1)
     )
     return edges
+
+
+def _drop_unused_names(observations: pa.Table) -> pa.Table:
+    """Leave names out of dictionaries that no row has."""
+    columns = {name: observations[name] for name in observations.column_names}
+    used = {
+        name: encode_names(column.dictionary, column.indices.fill_null(-1).to_numpy())
+        for name, chunks in columns.items()
+        if pa.types.is_dictionary(chunks.type)
+        and isinstance(column := chunks.unify_dictionaries().combine_chunks(), pa.DictionaryArray)
+    }
+    return pa.table({**columns, **used})
 
 
 def _count_dropped(index: Index, keep: Bool[np.ndarray, " observations"], reason: str) -> dict[str, dict[str, int]]:

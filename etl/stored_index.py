@@ -81,6 +81,17 @@ class StoredIndex:
         fov = np.repeat(np.arange(first, stop, dtype=np.int32), np.diff(self.first_observation[first : stop + 1]))
         return {label.name: self._take_label(label.name, fov, rows) for label in self.labels}
 
+    def count_observations(self, first: int, stop: int, begins: Sequence[int]) -> Int64[np.ndarray, "fovs segments"]:
+        """Count the observations of some FOVs in each run of frames; `begins` are the first frames, from 0 on."""
+        edges = self.first_observation[first : stop + 1]
+        if len(begins) == 1:
+            return np.diff(edges)[:, None]
+        t = self.observations.read(int(edges[0]), int(edges[-1]), "t")["t"]
+        number = np.searchsorted(np.asarray(begins), t, "right") - 1
+        cell = np.repeat(np.arange(stop - first), np.diff(edges)) * len(begins) + number
+        counts = np.bincount(cell, minlength=(stop - first) * len(begins))
+        return counts.reshape(stop - first, len(begins)).astype(np.int64)
+
     def has_candidates(self) -> bool:
         """Whether any observation has a temporal candidate."""
         edges = [*range(0, self.observations.rows, _PIECE), self.observations.rows]

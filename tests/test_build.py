@@ -231,9 +231,9 @@ def test_runs_of_frames_share_no_chunk(tmp_path: Path):
     write_plate(tmp_path / "p", shape=shape, channel_names=["a"], chunks=(2, 1, 1, 16, 16), shards=(6, 1, 1, 16, 16))
     opened = zarr.open_array(tmp_path / "p", path="A/1/0/0", mode="r")
     wanted = Wanted(array=opened, channels=(0,), z=slice(0, 1))
-    assert list(plan_runs(11, plan_run(wanted, 1 << 30))) == [(0, 6), (6, 11)]
+    assert list(plan_runs(range(11), plan_run(wanted, 1 << 30))) == [(0, 6), (6, 11)]
     five = 5 * 512  # bytes of five frames: runs are of whole chunks, and none straddles a shard
-    assert list(plan_runs(11, plan_run(wanted, five))) == [(0, 2), (2, 4), (4, 6), (6, 8), (8, 10), (10, 11)]
+    assert list(plan_runs(range(11), plan_run(wanted, five))) == [(0, 2), (2, 4), (4, 6), (6, 8), (8, 10), (10, 11)]
 
 
 def reference(values: np.ndarray) -> list[float]:

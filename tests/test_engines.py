@@ -26,7 +26,7 @@ from tests.test_build import Killed
 
 pytestmark = pytest.mark.usefixtures("without_fsync")
 
-SMALL = {"shard_bytes": 60_000, "block_bytes": 10_000, "group_bytes": 60_000, "workers": 2}
+SMALL = {"shard_bytes": 60_000, "block_bytes": 10_000, "group_bytes": 150_000, "segment_frames": 5, "workers": 2}
 
 
 @pytest.fixture(scope="module")

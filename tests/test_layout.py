@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from etl.layout.candidates import ObservationColumns
 from etl.layout.clips import TAR_TAIL, Clips, plan_clips, plan_keys, plan_shards, sort_clips
 from etl.layout.lineage_tree import plan_descent
+from etl.layout.segments import Segment, find_rows, plan_segments
 
 # one cell: (lineage, track, t); tracks: {track: parent or -1}; written down, not computed
 DIVIDING = ObservationColumns(
@@ -224,6 +226,38 @@ def test_clips_equal_a_slow_obvious_computation(cells: ObservationColumns):
     clips = plan_clips(cells)
     got = {(frozenset(o for o, anchor in clip if anchor), frozenset(o for o, _ in clip)) for clip in members(clips)}
     assert got == slow_clips(cells)
+
+
+def take_segment(cells: ObservationColumns, segment: Segment) -> tuple[ObservationColumns, list[int]]:
+    """Take what a segment holds, and say which rows these are."""
+    low, high = cells.tau[0].tolist()
+    rows = np.flatnonzero(find_rows(cells.lineage, cells.t, segment, (low, high)))
+    columns = ("partition", "lineage", "track", "t", "tau", "clip_anchors")
+    has_candidate = np.array([bool(slow_candidates(cells, row, rows.tolist())) for row in rows.tolist()], bool)
+    taken = {name: getattr(cells, name)[rows] for name in columns}
+    return replace(cells, **taken, has_candidate=has_candidate, end=segment.last), rows.tolist()
+
+
+@settings(max_examples=80, deadline=None)
+@given(colonies(), st.integers(1, 9))
+def test_each_observation_is_a_sample_in_one_segment_with_all_candidates_of_its_line(
+    cells: ObservationColumns, segment_frames: int
+):
+    every, sampled = list(range(len(cells.t))), []
+    for segment in plan_segments(int(cells.t.max()) + 1, segment_frames, int(cells.tau[0, 1])):
+        taken, rows = take_segment(cells, segment)
+        if not rows:
+            continue
+        for clip in members(plan_clips(taken)):
+            held = [rows[place] for place, _ in clip]
+            for anchor in (rows[place] for place, is_sample in clip if is_sample):
+                assert cells.t[anchor] in range(segment.first, segment.last)
+                candidates = slow_candidates(cells, anchor, every)
+                own = {row for row in candidates if cells.track[anchor] in ancestors(cells, cells.track[row])}
+                assert own <= set(held)
+                assert bool(candidates) == bool(set(candidates) & set(held))
+                sampled.append(anchor)
+    assert sorted(sampled) == every
 
 
 @settings(max_examples=60, deadline=None)

@@ -101,7 +101,7 @@ def test_the_next_frames_are_read_while_some_are_cut(tmp_path: Path, monkeypatch
         return read(job, plan, begin, end, z)
 
     monkeypatch.setattr(etl.cut.reading, "_read_run", read_run)
-    monkeypatch.setattr(etl.cut.reading, "plan_runs", lambda frames, _run: [(t, t + 1) for t in range(frames)])
+    monkeypatch.setattr(etl.cut.reading, "plan_runs", lambda frames, _run: [(t, t + 1) for t in frames])
     patch = StoredPatch(shape=(1, 1, 4, 4), dtype=fov.array.dtype, scale=(1.0, 1.0, 1.0), reductions=("none",))
     none = np.empty(0, np.int64)
     job = CutJob(

@@ -88,7 +88,7 @@ def parse_clip(sample: Mapping[str, Any]) -> ClipRecord:
 
 
 def read_statistics(clip: ClipRecord, patch: int) -> dict[str, Float32[np.ndarray, "c k"]]:
-    """Return the statistics of each channel at one patch: level → (C, len(STATISTICS)).
+    """Return the statistics of each channel at one patch: level → (C, len(STATISTICS)), of the levels that are there.
 
     Raises
     ------
@@ -98,8 +98,8 @@ def read_statistics(clip: ClipRecord, patch: int) -> dict[str, Float32[np.ndarra
     tables = clip.statistics
     try:
         order = [tables["names"].index(name) for name in STATISTICS]
-        levels = {"timepoint": tables["timepoint"][str(clip.t[patch])], "fov": tables["fov"]}
-        found = {level: _parse_table(levels[level], order) for level in CLIP_LEVELS}
+        levels = {**tables, "timepoint": tables["timepoint"][str(clip.t[patch])]}
+        found = {level: _parse_table(levels[level], order) for level in CLIP_LEVELS if level in levels}
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
         raise _not_a_clip(clip.where, error) from error
     for level, table in found.items():

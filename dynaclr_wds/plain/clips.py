@@ -89,6 +89,7 @@ def collate_triplets(triplets: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         batch[f"{name}_norm_meta"] = {
             level: torch.from_numpy(np.stack([t[f"{name}_norm_meta"][level] for t in triplets]))
             for level in CLIP_LEVELS
+            if all(level in t[f"{name}_norm_meta"] for t in triplets)
         }
     return batch
 

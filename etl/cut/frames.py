@@ -19,7 +19,7 @@ from etl.run.executors import report
 
 
 def cut_fov(job: CutJob, stored: Rows) -> FovCut:
-    """Pass over the frames of a FOV once.
+    """Pass once over the frames of a FOV that a segment reads.
 
     Parameters
     ----------
@@ -34,38 +34,40 @@ def cut_fov(job: CutJob, stored: Rows) -> FovCut:
         Values that the stored dtype can't hold.
     """
     array = job.fov.array
-    frames, channels = array.shape[0], len(job.channels)
+    frames, begin, channels = len(job.frames), job.frames.start, len(job.channels)
     timepoint = np.full((frames, channels, len(STATISTICS)), np.nan)
     summaries = [empty_summary(array.dtype) for _ in job.channels]
     blank, nonfinite = np.zeros(job.t.size, bool), np.zeros(job.t.size, bool)
     z_focus, z_start = np.full(frames, np.nan), np.zeros(frames)
     values = BlankValues.of(array)
-    first = np.searchsorted(job.t, np.arange(frames + 1))
+    first = np.searchsorted(job.t, np.arange(frames + 1) + begin)
     patches = PatchMaker(job)
     for frame in read_frames(job):
-        t = frame.t
-        z_focus[t], z_start[t] = frame.focus, frame.start
+        t, row = frame.t, frame.t - begin
+        z_focus[row], z_start[row] = frame.focus, frame.start
         may_be_nan = [values.nan] * channels
         for c, pixels in enumerate(frame.pixels):
             if not is_blank(pixels, values):
-                timepoint[t, c], summary = summarize_frame(pixels, (t, c))
-                summaries[c] = summaries[c].merged(summary)  # type: ignore[arg-type]
+                timepoint[row, c], summary = summarize_frame(pixels, (t, c))
+                if t in job.own_frames:
+                    summaries[c] = summaries[c].merged(summary)  # type: ignore[arg-type]
                 may_be_nan[c] = pixels.dtype.kind == "f" and summary.pixels < pixels.size
-        used, rows = patches.choose_slices(frame), np.arange(first[t], first[t + 1])
+        used, rows = patches.choose_slices(frame), np.arange(first[row], first[row + 1])
         suspects = patches.find_suspects(used, rows, values, may_be_nan)
         patches.copy(used, frame, rows[~suspects], stored)
-        for row in rows[suspects].tolist():
-            patch = patches.crop(used, row)
-            blank[row] = any(is_blank(channel, values) for channel in patch)
+        for n in rows[suspects].tolist():
+            patch = patches.crop(used, n)
+            blank[n] = any(is_blank(channel, values) for channel in patch)
             if job.patch.is_resampled:
-                patch = patches.crop(used, row, margin=True)
-            if any(map(count_nonfinite, patch)) and not (blank[row] and job.on_blank == "drop"):
-                nonfinite[row] = not blank[row]
+                patch = patches.crop(used, n, margin=True)
+            if any(map(count_nonfinite, patch)) and not (blank[n] and job.on_blank == "drop"):
+                nonfinite[n] = not blank[n]
                 patch = patches.mend(used, patch, t)
-            patches.finish(patch, row, frame, stored[row])
+            patches.finish(patch, n, frame, stored[n])
         report(1, frame.nbytes)
         del frame, pixels, used  # before the next run is read
     return FovCut(
+        first=begin,
         timepoint=timepoint,
         summaries=tuple(summaries),
         blank=blank,

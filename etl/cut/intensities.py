@@ -1,9 +1,9 @@
 """Merges FOV statistics into stored ones: per frame, FOV and experiment, with what the plates carry.
 
-Those of frames and FOVs are made by the unit that cuts them. Those of an experiment are merged from all of its groups,
-by the index; nothing in a shard depends on them. Statistics found in a plate's VisCy-style `normalization` attributes
-take the place of computed ones, one by one: a plate that carries mean and std only keeps those, and the rest is
-computed.
+Those of frames, and of FOVs whose movie is whole, are made by the unit that cuts them. Those of a FOV whose movie is in
+segments, and of an experiment, are merged by the index; nothing in a shard depends on them. Statistics found in a
+plate's VisCy-style `normalization` attributes take the place of computed ones, one by one: a plate that carries mean
+and std only keeps those, and the rest is computed.
 """
 
 from __future__ import annotations
@@ -19,22 +19,27 @@ from etl.cut.job import FovCut
 from etl.cut.statistics import Summary, apply_normalization
 from etl.source.plates import Fov
 
+Summaries = tuple[Summary, ...]
+"""One per channel; empty, that of no frame."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupStatistics:
-    """Statistics of a group of FOVs; the last axes are (stored channel, `contract.STATISTICS`)."""
+    """Statistics of some FOVs; the last axes are (stored channel, `contract.STATISTICS`)."""
 
     timepoint: Float[np.ndarray, "frames channels 8"]
-    """Of the frames of all FOVs, one after the other."""
-    fov: Float[np.ndarray, "fovs channels 8"]
-    summaries: tuple[Summary, ...]
-    """One per channel: what merges into the statistics of the experiment. Empty where there is no FOV."""
+    """Of the frames that were read of all FOVs, one after the other."""
+    fov: Float[np.ndarray, "fovs channels 8"] | None
+    """None where frames that come later change it."""
+    summaries: tuple[Summaries, ...]
+    """What merges into the statistics of the experiment: one of all FOVs; in a segment one of each, also of those of
+    which nothing is left."""
 
 
 def plan_group_statistics(
     fovs: Sequence[Fov], cuts: Sequence[FovCut], channels: tuple[str, ...], *, fill_blank: bool
 ) -> GroupStatistics:
-    """Merge the statistics of a group upward.
+    """Merge the statistics of whole movies upward.
 
     Parameters
     ----------
@@ -46,26 +51,55 @@ def plan_group_statistics(
         Give blank frames, which have no statistics of their own, those of their FOV: cells in them are kept, and must
         be normalised as their neighbours are.
     """
-    timepoint, fov_table = [np.empty((0, len(channels), len(STATISTICS)))], []
-    merged: tuple[Summary, ...] = ()
+    tables, rows = [np.empty((0, len(channels), len(STATISTICS)))], [np.empty((0, len(channels), len(STATISTICS)))]
+    merged: Summaries = ()
     for fov, cut in zip(fovs, cuts, strict=True):
-        frames = cut.timepoint.copy()
-        for t in np.flatnonzero(np.isfinite(frames[..., 0]).any(axis=1)).tolist():
-            apply_normalization(frames[t], fov.normalization, channels, "timepoint", t)
-        row = np.array([summary.statistics() for summary in cut.summaries])
-        apply_normalization(row, fov.normalization, channels, "fov")
-        if fill_blank:
-            _fill(row, np.broadcast_to(_NEUTRAL, row.shape))
-            _fill(frames, np.broadcast_to(row, frames.shape))
-        timepoint.append(frames)
-        fov_table.append(row)
+        frames, row = plan_fov_statistics(
+            fov, take_frame_statistics(fov, cut, channels), cut.summaries, channels, fill_blank=fill_blank
+        )
+        tables.append(frames)
+        rows.append(row[None])
         merged = merge_summaries(merged, cut.summaries)
-    rows = np.array(fov_table).reshape(len(fov_table), len(channels), len(STATISTICS))
-    return GroupStatistics(timepoint=np.concatenate(timepoint), fov=rows, summaries=merged)
+    return GroupStatistics(
+        timepoint=np.concatenate(tables), fov=np.concatenate(rows), summaries=(merged,) * bool(merged)
+    )
+
+
+def take_frame_statistics(fov: Fov, cut: FovCut, channels: tuple[str, ...]) -> Float[np.ndarray, "frames channels 8"]:
+    """Take the statistics of the frames that were read, with what the plate carries; NaN where a frame is blank."""
+    frames = cut.timepoint.copy()
+    for row in np.flatnonzero(np.isfinite(frames[..., 0]).any(axis=1)).tolist():
+        apply_normalization(frames[row], fov.normalization, channels, "timepoint", cut.first + row)
+    return frames
+
+
+def plan_fov_statistics(
+    fov: Fov,
+    frames: Float[np.ndarray, "frames channels 8"],
+    summaries: Summaries,
+    channels: tuple[str, ...],
+    *,
+    fill_blank: bool,
+) -> tuple[Float[np.ndarray, "frames channels 8"], Float[np.ndarray, "channels 8"]]:
+    """Return the statistics of the frames of a whole movie, and of all of them together.
+
+    Parameters
+    ----------
+    frames
+        As `take_frame_statistics`; blank ones are filled in place.
+    summaries
+        Of all frames.
+    """
+    row = np.array([summary.statistics() for summary in summaries])
+    apply_normalization(row, fov.normalization, channels, "fov")
+    if fill_blank:
+        _fill(row, np.broadcast_to(_NEUTRAL, row.shape))
+        _fill(frames, np.broadcast_to(row, frames.shape))
+    return frames, row
 
 
 def plan_dataset_statistics(
-    fovs: Sequence[Fov], summaries: tuple[Summary, ...], channels: tuple[str, ...], *, fill_blank: bool
+    fovs: Sequence[Fov], summaries: Summaries, channels: tuple[str, ...], *, fill_blank: bool
 ) -> Float[np.ndarray, "channels 8"]:
     """Take the statistics of an experiment.
 
@@ -86,7 +120,7 @@ def plan_dataset_statistics(
     return dataset
 
 
-def merge_summaries(before: tuple[Summary, ...], more: tuple[Summary, ...]) -> tuple[Summary, ...]:
+def merge_summaries(before: Summaries, more: Summaries) -> Summaries:
     """Merge the summaries of channels; an empty tuple is that of no frame at all."""
     if not before or not more:
         return before or more

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 
 from dynaclr_wds.contract import STATISTICS
 from etl.cut.statistics import Summary, empty_summary
+from etl.layout.segments import WHOLE, Segment
 from etl.source.config import OnBlank, OnNan
 from etl.source.patch_grid import PatchGrid
 from etl.source.plates import Fov
@@ -46,6 +47,17 @@ class CutJob:
     on_blank: OnBlank
     on_nan: OnNan
     room: ReadingRoom
+    segment: Segment = WHOLE
+
+    @property
+    def frames(self) -> range:
+        """Frames that are read."""
+        return self.segment.read(self.fov.shape[0])
+
+    @property
+    def own_frames(self) -> range:
+        """Those of them that count in statistics of the FOV."""
+        return self.segment.own(self.fov.shape[0])
 
     @property
     def read_channels(self) -> tuple[int, ...]:
@@ -71,12 +83,14 @@ class CutJob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FovCut:
-    """What the pass over the pixels of one FOV found."""
+    """What the pass over the pixels of one FOV found. Frames are those that were read."""
 
+    first: int
+    """The first frame."""
     timepoint: Float[np.ndarray, "frames channels 8"]
     """NaN where a channel of a frame is blank or has no finite pixel."""
     summaries: tuple[Summary, ...]
-    """One per channel, of the frames that are not blank in it."""
+    """One per channel, of the segment's own frames that are not blank in it."""
     blank: Bool[np.ndarray, " obs"]
     """Patches with a channel that is entirely fill value."""
     nonfinite: Bool[np.ndarray, " obs"]
@@ -89,8 +103,9 @@ class FovCut:
     @classmethod
     def of_nothing(cls, job: CutJob) -> FovCut:
         """Stand for a FOV that can't be read: nothing is known of its pixels."""
-        frames, channels, count = job.fov.array.shape[0], len(job.channels), job.t.size
+        frames, channels, count = len(job.frames), len(job.channels), job.t.size
         return cls(
+            first=job.frames.start,
             timepoint=np.full((frames, channels, len(STATISTICS)), np.nan),
             summaries=tuple(empty_summary(job.fov.array.dtype) for _ in job.channels),
             blank=np.zeros(count, bool),

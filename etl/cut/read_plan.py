@@ -109,10 +109,13 @@ def plan_run(wanted: Wanted, most_bytes: int) -> int:
     return run
 
 
-def plan_runs(frames: int, run: int) -> Iterator[tuple[int, int]]:
-    """Yield runs of frames [begin, end)."""
-    for begin in range(0, frames, run):
-        yield begin, min(begin + run, frames)
+def plan_runs(frames: range, run: int) -> Iterator[tuple[int, int]]:
+    """Yield runs of frames [begin, end), which end at multiples of `run`."""
+    begin = frames.start
+    while begin < frames.stop:
+        end = min((begin // run + 1) * run, frames.stop)
+        yield begin, end
+        begin = end
 
 
 def least_bytes(wanted: Wanted) -> int:

@@ -54,7 +54,7 @@ class Frame:
 
 
 def read_frames(job: CutJob) -> Iterator[Frame]:
-    """Yield the frames of a FOV in order.
+    """Yield the frames of a FOV that a job reads, in order.
 
     Raises
     ------
@@ -67,7 +67,7 @@ def read_frames(job: CutJob) -> Iterator[Frame]:
     """
     everything, array = job.all_slices, job.fov.array
     plan = plan_reading(Wanted(array=array, channels=job.read_channels, z=everything), job.room.memory_bytes)
-    edges = plan_runs(array.shape[0], plan.frames)
+    edges = plan_runs(job.frames, plan.frames)
     runs = [(begin, end, _plan_slices(job, begin, end, everything)) for begin, end in edges]
     coming = _read_runs(job, plan, runs)
     for begin, end, read in runs:

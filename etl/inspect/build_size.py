@@ -18,11 +18,12 @@ import numpy as np
 from dynaclr_wds.contract import ARRAYS, CODEC_ARRAYS, LABEL_DTYPE, NO_CODEC, STATISTICS, ExperimentRecord
 from etl.cut.intensities import GroupStatistics, merge_summaries
 from etl.cut.statistics import SAMPLE, Counts, empty_summary
-from etl.index import Index, add_stack_places
+from etl.index import Index, add_stack_places, keep_observations, take_segment
 from etl.inspect.collection import Sizes
 from etl.inspect.frame_cuts import FrameCut
 from etl.layout.clips import member_bytes
-from etl.layout.groups import plan_group_runs
+from etl.layout.groups import PlannedGroup
+from etl.layout.jobs import plan_collection
 from etl.pack.array_files import CHANNEL_ARRAYS
 from etl.pack.shard_jobs import plan_shard_job
 from etl.pack.tars import fill_tar, plan_members
@@ -77,19 +78,16 @@ def estimate_sizes(planned: Planned, seen: Sequence[Sequence[FrameCut]]) -> Size
         Frames of each experiment that were looked at.
     """
     index, records = planned.index, planned.experiments
-    cells = np.diff(index.first_observation)
-    names = [fov.fov_name for fov in index.fovs]
-    bytes_of_fov = cells * np.array([record.patch_bytes for record in records])[index.experiment_index]
-    runs = plan_group_runs(names, index.experiment_index, bytes_of_fov, planned.config.group_bytes)
+    groups = plan_collection(planned.config, records, index)
     shards, parts, spread = [0] * len(records), 0.0, 0.0
     rows: Counter[str] = Counter()
     for number, frames in enumerate(seen):
-        own = [(first, stop) for experiment, first, stop in runs if experiment == number]
+        own = [group for group in groups if group.experiment == number and _count(index, [group])]
         if not own:
             continue
         step = min(-(-_count(index, own) * len(records) // _MOST_CELLS), len(own))
         chosen = own[step // 2 :: step]
-        sizes = [_size_group(planned, number, run, frames) for run in chosen]
+        sizes = [_size_group(planned, group, frames) for group in chosen]
         scale = _count(index, own) / _count(index, chosen)
         shards[number] = round(scale * sum(size.shards for size in sizes))
         parts += scale * sum(size.part for size in sizes)
@@ -106,19 +104,25 @@ def estimate_sizes(planned: Planned, seen: Sequence[Sequence[FrameCut]]) -> Size
     )
 
 
-def _count(index: StoredIndex, runs: Sequence[tuple[int, int]]) -> int:
-    first = index.first_observation
-    return int(sum(first[stop] - first[begin] for begin, stop in runs))
+def _count(index: StoredIndex, groups: Sequence[PlannedGroup]) -> int:
+    """Count the cells that are samples of some groups."""
+    count = 0
+    for group in groups:
+        begins = sorted({0, group.segment.first, *([] if group.segment.is_whole else [group.segment.last])})
+        cells = index.count_observations(group.fovs.start, group.fovs.stop, begins)
+        count += int(cells[:, begins.index(group.segment.first)].sum())
+    return count
 
 
-def _size_group(planned: Planned, number: int, run: tuple[int, int], seen: Sequence[FrameCut]) -> _Group:
+def _size_group(planned: Planned, group: PlannedGroup, seen: Sequence[FrameCut]) -> _Group:
     """Lay out a group, and count what its shards and its part take."""
-    config, record = planned.config, planned.experiments[number]
-    index = planned.index.take(*run)
+    config, record = planned.config, planned.experiments[group.experiment]
+    index = take_segment(planned.index.take(group.fovs.start, group.fovs.stop), group.segment, record.tau_frames)
     job = UnitJob(
-        config=replace(config, experiments=(config.experiments[number],)),
+        config=replace(config, experiments=(config.experiments[group.experiment],)),
         experiment=record,
         fovs=tuple(planned.plates[record.name].fovs[fov.fov_name] for fov in index.fovs),
+        segment=group.segment,
         index=index,
         digest="0" * 32,
         staged=Path(),
@@ -127,14 +131,19 @@ def _size_group(planned: Planned, number: int, run: tuple[int, int], seen: Seque
         memory_bytes=0,
     )
     statistics = _stand_in(job, seen)
-    contents = lay_out(job, _place_stacks(index, seen), statistics)
+    placed = _place_stacks(index, seen)
+    if not group.segment.is_whole:  # FOVs without cells here have no clips
+        every = np.ones(len(index.observations), bool)
+        placed = keep_observations(placed, every, {record.name: record.tau_frames})
+    contents = lay_out(job, placed, statistics)
     shards = 0
     for shard in range(len(contents.paths)):
         own = plan_shard_job(contents, np.zeros(len(index.observations), np.int64), shard)
         members = plan_members(own)
         texts = sum(member_bytes(len(text)) for text in members.texts)
         shards += fill_tar(texts + own.slot.size * _size_member(record, seen))
-    count = {"obs": len(index.observations), "patch": contents.clips.patch_obs.size, "clip": len(contents.keys)}
+    samples = int((index.observations["t"].to_numpy() < group.segment.last).sum())
+    count = {"obs": samples, "patch": contents.clips.patch_obs.size, "clip": len(contents.keys)}
     rows = Counter(count | {"block": contents.shards.block_shard.size})
     records = len(contents.paths) + len(contents.partitions)
     return _Group(
@@ -163,9 +172,9 @@ def _stand_in(job: UnitJob, seen: Sequence[FrameCut]) -> GroupStatistics:
         merged = merge_summaries(merged, frame.summaries)
     of_fov = np.array([summary.statistics() for summary in merged]) if seen else known[0]
     return GroupStatistics(
-        timepoint=known[np.arange(sum(fov.frames for fov in fovs)) % len(known)],
-        fov=np.broadcast_to(of_fov, (len(fovs), *shape)),
-        summaries=merged,
+        timepoint=known[np.arange(sum(len(job.segment.read(fov.frames)) for fov in fovs)) % len(known)],
+        fov=np.broadcast_to(of_fov, (len(fovs), *shape)) if job.segment.is_whole else None,
+        summaries=(merged,) * (1 if job.segment.is_whole else len(fovs)),
     )
 
 
@@ -188,12 +197,13 @@ def _size_part(statistics: GroupStatistics, rows: Mapping[str, int], records: in
     row = {"obs": 9, "patch": 18 + checksum * channels, "clip": 20, "block": 36}
     if has_codec:
         row = row | {"patch": row["patch"] + 4 * channels, "block": row["block"] + 8}
-    size = sum(row[name] * count for name, count in rows.items()) + (frames + len(statistics.fov)) * channels * 32
-    for summary in statistics.summaries:
+    tables = frames + (0 if statistics.fov is None else len(statistics.fov))
+    size = sum(row[name] * count for name, count in rows.items()) + tables * channels * 32
+    for summary in (summary for summaries in statistics.summaries for summary in summaries):
         if isinstance(summary, Counts):
             size += 12 * int(np.count_nonzero(summary.counts))
         else:
-            size += 8 * SAMPLE * frames
+            size += 8 * SAMPLE * frames // len(statistics.summaries)
     return size + _ENDS["part"] + _ENDS["record"] * records
 
 

@@ -7,6 +7,7 @@ what is returned.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,6 +35,13 @@ class ObservationColumns:
     track_parent: Int[np.ndarray, " tracks"]
     """Nearest kept ancestor, -1 without one."""
     track_lineage: Int[np.ndarray, " tracks"]
+    end: int = sys.maxsize
+    """Observations from this frame on are no samples: they are there as candidates of earlier ones."""
+
+    @property
+    def may_be_sample(self) -> Bool[np.ndarray, " obs"]:
+        """Whether an observation lies before `end`."""
+        return self.t < self.end
 
 
 def has_temporal(
@@ -102,7 +110,7 @@ def plan_own_line(
     while row.size:
         t = observations.t[row].astype(np.int64)
         first = np.searchsorted(row_key, track * step + np.maximum(t - high[row], 0))
-        stop = np.searchsorted(row_key, track * step + t - low[row], "right")
+        stop = np.searchsorted(row_key, track * step + np.minimum(t - low[row], observations.end - 1), "right")
         hit = np.flatnonzero(stop > first)
         reach += np.bincount(first[hit], minlength=n + 1) - np.bincount(stop[hit], minlength=n + 1)
         clip_first, clip_last = home[first[hit]], home[stop[hit] - 1]
@@ -112,8 +120,8 @@ def plan_own_line(
         go_on = track < observations.track_parent.size  # below the lineage's node
         go_on[go_on] = latest[track[go_on]] >= (t - high[row])[go_on]
         row, track = row[go_on], track[go_on]
-    alone = np.flatnonzero(is_long & observations.has_candidate & (np.cumsum(reach[:-1]) == 0))
-    anchor, relative = _nearest_relatives(observations, descent, alone)
+    alone = observations.has_candidate & observations.may_be_sample & (np.cumsum(reach[:-1]) == 0)
+    anchor, relative = _nearest_relatives(observations, descent, np.flatnonzero(is_long & alone))
     return np.concatenate([*clips, home[anchor]]), np.concatenate([*members, relative])
 
 

@@ -51,7 +51,7 @@ class Clips:
     patch_clip: Int[np.ndarray, " patches"]
     patch_t: Int[np.ndarray, " patches"]
     patch_is_sample: Bool[np.ndarray, " patches"]
-    """True in one clip for every observation: the clip that holds its candidates."""
+    """True in one clip for every observation that may be a sample: the clip that holds its candidates."""
     patch_links: Int[np.ndarray, " patches"]
     """Candidates that the clip holds for a sample: its rows at t+τ. 0 where not a sample."""
     clip_first: Int[np.ndarray, " clips_and_one"]
@@ -92,7 +92,8 @@ def plan_clips(observations: ObservationColumns) -> Clips:
     then its children) and cut into runs of at most `clip_anchors`. A lineage of one run is one clip with all of its
     observations. Each run of a longer one also gets all candidates on its samples' own lines of descent, and a sample
     with candidates on other lines only gets one per τ from its nearest relatives. An observation without candidates is
-    a sample of the first clip that stores it; those that no clip needs share clips of their own.
+    a sample of the first clip that stores it; those that no clip needs share clips of their own. Those from
+    `observations.end` on are no samples: clips hold them as candidates, or not at all.
 
     Returns
     -------
@@ -103,21 +104,25 @@ def plan_clips(observations: ObservationColumns) -> Clips:
     full = count_candidates(observations)
     assert np.array_equal(full > 0, observations.has_candidate), "the index marks what has a candidate"
     lineages = int(observations.track_lineage.max()) + 1 if observations.track.size else 0
-    anchors = np.flatnonzero(observations.has_candidate)
+    may_be_sample = observations.may_be_sample
+    anchors = np.flatnonzero(observations.has_candidate & may_be_sample)
     home = np.full(observations.track.size, -1, np.int64)  # the clip where an observation is a sample
     home[anchors], runs = _runs(observations, tree, anchors, lineages)
-    single = np.flatnonzero((runs[observations.lineage] == 1) & (home < 0))
-    home[single] = (np.cumsum(runs) - runs)[observations.lineage[single]]
+    is_single, first_run = (runs == 1)[observations.lineage], (np.cumsum(runs) - runs)[observations.lineage]
+    home = np.where(is_single & (home < 0) & may_be_sample, first_run, home)
+    line = np.flatnonzero(is_single & ~may_be_sample)
+    line_clip = first_run[line]
     is_long = (runs > 1)[observations.lineage]
-    line_clip = line = np.empty(0, np.int64)
     if is_long.any():
-        line_clip, line = plan_own_line(observations, tree, home, is_long)
+        own_clip, own_line = plan_own_line(observations, tree, home, is_long)
+        line_clip, line = np.append(line_clip, own_clip), np.append(line, own_line)
     stored = np.full(home.size, _NOWHERE)
     np.minimum.at(stored, line, line_clip)
-    home = np.where((home < 0) & (stored < _NOWHERE), stored, home)
-    unneeded = np.flatnonzero(home < 0)
+    home = np.where((home < 0) & (stored < _NOWHERE) & may_be_sample, stored, home)
+    unneeded = np.flatnonzero((home < 0) & may_be_sample)
     home[unneeded] = _runs(observations, tree, unneeded, lineages)[0] + runs.sum()
-    clip, t, obs = _sort_members(observations, [home, line_clip], [np.arange(home.size), line])
+    samples = np.flatnonzero(home >= 0)
+    clip, t, obs = _sort_members(observations, [home[samples], line_clip], [samples, line])
     return _assemble(observations, clip, t, obs, home, full)
 
 

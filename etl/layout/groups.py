@@ -8,14 +8,14 @@ stay. The same FOVs always make the same groups, whatever there was before.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 import numpy as np
 from jaxtyping import Int
 
 from dynaclr_wds.contract import part_path
+from etl.layout.segments import Segment
 
 _ONE_IN = 4
 """Of so many FOVs, one closes its group early."""
@@ -31,8 +31,12 @@ class Group:
     """The first FOV of the index."""
     last: int
     """One past the last."""
-    rows: slice
-    """Observations of the index."""
+    run: range
+    """FOVs of the index whose segments are joined together: these, or more."""
+    segment: Segment
+    """Frames of them."""
+    observations: int
+    """How many are cut."""
     digest: str
     """Of all that the group is made of."""
 
@@ -73,30 +77,44 @@ def plan_groups(names: Sequence[str], sizes: Sequence[int], group_bytes: int) ->
     return groups
 
 
-def plan_group_runs(
-    names: Sequence[str],
-    experiment: Int[np.ndarray, " fovs"],
-    bytes_of_fov: Int[np.ndarray, " fovs"],
-    group_bytes: int,
-) -> list[tuple[int, int, int]]:
-    """Put the FOVs of a collection into groups: the experiment of each, its first FOV, and one past its last.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedGroup:
+    """FOVs that are to be built together; numbers count in the index."""
+
+    experiment: int
+    """Row of the config's experiments."""
+    run: range
+    """FOVs whose segments are joined together."""
+    fovs: range
+    """Those of the group."""
+    segment: Segment
+
+
+def plan_segment_groups(
+    names: Sequence[str], sizes: Int[np.ndarray, "fovs segments"], group_bytes: int
+) -> Iterator[tuple[range, int, range]]:
+    """Put the FOVs of one experiment into runs, and those of a run, segment by segment, into groups.
+
+    A run is what `plan_groups` makes of the first segment, which frames that come later don't change. Where a later
+    segment has more cells, several groups share the FOVs of a run.
 
     Parameters
     ----------
     names
-        Of all FOVs; those of an experiment are adjacent.
-    experiment
-        Of each FOV.
-    bytes_of_fov
-        Of the patches of its observations, each counted once.
+        Of the FOVs, in order.
+    sizes
+        Bytes of the patches of each segment's own frames.
+
+    Yields
+    ------
+    tuple
+        FOVs of the run, the number of the segment, FOVs of the group.
     """
-    runs = []
-    for number, run in groupby(range(len(names)), experiment.tolist().__getitem__):
-        rows = list(run)
-        own = slice(rows[0], rows[-1] + 1)
-        planned = plan_groups(names[own], bytes_of_fov[own].tolist(), group_bytes)
-        runs += [(number, rows[fovs.start], rows[fovs.stop - 1] + 1) for fovs in planned]
-    return runs
+    for run in plan_groups(names, sizes[:, 0].tolist(), group_bytes):
+        for number in range(sizes.shape[1]):
+            own = slice(run.start, run.stop)
+            for group in plan_groups(names[own], sizes[own, number].tolist(), group_bytes):
+                yield run, number, range(run.start + group.start, run.start + group.stop)
 
 
 def _closes(name: str) -> bool:

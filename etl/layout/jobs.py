@@ -6,6 +6,7 @@ Pure but for the arrays' metadata: turns the index's columns into what `cut`, `l
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 
 import numpy as np
 import pyarrow as pa
@@ -16,10 +17,13 @@ from etl.cut.job import CutJob, ReadingRoom
 from etl.index import Index
 from etl.layout.candidates import ObservationColumns
 from etl.layout.clips import Clips, plan_clips, plan_keys, sort_clips
+from etl.layout.groups import PlannedGroup, plan_segment_groups
+from etl.layout.segments import WHOLE, Segment, plan_segments
 from etl.source.experiments import BuildConfig, ExperimentConfig
 from etl.source.plates import Fov, Plate
 from etl.source.scales import stored_pixel_size
 from etl.source.stored import plan_stack, plan_stored
+from etl.stored_index import StoredIndex
 
 _TEXT_BYTES_PER_PATCH = 1500
 """JSON, tar headers and index files."""
@@ -62,8 +66,25 @@ def plan_experiments(config: BuildConfig, plates: Mapping[str, Plate]) -> tuple[
     return tuple(records)
 
 
+def plan_collection(
+    config: BuildConfig, experiments: Sequence[ExperimentRecord], index: StoredIndex
+) -> list[PlannedGroup]:
+    """Put the FOVs of each experiment into runs, and these, segment by segment, into groups."""
+    planned = []
+    for number, found in groupby(range(len(index.fovs)), index.experiment_index.tolist().__getitem__):
+        rows, record = list(found), experiments[number]
+        first, fovs = rows[0], index.fovs[rows[0] : rows[-1] + 1]
+        segments = plan_segments(max(fov.frames for fov in fovs), config.segment_frames, record.tau_frames[1])
+        sizes = index.count_observations(first, first + len(fovs), [s.first for s in segments]) * record.patch_bytes
+        for run, place, own in plan_segment_groups([fov.fov_name for fov in fovs], sizes, config.group_bytes):
+            if any(segments[place].own(fov.frames) for fov in fovs[own.start : own.stop]):
+                ranges = [range(first + part.start, first + part.stop) for part in (run, own)]
+                planned.append(PlannedGroup(experiment=number, run=ranges[0], fovs=ranges[1], segment=segments[place]))
+    return planned
+
+
 def plan_cuts(
-    config: BuildConfig, fovs: Sequence[Fov], columns: Columns, room: ReadingRoom
+    config: BuildConfig, fovs: Sequence[Fov], columns: Columns, room: ReadingRoom, segment: Segment = WHOLE
 ) -> tuple[tuple[CutJob, ...], Int[np.ndarray, " obs"]]:
     """Plan one cut per FOV of a group, its patches in time order.
 
@@ -96,12 +117,15 @@ def plan_cuts(
             on_blank=config.on_blank,
             on_nan=config.on_nan,
             room=room,
+            segment=segment,
         )
         cuts.append(cut)
     return tuple(cuts), order
 
 
-def plan_named_clips(config: BuildConfig, index: Index, columns: Columns) -> tuple[Clips, Shaped[np.ndarray, " clips"]]:
+def plan_named_clips(
+    config: BuildConfig, index: Index, columns: Columns, segment: Segment = WHOLE
+) -> tuple[Clips, Shaped[np.ndarray, " clips"]]:
     """Put the index's observations into clips; return them in stored order, with their keys."""
     experiment = columns["experiment_index"]
     tau = np.array([config.tau_frames(e) for e in config.experiments], np.int64)
@@ -117,6 +141,7 @@ def plan_named_clips(config: BuildConfig, index: Index, columns: Columns) -> tup
             clip_anchors=longest[experiment],
             track_parent=index.tracks["parent_track_index"].to_numpy(),
             track_lineage=index.tracks["lineage_index"].to_numpy(),
+            end=segment.last,
         )
     )
     head = clips.clip_head

@@ -64,7 +64,7 @@ class ClipTexts:
         }
         patches = self._join_patches(clip, first, stop, f"{experiment.name}/{fov_name}")
         timepoint = ",".join([self._timepoints[row] for row in dict.fromkeys(self._frames[first:stop])])
-        statistics = f'"names":{_NAMES},"fov":{job.fov_tables[place]}'
+        statistics = f'"names":{_NAMES}' + ("" if job.fov_tables is None else f',"fov":{job.fov_tables[place]}')
         return (
             f'{{{who},{self._head},"labels":{_dump(labels)},"patches":[{patches}],'
             f'"statistics":{{{statistics},"timepoint":{{{timepoint}}}}}}}'

@@ -35,12 +35,14 @@ class GroupContents:
     columns: Mapping[str, Shaped[np.ndarray, " obs"]]
     """Columns of the observations."""
     lineage_ids: Sequence[str]
+    first_frame: int
+    """Of the segment."""
     fov_first_frame: Int[np.ndarray, " fovs_and_one"]
-    """CSR: row of `timepoint`."""
+    """CSR: row of `timepoint` of that frame."""
     timepoint: Float[np.ndarray, "frames channels 8"]
-    """Statistics of each frame."""
-    fov: Float[np.ndarray, "fovs channels 8"]
-    """Statistics of each FOV."""
+    """Statistics of each frame that was read."""
+    fov: Float[np.ndarray, "fovs channels 8"] | None
+    """Statistics of each FOV; None where frames that come later change them."""
 
     @cached_property
     def clip_fov(self) -> Int[np.ndarray, " clips"]:
@@ -54,9 +56,9 @@ class GroupContents:
         return write_tables(self.timepoint)
 
     @cached_property
-    def fov_tables(self) -> list[str]:
+    def fov_tables(self) -> list[str] | None:
         """Statistics of each FOV, as JSON."""
-        return write_tables(self.fov)
+        return None if self.fov is None else write_tables(self.fov)
 
     @cached_property
     def paths(self) -> tuple[str, ...]:

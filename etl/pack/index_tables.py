@@ -159,7 +159,7 @@ class NamedRows:
         part, before = rows.part.arrays, rows.before
         clip = np.repeat(np.arange(part["clip_key"].size, dtype=np.int32), np.diff(part["clip_first"]))
         block = np.repeat(np.arange(part["block_shard"].size, dtype=np.int32), np.diff(part["block_first"]))[clip]
-        size = np.full(clip.size, self._experiments[rows.group.experiment].patch_bytes)
+        size = np.full(clip.size, self._experiments[rows.experiment].patch_bytes)
         shards = [shard.path for shard in rows.part.shards]
         return pa.table(
             {

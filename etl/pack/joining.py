@@ -1,7 +1,8 @@
-"""Joins what the units noted, group after group: numbers of one follow those of the last.
+"""Joins what the units noted, run of FOVs after run: numbers of one follow those of the last.
 
 Twice through the parts: `join_parts` reads what they say of fields of view, shards and partitions, which is small, and
-counts rows; `read_rows` hands out the rows of one group after the other, so that those of all are never in memory.
+counts rows; `read_rows` hands out the rows of one run after the other (`fov_runs.py`), so that those of all are never
+in memory.
 """
 
 from __future__ import annotations
@@ -11,8 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import groupby
-from operator import attrgetter
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float64, Int, Int32, Shaped
@@ -28,37 +27,12 @@ from dynaclr_wds.contract import (
     SkippedRecord,
 )
 from dynaclr_wds.errors import ConfigError
-from etl.cut.intensities import merge_summaries, plan_dataset_statistics, widen
-from etl.cut.statistics import Summary
-from etl.index import Index, add_stack_places, keep_observations
+from etl.cut.intensities import Summaries, merge_summaries, plan_dataset_statistics, widen
+from etl.index import Index
 from etl.layout.groups import Group
 from etl.layout.jobs import Columns, read_columns
-from etl.source.config import BuildConfig
-from etl.source.plates import Plate
-from etl.stored_index import StoredIndex
+from etl.pack.fov_runs import GroupParts, RunHead, RunRows, read_head, read_kept, read_run
 from etl.unit.part import Part
-
-
-@runtime_checkable
-class ReadPart(Protocol):
-    """Reads the part of a group, without its rows unless they are asked for."""
-
-    def __call__(self, group: Group, *, rows: bool) -> Part:
-        """Read it."""
-        ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GroupParts:
-    """All groups of a set, which are built, in the order of the index."""
-
-    config: BuildConfig
-    plates: Mapping[str, Plate]
-    experiments: tuple[ExperimentRecord, ...]
-    index: StoredIndex
-    """What was known before a pixel was read."""
-    groups: Sequence[Group]
-    read: ReadPart
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,18 +64,19 @@ class JoinedParts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupRows:
-    """The rows of one group."""
+    """The rows of one run of FOVs: of one group, or of the groups of its segments."""
 
-    group: Group
+    experiment: int
+    """Row of the config's experiments."""
     index: Index
-    """What is left of it when the pixels are known; numbers count within the group."""
+    """What is left of it when the pixels are known; numbers count within the run."""
     columns: Columns
     """Its numeric columns."""
     labels: Mapping[str, Int32[np.ndarray, " obs"]]
     """Label → place of each observation's value in the record of the whole set."""
     part: Part
     before: Mapping[str, int]
-    """`obs`, `track`, `lineage`, `fov`, `patch`, `clip`, `block` and `shard` → how many the groups before it have."""
+    """`obs`, `track`, `lineage`, `fov`, `patch`, `clip`, `block` and `shard` → how many the runs before it have."""
 
 
 def join_parts(parts: GroupParts) -> JoinedParts:
@@ -112,16 +87,18 @@ def join_parts(parts: GroupParts) -> JoinedParts:
     ConfigError
         No observation is left.
     """
-    heads, dataset = _read_heads(parts)
+    runs, dataset = _read_heads(parts)
+    heads = [head for run in runs for head in run.parts]
     counts = _count_rows(heads)
     given = parts.index.observations.rows
     if not counts["obs"]:
         raise ConfigError(f"no observation is left: all {given} are dropped as 'blank_channel'. Look at the images.")
     is_whole = counts["obs"] == given
-    fovs = [fov for fov, is_left in zip(parts.index.fovs, _concatenate(heads, "fov_kept"), strict=True) if is_left]
+    fov_kept = np.concatenate([run.fov_kept for run in runs])
+    fovs = [fov for fov, is_left in zip(parts.index.fovs, fov_kept, strict=True) if is_left]
     rows = {experiment.name: row for row, experiment in enumerate(parts.experiments)}
     width = max(experiment.shape[0] for experiment in parts.experiments)
-    partitions = _join_partitions(parts.index.partitions, heads)
+    partitions = _join_partitions(parts.index.partitions, runs)
     labels, place = _find_labels(parts, is_whole=is_whole)
     return JoinedParts(
         experiments=parts.experiments,
@@ -138,7 +115,7 @@ def join_parts(parts: GroupParts) -> JoinedParts:
         arrays={
             "fov_first_frame": np.cumsum([0, *(fov.frames for fov in fovs)]),
             **{
-                f"stats_{level}": np.concatenate([widen(head.arrays[level], width) for head in heads])
+                f"stats_{level}": np.concatenate([widen(getattr(run, level), width) for run in runs])
                 for level in ("timepoint", "fov")
             },
             "stats_dataset": np.concatenate([widen(table[None], width) for table in dataset]),
@@ -147,49 +124,43 @@ def join_parts(parts: GroupParts) -> JoinedParts:
 
 
 def read_rows(parts: GroupParts, joined: JoinedParts) -> Iterator[GroupRows]:
-    """Read the rows of one group after the other, the next one while the caller works on one."""
+    """Read the rows of one run of FOVs after the other, the next one while the caller works on one."""
     before = dict.fromkeys(("obs", "track", "lineage", "fov", "patch", "clip", "block", "shard"), 0)
+    runs = parts.list_runs()
 
-    def read(group: Group) -> tuple[Part, Index, Columns, dict[str, Int32[np.ndarray, " obs"]]]:
-        part = parts.read(group, rows=True)
-        kept = part.arrays["kept"]
-        codes = parts.index.take_labels(group.first, group.last)
-        labels = {name: joined.label_place[name][values[kept]] for name, values in codes.items()}
-        index = _take_left(parts, group, part)
-        return part, index, read_columns(index.observations), labels
+    def read(groups: Sequence[Group]) -> tuple[RunRows, Columns, dict[str, Int32[np.ndarray, " obs"]]]:
+        rows, fovs = read_run(parts, groups), groups[0].run
+        codes = parts.index.take_labels(fovs.start, fovs.stop)
+        labels = {name: joined.label_place[name][values[rows.kept]] for name, values in codes.items()}
+        return rows, read_columns(rows.index.observations), labels
 
     with ThreadPoolExecutor(1, thread_name_prefix="join") as pool:
-        ahead = deque(pool.submit(read, group) for group in parts.groups[:1])
-        for number, group in enumerate(parts.groups):
-            ahead.extend(pool.submit(read, later) for later in parts.groups[number + 1 : number + 2])
-            part, index, columns, labels = ahead.popleft().result()
-            yield GroupRows(group=group, index=index, columns=columns, labels=labels, part=part, before=dict(before))
+        ahead = deque(pool.submit(read, groups) for groups in runs[:1])
+        for number, groups in enumerate(runs):
+            ahead.extend(pool.submit(read, later) for later in runs[number + 1 : number + 2])
+            rows, columns, labels = ahead.popleft().result()
+            index, part, place = rows.index, rows.part, groups[0].experiment
+            del rows
+            yield GroupRows(
+                experiment=place, index=index, columns=columns, labels=labels, part=part, before=dict(before)
+            )
             sizes = {"obs": len(index.observations), "track": len(index.tracks), "fov": len(index.fovs)}
             sizes |= {"lineage": part.lineages, "shard": len(part.shards), "patch": part.arrays["patch_t"].size}
             sizes |= {"clip": part.arrays["clip_key"].size, "block": part.arrays["block_shard"].size}
             before = {name: count + sizes[name] for name, count in before.items()}
 
 
-def _take_left(parts: GroupParts, group: Group, part: Part) -> Index:
-    """Take the index of a group as its unit left it."""
-    index, kept = parts.index.take(group.first, group.last), part.arrays["kept"]
-    if not kept.all():
-        entry = parts.config.experiments[group.experiment]
-        index = keep_observations(index, kept, {entry.name: parts.config.tau_frames(entry)})
-    return add_stack_places(index, part.arrays["z_start"], part.arrays["z_focus"])
-
-
-def _read_heads(parts: GroupParts) -> tuple[list[Part], list[Float64[np.ndarray, "channels 8"]]]:
+def _read_heads(parts: GroupParts) -> tuple[list[RunHead], list[Float64[np.ndarray, "channels 8"]]]:
     """Read the parts without their rows, and merge the statistics of each experiment, of which there are none then."""
-    heads: list[Part] = []
+    heads: list[RunHead] = []
     dataset = [np.full((experiment.shape[0], len(STATISTICS)), np.nan) for experiment in parts.experiments]
-    for number, groups in groupby(parts.groups, attrgetter("experiment")):
-        merged: tuple[Summary, ...] = ()
+    for number, runs in groupby(parts.list_runs(), lambda groups: groups[0].experiment):
+        merged: Summaries = ()
         fovs, name = [], parts.experiments[number].name
-        for group in groups:
-            head = parts.read(group, rows=False)
+        for groups in runs:
+            head = read_head(parts, groups)
             merged = merge_summaries(merged, head.summaries)
-            left = np.flatnonzero(head.arrays["fov_kept"]) + group.first
+            left = np.flatnonzero(head.fov_kept) + groups[0].run.start
             fovs += [parts.plates[name].fovs[parts.index.fovs[fov].fov_name] for fov in left.tolist()]
             heads.append(replace(head, summaries=()))
         fill_blank = parts.config.on_blank == "keep"
@@ -209,11 +180,6 @@ def _count_rows(heads: Sequence[Part]) -> dict[str, int]:
     }
 
 
-def _concatenate(heads: Sequence[Part], name: str) -> Shaped[np.ndarray, " n"]:
-    joined: Shaped[np.ndarray, " n"] = np.concatenate([head.arrays[name] for head in heads])
-    return joined
-
-
 def _join_dropped(parts: GroupParts, heads: Sequence[Part]) -> dict[str, dict[str, int]]:
     """Add what the units left out to what the index left out: experiment → reason → count."""
     dropped = {name: dict(reasons) for name, reasons in parts.index.dropped.items()}
@@ -224,10 +190,12 @@ def _join_dropped(parts: GroupParts, heads: Sequence[Part]) -> dict[str, dict[st
     return dropped
 
 
-def _join_partitions(known: Sequence[Mapping[str, str | None]], heads: Sequence[Part]) -> tuple[PartitionRecord, ...]:
+def _join_partitions(known: Sequence[Mapping[str, str | None]], runs: Sequence[RunHead]) -> tuple[PartitionRecord, ...]:
     """Add up what the groups store of each partition; one of which nothing is left is none."""
     counts = {tuple(labels.values()): dict.fromkeys(_COUNTS, 0) for labels in known}
-    for record in (record for head in heads for record in head.partitions):
+    for values, lineages in (pair for run in runs for pair in run.lineages.items()):
+        counts[values]["lineages"] += lineages
+    for record in (record for run in runs for head in run.parts for record in head.partitions):
         of_all = counts[tuple(record.labels.values())]
         for name in _COUNTS:
             of_all[name] += getattr(record, name)
@@ -254,9 +222,9 @@ def _find_labels(
     """Find the values of labels that are left, and the new place of each."""
     labels = parts.index.labels
     there = {label.name: np.full(len(label.values) + 1, is_whole) for label in labels}
-    for group in () if is_whole else parts.groups:
-        kept = parts.read(group, rows=True).arrays["kept"]
-        for name, codes in parts.index.take_labels(group.first, group.last).items():
+    for groups in () if is_whole else parts.list_runs():
+        kept, fovs = read_kept(parts, groups), groups[0].run
+        for name, codes in parts.index.take_labels(fovs.start, fovs.stop).items():
             there[name][codes[kept]] = True
     left, place = [], {}
     for label in labels:

@@ -14,8 +14,9 @@ from pathlib import Path
 
 from dynaclr_wds.contract import OBSERVATIONS, PATCHES, STATS, FileRecord, Manifest, SourceRecord, index_folder
 from etl.pack.array_files import writing_arrays
+from etl.pack.fov_runs import GroupParts
 from etl.pack.index_tables import NamedRows, make_stats_table, writing_table
-from etl.pack.joining import GroupParts, GroupRows, JoinedParts
+from etl.pack.joining import GroupRows, JoinedParts
 from etl.run.output import naming_file
 from etl.source.experiments import BuildConfig
 from etl.suspicious.report import Report

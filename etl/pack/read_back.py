@@ -351,20 +351,29 @@ class _ClipReader:
         row = int(self._arrays["obs_fov"][self._arrays["patch_obs"][self._first]])
         first, channels = int(self._arrays["fov_first_frame"][row]), experiment.shape[0]
         said = record.get("statistics", {})
-        tables = [("fov", said.get("fov"), self._arrays["stats_fov"][row])]
+        in_segments = self._manifest.config.get("segment_frames") is not None
+        tables = [] if in_segments else [("fov", said.get("fov"), self._arrays["stats_fov"][row])]
         for t in sorted(set(self._arrays["patch_t"][self._first : self._last].tolist())):
             timepoint = said.get("timepoint", {}).get(str(t))
             tables.append((f"timepoint {t}", timepoint, self._arrays["stats_timepoint"][first + t]))
         for name, table, indexed in tables:
-            if not _agrees(table, indexed[:channels]):
+            if not _agrees(table, indexed[:channels], may_lack=in_segments):
                 yield self._finding(f"the JSON's statistics ({name}) are not those of the index")
 
 
-def _agrees(said: Any, indexed: Float[np.ndarray, "channels 8"]) -> bool:
-    """Whether a table of the JSON, null for NaN, holds the numbers of the index."""
+def _agrees(said: Any, indexed: Float[np.ndarray, "channels 8"], *, may_lack: bool) -> bool:
+    """Whether a table of the JSON, null for NaN, holds the numbers of the index.
+
+    Parameters
+    ----------
+    may_lack
+        A channel of a frame that is blank may be null, while the index gives it the statistics of its FOV.
+    """
     try:
         flat = [math.nan if value is None else value for channel in said for value in channel]
         table = np.array(flat, np.float32).reshape(-1, len(STATISTICS))
     except (TypeError, ValueError):
         return False
+    if may_lack and table.shape == indexed.shape:
+        table = np.where(np.isnan(table), indexed, table)
     return np.array_equal(table, indexed, equal_nan=True)

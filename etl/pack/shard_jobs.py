@@ -38,8 +38,8 @@ class ShardJob:
     """CSR: first clip."""
     fovs: tuple[FovRecord, ...]
     """Of the group."""
-    fov_tables: Sequence[str]
-    """Statistics of each FOV, as JSON."""
+    fov_tables: Sequence[str] | None
+    """Statistics of each FOV, as JSON; None where they stand in the index only."""
     labels: Mapping[str, tuple[str | None, ...]]
     """Label → its values, and None for none."""
     label_codes: Mapping[str, Int[np.ndarray, " patches"]]
@@ -86,7 +86,8 @@ def plan_shard_job(contents: GroupContents, obs_slot: Int[np.ndarray, " obs"], n
         label_codes=codes,
         columns={name: contents.columns[name][obs] for name in COLUMNS},
         is_sample=clips.patch_is_sample[first:last],
-        frame=contents.fov_first_frame[contents.columns["fov_index"][obs]] + clips.patch_t[first:last],
+        frame=contents.fov_first_frame[contents.columns["fov_index"][obs]]
+        + (clips.patch_t[first:last] - contents.first_frame),
         frame_tables=contents.frame_tables,
         slot=obs_slot[obs],
     )

@@ -10,15 +10,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-import numpy as np
-
 from dynaclr_wds.contract import FileRecord, Manifest, SourceRecord
 from dynaclr_wds.errors import BuildError
 from dynaclr_wds.words import count_of
-from etl.index import Index
-from etl.layout.groups import Group, plan_group_runs
-from etl.layout.jobs import estimate_bytes, plan_experiments
-from etl.pack.joining import GroupParts, GroupRows, join_parts, read_rows
+from etl.index import Index, take_segment
+from etl.layout.groups import Group, PlannedGroup
+from etl.layout.jobs import estimate_bytes, plan_collection, plan_experiments
+from etl.layout.segments import Segment
+from etl.pack.fov_runs import GroupParts
+from etl.pack.joining import GroupRows, join_parts, read_rows
 from etl.pack.manifest import make_manifest, name_index, write_index
 from etl.pack.previous import PreviousSet, check_parts
 from etl.run.executors import AHEAD, MakeExecutor, ThreadUnits, run_units
@@ -122,7 +122,7 @@ class Build:
         )
         joined = join_parts(parts)
         if not joined.is_whole:
-            left = ((rows.group.experiment, rows.index) for rows in read_rows(parts, joined))
+            left = ((rows.experiment, rows.index) for rows in read_rows(parts, joined))
             has_candidate = any(partition.with_candidate for partition in joined.partitions)
             check_anchors(self._config, has_candidate, lambda: self._count(index, left))
         census = Census(self._config, index.tables)
@@ -132,18 +132,27 @@ class Build:
         return make_manifest(self._config, joined, list(self._sources.values()), named, records, report)
 
     def _plan_groups(self, index: StoredIndex) -> list[Group]:
-        """Put the FOVs of each experiment into groups."""
-        patch_bytes = np.array([record.patch_bytes for record in self._experiments])[index.experiment_index]
-        sizes, names = np.diff(index.first_observation) * patch_bytes, [fov.fov_name for fov in index.fovs]
-        runs = plan_group_runs(names, index.experiment_index, sizes, self._config.group_bytes)
+        planned = plan_collection(self._config, self._experiments, index)
         with ThreadPoolExecutor(self._config.workers, thread_name_prefix="digest") as pool:
-            return list(pool.map(lambda run: self._plan_group(index, *run), runs))
+            return list(pool.map(lambda group: self._plan_group(index, group), planned))
 
-    def _plan_group(self, index: StoredIndex, experiment: int, first: int, last: int) -> Group:
-        own, fovs = index.take(first, last), self._take_fovs(index, first, last)
-        digest = digest_group(self._config_of(experiment), self._experiments[experiment], fovs, own, self._sources)
-        rows = slice(*index.first_observation[[first, last]].tolist())
-        return Group(experiment=experiment, first=first, last=last, rows=rows, digest=digest)
+    def _plan_group(self, index: StoredIndex, group: PlannedGroup) -> Group:
+        own, number = group.fovs, group.experiment
+        taken, fovs = self._take(index, number, own, group.segment), self._take_fovs(index, own.start, own.stop)
+        record = self._experiments[number]
+        return Group(
+            experiment=number,
+            first=own.start,
+            last=own.stop,
+            run=group.run,
+            segment=group.segment,
+            observations=len(taken.observations),
+            digest=digest_group(self._config_of(number), record, fovs, taken, self._sources, group.segment),
+        )
+
+    def _take(self, index: StoredIndex, experiment: int, fovs: range, segment: Segment) -> Index:
+        tau_frames = self._experiments[experiment].tau_frames
+        return take_segment(index.take(fovs.start, fovs.stop), segment, tau_frames)
 
     def _config_of(self, experiment: int) -> BuildConfig:
         return replace(self._config, experiments=(self._config.experiments[experiment],))
@@ -215,7 +224,9 @@ class Build:
         if not todo:
             return ()
         self._progress.say(f"build: {_FINISHING if finish else _BUILDING}")
-        frames = sum(fov.frames for group in todo for fov in index.fovs[group.first : group.last])
+        frames = sum(
+            len(group.segment.read(fov.frames)) for group in todo for fov in index.fovs[group.first : group.last]
+        )
         # a unit that is found needs none
         shares = Shares(units=self._config.workers, bytes=0) if finish else self._share_memory(index, todo)
         counts = UnitCounts(len(todo), weigh_unit)
@@ -239,7 +250,7 @@ class Build:
                 self._config_of(group.experiment),
                 self._experiments[group.experiment],
                 self._take_fovs(index, group.first, group.last),
-                group.rows.stop - group.rows.start,
+                group.observations,
             )
             for group in todo
         ]
@@ -257,7 +268,8 @@ class Build:
             config=self._config_of(group.experiment),
             experiment=self._experiments[group.experiment],
             fovs=self._take_fovs(index, group.first, group.last),
-            index=index.take(group.first, group.last),
+            segment=group.segment,
+            index=self._take(index, group.experiment, range(group.first, group.last), group.segment),
             digest=group.digest,
             staged=self._folder.staged,
             scratch=self._folder.work,
@@ -273,7 +285,7 @@ class Build:
     def _estimate(self, group: Group) -> int:
         experiment = self._config.experiments[group.experiment]
         patch_bytes = self._experiments[group.experiment].patch_bytes
-        return estimate_bytes(self._config, experiment, group.rows.stop - group.rows.start, patch_bytes)
+        return estimate_bytes(self._config, experiment, group.observations, patch_bytes)
 
     def _read_part(self, group: Group, *, rows: bool) -> Part:
         """Read the part of a group that was just built, or is in place."""
@@ -292,5 +304,5 @@ class Build:
 def _watch(groups: Iterable[GroupRows], census: Census) -> Iterator[GroupRows]:
     """Count the cells of groups as they pass."""
     for rows in groups:
-        census.add(rows.group.experiment, rows.index, rows.columns)
+        census.add(rows.experiment, rows.index, rows.columns)
         yield rows

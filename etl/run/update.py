@@ -198,7 +198,8 @@ class FolderBuild:
         return opened
 
     def _trust(self, previous: PreviousSet | None) -> Sources:
-        return previous.sources if previous is not None and self.mode.trust_sources else {}
+        is_trusted = previous is not None and self.mode.trust_sources and _cuts_alike(previous, self.config)
+        return previous.sources if previous is not None and is_trusted else {}
 
     def _is_up_to_date(self, previous: PreviousSet, config: BuildConfig, sources: Sources) -> bool:
         same = previous.manifest.config_hash == config.token and list(previous.sources.items()) == list(sources.items())
@@ -207,6 +208,12 @@ class FolderBuild:
     def _plan(self, opened: Opened, start: PreviousSet | None) -> Build:
         plates, sources = opened.plates, opened.sources
         return Build(opened.config, self.folder, plates, sources, start, self.progress, self.make_executor, self.outlet)
+
+
+def _cuts_alike(previous: PreviousSet, config: BuildConfig) -> bool:
+    """Whether movies have the same segments, of whose chunks there are fingerprints."""
+    then, now = previous.manifest.config, config.as_record()
+    return all(then.get(key) == now[key] for key in ("segment_frames", "tau_range_hours"))
 
 
 def _compare_sources(previous: PreviousSet, opened: Opened, mode: BuildMode, progress: Progress) -> None:

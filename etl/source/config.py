@@ -246,6 +246,8 @@ class BuildOptions:
     """About the bytes of a block, the unit of streaming: a number, or a size such as `512K`."""
     group_bytes: Annotated[int, As(Bytes)] = 2**28
     """About the bytes of the patches of a group: FOVs that are built together, into shards of their own."""
+    segment_frames: Annotated[int | None, As(whole(1) | None)] = None
+    """Frames of a segment of a movie, which is built apart from the others, so that a plate may grow; None is all."""
     dtype: Annotated[Dtype, As(choice(Dtype, "Use `source` to keep the plate's."))] = "source"
     """Dtype of the stored patches; `source` keeps the plate's."""
     codec: Annotated[Codec, As(choice(Codec, "Leave it out to store patches as they are."))] = "none"

@@ -1,8 +1,9 @@
 """Takes fingerprints of track files and plates: what a set was made of, and whether that changed since.
 
 No pixel is read. A plate's pixels are known by the names, sizes and times of their chunk files, its metadata and the
-tracks by their bytes. In object storage ETags take the place of times, and of the bytes of tables: chunks are listed
-or, where there is no listing, asked for one by one.
+tracks by their bytes. Where movies are in segments, each of these has a fingerprint of the chunks that it reads. In
+object storage ETags take the place of times, and of the bytes of tables: chunks are listed or, where there is no
+listing, asked for one by one.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from dynaclr_wds.storage.location import Location, is_url, parse_place
 from dynaclr_wds.storage.objects import open_object
 from dynaclr_wds.storage.versions import ObjectInfo
 from dynaclr_wds.words import count_of
+from etl.layout.segments import WHOLE, Segment, plan_segments
 from etl.source.experiments import BuildConfig, ExperimentConfig
 from etl.source.plate_store import METADATA, find_chunks
 from etl.source.plates import Fov, Plate
@@ -45,7 +47,7 @@ def fingerprint_sources(
     Parameters
     ----------
     trusted
-        Records that are taken over without a look.
+        Records that are taken over without a look, unless the movie has more segments now.
     absent
         Takes the number of chunks that are not there, of the FOVs that lack some.
 
@@ -61,19 +63,24 @@ def fingerprint_sources(
         for name in plan_fovs(config, experiment, plates[experiment.name].fovs)
     ]
 
-    looked_at = {experiment.name for experiment, fov in asked if (experiment.name, fov.name) not in trusted}
+    looked_at = {e.name for e, fov in asked if config.segment_frames or (e.name, fov.name) not in trusted}
     tables = {
         e.name: _Tables(e, f"{config.where}: experiments[{number}]")
         for number, e in enumerate(config.experiments)
         if e.name in looked_at
     }
 
+    def cut(experiment: ExperimentConfig, fov: Fov) -> list[range]:
+        frames, length = fov.shape[0], config.segment_frames
+        segments = [WHOLE] if length is None else plan_segments(frames, length, config.tau_frames(experiment)[1])
+        return [segment.read(frames) for segment in segments]
+
     def take(pair: tuple[ExperimentConfig, Fov]) -> SourceRecord:
         experiment, fov = pair
         key = experiment.name, fov.name
-        if key in trusted:
+        if key in trusted and len(trusted[key].pixels.split()) == len(cut(experiment, fov)):
             return trusted[key]
-        record, missing = _fingerprint_fov(tables[experiment.name], fov)
+        record, missing = _fingerprint_fov(tables[experiment.name], fov, cut(experiment, fov))
         if missing and absent is not None:
             absent[key] = missing
         return record
@@ -136,10 +143,16 @@ def _mark(info: ObjectInfo) -> str:
     return info.etag or str(info.changed)
 
 
-def _fingerprint_fov(tables: _Tables, fov: Fov) -> tuple[SourceRecord, int]:
-    """Take the fingerprints of one FOV; count the chunks that are not there, too."""
+def take_pixels(record: SourceRecord, segment: Segment) -> str:
+    """Return the fingerprint of the chunks that a segment reads; empty where the movie ends before."""
+    prints = record.pixels.split()
+    return prints[segment.number] if segment.number < len(prints) else ""
+
+
+def _fingerprint_fov(tables: _Tables, fov: Fov, segments: Sequence[range]) -> tuple[SourceRecord, int]:
+    """Take the fingerprints of one FOV, with one of the pixels for each segment; count the chunks that are absent."""
     try:
-        metadata, pixels, missing = _fingerprint_array(fov)
+        metadata, pixels, missing = _fingerprint_array(fov, segments)
         record = SourceRecord(
             experiment=tables.experiment.name,
             fov_name=fov.name,
@@ -208,9 +221,9 @@ def _add_source(digest: Any, path: Path) -> None:
         digest.update(f"{file.relative_to(path)}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
 
 
-def _fingerprint_array(fov: Fov) -> tuple[str, str, int]:
+def _fingerprint_array(fov: Fov, segments: Sequence[range]) -> tuple[str, str, int]:
     """Hash metadata documents, and the names, sizes and times of chunk files; count those that are not there."""
-    metadata, pixels = xxhash.xxh3_64(), xxhash.xxh3_64()
+    metadata = xxhash.xxh3_64()
     of_plate = [fov.plate_normalization, fov.plate_focus_slice]
     metadata.update(json.dumps(of_plate, sort_keys=True).encode())
     image, array = fov.group, fov.stored.path
@@ -226,11 +239,38 @@ def _fingerprint_array(fov: Fov) -> tuple[str, str, int]:
                 metadata.update(f"{name}\0".encode())
                 _add_file(metadata, plate / name)
         chunks = sorted(_list_local(str(plate / array), ""))
-    for name, size, mark in chunks:
-        pixels.update(f"{name}\0{size}\0{mark}\n".encode())
+    lines = [(name, f"{name}\0{size}\0{mark}\n".encode()) for name, size, mark in chunks]
+    pixels = " ".join(_hash_lines(lines) if len(segments) == 1 else _hash_segments(fov, lines, segments))
     steps = fov.stored.shards or fov.stored.chunks
     wanted = prod(-(-size // step) for size, step in zip(fov.stored.shape, steps, strict=True))
-    return metadata.hexdigest(), pixels.hexdigest(), max(wanted - len(chunks), 0)
+    return metadata.hexdigest(), pixels, max(wanted - len(chunks), 0)
+
+
+def _hash_lines(lines: Sequence[tuple[str, bytes]]) -> list[str]:
+    return [xxhash.xxh3_64(b"".join(line for _, line in lines)).hexdigest()]
+
+
+def _hash_segments(fov: Fov, lines: Sequence[tuple[str, bytes]], segments: Sequence[range]) -> list[str]:
+    """Hash the chunks of each segment: those that hold a frame that it reads."""
+    axis = fov.axes.index("t")  # or there would be one frame
+    step = (fov.stored.shards or fov.stored.chunks)[axis]
+    place = [_find_place(name, axis) for name, _ in lines]
+    return [
+        xxhash.xxh3_64(
+            b"".join(
+                line
+                for (_, line), at in zip(lines, place, strict=True)
+                if at is None or frames.start // step <= at <= (frames.stop - 1) // step
+            )
+        ).hexdigest()
+        for frames in segments
+    ]
+
+
+def _find_place(name: str, axis: int) -> int | None:
+    """Return the number of a chunk along an axis, from a name such as `c/0/1/0` or `0.1.0`; None for another file."""
+    numbers = [part for part in name.replace(".", "/").split("/") if part != "c"]
+    return int(numbers[axis]) if axis < len(numbers) and numbers[axis].isdecimal() else None
 
 
 def _list_local(folder: str, prefix: str) -> Iterator[tuple[str, int, str]]:

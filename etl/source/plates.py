@@ -83,13 +83,12 @@ class Fov:
     @cached_property
     def array(self) -> Image:
         """The chosen level, (T, C, Z, Y, X), any integer or float dtype."""
-        axes = self._multiscale[1]
-        return self.stored if axes == AXES else AxesView(source=self.stored, axes=axes)
+        return self.stored if self.axes == AXES else AxesView(source=self.stored, axes=self.axes)
 
     @cached_property
     def stored(self) -> zarr.Array[Any]:
         """The chosen level as it is on disk, whatever its axes."""
-        path, axes = self._dataset.path, self._multiscale[1]
+        path, axes = self._dataset.path, self.axes
         try:
             with _naming_plate(f"{self.where}/{path}"):
                 place, more = _find(self.plate_path, self.store)
@@ -104,6 +103,11 @@ class Fov:
                 f"({', '.join(axes.upper())}) array of integers or floats. Convert the plate."
             )
         return array
+
+    @property
+    def axes(self) -> str:
+        """Axes of `stored`, in its order, as letters of `image_axes.AXES`."""
+        return self._multiscale[1]
 
     @property
     def _dataset(self) -> Any:
@@ -127,7 +131,7 @@ class Fov:
     @cached_property
     def channel_names(self) -> tuple[str, ...]:
         """Labels of the C axis; empty where the plate names no channels."""
-        omero = ome_of(self._attributes).get("omero", {})
+        omero = ome_of(self.attributes).get("omero", {})
         try:
             return tuple(str(channel["label"]) for channel in omero.get("channels", ()))
         except (AttributeError, KeyError, TypeError) as error:
@@ -148,7 +152,7 @@ class Fov:
         for transform in (*self._dataset.coordinateTransformations, *whole):
             if transform.type == "scale":
                 factors = [a * b for a, b in zip(factors, getattr(transform, "scale", factors), strict=True)]
-        letters = sorted(self._multiscale[1], key=AXES.index)
+        letters = sorted(self.axes, key=AXES.index)
         along = {letter: (factor, axis) for letter, factor, axis in zip(letters, factors, multiscale.axes, strict=True)}
         said = {letter: factor > 0 and factor != 1 for letter, (factor, _) in along.items()}
         said["y"] = said["x"] = said["y"] or said["x"]
@@ -165,7 +169,7 @@ class Fov:
     @cached_property
     def normalization(self) -> Normalization | None:
         """Statistics as VisCy writes them, the FOV's added to the plate's; None without any."""
-        own = parse_normalization(self._attributes.get("normalization"), self.where)
+        own = parse_normalization(self.attributes.get("normalization"), self.where)
         if own is None or self.plate_normalization is None:
             return own or self.plate_normalization
         names = dict.fromkeys((*self.plate_normalization, *own))
@@ -174,12 +178,13 @@ class Fov:
     @cached_property
     def focus_slice(self) -> Mapping[str, Any]:
         """Slices in focus as VisCy's quality control writes them: channel → kind of value → values; see `focus.py`."""
-        own = as_mapping(self._attributes.get("focus_slice"))
+        own = as_mapping(self.attributes.get("focus_slice"))
         plate = self.plate_focus_slice
         return {name: {**as_mapping(plate.get(name)), **as_mapping(own.get(name))} for name in (*plate, *own)}
 
     @cached_property
-    def _attributes(self) -> dict[str, Any]:
+    def attributes(self) -> dict[str, Any]:
+        """Attributes of the image."""
         try:
             return _read_attributes(self.plate_path, self.group, self.store)
         except FileNotFoundError as error:
@@ -188,7 +193,7 @@ class Fov:
     @cached_property
     def _multiscale(self) -> tuple[MultiscaleV04 | MultiscaleV05, str]:
         """Metadata with sorted axes, and the axes of the array."""
-        return parse_multiscale(self._attributes, self.where)
+        return parse_multiscale(self.attributes, self.where)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,20 +8,25 @@ run at the same time write the same bytes under names of their own, so neither h
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Int
 
-from dynaclr_wds.contract import NO_CODEC, PARTS_DIR, FileRecord, PartitionRecord, SkippedRecord, partial_part_path
+from dynaclr_wds.contract import (
+    NO_CODEC,
+    PARTS_DIR,
+    FileRecord,
+    PartitionRecord,
+    SkippedRecord,
+    partial_part_path,
+)
 from dynaclr_wds.errors import FovError
 from etl.cut.frames import cut_fov
-from etl.cut.intensities import GroupStatistics, plan_group_statistics
 from etl.cut.job import CutJob, FovCut, ReadingRoom
 from etl.cut.patch_room import FiledPatches, Patches, hold_patches, take_rows
-from etl.index import Index, add_stack_places, find_edges, keep_observations
 from etl.layout.jobs import plan_cuts, read_columns
 from etl.pack.contents import GroupContents
 from etl.pack.shard_jobs import plan_shard_job
@@ -32,6 +37,7 @@ from etl.run.output import checksum_file, file_size
 from etl.source.bad_fovs import make_skipped
 from etl.unit.job import UnitJob, digest_left
 from etl.unit.laying_out import lay_out
+from etl.unit.left import Left
 from etl.unit.memory import divide_memory
 from etl.unit.part import Part, read_part, write_part
 
@@ -58,7 +64,7 @@ def _build(job: UnitJob) -> FileRecord:
     columns = read_columns(job.index.observations)
     memory = divide_memory(job)
     room = ReadingRoom(memory_bytes=memory.frames, folder=job.scratch)
-    cuts, order = plan_cuts(job.config, job.fovs, columns, room)
+    cuts, order = plan_cuts(job.config, job.fovs, columns, room, job.segment)
     patches = hold_patches(order.size, job.experiment.patch_bytes, memory.patches, job.scratch)
     done, skipped = _cut(job, cuts, patches)
     path, kept, dropped = job.part, *_judge(job, done, order, [cut.fov.name in skipped for cut in cuts])
@@ -67,7 +73,7 @@ def _build(job: UnitJob) -> FileRecord:
         path, job = partial_part_path(job.digest, left_out), replace(job, digest=left_out)
     slot = np.empty(order.size, np.int64)
     slot[order] = np.arange(order.size)
-    left = _Left.of(job, done, kept)
+    left = Left.of(job, done, kept)
     contents = lay_out(job, left.index, left.statistics)
     if isinstance(patches, FiledPatches):
         patches.expect(slot[kept][contents.clips.patch_obs])
@@ -83,7 +89,7 @@ def _build(job: UnitJob) -> FileRecord:
 
 def count_frames(job: UnitJob) -> int:
     """Return the frames that a unit reads."""
-    return sum(fov.frames for fov in job.index.fovs)
+    return sum(len(job.segment.read(fov.frames)) for fov in job.index.fovs)
 
 
 def weigh_unit(job: UnitJob) -> tuple[int, int]:
@@ -91,9 +97,10 @@ def weigh_unit(job: UnitJob) -> tuple[int, int]:
     if (job.staged / job.part).is_file():
         return count_frames(job), 0
     (entry,) = job.config.experiments
-    channels = len(entry.source_channel)
+    channels, read = len(entry.source_channel), job.segment.read
     return count_frames(job), sum(
-        fov.array.shape[0] * channels * prod(fov.array.shape[2:]) * fov.array.dtype.itemsize for fov in job.fovs
+        len(read(fov.array.shape[0])) * channels * prod(fov.array.shape[2:]) * fov.array.dtype.itemsize
+        for fov in job.fovs
     )
 
 
@@ -146,54 +153,21 @@ def _judge(
     job: UnitJob, done: Sequence[FovCut], order: Int[np.ndarray, " obs"], skipped: Sequence[bool]
 ) -> tuple[Bool[np.ndarray, " obs"], dict[str, int]]:
     """Say which observations stay when the pixels are known, and count the others; `skipped` FOVs have none."""
-    config = job.config
+    config, own = job.config, job.index.observations["t"].to_numpy() < job.segment.last
     blank, nonfinite, bad = np.empty((3, order.size), bool)
     bad[order] = np.repeat(skipped, [cut.blank.size for cut in done])
     blank[order] = np.concatenate([cut.blank for cut in done])
     nonfinite[order] = np.concatenate([cut.nonfinite for cut in done])
     reason = "blank_channel" if config.on_blank == "drop" else "blank_channel_kept"
-    counts = {reason: int(blank.sum()), "nan_pixels": int(nonfinite.sum()), "bad_fov": int(bad.sum())}
+    found = {reason: blank, "nan_pixels": nonfinite, "bad_fov": bad}
+    counts = {reason: int((rows & own).sum()) for reason, rows in found.items()}
     kept = (~blank | (config.on_blank == "keep")) & (~nonfinite | (config.on_nan == "zero")) & ~bad
     return kept, {reason: count for reason, count in counts.items() if count}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Left:
-    """What is left of a group when the pixels are known."""
-
-    index: Index
-    fov_kept: Bool[np.ndarray, " fovs"]
-    statistics: GroupStatistics
-
-    @classmethod
-    def of(cls, job: UnitJob, done: Sequence[FovCut], kept: Bool[np.ndarray, " obs"]) -> _Left:
-        """Take what stays, and where its slices lie."""
-        (entry,) = job.config.experiments
-        index = job.index
-        fov, t = (index.observations[name].to_numpy() for name in ("fov_index", "t"))
-        edges = find_edges(index).tolist()
-        z_start, z_focus = np.empty((2, t.size), np.float32)
-        for number, cut in enumerate(done):
-            rows = slice(edges[number], edges[number + 1])
-            z_start[rows], z_focus[rows] = cut.z_start[t[rows]], cut.z_focus[t[rows]]
-        if not kept.all():
-            index = keep_observations(index, kept, {entry.name: job.config.tau_frames(entry)})
-        fov_kept = np.bincount(fov[kept], minlength=len(job.fovs)) > 0
-        rows_kept = np.flatnonzero(fov_kept).tolist()
-        statistics = plan_group_statistics(
-            [job.fovs[row] for row in rows_kept],
-            [done[row] for row in rows_kept],
-            entry.source_channel,
-            fill_blank=job.config.on_blank == "keep",
-        )
-        return cls(
-            index=add_stack_places(index, z_start[kept], z_focus[kept]), fov_kept=fov_kept, statistics=statistics
-        )
-
-
 def _note(
     job: UnitJob,
-    left: _Left,
+    left: Left,
     contents: GroupContents,
     shards: Sequence[PackedShard],
     dropped: Mapping[str, int],
@@ -218,8 +192,7 @@ def _note(
         "fov_kept": left.fov_kept,
         "z_start": columns["z_start"].astype(np.float32),
         "z_focus": columns["z_focus"].astype(np.float32),
-        "timepoint": contents.timepoint,
-        "fov": contents.fov,
+        **left.noted,
         "patch_obs": clips.patch_obs.astype(np.int32),
         "patch_t": clips.patch_t.astype(np.int32),
         "patch_is_sample": clips.patch_is_sample,
@@ -233,7 +206,7 @@ def _note(
     }
     return Part(
         digest=job.digest,
-        partitions=_count_partitions(contents, shards),
+        partitions=_count_partitions(contents, shards, columns["t"] < job.segment.last),
         shards=tuple(shard.record for shard in shards),
         dropped={**dropped, **({"candidates_dropped": candidates} if candidates else {})},
         lineages=len(contents.lineage_ids),
@@ -243,16 +216,18 @@ def _note(
     )
 
 
-def _count_partitions(contents: GroupContents, shards: Sequence[PackedShard]) -> tuple[PartitionRecord, ...]:
-    """Count what is stored of each partition."""
+def _count_partitions(
+    contents: GroupContents, shards: Sequence[PackedShard], own: Bool[np.ndarray, " obs"]
+) -> tuple[PartitionRecord, ...]:
+    """Count what is stored of each partition; `own` observations are samples here."""
     count, columns, clips = len(contents.partitions), contents.columns, contents.clips
     partition = columns["partition_index"]
     lineage_partition = np.zeros(len(contents.lineage_ids), np.int64)
     lineage_partition[columns["lineage_index"]] = partition
     size = np.array([shard.record.bytes for shard in shards], np.int64)
     table = {
-        "observations": np.bincount(partition, minlength=count),
-        "with_candidate": np.bincount(partition[columns["has_candidate"]], minlength=count),
+        "observations": np.bincount(partition[own], minlength=count),
+        "with_candidate": np.bincount(partition[own & columns["has_candidate"]], minlength=count),
         "lineages": np.bincount(lineage_partition, minlength=count),
         "clips": np.bincount(clips.clip_partition, minlength=count),
         "patches": np.bincount(partition[clips.patch_obs], minlength=count),

@@ -12,13 +12,17 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from dynaclr_wds.contract import FORMAT_VERSION, ExperimentRecord, SourceRecord, part_path
 from etl.index import Index
+from etl.layout.segments import WHOLE, Segment
 from etl.source.config import BuildConfig
+from etl.source.fingerprints import take_pixels
+from etl.source.frame_metadata import describe_frames
 from etl.source.plates import Fov
 from etl.source.stored import plan_stack
 
@@ -35,8 +39,10 @@ class UnitJob:
     experiment: ExperimentRecord
     fovs: tuple[Fov, ...]
     """In the order of the index."""
+    segment: Segment
+    """Frames of them."""
     index: Index
-    """Of the group alone; see `StoredIndex.take`."""
+    """Of the group alone; see `StoredIndex.take` and `etl.index.take_segment`."""
     digest: str
     """Of all that the unit is made of."""
     staged: Path
@@ -76,6 +82,7 @@ def digest_group(
     fovs: Sequence[Fov],
     index: Index,
     sources: Mapping[tuple[str, str], SourceRecord],
+    segment: Segment = WHOLE,
 ) -> str:
     """Return the digest of a group (BLAKE2b, 32 hex digits).
 
@@ -87,17 +94,18 @@ def digest_group(
     (entry,) = config.experiments
     stored = {name: value for name, value in dataclasses.asdict(experiment).items() if name not in _NOT_STORED}
     records = [sources[experiment.name, fov.name] for fov in fovs]
+    if segment.is_whole:
+        of_fovs = _describe_movies(config, fovs, index, records)
+    else:
+        of_fovs = _describe_segment(config, fovs, index, records, segment)
     text = {
         "version": FORMAT_VERSION,
         "experiment": stored,
         "channels": entry.channel_indices,
         "clip_anchors": config.clip_anchors_for(entry),
         "options": {name: getattr(config, name) for name in _OPTIONS},
-        "fovs": [dataclasses.asdict(record) for record in index.fovs],
-        "sources": [[record.metadata, record.pixels] for record in records],
-        "arrays": [[fov.array.shape, fov.array.dtype.str] for fov in fovs],
-        "stacks": [repr(plan_stack(config, entry, fov)) for fov in fovs],
         "partitions": [dict(partition) for partition in index.partitions],
+        **of_fovs,
     }
     digest = hashlib.blake2b(json.dumps(text, sort_keys=True).encode(), digest_size=16)
     for table in (index.observations, index.tracks):
@@ -107,6 +115,37 @@ def digest_group(
 
 
 _OPTIONS = ("shard_by", "shard_bytes", "block_bytes", "codec", "on_blank", "on_nan", "seed")
+
+
+def _describe_movies(
+    config: BuildConfig, fovs: Sequence[Fov], index: Index, records: Sequence[SourceRecord]
+) -> dict[str, Any]:
+    """Say what whole movies are made of."""
+    (entry,) = config.experiments
+    return {
+        "fovs": [dataclasses.asdict(record) for record in index.fovs],
+        "sources": [[record.metadata, record.pixels] for record in records],
+        "arrays": [[fov.array.shape, fov.array.dtype.str] for fov in fovs],
+        "stacks": [repr(plan_stack(config, entry, fov)) for fov in fovs],
+    }
+
+
+def _describe_segment(
+    config: BuildConfig, fovs: Sequence[Fov], index: Index, records: Sequence[SourceRecord], segment: Segment
+) -> dict[str, Any]:
+    """Say what the frames of a segment are made of: nothing that frames behind those that are read would change."""
+    (entry,) = config.experiments
+    stacks, read = [plan_stack(config, entry, fov) for fov in fovs], [segment.read(fov.shape[0]) for fov in fovs]
+    cut = [None if s.focus is None else s.focus[t.start : t.stop] for s, t in zip(stacks, read, strict=True)]
+    own = [segment.own(fov.shape[0]) for fov in fovs]
+    return {
+        "segment": [segment.first, segment.last, segment.reach],
+        "fovs": [dataclasses.asdict(dataclasses.replace(record, frames=0)) for record in index.fovs],
+        "frames": [[t.start, len(samples), len(t)] for samples, t in zip(own, read, strict=True)],
+        "sources": [take_pixels(record, segment) for record in records],
+        "metadata": [describe_frames(fov, entry.source_channel, t) for fov, t in zip(fovs, read, strict=True)],
+        "stacks": [repr(dataclasses.replace(s, focus=focus)) for s, focus in zip(stacks, cut, strict=True)],
+    }
 
 
 def _add_column(digest: hashlib.blake2b, name: str, column: pa.Array) -> None:

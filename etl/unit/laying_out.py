@@ -22,7 +22,7 @@ def lay_out(job: UnitJob, index: Index, statistics: GroupStatistics) -> GroupCon
         Of the observations that stay, with the places of their stacks.
     """
     config, columns = job.config, read_columns(index.observations)
-    clips, keys = plan_named_clips(config, index, columns)
+    clips, keys = plan_named_clips(config, index, columns, job.segment)
     clip_bytes = estimate_clip_bytes(clips, job.experiment)
     return GroupContents(
         digest=job.digest,
@@ -37,7 +37,8 @@ def lay_out(job: UnitJob, index: Index, statistics: GroupStatistics) -> GroupCon
         fovs=index.fovs,
         columns=columns,
         lineage_ids=lineage_ids(index, columns),
-        fov_first_frame=np.cumsum([0, *(fov.frames for fov in index.fovs)]),
+        first_frame=job.segment.first,
+        fov_first_frame=np.cumsum([0, *(len(job.segment.read(fov.frames)) for fov in index.fovs)]),
         timepoint=statistics.timepoint.astype(np.float32),
-        fov=statistics.fov.astype(np.float32),
+        fov=None if statistics.fov is None else statistics.fov.astype(np.float32),
     )

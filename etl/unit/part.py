@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from dynaclr_wds.contract import FileRecord, PartitionRecord, ShardRecord, SkippedRecord
+from etl.cut.intensities import Summaries
 from etl.cut.statistics import Counts, Moments, Summary
 from etl.run.output import writing
 from etl.unit.job import digest_left
@@ -42,9 +43,10 @@ class Part:
     arrays: Mapping[str, Shaped[np.ndarray, ...]]
     """`kept` (of the observations that the unit was given) and `fov_kept`; of the observations that are left `z_start`
     and `z_focus`; statistics `timepoint` and `fov` of the FOVs that are left; and the arrays of the contract that begin
-    with `patch_`, `clip_` and `block_`, but `patch_clip` and `clip_block`, which follow from others; `clip_key`."""
-    summaries: tuple[Summary, ...]
-    """What merges into the statistics of the experiment, one per channel; empty where nothing is left."""
+    with `patch_`, `clip_` and `block_`, but `patch_clip` and `clip_block`, which follow from others; `clip_key`. In a
+    segment `timepoint` is of its own frames of all FOVs, and there is no `fov`."""
+    summaries: tuple[Summaries, ...]
+    """What merges into the statistics of the experiment: one of all FOVs that are left; in a segment one of each."""
 
     def is_about(self, digest: str) -> bool:
         """Whether it is about the group of a digest, or about what was left of it."""
@@ -90,22 +92,26 @@ def _to_arrays(part: Part) -> dict[str, Shaped[np.ndarray, ...]]:
         "skipped": [dataclasses.asdict(record) for record in part.skipped],
     }
     arrays = {"record": np.frombuffer(json.dumps(record).encode(), np.uint8), **part.arrays}
-    for channel, summary in enumerate(part.summaries):
-        if isinstance(summary, Counts):
-            present = np.flatnonzero(summary.counts)
-            arrays |= {f"present_{channel}": present.astype(np.int32), f"counts_{channel}": summary.counts[present]}
-            arrays[f"size_{channel}"] = np.array([summary.counts.size, summary.lowest])
-        else:
-            arrays[f"moments_{channel}"] = np.array(summary.moments)
-            arrays[f"samples_{channel}"] = np.concatenate([np.empty(0), *summary.samples])
+    for number, summaries in enumerate(part.summaries):
+        for channel, summary in enumerate(summaries):
+            arrays |= {f"{name}_{number}_{channel}": values for name, values in _list_summary(summary).items()}
     return arrays
+
+
+def _list_summary(summary: Summary) -> dict[str, Shaped[np.ndarray, ...]]:
+    if isinstance(summary, Counts):
+        present = np.flatnonzero(summary.counts)
+        size = np.array([summary.counts.size, summary.lowest])
+        return {"present": present.astype(np.int32), "counts": summary.counts[present], "size": size}
+    samples = np.concatenate([np.empty(0), *summary.samples])
+    return {"moments": np.array(summary.moments), "samples": samples}
 
 
 def _from_arrays(arrays: dict[str, Shaped[np.ndarray, ...]]) -> Part:
     record = json.loads(arrays.pop("record").tobytes())
-    summaries: list[Summary] = []
-    while any(f"{kind}_{len(summaries)}" in arrays for kind in ("size", "moments")):
-        summaries.append(_take_summary(arrays, len(summaries)))
+    summaries: list[Summaries] = []
+    while found := _take_summaries(arrays, len(summaries)):
+        summaries.append(found)
     return Part(
         digest=record["digest"],
         partitions=tuple(PartitionRecord(**partition) for partition in record["partitions"]),
@@ -118,11 +124,18 @@ def _from_arrays(arrays: dict[str, Shaped[np.ndarray, ...]]) -> Part:
     )
 
 
-def _take_summary(arrays: dict[str, Shaped[np.ndarray, ...]], channel: int) -> Summary:
-    if f"moments_{channel}" in arrays:
-        samples = arrays.pop(f"samples_{channel}")
-        return Moments(moments=tuple(arrays.pop(f"moments_{channel}").tolist()), samples=(samples,))
-    size, lowest = arrays.pop(f"size_{channel}").tolist()
+def _take_summaries(arrays: dict[str, Shaped[np.ndarray, ...]], number: int) -> Summaries:
+    found: list[Summary] = []
+    while any(f"{kind}_{number}_{len(found)}" in arrays for kind in ("size", "moments")):
+        found.append(_take_summary(arrays, f"{number}_{len(found)}"))
+    return tuple(found)
+
+
+def _take_summary(arrays: dict[str, Shaped[np.ndarray, ...]], which: str) -> Summary:
+    if f"moments_{which}" in arrays:
+        samples = arrays.pop(f"samples_{which}")
+        return Moments(moments=tuple(arrays.pop(f"moments_{which}").tolist()), samples=(samples,))
+    size, lowest = arrays.pop(f"size_{which}").tolist()
     counts = np.zeros(size, np.int64)
-    counts[arrays.pop(f"present_{channel}")] = arrays.pop(f"counts_{channel}")
+    counts[arrays.pop(f"present_{which}")] = arrays.pop(f"counts_{which}")
     return Counts(counts=counts, lowest=lowest)
