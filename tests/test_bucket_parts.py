@@ -174,6 +174,7 @@ def test_an_upload_that_fails_because_another_copy_made_the_object_is_no_failure
 def test_what_parts_of_another_set_sent_is_removed_also_of_one_that_still_runs(
     parts: Parts, small: Path, monkeypatch: pytest.MonkeyPatch
 ):
+    parts.put("build.probe-part-1-of-2", b"")  # of a copy that was killed when it tried to write
     parts.build("1/2")
     parts.put("theirs.tar", b"of somebody else")
     parts.put(f"{NOTES}damaged.json", b'{"groups": ["", 3]}')

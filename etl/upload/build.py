@@ -8,7 +8,6 @@ and ends with the same objects.
 from __future__ import annotations
 
 import dataclasses
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -106,7 +105,7 @@ def build_part_to_storage(
     storage, quick = open_place(where, upload)
     if upload.keep_staging:
         raise ConfigError(f"part={part} keeps no set on this machine, so keep_staging can't be given. Leave it out.")
-    try_writing(quick, uuid.uuid4().hex)
+    try_writing(quick, f"part-{part.number}-of-{part.count}")
     with part_folder(upload.staging or default_staging(where)) as place:
         folder = OutFolder(place, config.token)
         held = read_held(storage, _find_manifest(storage), mode, place / INDEX, progress.say)

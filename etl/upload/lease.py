@@ -215,7 +215,8 @@ def hold_lease(storage: Storage, owner: str, say: Callable[[str], None], *, pati
     StorageError
         The key may not write, or a request failed.
     """
-    strict, seen = try_writing(storage, owner)
+    with _explaining(storage):  # finds out early whether the key may write, and the server honours conditions
+        strict, seen = honours_conditions(storage, f"{_PROBE}-{owner}")
     if not strict:
         say(
             f"warning: {storage.root}: the server ignores conditions (If-Match, If-None-Match), so two builds can "
@@ -230,16 +231,24 @@ def hold_lease(storage: Storage, owner: str, say: Callable[[str], None], *, pati
         lease.release()
 
 
-def try_writing(storage: Storage, owner: str) -> tuple[bool, ObjectInfo]:
-    """Find out early whether the key may write, and whether the server honours conditions.
+def try_writing(storage: Storage, name: str) -> None:
+    """Find out early whether the key may write; `name` is that of the writer, the same when it is started again.
 
     Raises
     ------
     StorageError
         The key may not write, there is no such bucket, or a request failed.
     """
+    with _explaining(storage):
+        write(storage, f"{_PROBE}-{name}", b"")
+        remove(storage, [f"{_PROBE}-{name}"])
+
+
+@contextmanager
+def _explaining(storage: Storage) -> Iterator[None]:
+    """Turn errors of the first object that is written into ones that say what to do."""
     try:
-        return honours_conditions(storage, f"{_PROBE}-{owner}")
+        yield
     except DeniedError as error:
         raise StorageError(
             f"{storage.root}: the key may read there, but not write ({error.cause}). Give a key that "
