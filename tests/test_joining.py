@@ -124,7 +124,7 @@ def test_rows_of_at_most_two_groups_are_read_at_a_time(plate: Path, monkeypatch:
     monkeypatch.setattr(etl.run.stages.Build, "_read_part", reading)
     monkeypatch.setattr(etl.run.stages, "read_rows", releasing)
     build(plate, plate.parent / "again", on_blank="keep")
-    assert most == 2
+    assert 1 <= most <= 2
 
 
 def make_rows() -> pa.Table:
