@@ -20,6 +20,7 @@ from dynaclr_wds.file_checks import read_manifest_file
 from dynaclr_wds.plain.pipeline import triplet_pipeline
 from dynaclr_wds.shardset import ShardSet
 from etl.build_shards import build_part, build_shards
+from etl.inspect.looking import inspect
 from etl.layout.groups import plan_segment_groups
 from etl.layout.segments import WHOLE, Segment, plan_segments
 from etl.source.experiments import parse_build_config
@@ -200,6 +201,11 @@ def test_patches_are_the_pixels_of_the_plate_and_clips_hold_no_statistics_that_f
             y, x = patch["y_clamp"] - 8, patch["x_clamp"] - 8
             pixels = grown.plate.pixels[text["fov_name"]][patch["t"], :, :, y : y + 16, x : x + 16]
             np.testing.assert_array_equal(sample[patch["file"]], pixels)
+
+
+def test_inspect_says_beforehand_what_shards_of_segments_take(grown: Grown):
+    found = inspect(grown.plate.yaml)
+    assert found.sizes.bytes == [pytest.approx(sum(shard.bytes for shard in grown.after.shards), rel=0.01)]
 
 
 @leaves_files_open
