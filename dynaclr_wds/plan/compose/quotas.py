@@ -154,8 +154,8 @@ def proportional_matrix(
     n = len(rows)
     flow = allowed * columns
     for _ in range(iterations):
-        total = flow.sum(0)
+        total = np.add.reduce(flow, 0)
         flow *= np.divide(columns, total, out=np.zeros(n), where=total > 0)
-        total = flow.sum(1)
+        total = np.add.reduce(flow, 1)
         flow *= np.divide(rows, total, out=np.zeros(n), where=total > 0)[:, None]
     return flow
