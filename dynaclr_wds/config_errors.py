@@ -124,6 +124,10 @@ def _explain_yaml(found: re.Match[str], asked: Asked) -> str:
 def _explain_value(found: re.Match[str], asked: Asked) -> str:
     key, body = found[1], found[2]
     where = asked.where(key)
+    if key == "model.init_from":
+        return (
+            f"{where}{key} has keys: path, map, ignore, strict. Give --{key}.path FILE, the checkpoint to begin with."
+        )
     if "class_path 'torch.nn.Module'" in body:
         return f"{where}{key} has no class yet. Give its class_path first: --{key}=dynaclr_wds.…"
     if option := re.search(r"class_path '([^']+)':\s+(?:.*?)Option '([^']+)' is not accepted", body, re.DOTALL):

@@ -49,6 +49,6 @@ def check_version(saved: Mapping[str, Any], manifest: Manifest, root: Place) -> 
     raise ConfigError(
         f"The checkpoint was written with version {then} of its shards (content {saved['content']}), but {where} is "
         f"opened as version {now['set_version']} (content {now['content']}): batches would be others. Give "
-        f"--data.shards_version {then} to go on where that version is kept; or begin a training with the weights "
-        "(model.init_from)."
+        f"--data.shards_version {then} to go on where that version is kept; or begin another training with its weights "
+        "by --model.init_from.path and this checkpoint, in place of --ckpt_path."
     )

@@ -26,6 +26,7 @@ OPTIONS = [
     ("--data.tau_range=3", "data.tau_range=3 must be a list. Correct it."),
     ("--model.encoder=Monai", f"model.encoder='Monai': there is no such class. Give module.Class, as in {ENCODER}."),
     ("--model.encoder.backbone=x", "model.encoder has no class yet. Give its class_path first: --model.encoder="),
+    ("--model.init_from=last.ckpt", "model.init_from has keys: path, map, ignore, strict. Give --model.init_from.path"),
     ("--config=a.yaml", "there is no config a.yaml. `dynaclr-wds init experiments.yaml` writes configs/ for your"),
 ]
 
