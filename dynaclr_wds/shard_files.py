@@ -196,7 +196,8 @@ def _check_listed(where: Location, found: ObjectInfo | None, size: int) -> None:
 def _no_version(root: Path | Location, version: int, newest: Manifest) -> ConfigError:
     return ConfigError(
         f"shards={str(root)!r}: there is no version {version} of the set; the newest is {newest.set_version}, and "
-        "earlier ones are there until a build with --prune. Leave shards_version out for the newest."
+        "earlier ones are there until a build with --prune. Leave shards_version out for the newest. "
+        "A checkpoint of a version that is gone can't go on: begin with its weights (--model.init_from.path)."
     )
 
 

@@ -98,11 +98,13 @@ class Split:
     def describe_val(self, fovs: Sequence[FovRecord]) -> str:
         """Say what is validated on."""
         found = self.val.list_fovs(fovs)
-        count = count_of(sum(map(len, found.values())), "field")
+        names = [f"{experiment}/{name}" for experiment, own in found.items() for name in own]
+        count = count_of(len(names), "field")
         if self.val.lineages is not None:
             lineages = count_of(int(np.count_nonzero(self.val.lineages)), "lineage")
             return f"Validation: {lineages} of {_shorten(sorted(found))}, held out by {self.asked}."
-        return f"Validation: {count} of view of {_shorten(sorted(found))}, held out by {self.asked}."
+        listed = f" ({', '.join(sorted(names))})" if len(names) <= _MOST_NAMED else ""
+        return f"Validation: {count} of view of {_shorten(sorted(found))}{listed}, held out by {self.asked}."
 
     def _remedy(self) -> str | None:
         """Say which seed draws two sides, where they are drawn."""
@@ -232,7 +234,9 @@ def _describe_fovs(
     """Say how many FOVs are held out, and which experiments are on one side only."""
     used = int(usable.sum())
     share = (usable & held).sum() / max(used, 1)
-    notes = [f"{asked} holds out {(usable & held).sum():,} of {used:,} fields of view ({share:.0%})."]
+    names = [f"{fovs[n].experiment}/{fovs[n].fov_name}" for n in np.flatnonzero(usable & held).tolist()]
+    listed = f": {', '.join(names)}" if asked.split == FOVS and 0 < len(names) <= _MOST_NAMED else ""
+    notes = [f"{asked} holds out {len(names):,} of {used:,} fields of view ({share:.0%}){listed}."]
     if asked.split == FOVS and asked.holds_out:
         owner = np.array([fov.experiment for fov in fovs])
         out, kept = (set(owner[usable & side].tolist()) for side in (held, ~held))
@@ -260,6 +264,10 @@ def _find_torn(
         f"Fields of view of a plate that is in several experiments are on both sides ({len(torn)}): {_shorten(torn)}. "
         f"Name those to hold out in val_fovs, without the experiment: val_fovs=[{torn[0]!r}].",
     )
+
+
+_MOST_NAMED = 5
+"""Fields of view that are named one by one."""
 
 
 def _shorten(names: Sequence[str]) -> str:

@@ -8,7 +8,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
+import yaml
 
 import etl.unit.build
 from dynaclr_wds.contract import MANIFEST, Manifest, SkippedRecord
@@ -84,7 +86,7 @@ def spoil_metadata(collection: Path, fov: str) -> tuple[Path, bytes]:
 
 SPOIL = {"pixels": spoil_pixels, "tracks": cut_tracks, "metadata": spoil_metadata}
 REASONS = {
-    "pixels": "experiment0/plate.zarr/A/1/1: frames 2 to 2 can't be read (",
+    "pixels": "experiment0/plate.zarr/A/1/1: frame 2 can't be read (",
     "tracks": "experiment0/tracks/A/1/1/tracks.csv: ",
     "metadata": "experiment0/plate.zarr/A/1/1",
 }
@@ -124,7 +126,7 @@ def test_a_bad_fov_is_left_out_listed_and_comes_in_when_it_is_mended(
 @pytest.mark.parametrize(
     ("kind", "error", "said"),
     [
-        ("pixels", FovError, "A/1/1: frames 2 to 2 can't be read .* or all such with on_bad_fov: skip"),
+        ("pixels", FovError, "A/1/1: frame 2 can't be read .* or all such with on_bad_fov: skip"),
         ("tracks", ConfigError, r"A/1/1/tracks\.csv: "),
         ("metadata", PlateError, "A/1/1"),
     ],
@@ -177,11 +179,37 @@ def test_where_all_fovs_are_bad_the_first_is_an_error(collection: Path, tmp_path
         build(collection, tmp_path / "out")
 
 
+def test_a_fov_that_a_table_of_all_does_not_name_yet_waits_for_the_next_build(collection: Path, tmp_path: Path):
+    tables = {fov: collection.parent / f"experiment0/tracks/{fov}/tracks.csv" for fov in ("A/1/0", "A/1/1", "B/2/0")}
+    every = pd.concat([pd.read_csv(path).assign(fov=fov) for fov, path in tables.items()])
+    document = yaml.safe_load(collection.read_text())
+    (entry,) = document["experiments"]
+    entry["tracks_path"], table = "all.csv", collection.parent / "all.csv"
+    entry["condition_wells"] = {name: [well] for name, well in (("mock", "A/1"),)}
+    collection.write_text(yaml.safe_dump(document))
+    every[every["fov"] != "A/1/1"].to_csv(table, index=False)
+    with pytest.raises(ConfigError, match=r"no row is of FOV A/1/1; .* not tracked yet with on_bad_fov: skip\."):
+        build(collection, tmp_path / "out", options={"on_bad_fov": "error"})
+    said = Said()
+    first = build(collection, tmp_path / "out", said)
+    (record,) = first.skipped
+    assert (record.fov_name, record.reason) == ("A/1/1", "all.csv: no row is of this field of view.")
+    assert "experiment0: left out, because condition_wells names no condition of theirs: B/2." in said.lines
+    assert "skipped: the next build tries again what was skipped." in said.lines
+    every.to_csv(table, index=False)
+    whole = build(collection, tmp_path / "out")
+    assert [fov.fov_name for fov in whole.fovs] == ["A/1/0", "A/1/1"]
+    spoil_pixels(collection, "A/1/1")
+    assert build(collection, tmp_path / "out", said).set_version == 3
+    held = "Of these, version 2 of the set holds 1, until a build with --prune removes it."
+    assert any(line.endswith(held) for line in said.lines)
+
+
 def test_a_set_with_skipped_fovs_is_refused_when_it_is_finished_without_skip(collection: Path, tmp_path: Path):
     spoil_pixels(collection, "A/1/1")
     out = tmp_path / "out"
     build(collection, out)
-    with pytest.raises(FovError, match="A/1/1: frames 2 to 2"):
+    with pytest.raises(FovError, match="A/1/1: frame 2 can't"):
         build(collection, out, options={"on_bad_fov": "error"})
     assert len(parse_manifest((out / MANIFEST).read_bytes()).skipped) == 1
 

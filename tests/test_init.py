@@ -225,9 +225,21 @@ def test_experiments_with_few_lineages_are_held_out_where_others_are_richer(expe
     ("frames", "enriched", "comment"),
     [
         (40, "true", "most of a batch near one time after perturbation"),
-        (5, "false", "true = most of a batch near one time; movies of 2 h (a) are too short for it"),
-        (8, "false", "true = most of a batch near one time; movies of 3.5 h (a) are too short for it"),
-        (9, "false", "true = most of a batch near one time; movies of 4 h (a) are too short for it"),
+        (
+            5,
+            "false",
+            "true = most of a batch near one time; the 2 h in which cells of a have a positive are too short for it",
+        ),
+        (
+            8,
+            "false",
+            "true = most of a batch near one time; the 3.5 h in which cells of a have a positive are too short for it",
+        ),
+        (
+            9,
+            "false",
+            "true = most of a batch near one time; the 4 h in which cells of a have a positive are too short for it",
+        ),
     ],
 )
 def test_batches_are_near_one_time_where_movies_are_longer_than_the_window(frames, enriched, comment):

@@ -358,7 +358,7 @@ def test_what_is_wrong_is_said_in_words(tmp_path: Path, without_fsync: None) -> 
     assert set(texts) >= {
         ("a", "channel_constant"), ("a", "frames_blank"), ("a", "pixels_not_finite"), ("a", "interval_differs"),
         ("a", "tracks_jump"), ("b", "frames_skipped"), ("b", "cycle_unlikely"),
-        ("a", "many_at_border"), (None, "condition_in_one_fov"),
+        (None, "many_at_border"), (None, "condition_in_one_fov"),
     }  # fmt: skip
     level, text = texts["a", "channel_constant"]
     assert level == "wrong"
@@ -371,7 +371,8 @@ def test_what_is_wrong_is_said_in_words(tmp_path: Path, without_fsync: None) -> 
         "100.0% of the steps of its tracks skip frames; the usual step is 2 frames" in texts["b", "frames_skipped"][1]
     )
     assert "its cells would divide every 0.025 h (median of 6 cycles)" in texts["b", "cycle_unlikely"][1]
-    assert texts["a", "many_at_border"][1].startswith("a: 14.3% of its cells (12) would be left out, because they are")
+    said = "many cells would be left out, because they are near the border of the image: 14.3% of a. With a smaller"
+    assert texts[None, "many_at_border"][1].startswith(said)
     assert texts[None, "condition_in_one_fov"][1].startswith("one field of view only has the condition mock, drug: ")
     assert found.findings[0].code == "channel_constant"  # the worst first
     assert main([str(path), "--frames", "2", "--quiet"]) == 0

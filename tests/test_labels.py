@@ -349,7 +349,7 @@ def test_a_changed_annotation_table_changes_the_fingerprint(tmp_path: Path) -> N
     assert fingerprint_sources(config, plates) == before
     annotate(tmp_path, text.replace("x", "y"))
     after = fingerprint_sources(config, plates)
-    assert describe_changes(before, after) == ["a: tracks changed: A/1/0"]
+    assert describe_changes(before, after) == ["a: files of tracks changed: A/1/0"]
     (tmp_path / "annotations.csv").unlink()
     assert fingerprint_sources(config, plates, before) == before
 

@@ -13,7 +13,7 @@ import yaml
 
 REPOSITORY = Path(__file__).parents[1]
 
-SAID = (r"Channel dropout is on: .*", r"Validation: 3 fields of view of e3, held out by .*")
+SAID = (r"Channel dropout is on: .*", r"Validation: 3 fields of view of e3 .*, held out by .*")
 """All that may be on standard error."""
 
 

@@ -206,8 +206,8 @@ def test_what_changed_in_a_bucket_is_named_and_built_again(local: Path, bucket: 
     pd.read_parquet(shorter).iloc[:-1].to_parquet(tmp_path / "shorter.parquet")
     obstore.put(store, table, (tmp_path / "shorter.parquet").read_bytes())
     after, lines = build(path, tmp_path / "out")
-    assert "changed since the set was built: experiment0: pixels changed: A/1/0" in lines
-    assert "changed since the set was built: experiment1: tracks changed: B/2/0" in lines
+    assert "changed since the set was built: experiment0: files of pixels changed: A/1/0" in lines
+    assert "changed since the set was built: experiment1: files of tracks changed: B/2/0" in lines
     assert before.sources != after.sources
     build(path, tmp_path / "fresh")
     assert digests(tmp_path / "out") == digests(tmp_path / "fresh")
@@ -224,7 +224,7 @@ def test_a_plate_that_changes_while_it_is_read_is_an_error(
         return write_index(*arguments)
 
     monkeypatch.setattr(etl.run.stages, "write_index", meddling)
-    with pytest.raises(BuildError, match=r"changed while they were read \(experiment1: pixels changed: A/1/1\)"):
+    with pytest.raises(BuildError, match=r"while they were read \(experiment1: files of pixels changed: A/1/1\)"):
         build(write_yaml(tmp_path / "e.yaml", local, bucket), tmp_path / "out")
     assert not (tmp_path / "out/manifest.json").exists()
 

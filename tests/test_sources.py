@@ -74,7 +74,7 @@ def test_changed_pixels_are_named_and_only_their_experiment_is_rebuilt(collectio
     before, kept = digests(out), inodes(out)
     change_pixels(collection, "experiment0", "A/1/1")
     _, lines = build(collection, out)
-    assert "changed since the set was built: experiment0: pixels changed: A/1/1" in lines
+    assert "changed since the set was built: experiment0: files of pixels changed: A/1/1" in lines
     after = inodes(out)
     assert {path for path in after if kept.get(path) == after[path]} == {p for p in after if "experiment1" in p}
     assert digests(out) != before
@@ -91,7 +91,7 @@ def test_changed_tracks_are_named_and_rebuilt(collection: Path, tmp_path: Path):
     manifest, _ = build(collection, out)
     drop_last_row(collection, "experiment1", "B/2/0")
     changed, lines = build(collection, out)
-    assert "changed since the set was built: experiment1: tracks changed: B/2/0" in lines
+    assert "changed since the set was built: experiment1: files of tracks changed: B/2/0" in lines
     count = sum(p.observations for p in manifest.partitions)
     assert sum(p.observations for p in changed.partitions) == count - 1
     build(collection, tmp_path / "fresh")
@@ -232,7 +232,7 @@ def test_a_plate_that_changes_while_it_is_read_is_an_error(
         return write_index(*arguments)
 
     monkeypatch.setattr(etl.run.stages, "write_index", meddling)
-    with pytest.raises(BuildError, match=r"changed while they were read \(experiment0: pixels changed: A/1/0\)"):
+    with pytest.raises(BuildError, match=r"while they were read \(experiment0: files of pixels changed: A/1/0\)"):
         build(collection, tmp_path / "out")
     assert not (tmp_path / "out/manifest.json").exists()
 

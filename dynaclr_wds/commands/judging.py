@@ -77,7 +77,7 @@ def evaluate(asked: Asked) -> Found:
             f"{len(first.cells):,} of {first.total:,} rows are judged: whole lineages, drawn by name (--cells)."
         )
     if left_out:
-        said.append(f"{count_of(left_out, 'cell')} of {named[0][1]} left out: not all tables have them.")
+        said.append(f"{count_of(left_out, 'cell')} left out: not all tables have them.")
     annotated: Sequence[str] = ()
     if asked.labels is not None:
         cells, annotated, unmatched = annotate(cells, asked.labels)

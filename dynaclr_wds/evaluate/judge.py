@@ -54,6 +54,8 @@ class Verdict:
     fovs: int
     experiments: int
     embeddings: Sequence[Judged]
+    tau_hours: float
+    """How much later cells were looked for."""
     notes: Sequence[str] = field(default_factory=tuple)
     """What could not be measured, and why."""
 
@@ -86,6 +88,7 @@ def judge(cells: Cells, embeddings: Sequence[Embedding], settings: Settings) -> 
         fovs=len(number(cells.fov)[0]),
         experiments=len(number(cells.experiment)[0]),
         embeddings=[_judge_one(cells, embedding, plans, settings) for embedding in embeddings],
+        tau_hours=settings.tau_hours,
         notes=notes,
     )
 

@@ -203,7 +203,7 @@ def align(tables: Sequence[Table]) -> tuple[Cells, list[Embedding], int]:
     Returns
     -------
     tuple
-        Cells with the labels of all tables, their embeddings, and how many cells of the first were left out.
+        Cells with the labels of all tables, their embeddings, and how many cells not all tables have.
 
     Raises
     ------
@@ -226,7 +226,8 @@ def align(tables: Sequence[Table]) -> tuple[Cells, list[Embedding], int]:
         labels = {**{label: values[own] for label, values in other.cells.labels.items()}, **labels}
     _check_names([embedding.name for embedding in embeddings])
     whole = Cells(**{f: getattr(cells, f) for f in Cells.__slots__ if f != "labels"}, labels=labels)
-    return whole, embeddings, len(first.cells) - len(rows)
+    every = {name for table in tables for name in table.cells.name}
+    return whole, embeddings, len(every) - len(rows)
 
 
 def _take(embedding: Embedding, rows: Rows) -> Embedding:

@@ -47,7 +47,8 @@ def list_measures(verdict: Verdict) -> tuple[Row, list[Row]]:
     """Lay out all measures, a row for each: columns are the embeddings, chance, and what is good."""
     found = verdict.embeddings
     head = ["", *(one.name for one in found), "chance", "what is good"]
-    rows = [[name, *map(write, found), chance, hint] for name, chance, hint, write in _MEASURES]
+    tau = f"{verdict.tau_hours:g} h"
+    rows = [[name.replace("τ", tau), *map(write, found), chance, hint] for name, chance, hint, write in _MEASURES]
     rows[-1][-2] = _number(found[0].retrieval.nearest_by_chance)
     for n, probe in enumerate(found[0].probes):
         for what in ("linear", "vote"):

@@ -180,7 +180,7 @@ def _explain_enrichment(training: Sequence[ExperimentFacts], batches: Batches, a
     hours = _count_hours(shortest)
     why = "there are too few lineages at one time for it"
     if hours * (1 - asked.temporal_global_fraction) <= 2 * asked.temporal_window_hours:
-        why = f"movies of {hours:.3g} h ({shortest.name}) are too short for it"
+        why = f"the {hours:.3g} h in which cells of {shortest.name} have a positive are too short for it"
     return Value("false", f"true = most of a batch near one time; {why}")
 
 

@@ -137,8 +137,10 @@ def _read_run(job: CutJob, plan: ReadPlan, begin: int, end: int, z: slice) -> Pi
     except (Interrupted, DynaCLRError):
         raise
     except Exception as error:  # whatever a store or codec raises
+        frames = f"frame {begin}" if end - begin == 1 else f"frames {begin} to {end - 1}"
+        why = f"{type(error).__name__}: {error}" if str(error) else repr(error)
         raise FovError(
-            f"{job.fov.where}: frames {begin} to {end - 1} can't be read ({error!r}). Every chunk must decode. "
+            f"{job.fov.where}: {frames} can't be read ({why}). Every chunk must decode. "
             "Restore the plate, or leave the field of view out with exclude_fovs, or all such with on_bad_fov: skip."
         ) from error
 

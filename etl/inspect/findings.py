@@ -56,7 +56,7 @@ def list_findings(
     for record, count, facts, frames in zip(collection.experiments, tally.experiments, channels, seen, strict=True):
         found += _find_in_channels(record, facts, frames, is_built=collection.is_built)
         found += _find_in_tracks(record, count)
-        found += _find_at_border(record, count, collection)
+    found += _find_at_border(collection, tally)
     found += _find_lone_conditions(collection, tally)
     return tuple(sorted(found, key=lambda finding: finding.level == "doubtful"))
 
@@ -128,16 +128,23 @@ def _find_in_tracks(record: ExperimentRecord, count: ExperimentCount) -> Iterato
         )  # fmt: skip
 
 
-def _find_at_border(record: ExperimentRecord, count: ExperimentCount, collection: Collection) -> Iterator[Finding]:
-    lost = collection.dropped.get(record.name, {}).get("near_border", 0)
-    share = lost / max(count.cells + lost, 1)
-    if share >= _MANY_LOST:
-        done = "were" if collection.is_built else "would be"
-        yield _make(
-            record, "doubtful", "many_at_border",
-            f"{percent(share)} of its cells ({lost:,}) {done} left out, because they are near the border of the image. "
-            "A smaller yx_patch_size keeps more of them, border: pad all.",
-        )  # fmt: skip
+def _find_at_border(collection: Collection, tally: Tally) -> Iterator[Finding]:
+    """Find experiments that lose many cells at the border; one finding for all."""
+    shares = {}
+    for record, count in zip(collection.experiments, tally.experiments, strict=True):
+        lost = collection.dropped.get(record.name, {}).get("near_border", 0)
+        if (share := lost / max(count.cells + lost, 1)) >= _MANY_LOST:
+            shares[record.name] = share
+    if not shares:
+        return
+    done = "were" if collection.is_built else "would be"
+    listed = ", ".join(f"{percent(share)} of {name}" for name, share in list(shares.items())[:_MOST_NAMED])
+    more = f" and as many of {len(shares) - _MOST_NAMED} more experiments" if len(shares) > _MOST_NAMED else ""
+    text = (
+        f"many cells {done} left out, because they are near the border of the image: {listed}{more}. With a smaller "
+        "yx_patch_size more of them are kept, and with `border: pad` all."
+    )
+    yield Finding(level="doubtful", code="many_at_border", experiment=None, text=text)
 
 
 def _find_lone_conditions(collection: Collection, tally: Tally) -> Iterator[Finding]:

@@ -37,7 +37,7 @@ from etl.run.versions import (
 )
 from etl.source.experiments import BuildConfig
 from etl.source.fingerprints import describe_changes
-from etl.source.preflight import check_plates, open_plates, plan_fovs
+from etl.source.preflight import check_plates, describe_left_wells, open_plates, plan_fovs
 from etl.source.scales import describe_intervals, fill_in_from_plates
 from etl.source.table_places import open_tables
 
@@ -161,6 +161,8 @@ class FolderBuild:
         refuse_moving_sources(opened, self._trust(previous))
         for record in manifest.skipped:
             self.progress.say(f"skipped: {record.experiment}, {record.fov_name}: {record.reason}")
+        if manifest.skipped:
+            self.progress.say(_describe_skipped(manifest, previous))
         if self.outlet is None:
             manifest = commit(self.folder, manifest)
         return Built(manifest=manifest, anew=True, kept=build.previous)
@@ -187,7 +189,7 @@ class FolderBuild:
         if previous is not None and trusted and self._is_up_to_date(previous, self.config, previous.sources):
             return None
         opened = open_sources(self.config, trusted, self.progress)
-        for line in describe_intervals(opened.config):
+        for line in (*describe_intervals(opened.config), *describe_left_wells(opened.config, opened.plates)):
             self.progress.say(line)
         if previous is not None:
             _compare_sources(previous, opened, self.mode, self.progress)
@@ -208,6 +210,19 @@ class FolderBuild:
     def _plan(self, opened: Opened, start: PreviousSet | None) -> Build:
         plates, sources = opened.plates, opened.sources
         return Build(opened.config, self.folder, plates, sources, start, self.progress, self.make_executor, self.outlet)
+
+
+def _describe_skipped(manifest: Manifest, previous: PreviousSet | None) -> str:
+    """Say what becomes of the fields of view that are left out, and whether the set held some of them before."""
+    said = "skipped: the next build tries again what was skipped."
+    if previous is None:
+        return said
+    held = {(fov.experiment, fov.fov_name) for fov in previous.manifest.fovs}
+    lost = held & {(one.experiment, one.fov_name) for one in manifest.skipped}
+    if not lost:
+        return said
+    number = previous.manifest.set_version
+    return f"{said} Of these, version {number} of the set holds {len(lost)}, until a build with --prune removes it."
 
 
 def _cuts_alike(previous: PreviousSet, config: BuildConfig) -> bool:

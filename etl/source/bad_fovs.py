@@ -17,7 +17,7 @@ from etl.source.plates import Fov, Plate
 from etl.source.preflight import plan_fovs
 from etl.source.table_places import open_tables
 from etl.source.track_places import is_source
-from etl.source.tracks import open_track_files, parse_track_file
+from etl.source.tracks import list_tracked, open_track_files, parse_track_file
 
 _MOST_LETTERS = 500
 
@@ -58,20 +58,35 @@ def find_bad_tracks(config: BuildConfig, plates: Mapping[str, Plate]) -> tuple[S
     Returns
     -------
     tuple
-        Nothing of an experiment of which none is good, for then it is the config that is wrong; nor of one with a
-        single table.
+        Nothing of an experiment of which none is good, for then it is the config that is wrong. Of one with a single
+        table, the fields of view that the table doesn't name, as those that are not tracked yet.
     """
     found: list[SkippedRecord] = []
     for experiment in config.experiments:
         names = plan_fovs(config, experiment, plates[experiment.name].fovs)
-        if is_source(experiment):
-            continue
         alone = replace(config, experiments=(experiment,))
+        if is_source(experiment):
+            found += _find_untracked(alone, names)
+            continue
         with ThreadPoolExecutor(config.workers) as pool:
             looked = list(pool.map(lambda name, of=alone: _look(of, name), names))
         bad = [record for record in looked if record is not None]
         found += bad if len(bad) < len(names) else []
     return tuple(found)
+
+
+def _find_untracked(config: BuildConfig, names: tuple[str, ...]) -> list[SkippedRecord]:
+    """Find the fields of view that a table of all doesn't name; `config` has its experiment only."""
+    (experiment,) = config.experiments
+    with open_tables(config) as tables:
+        files = open_track_files(config, {experiment.name: names}, tables)
+        tracked = [list_tracked(file) for file in files]
+    if any(one is None for one in tracked):
+        return []
+    there = {name for one in tracked for name in one or ()}
+    lost = [name for name in names if name not in there]
+    why = ConfigError(f"{experiment.tracks_path}: no row is of this field of view.")
+    return [make_skipped(experiment, name, why) for name in lost] if len(lost) < len(names) else []
 
 
 def _look(config: BuildConfig, fov_name: str) -> SkippedRecord | None:

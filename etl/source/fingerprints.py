@@ -180,7 +180,7 @@ def describe_changes(old: Mapping[Key, SourceRecord], new: Mapping[Key, SourceRe
             kinds = [k for k in ("tracks", "metadata", "pixels") if getattr(old[key], k) != getattr(new[key], k)]
         for kind in kinds:
             found.setdefault((key[0], kind), []).append(key[1])
-    verbs = {"added": "added", "gone": "gone", "tracks": "tracks changed", "pixels": "pixels changed"}
+    verbs = {"added": "added", "gone": "gone", "tracks": "files of tracks changed", "pixels": "files of pixels changed"}
     return [
         f"{experiment}: {verbs.get(kind, 'metadata changed')}: {_shorten(names)}"
         for (experiment, kind), names in found.items()

@@ -107,6 +107,17 @@ def check_plates(config: BuildConfig, plates: Mapping[str, Plate]) -> None:
             )
 
 
+def describe_left_wells(config: BuildConfig, plates: Mapping[str, Plate]) -> list[str]:
+    """Say which wells of the plates no condition names, a line per experiment; nothing where wells were chosen."""
+    lines = []
+    for experiment in config.experiments:
+        wells = [well for well in plates[experiment.name].wells if well not in experiment.well_conditions]
+        if wells and config.include_wells is None and experiment.include_wells is None:
+            shown = ", ".join(wells[:4]) + (f" and {len(wells) - 4} more" if wells[4:] else "")
+            lines.append(f"{experiment.name}: left out, because condition_wells names no condition of theirs: {shown}.")
+    return lines
+
+
 def _check_wells(groups: Mapping[str, tuple[str, ...]], plate: Plate, where: str) -> None:
     for name, wells in groups.items():
         for well in wells:

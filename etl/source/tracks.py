@@ -197,6 +197,14 @@ def parse_track_file(source: TrackFile) -> FovTracks:
     return FovTracks(rows=rows, outside=outside, is_latin_1=bool(source.labels) and is_latin_1(raw))
 
 
+def list_tracked(source: TrackFile) -> tuple[str, ...] | None:
+    """List the fields of view that the rows of a table name; None where rows don't name any."""
+    if FOV_COLUMN not in source.file.columns:
+        return None
+    column = read_table(source.file, [], (FOV_COLUMN,))[FOV_COLUMN].combine_chunks()
+    return tuple(column.dictionary.to_pylist())
+
+
 def _find_fovs(raw: pa.Table, source: TrackFile) -> tuple[Int32[np.ndarray, " rows"], Int32[np.ndarray, " rows"]]:
     """Say which FOV each row is of: a number that only tells FOVs apart, and `fov`, −1 for those that are not built.
 
@@ -220,7 +228,8 @@ def _find_fovs(raw: pa.Table, source: TrackFile) -> tuple[Int32[np.ndarray, " ro
         asked = "with the zeros that the plate's names have" if alike else "as row/col/fov"
         raise ConfigError(
             f"{file}: no row is of FOV {', '.join(lost[:3])}{more}; its FOVs are {names[:8]}. Write FOVs {asked} "
-            "there, or list those without a cell in shards.exclude_fovs."
+            "there, list those without a cell in shards.exclude_fovs, or leave out what is not tracked yet with "
+            "on_bad_fov: skip."
         )
     return code, np.array([fovs.get(name, -1) for name in names], dtype=np.int32)[code]
 
