@@ -27,7 +27,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for `benchmarks`, which is not installed
 from benchmarks import quality_fucci
-from benchmarks.quality_sets import MOVIE_STEPS, Task, make_movies, make_simulated
+from benchmarks.quality_sets import Task, make_movies, make_simulated
 from benchmarks.quality_training import ARMS, UNTRAINED, embed
 from dynaclr_wds.evaluate.cells import Embedding
 from dynaclr_wds.evaluate.judge import Settings, judge
@@ -138,7 +138,7 @@ def list_fucci(root: Path, movie: quality_fucci.Movie, seeds: Sequence[int]) -> 
             of="cell cycle",
             arm=arm,
             path=root / "results" / "fucci" / f"{arm}-{seed}.json",
-            asked={"steps": MOVIE_STEPS},
+            asked={"steps": quality_fucci.STEPS},
             make=partial(judge_fucci, movie, arm, seed),
         )
         for seed in seeds

@@ -19,7 +19,7 @@ import numpy as np
 import yaml
 from jaxtyping import Float32, Float64, Int64
 
-from benchmarks.quality_sets import MOVIE_STEPS, Task, build
+from benchmarks.quality_sets import Task, build
 from benchmarks.quality_training import EXACT, UNTRAINED, embed
 from dynaclr_wds.evaluate.cells import Cells, number
 from dynaclr_wds.evaluate.pixels import NAME, Patches, embed_pixels
@@ -37,6 +37,8 @@ TAU_HOURS = (0.25, 1.0)
 RADIUS = 8
 """Of the disc, in pixels: 4.4 µm, within a nucleus."""
 PHASES = 3
+STEPS = 960
+"""Of each training."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +57,7 @@ class Movie:
             held_out=(side,),
             tau_hours=TAU_HOURS,
             again_hours=1.0,
-            steps=MOVIE_STEPS,
+            steps=STEPS,
         )
 
 

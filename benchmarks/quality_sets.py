@@ -43,7 +43,7 @@ class Task:
     side: int = 40
     """Pixels that the network sees of them."""
     batch_size: int = 48
-    steps: int = 240
+    steps: int = 960
 
     @property
     def split(self) -> dict[str, Any]:
