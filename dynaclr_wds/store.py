@@ -115,6 +115,13 @@ class RemoteStore(BlockStore, Protocol):
         """
         ...
 
+    def allow_gathering(self, allowed: bool) -> None:
+        """Gather nothing from now on, and give up what is on its way; or gather again.
+
+        Without it, who closes a loader while the server is away would wait for the last try of what nobody looks at.
+        """
+        ...
+
     def fetch_again(self, shard: int, begin: int, end: int, found: int) -> None:
         """Ask anew for a block whose bytes, of checksum `found`, are not those that were written.
 

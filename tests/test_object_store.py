@@ -543,6 +543,21 @@ def test_what_nobody_waits_for_any_more_is_not_asked_for_again(url, bucket, prox
     assert data.train_dataset._reader._store._held.table.members == []
 
 
+def test_a_batch_that_comes_late_asks_for_no_patch_of_a_window_that_was_closed(url, bucket, proxy_before, tmp_path):
+    proxy = proxy_before(bucket.endpoint)
+    options = quick(proxy.before(bucket), retry_timeout=600.0)
+    data = make_data(url, storage_options=options, cache_dir=str(tmp_path), num_workers=1, **STREAMING)
+    loader = iter(data.train_dataloader())
+    next(loader)
+    loader.close()
+    proxy.use(Schedule(0, (Rule(kinds=("503",)),)))
+    with pytest.raises(OSError, match=r"let go meanwhile, because the loader was closed"):
+        data.train_dataset.__getitems__(next(iter(data.train_sampler)))
+    assert proxy.seen == []
+    proxy.use(Schedule())
+    assert len(list(data.train_dataloader())) > 0
+
+
 # --- pure
 
 

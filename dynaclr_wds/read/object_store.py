@@ -90,6 +90,8 @@ class ObjectStore:
         if disk is not None:
             disk.know(versions)
         self._requests: ThreadPoolExecutor | None = None
+        self._gatherings: list[tuple[Arrivals, ...]] = []
+        self._may_gather = True
 
     def read(
         self,
@@ -131,16 +133,31 @@ class ObjectStore:
     ) -> Iterator[None]:
         """Ask for ranges that this thread is about to read; see `RemoteStore.gather`."""
         number = np.flatnonzero((begin >= 0) & (end <= self._bytes[shard]))  # the others fail when they are read
+        if not self._may_gather:
+            number = number[:0]
         base = self._base[shard[number]]
-        self._gathered.tables = self._ask(number, base + begin[number], base + end[number], check)
+        tables = self._ask(number, base + begin[number], base + end[number], check)
+        with self._lock:
+            self._gatherings.append(tables)
+            allowed = self._may_gather
+        if not allowed:
+            _give_up(tables)
+        self._gathered.tables = tables
         try:
             yield
         finally:
-            _, *coming = self._gathered.tables
             self._gathered.tables = None
-            for table in coming:
-                for piece in table.members:  # after an error, nobody waits for the others
-                    piece.give_up()
+            with self._lock:
+                self._gatherings = [other for other in self._gatherings if other is not tables]
+            _give_up(tables)  # after an error, nobody waits for the others
+
+    def allow_gathering(self, allowed: bool) -> None:
+        """Gather nothing from now on, or gather again; see `RemoteStore.allow_gathering`."""
+        with self._lock:
+            self._may_gather = allowed
+            given_up = [] if allowed else list(self._gatherings)
+        for tables in given_up:
+            _give_up(tables)
 
     def fetch(self, shard: int, begin: int, end: int) -> None:
         """Ask for a block, and return at once."""
@@ -339,6 +356,13 @@ class ObjectStore:
                     f"{self._storage.root / self._shards[shard].path}: was replaced while it was read. Put the old one "
                     "back, or open the new set and train from there."
                 )
+
+
+def _give_up(tables: tuple[Arrivals, ...]) -> None:
+    """Give up what was asked for; the first table is of a pool, and stays."""
+    for table in tables[1:]:
+        for piece in table.members:
+            piece.give_up()
 
 
 def _find_damage(

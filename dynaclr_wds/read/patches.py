@@ -230,6 +230,11 @@ class PatchReader:
             self._verified[block] = False
         self._store.forget(*self._span(block))
 
+    def allow_gathering(self, allowed: bool) -> None:
+        """Ask a server for patches by themselves, or not any more; see `RemoteStore.allow_gathering`."""
+        if self._remote is not None:
+            self._remote.allow_gathering(allowed)
+
     def load(self, block: int) -> None:
         """Read a block from front to back, and check it."""
         shard, begin, end = self._span(block)

@@ -84,6 +84,10 @@ class RemoteDecodingStore(DecodingStore):
         finally:
             self._gathered.spans = None
 
+    def allow_gathering(self, allowed: bool) -> None:
+        """Gather nothing from now on, or gather again; see `RemoteStore.allow_gathering`."""
+        self._objects.allow_gathering(allowed)
+
     def fetch_again(self, shard: int, begin: int, end: int, found: int) -> None:
         """Ask anew for a block that came damaged; see `RemoteStore.fetch_again`."""
         at = int(self._base[shard])
