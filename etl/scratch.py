@@ -53,7 +53,8 @@ def _own_prefix() -> str:
 def _make(parent: Path, prefix: str) -> tuple[Path, int]:
     """Make a folder and lock it; return its descriptor, too."""
     while True:
-        parent.mkdir(parents=True, exist_ok=True)
+        if not parent.is_dir():
+            parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):  # removed before it was locked, by another process that makes one
             folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
             lock = os.open(folder, os.O_RDONLY)

@@ -21,8 +21,8 @@ def test_a_fault_is_found_named_and_mended_to_the_same_bytes(scene: Scene, fault
     outcome, name = run_fault(fault, scene, tmp_path)
     assert (outcome.found, outcome.mended) == (fault.found, fault.mended), outcome.said
     assert name in outcome.said
-    for word in {"line": "line ", "frames": "frames "}:
-        assert word not in fault.names.split(", ") or f"{word} " in outcome.said
+    for word, said in {"line": "line ", "frames": "frame"}.items():
+        assert word not in fault.names.split(", ") or said in outcome.said
 
 
 def test_the_page_has_the_table_of_these_faults():

@@ -95,7 +95,7 @@ def test_fovs_that_are_left_out_are_on_no_side(shards):
 def test_what_is_held_out_is_said(shards, caplog):
     with caplog.at_level("INFO"):
         ready(shards, split="fovs", val_fovs=["e0/B/2/0", "e1/B/2/0", "e2/B/2/0"])
-    assert "holds out 3 of 12 fields of view (25%)." in caplog.text
+    assert "holds out 3 of 12 fields of view (25%): e0/B/2/0, e1/B/2/0, e2/B/2/0." in caplog.text
     assert "Nothing is held out of e3." in caplog.text
     caplog.clear()
     with caplog.at_level("INFO"):

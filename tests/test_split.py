@@ -145,7 +145,7 @@ def test_fovs_are_held_out_by_name_of_one_or_of_all_experiments():
     both = split_fovs(SplitConfig(split="fovs", val_fovs=("A/1/0",)), FOVS, ALL)
     assert both.val.fovs.tolist() == [True, False, False, True]
     assert both.notes == (
-        "split='fovs', val_fovs=['A/1/0'] holds out 2 of 4 fields of view (50%).",
+        "split='fovs', val_fovs=['A/1/0'] holds out 2 of 4 fields of view (50%): a/A/1/0, b/A/1/0.",
         "Nothing is trained on of b.",
     )
     assert both.held_out_fovs(FOVS) == {"a": ["A/1/0"], "b": ["A/1/0"]}

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import threading
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
@@ -80,6 +81,14 @@ class Mixer:
         self._all_fits = self._needs.total_bytes <= self.share_bytes
         self._budget: float | None = None  # bytes of a group that the first stream of the first epoch found
         self._parts: tuple[int, list[list[Part]]] | None = None
+        self._lock = threading.RLock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the lock out, so that a sampler can be copied and sent to another process."""
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
         self._lock = threading.RLock()
 
     def parts(self, epoch: int) -> list[list[Part]]:
