@@ -139,10 +139,10 @@ def _find_at_border(collection: Collection, tally: Tally) -> Iterator[Finding]:
         return
     done = "were" if collection.is_built else "would be"
     listed = ", ".join(f"{percent(share)} of {name}" for name, share in list(shares.items())[:_MOST_NAMED])
-    more = f" and as many of {len(shares) - _MOST_NAMED} more experiments" if len(shares) > _MOST_NAMED else ""
+    more = f" and many of {count_of(len(shares) - _MOST_NAMED, 'more experiment')}" if len(shares) > _MOST_NAMED else ""
     text = (
         f"many cells {done} left out, because they are near the border of the image: {listed}{more}. With a smaller "
-        "yx_patch_size more of them are kept, and with `border: pad` all."
+        "yx_patch_size more of them are kept, and with border: pad all of them."
     )
     yield Finding(level="doubtful", code="many_at_border", experiment=None, text=text)
 
