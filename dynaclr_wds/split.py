@@ -18,7 +18,7 @@ from dynaclr_wds.contract import FovRecord
 from dynaclr_wds.fov_names import check_experiments, keep_experiments, match_fovs, qualify
 from dynaclr_wds.hashed_sides import find_seed, hold_out
 from dynaclr_wds.split_config import EXPERIMENTS, FOVS, NOUNS, SplitConfig
-from dynaclr_wds.words import count_of
+from dynaclr_wds.words import count_of, list_some
 
 NULL = "~"
 """Names the cells without a value, as it does in groups."""
@@ -47,6 +47,8 @@ class Side:
         return found
 
 
+_MOST_NAMED = 5
+"""Names that a sentence lists one by one."""
 _HOLD_OUT_FOVS = (
     "There is one experiment, so hold out fields of view of it: --data.split fovs --data.split_ratio 0.8 "
     "--data.val_experiments null (in Python split='fovs', split_ratio=0.8)."
@@ -102,9 +104,11 @@ class Split:
         count = count_of(len(names), "field")
         if self.val.lineages is not None:
             lineages = count_of(int(np.count_nonzero(self.val.lineages)), "lineage")
-            return f"Validation: {lineages} of {_shorten(sorted(found))}, held out by {self.asked}."
+            return f"Validation: {lineages} of {list_some(sorted(found), _MOST_NAMED)}, held out by {self.asked}."
         listed = f" ({', '.join(sorted(names))})" if len(names) <= _MOST_NAMED else ""
-        return f"Validation: {count} of view of {_shorten(sorted(found))}{listed}, held out by {self.asked}."
+        return (
+            f"Validation: {count} of view of {list_some(sorted(found), _MOST_NAMED)}{listed}, held out by {self.asked}."
+        )
 
     def _remedy(self) -> str | None:
         """Say which seed draws two sides, where they are drawn."""
@@ -210,9 +214,10 @@ def split_lineages(asked: SplitConfig, cells: LabelledCells, usable: Bool[np.nda
     val, train = has_held, has_other & ~has_held
     named = [value for value, out in zip(values, of_value, strict=True) if out]
     count = int((val | train).sum())
-    notes = [f"{asked} holds out {val.sum():,} of {count:,} lineages: those with {asked.split} {_shorten(named)}."]
+    which = list_some(named, _MOST_NAMED)
+    notes = [f"{asked} holds out {val.sum():,} of {count:,} lineages: those with {asked.split} {which}."]
     if not named:
-        none = f"none of the values of {asked.split!r} ({_shorten(cells.values)}) was drawn"
+        none = f"none of the values of {asked.split!r} ({list_some(cells.values, _MOST_NAMED)}) was drawn"
         notes = [f"{asked} holds out none of {count:,} lineages: {none}."]
     if both := int((has_held & has_other).sum()):
         notes.append(
@@ -241,9 +246,9 @@ def _describe_fovs(
         owner = np.array([fov.experiment for fov in fovs])
         out, kept = (set(owner[usable & side].tolist()) for side in (held, ~held))
         if missing := sorted(kept - out):
-            notes.append(f"Nothing is held out of {_shorten(missing)}.")
+            notes.append(f"Nothing is held out of {list_some(missing, _MOST_NAMED)}.")
         if missing := sorted(out - kept):
-            notes.append(f"Nothing is trained on of {_shorten(missing)}.")
+            notes.append(f"Nothing is trained on of {list_some(missing, _MOST_NAMED)}.")
     return tuple(notes)
 
 
@@ -261,14 +266,7 @@ def _find_torn(
     if not torn:
         return ()
     return (
-        f"Fields of view of a plate that is in several experiments are on both sides ({len(torn)}): {_shorten(torn)}. "
-        f"Name those to hold out in val_fovs, without the experiment: val_fovs=[{torn[0]!r}].",
+        f"Fields of view of a plate that is in several experiments are on both sides ({len(torn)}): "
+        f"{list_some(torn, _MOST_NAMED)}. Name those to hold out in val_fovs, without the experiment: "
+        f"val_fovs=[{torn[0]!r}].",
     )
-
-
-_MOST_NAMED = 5
-"""Fields of view that are named one by one."""
-
-
-def _shorten(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

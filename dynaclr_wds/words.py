@@ -1,11 +1,19 @@
-"""Numbers to words: what both halves print where they count something. Imports nothing."""
+"""Numbers to words: what both halves print where they count something. Imports nothing of ours."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 
 def count_of(number: int, noun: str, plural: str | None = None) -> str:
     """Write a number and what it counts: `1 track`, `1,200 tracks`."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def list_some(names: Sequence[str], most: int = 4) -> str:
+    """List the first few names, and say how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def percent(share: float) -> str:

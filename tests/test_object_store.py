@@ -529,12 +529,19 @@ def test_a_server_that_is_killed_and_started_again_in_mid_epoch_changes_no_batch
         assert_same(found, local_batches(**STREAMING)[: len(loader)])
 
 
-def test_what_nobody_waits_for_any_more_is_not_asked_for_again(url, bucket, proxy_before, tmp_path):
+@pytest.fixture
+def begun_behind(url, bucket, proxy_before, tmp_path):
+    """A training in streaming whose server is behind a proxy, and its loader, which has given one batch."""
     proxy = proxy_before(bucket.endpoint)
     options = quick(proxy.before(bucket), retry_timeout=600.0)
     data = make_data(url, storage_options=options, cache_dir=str(tmp_path), num_workers=1, **STREAMING)
     loader = iter(data.train_dataloader())
     next(loader)
+    return proxy, data, loader
+
+
+def test_what_nobody_waits_for_any_more_is_not_asked_for_again(begun_behind):
+    proxy, data, loader = begun_behind
     proxy.use(Schedule(0, (Rule(kinds=("503",)),)))
     begun = time.monotonic()
     loader.close()
@@ -543,12 +550,8 @@ def test_what_nobody_waits_for_any_more_is_not_asked_for_again(url, bucket, prox
     assert data.train_dataset._reader._store._held.table.members == []
 
 
-def test_a_batch_that_comes_late_asks_for_no_patch_of_a_window_that_was_closed(url, bucket, proxy_before, tmp_path):
-    proxy = proxy_before(bucket.endpoint)
-    options = quick(proxy.before(bucket), retry_timeout=600.0)
-    data = make_data(url, storage_options=options, cache_dir=str(tmp_path), num_workers=1, **STREAMING)
-    loader = iter(data.train_dataloader())
-    next(loader)
+def test_a_batch_that_comes_late_asks_for_no_patch_of_a_window_that_was_closed(begun_behind):
+    proxy, data, loader = begun_behind
     loader.close()
     proxy.use(Schedule(0, (Rule(kinds=("503",)),)))
     with pytest.raises(OSError, match=r"let go meanwhile, because the loader was closed"):

@@ -17,12 +17,12 @@ from dynaclr_wds.crop_sides import least_side
 from dynaclr_wds.errors import ConfigError
 from dynaclr_wds.plan.config import SamplingConfig
 from dynaclr_wds.tau import least_tau, tau_range_frames
-from dynaclr_wds.words import count_of
+from dynaclr_wds.words import count_of, list_some
 from etl.configure.facts import ExperimentFacts
 from etl.configure.held_out import FEW, choose_split, count_distinct
 from etl.configure.templates import Value, quote
 from etl.configure.trial import MOST_SAMPLES, Batches, choose_batches
-from etl.suspicious.words import list_some, write_bytes
+from etl.suspicious.words import write_bytes
 
 _SMALLEST_CROP = 32
 _LEAST_SCALE = 0.8

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from dynaclr_wds.hashed_sides import hold_out
-from dynaclr_wds.words import count_of
+from dynaclr_wds.words import count_of, list_some
 from etl.configure.facts import ExperimentFacts, sum_lineages
 from etl.configure.templates import Value, quote
-from etl.suspicious.words import list_some
 
 FEW = 8
 """An experiment whose batches hold fewer distinct lineages is held out where others are richer."""

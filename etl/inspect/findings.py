@@ -8,7 +8,7 @@ from typing import Literal
 
 from dynaclr_wds.contract import ExperimentRecord
 from dynaclr_wds.tau import least_tau
-from dynaclr_wds.words import count_of, percent
+from dynaclr_wds.words import count_of, list_some, percent
 from etl.inspect.collection import Collection
 from etl.inspect.pixels import ChannelFacts
 from etl.inspect.tally import ExperimentCount, Tally, quantile_of
@@ -144,7 +144,7 @@ def _find_at_border(collection: Collection, tally: Tally) -> Iterator[Finding]:
         f"many cells {done} left out, because they are near the border of the image: {listed}{more}. With a smaller "
         "yx_patch_size more of them are kept, and with border: pad all of them."
     )
-    yield Finding(level="doubtful", code="many_at_border", experiment=None, text=text)
+    yield _make(None, "doubtful", "many_at_border", text)
 
 
 def _find_lone_conditions(collection: Collection, tally: Tally) -> Iterator[Finding]:
@@ -155,16 +155,16 @@ def _find_lone_conditions(collection: Collection, tally: Tally) -> Iterator[Find
         alone = [value for value, count in there if count.fovs == 1]
         if label.name != "condition" or len(there) < 2 or not alone:
             continue
-        names = ", ".join(alone[:_MOST_NAMED]) + (
-            f" and {len(alone) - _MOST_NAMED} more" if alone[_MOST_NAMED:] else ""
-        )
         text = (
-            f"one field of view only has the condition {names}: what a network finds there may be that image's light "
-            "and focus, and no field of view with it can be held out. Film more, or judge by lineages, with care."
+            f"one field of view only has the condition {list_some(alone, _MOST_NAMED)}: what a network finds there may "
+            "be that image's light and focus, and no field of view with it can be held out. Film more, or judge by "
+            "lineages, with care."
         )
-        yield Finding(level="doubtful", code="condition_in_one_fov", experiment=None, text=text)
+        yield _make(None, "doubtful", "condition_in_one_fov", text)
 
 
-def _make(record: ExperimentRecord, level: Level, code: str, text: str) -> Finding:
-    line = "".join(letter if letter.isprintable() else "�" for letter in f"{record.name}: {text}")
-    return Finding(level=level, code=code, experiment=record.name, text=line)
+def _make(record: ExperimentRecord | None, level: Level, code: str, text: str) -> Finding:
+    """Make a finding of one experiment, or of none."""
+    whole = text if record is None else f"{record.name}: {text}"
+    line = "".join(letter if letter.isprintable() else "�" for letter in whole)
+    return Finding(level=level, code=code, experiment=None if record is None else record.name, text=line)

@@ -10,7 +10,7 @@ import numpy as np
 from dynaclr_wds.pages.markup import Html, bullets, details, grid, heading, note, paragraph
 from dynaclr_wds.pages.shell import Page, Section, write_page
 from dynaclr_wds.pages.tables import table
-from dynaclr_wds.words import count_of
+from dynaclr_wds.words import count_of, list_some
 from etl.inspect import tables
 from etl.inspect.collection import name_stratum
 from etl.inspect.figures import (
@@ -25,7 +25,6 @@ from etl.inspect.figures import (
 from etl.inspect.lineage_trees import Tree
 from etl.inspect.looking import MOST_STRATA, Inspection, Pair
 from etl.inspect.tables import Rows
-from etl.suspicious.words import list_some
 
 _MOST_EXPERIMENTS = 16
 """Experiments whose figures are shown."""

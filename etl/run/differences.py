@@ -12,7 +12,7 @@ from typing import Any
 
 from dynaclr_wds.contract import Manifest
 from dynaclr_wds.errors import BuildError
-from etl.suspicious.words import list_some
+from dynaclr_wds.words import list_some
 
 Record = Mapping[str, Any]
 """A config, or an experiment of one, as a manifest holds it."""

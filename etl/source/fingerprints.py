@@ -23,7 +23,7 @@ from dynaclr_wds.errors import PlateError, StorageError
 from dynaclr_wds.storage.location import Location, is_url, parse_place
 from dynaclr_wds.storage.objects import open_object
 from dynaclr_wds.storage.versions import ObjectInfo
-from dynaclr_wds.words import count_of
+from dynaclr_wds.words import count_of, list_some
 from etl.layout.segments import WHOLE, Segment, plan_segments
 from etl.source.experiments import BuildConfig, ExperimentConfig
 from etl.source.plate_store import METADATA, find_chunks
@@ -34,6 +34,8 @@ from etl.source.track_places import is_source, list_fov_sources
 
 Key = tuple[str, str]
 """(experiment, fov_name)."""
+
+_MOST_NAMED = 8
 
 
 def fingerprint_sources(
@@ -182,7 +184,7 @@ def describe_changes(old: Mapping[Key, SourceRecord], new: Mapping[Key, SourceRe
             found.setdefault((key[0], kind), []).append(key[1])
     verbs = {"added": "added", "gone": "gone", "tracks": "files of tracks changed", "pixels": "files of pixels changed"}
     return [
-        f"{experiment}: {verbs.get(kind, 'metadata changed')}: {_shorten(names)}"
+        f"{experiment}: {verbs.get(kind, 'metadata changed')}: {list_some(names, _MOST_NAMED)}"
         for (experiment, kind), names in found.items()
     ]
 
@@ -194,15 +196,11 @@ def describe_absent(absent: Mapping[Key, int]) -> list[str]:
         found = {fov: count for (name, fov), count in sorted(absent.items()) if name == experiment}
         lines.append(
             f"{experiment}: {count_of(sum(found.values()), 'chunk')} of the plate not there, in "
-            f"{_shorten(list(found))}: their pixels are read as the fill value. Some programs leave out chunks "
-            "that are empty; if the plate was copied, or its disk failed, restore it."
+            f"{list_some(list(found), _MOST_NAMED)}: their pixels are read as the fill value. Some programs leave out "
+            "chunks that are empty; if the plate is still being written, build again when it is complete; if it was "
+            "copied, or its disk failed, restore it."
         )
     return lines
-
-
-def _shorten(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-    return ", ".join(names[:8]) + more
 
 
 def _add_file(digest: Any, path: Path) -> None:

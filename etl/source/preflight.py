@@ -10,6 +10,7 @@ from pathlib import Path
 
 from dynaclr_wds.errors import ConfigError, PlateError
 from dynaclr_wds.storage.location import is_url
+from dynaclr_wds.words import list_some
 from etl.source.experiments import BuildConfig, ExperimentConfig
 from etl.source.images import list_images, open_images
 from etl.source.plates import Fov, Plate, open_plate
@@ -113,8 +114,8 @@ def describe_left_wells(config: BuildConfig, plates: Mapping[str, Plate]) -> lis
     for experiment in config.experiments:
         wells = [well for well in plates[experiment.name].wells if well not in experiment.well_conditions]
         if wells and config.include_wells is None and experiment.include_wells is None:
-            shown = ", ".join(wells[:4]) + (f" and {len(wells) - 4} more" if wells[4:] else "")
-            lines.append(f"{experiment.name}: left out, because condition_wells names no condition of theirs: {shown}.")
+            why = "left out, because condition_wells names no condition of theirs"
+            lines.append(f"{experiment.name}: {why}: {list_some(wells)}.")
     return lines
 
 

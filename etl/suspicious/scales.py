@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 
 from dynaclr_wds.suspicions import SuspicionRecord
 from dynaclr_wds.tau import least_tau
-from dynaclr_wds.words import count_of
+from dynaclr_wds.words import count_of, list_some
 from etl.source.config import BuildConfig, ExperimentConfig
 from etl.source.plates import Fov
-from etl.suspicious.words import list_some, suspicion, write_size
+from etl.suspicious.words import suspicion, write_size
 
 TOLERANCE = 0.01
 """Relative difference up to which two intervals or two pixel sizes count as the same."""

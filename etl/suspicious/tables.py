@@ -9,11 +9,11 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from dynaclr_wds.suspicions import SuspicionRecord
-from dynaclr_wds.words import count_of
+from dynaclr_wds.words import count_of, list_some
 from etl.queries import TrackTable
 from etl.source.config import BuildConfig, ExperimentConfig
 from etl.source.plates import Plate
-from etl.suspicious.words import list_some, suspicion
+from etl.suspicious.words import suspicion
 
 MANY = 0.01
 """Share of rows outside the image, or the movie, from which on they are suspicious."""

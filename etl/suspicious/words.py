@@ -28,9 +28,3 @@ def write_bytes(count: int) -> str:
             return f"{size:.3g} {unit}"
         size /= 1000
     return f"{size:.3g} TB"
-
-
-def list_some(names: Sequence[str], most: int = 4) -> str:
-    """List the first few names, and say how many more there are."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
