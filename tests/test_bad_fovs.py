@@ -146,7 +146,7 @@ def test_without_skip_a_bad_fov_is_an_error_that_names_it_and_what_is_finished_s
         etl.unit.build, "cut_fov", lambda job, stored: (cut.append(job.fov.name), cut_fov(job, stored))[1]
     )
     build(collection, out, None, options)
-    assert cut == (["B/2/0"] if kind == "pixels" else ["A/1/0", "A/1/1", "B/2/0"])
+    assert sorted(cut) == (["B/2/0"] if kind == "pixels" else ["A/1/0", "A/1/1", "B/2/0"])
     build(collection, tmp_path / "fresh", None, EACH_FOV)
     assert digests(out) == digests(tmp_path / "fresh")
 

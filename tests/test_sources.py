@@ -166,7 +166,7 @@ def test_only_the_bad_shard_is_written_again_from_the_fovs_of_its_group(
     build(collection, out)
     assert digests(out) == before
     assert {path for path, inode in inodes(out).items() if kept[path] != inode} == {bad}
-    assert cut == [f"experiment0/plate.zarr/{fov}" for fov in ("A/1/0", "A/1/1", "B/2/0")]
+    assert sorted(cut) == [f"experiment0/plate.zarr/{fov}" for fov in ("A/1/0", "A/1/1", "B/2/0")]
 
 
 def test_repair_mends_what_only_a_checksum_tells(collection: Path, tmp_path: Path):
