@@ -113,10 +113,9 @@ def plan_groups(index: PlanIndex, sizes: Int64[np.ndarray, " s"], config: Sampli
         return (_make_group("", drawn, index, sizes, config),)
     drawn = drawn[np.argsort(index.group_of[drawn], kind="stable")]
     number, first = np.unique(index.group_of[drawn], return_index=True)
-    parts = np.split(drawn, first[1:])
+    parts, names = np.split(drawn, first[1:]), index.group_names
     return tuple(
-        _make_group(index.group_names[g], members, index, sizes, config)
-        for g, members in zip(number.tolist(), parts, strict=True)
+        _make_group(names[g], members, index, sizes, config) for g, members in zip(number.tolist(), parts, strict=True)
     )
 
 

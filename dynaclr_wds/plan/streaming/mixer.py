@@ -79,6 +79,7 @@ class Mixer:
         self._window = Window(index=index, groups=groups, config=config, bytes=window_bytes, num_streams=num_streams)
         self.active = plan_active(self._window, self._needs)
         self._all_fits = self._needs.total_bytes <= self.share_bytes
+        self._per_round = batches_per_round(index, config)
         self._budget: float | None = None  # bytes of a group that the first stream of the first epoch found
         self._parts: tuple[int, list[list[Part]]] | None = None
         self._lock = threading.RLock()
@@ -146,7 +147,7 @@ class Mixer:
         shares = np.concatenate([g.share for g in pieces.groups])
         drawn = shares * config.batch_size / needs.block_anchors[pieces.origin]  # blocks' worth, per batch
         whole = resident >= needs.blocks[pieces.origin]
-        per_round = batches_per_round(self.index, config)
+        per_round = self._per_round
         if not whole.all():
             per_round = int(np.clip((_ROUND_SHARE * resident / drawn)[~whole].min(), 1, per_round))
         # a round keeps blocks for all of its batches, and so do rounds of other groups that leak from here

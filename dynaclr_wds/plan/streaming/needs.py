@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,7 @@ from dynaclr_wds.plan.streaming.partition import make_part
 _SAMPLE = 1 << 20  # anchors of a stratum to count lineages in; blocks are random samples, so the first will do
 _SPARE_LINEAGES = 1.25  # lineages within reach, over those that a batch takes of a stratum
 _SPARE_BLOCKS = 3  # beside those: one that comes, one that goes, one that a round reaches into
+_THREADS = 2  # that look at strata at a time
 FEW_BLOCKS = 4  # least blocks of a stratum that are held when lineages may repeat
 
 
@@ -49,7 +51,8 @@ def plan_needs(index: PlanIndex, groups: tuple[Group, ...], config: SamplingConf
     blocks, least = np.zeros(strata, np.int64), np.zeros(strata, np.int64)
     for group in groups:
         share[group.strata] = group.share
-    for s in np.flatnonzero(share).tolist():
+
+    def measure(s: int) -> None:
         part = make_part(index, s)
         alike = (index.base_of == index.base_of[s]) & (index.group_of == index.group_of[s]) & (share > 0)
         size[s] = float(index.columns.block_bytes[part.blocks].max()) / int(alike.sum())
@@ -59,6 +62,10 @@ def plan_needs(index: PlanIndex, groups: tuple[Group, ...], config: SamplingConf
         some = part.cut(0, min(part.size, _SAMPLE // num_streams + 1)).anchors
         of_batch = _blocks_of_a_batch(index, s, some, share[s] * config.batch_size, config)
         least[s] = min(blocks[s], of_batch + _SPARE_BLOCKS)
+
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="dynaclr-plan") as pool:
+        for _ in pool.map(measure, np.flatnonzero(share).tolist()):
+            pass
     counted: dict[int, int] = {}  # base → group
     alone = np.ones(strata, bool)
     for s in np.flatnonzero(share).tolist():
