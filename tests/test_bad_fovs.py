@@ -202,7 +202,7 @@ def test_a_fov_that_a_table_of_all_does_not_name_yet_waits_for_the_next_build(co
     (record,) = first.skipped
     assert (record.fov_name, record.reason) == ("A/1/1", "all.csv: no row is of this field of view.")
     assert "experiment0: left out, because condition_wells names no condition of theirs: B/2." in said.lines
-    assert "skipped: the next build tries again what was skipped." in said.lines
+    assert "skipped: the next build tries again what was skipped; exclude_fovs ends that." in said.lines
     every.to_csv(table, index=False)
     whole = build(collection, tmp_path / "out")
     assert [fov.fov_name for fov in whole.fovs] == ["A/1/0", "A/1/1"]
