@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import shlex
 import shutil
 import subprocess
@@ -102,7 +103,9 @@ def run(command: str, *options: str) -> float:
     """Print a command and run it, and return the seconds; end the demo with its exit status if it fails."""
     print(f"\n$ dynaclr-wds {shlex.join([command, *options])}", flush=True)
     began = time.monotonic()
-    status = subprocess.run([sys.executable, "-m", "dynaclr_wds", command, *options], check=False).returncode
+    # as where the environment is active, so that commands are told as a user types them
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
+    status = subprocess.run(["dynaclr-wds", command, *options], env=environment, check=False).returncode
     if status:
         sys.exit(f"`dynaclr-wds {command}` ended with status {status}; what it printed above says why.")
     seconds = time.monotonic() - began

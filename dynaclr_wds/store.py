@@ -7,8 +7,9 @@ speaks of shard numbers and byte ranges only, never of files, patches or the ind
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
+from threading import Thread
 from typing import Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
@@ -115,8 +116,8 @@ class RemoteStore(BlockStore, Protocol):
         """
         ...
 
-    def allow_gathering(self, allowed: bool) -> None:
-        """Gather nothing from now on, and give up what is on its way; or gather again.
+    def give_up(self, threads: Collection[Thread]) -> None:
+        """Give up what threads have gathered and not read yet: their reads fail at once.
 
         Without it, who closes a loader while the server is away would wait for the last try of what nobody looks at.
         """

@@ -168,7 +168,10 @@ def _describe_skipped(manifest: Manifest) -> str:
     count = len(manifest.skipped)
     more = f"; and {count - len(named):,} more" if count > len(named) else ""
     were = "was" if count == 1 else "were"
-    return f" {count_of(count, 'field')} of view {were} left out when the set was built: {'; '.join(named)}{more}."
+    return (
+        f" {count_of(count, 'field')} of view {were} left out when the set was built: {'; '.join(named)}{more}. The "
+        "next build tries again."
+    )
 
 
 _MOST_SKIPPED = 3

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
+from rich.console import Console
 
 import etl.unit.build
 from dynaclr_wds.contract import MANIFEST, Manifest, SkippedRecord
@@ -18,6 +21,10 @@ from dynaclr_wds.errors import ConfigError, FormatError, FovError, PlateError
 from dynaclr_wds.manifest_checks import parse_manifest
 from dynaclr_wds.set_versions import hash_content
 from etl.build_shards import build_part, build_shards
+from etl.inspect.as_json import to_json
+from etl.inspect.looking import Inspection, Options, inspect
+from etl.inspect.page import write_inspection
+from etl.inspect.tables import list_skipped, print_inspection
 from etl.run.progress import Progress
 from etl.source.experiments import parse_build_config
 from etl.verify import main, verify
@@ -195,7 +202,7 @@ def test_a_fov_that_a_table_of_all_does_not_name_yet_waits_for_the_next_build(co
     (record,) = first.skipped
     assert (record.fov_name, record.reason) == ("A/1/1", "all.csv: no row is of this field of view.")
     assert "experiment0: left out, because condition_wells names no condition of theirs: B/2." in said.lines
-    assert "skipped: the next build tries again what was skipped." in said.lines
+    assert "skipped: the next build tries again what was skipped; exclude_fovs ends that." in said.lines
     every.to_csv(table, index=False)
     whole = build(collection, tmp_path / "out")
     assert [fov.fov_name for fov in whole.fovs] == ["A/1/0", "A/1/1"]
@@ -214,12 +221,43 @@ def test_a_set_with_skipped_fovs_is_refused_when_it_is_finished_without_skip(col
     assert len(parse_manifest((out / MANIFEST).read_bytes()).skipped) == 1
 
 
-def test_verify_tells_of_skipped_fovs(collection: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_verify_and_inspect_tell_of_skipped_fovs(collection: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     spoil_pixels(collection, "A/1/1")
-    build(collection, tmp_path / "out")
+    (record,) = build(collection, tmp_path / "out").skipped
     assert main([str(tmp_path / "out")]) == 0
     said = capsys.readouterr().out
     assert "1 field of view was left out when the set was built: experiment0, A/1/1 (experiment0/plate.zarr" in said
+    assert said.endswith("Restore the plate, and build again.). The next build tries again.\n")
+    assert "on_bad_fov" not in said
+    found = inspect(tmp_path / "out")
+    (skipped,) = list_skipped(found)
+    assert skipped.rows == [["experiment0", "A/1/1", record.reason]]
+    assert to_json(found)["skipped"] == [dataclasses.asdict(record)]
+    assert "the build left out 1 field of view that can't be used: A/1/1." in find_text(found, "fovs_skipped")
+    print_inspection(found, Console(width=140))
+    assert skipped.title in capsys.readouterr().out
+    write_inspection(tmp_path / "page.html", found)
+    assert record.reason in html.unescape((tmp_path / "page.html").read_text())
+
+
+def find_text(found: Inspection, code: str) -> str:
+    (text,) = [one.text for one in found.findings if one.code == code]
+    return text
+
+
+def test_inspect_names_frames_that_cannot_be_read_and_shows_the_others(collection: Path):
+    spoil_pixels(collection, "A/1/1")
+    found = inspect(collection, Options(frames=18))
+    said = r"experiment0: .*/A/1/1: frame 2 can't be read \(.* or all such with on_bad_fov: skip\."
+    assert re.fullmatch(said, find_text(found, "frame_unreadable"))
+    assert found.frames[0].seen == 17
+    assert len(found.pairs) > 0
+    for fov in ("A/1/0", "A/1/1", "B/2/0"):
+        for chunk in (plate(collection, fov) / "0").rglob("0"):
+            if chunk.is_file():
+                chunk.write_bytes(b"x")
+    with pytest.raises(FovError, match=r": frame \d can't be read"):
+        inspect(collection, Options(frames=2))
 
 
 @pytest.mark.parametrize(

@@ -246,7 +246,7 @@ QUIET = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning")
 @pytest.mark.filterwarnings("ignore:The dirpath has changed:UserWarning")  # a run after the training has its own
-def test_from_config_through_training_and_checkpoint_to_validation(monkeypatch, tmp_path):
+def test_from_config_through_training_and_checkpoint_to_validation(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(cli, "MultiExperimentDataModule", InMemory)
     encoder = {
         "class_path": "dynaclr_wds.train.encoder.ProjectedEncoder",
@@ -266,7 +266,9 @@ def test_from_config_through_training_and_checkpoint_to_validation(monkeypatch, 
     (saved,) = tmp_path.rglob("config.yaml")
     checkpoint = saved.parent / "checkpoints" / "last.ckpt"
     assert yaml.safe_load(saved.read_text())["model"]["hcl_beta"] == 1.0
+    capsys.readouterr()
     assert command.main(["validate", "-c", str(saved), "--ckpt_path", str(checkpoint), *QUIET]) == 0
+    assert re.search(r"^loss/val \d\.\d{1,4}$", capsys.readouterr().out, re.MULTILINE)
     assert list(tmp_path.rglob("config.yaml")) == [saved], "only a training keeps its config"
 
 

@@ -43,6 +43,13 @@ def test_scores_make_a_table() -> None:
     ]
 
 
+def test_commands_are_spelled_as_they_are_typed(capfd: pytest.CaptureFixture[str]) -> None:
+    demo.run("build", "--help")
+    said = capfd.readouterr().out
+    assert "$ dynaclr-wds build --help" in said
+    assert "usage: dynaclr-wds build" in said
+
+
 @pytest.fixture
 def small_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which a small demo was made, with what it printed in `said.txt`. Read only."""

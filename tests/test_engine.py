@@ -19,7 +19,7 @@ from dynaclr_wds.errors import StorageError
 from dynaclr_wds.train.embeddings import EmbeddingWriter, make_rows
 from dynaclr_wds.train.encoder import BACKBONES, MonaiEncoder, ProjectedEncoder
 from dynaclr_wds.train.engine import ContrastiveModule, measure_similarity
-from dynaclr_wds.train.optimizer import plan_lr_factor
+from dynaclr_wds.train.optimizer import OptimizerSettings, make_optimizer, plan_lr_factor
 
 B = 4
 
@@ -205,6 +205,21 @@ def test_cosine_schedule_ends_at_0(tmp_path):
     trainer = make_trainer(tmp_path)
     trainer.fit(module, Batches())
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.0, abs=1e-9)
+
+
+@pytest.mark.parametrize(("total", "factors"), [(8.0, [0.5, 1.0]), (16.0, [0.25, 0.5, 0.75, 1.0])])
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_a_warm_up_below_1_is_a_share_of_all_steps(schedule, total, factors):
+    settings = OptimizerSettings(lr=1.0, weight_decay=0.0, schedule=schedule, warmup_steps=0.25)
+    (factor,) = make_optimizer(nn.Linear(1, 1), settings, total)["lr_scheduler"]["scheduler"].lr_lambdas
+    assert [factor(step) for step in range(len(factors))] == factors
+    assert factor(int(total)) == (1.0 if schedule == "constant" else 0.0)
+
+
+@pytest.mark.parametrize("steps", [-1, 1.5])
+def test_a_warm_up_that_is_no_number_of_steps_is_refused(steps):
+    with pytest.raises(ValueError, match=r"warmup_steps=.* must be a number of steps, such as 500, or a share"):
+        make_module(warmup_steps=steps)
 
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning")

@@ -52,7 +52,6 @@ def _in_an_empty_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
 
 
 TEMPLATE = {
-    "trainer": {"max_epochs": 100},
     "data": {"batch_size": 999, "temporal_enrichment": True, "temporal_window_hours": 2.0, "num_workers": 4},
 }
 
@@ -83,10 +82,8 @@ def facts(
     return ExperimentFacts(name=name, cells=cells, **{**given, **changes})
 
 
-def values_for(
-    *experiments: ExperimentFacts, memory: int = 64_000_000_000, epochs: int = 100, **data: object
-) -> dict[str, Value]:
-    template = {"trainer": {"max_epochs": epochs}, "data": {**TEMPLATE["data"], **data}}
+def values_for(*experiments: ExperimentFacts, memory: int = 64_000_000_000, **data: object) -> dict[str, Value]:
+    template = {"data": {**TEMPLATE["data"], **data}}
     return choose_values(experiments, "shards", (0.5, 2.0), memory, template)
 
 
@@ -98,7 +95,6 @@ def test_values_follow_from_the_experiments():
     assert choose(facts("a"), facts("b", fovs={"A/1/0": {"mock": 3}})) == {
         "model.encoder.init_args.in_channels": "2",
         "model.encoder.init_args.in_stack_depth": "5",
-        "model.warmup_steps": "310",
         "data.shards": "shards",
         "data.split": "experiments",
         "data.val_experiments": "[b]",
@@ -125,7 +121,6 @@ def test_reasons_stand_beside_the_values():
     assert said["window_bytes"] == "null = all at hand: shards of about 12 GB, memory 100 GB"
     assert said["tau_range"].endswith("as the shards are built: 1 to 4 frames of 30 min, 2 to 6 frames of 20 min")
     assert said["in_channels"] == "Phase3D + GFP"
-    assert said["warmup_steps"] == "5% of the 12,400 steps of 100 epochs (124 batches each) on one device, 500 at most"
     assert said["channel_dropout_channels"] == "fluorescence by its name: GFP"
 
 
@@ -148,21 +143,10 @@ def test_reasons_stand_beside_the_values():
         ({"channels": ("Phase3D",), "shape": (1, 1, 64, 64)}, "data.channel_dropout_channels", "[]"),
         ({"channels": ("GFP", "mCherry")}, "data.channel_dropout_channels", "[]"),
         ({"channels": ("GFP", "DIC")}, "data.channel_dropout_channels", "[0]"),
-        ({"frames": 64}, "model.warmup_steps", "500"),  # 100 batches of 64, 100 epochs
-        ({"frames": 63}, "model.warmup_steps", "490"),  # 98 full batches
-        ({"frames": 1000}, "model.warmup_steps", "500"),
-        ({"fovs": {"A/1/0": {"mock": 1}}, "frames": 1}, "model.warmup_steps", "5"),  # no full batch: one, with repeats
     ],
 )
 def test_one_value_at_a_time(changes, key, text):
     assert choose(facts(**changes))[key] == text
-
-
-@pytest.mark.parametrize(("epochs", "warmup"), [(1, "3"), (2, "6"), (20, "62"), (1000, "500")])
-def test_warmup_is_a_twentieth_of_the_training_at_most(epochs, warmup):
-    """4,000 anchors make 62 batches of 64; three steps are 4.8 % of one epoch."""
-    values = values_for(facts(), epochs=epochs)
-    assert values["model.warmup_steps"].text == warmup
 
 
 def test_a_single_experiment_holds_out_fields_of_view():
@@ -184,7 +168,6 @@ def test_a_single_experiment_holds_out_fields_of_view():
     assert values["data.batch_size"].comment == (
         "per rank; at this size no batch holds a lineage twice; a has only 40 lineages of a condition"
     )
-    assert values["model.warmup_steps"].text == "60"  # 800 anchors left, 12 batches of 64, 100 epochs
 
 
 @pytest.mark.parametrize(
@@ -370,8 +353,6 @@ def test_every_mark_is_filled_and_every_config_loads(collection: Path, capsys: p
             assert made["data"]["tau_range"] == [0.5, 1.5]
             assert made["data"]["batch_size"] == 4
             assert made["data"].get("temporal_enrichment") == (False if path.stem == "fit" else None)
-            # 233, 181 and 202 anchors for training: 153 batches, 100 epochs, a twentieth of which is 765
-            assert made["model"].get("warmup_steps") == (500 if path.stem == "fit" else None)
             assert made["model"]["encoder"]["init_args"]["in_channels"] == 2
             assert made["model"]["encoder"]["init_args"]["in_stack_depth"] == 3
 

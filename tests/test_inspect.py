@@ -229,7 +229,7 @@ def test_so_many_frames_are_read_as_was_asked(plates: PlateCollection, before: I
 
 KEYS = {
     "": ["version", "what", "kind", "cells", "fovs", "bytes", "bytes_are_estimated", "bytes_between", "index_bytes",
-         "seconds", "workers", "tau_range_hours", "experiments", "strata", "labels", "hpi", "warnings"],
+         "seconds", "workers", "tau_range_hours", "experiments", "strata", "labels", "skipped", "hpi", "warnings"],
     "experiments": ["name", "channels", "patch", "dtype", "interval_minutes", "start_hpi", "tau_frames", "cells",
                     "with_positive", "tracks", "lineages", "fovs", "divisions", "tracks_with_gaps", "cells_per_track",
                     "tau", "dropped", "bytes", "pixels"],

@@ -109,6 +109,8 @@ def test_numbers_stand_to_the_right_and_a_short_row_is_refused():
 def test_a_table_that_a_phone_cannot_show_side_by_side_becomes_a_list():
     names = ["batch", "cells", "tracks", "lineages", "divisions", "with a positive"]
     assert "<table class=many>" in table(names, [["sim_00/uninfected", 290, 30, 21, 5, "268 (92.4%)"]])
+    mixed = ["pairs of samples of one FOV", "1.00 (1.02)", "0.99 (1.00)", "about 1; above 1.3 too many are of one FOV"]
+    assert "<table class=many>" in table(["", "exact", "ideal", "what is good"], [mixed])  # numbers are not broken
     assert "<table>" in table(["experiment", "count", "why"], [["sim_00", 149, "cells so near the border that " * 9]])
 
 

@@ -135,6 +135,12 @@ class DynaCLRCommand(LightningCLI):
         else:
             self._say("\n" + describe_end(self.trainer))
 
+    def validate(self, model: LightningModule, *, verbose: bool = True, **kwargs: Any) -> None:
+        """Validate, and print the metrics with four digits, as a training does."""
+        for metrics in self.trainer.validate(model, verbose=False, **kwargs):
+            for name, value in sorted(metrics.items()) if verbose else ():
+                self._say(f"{name} {value:.4g}")
+
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         if config.get("enable_checkpointing") is False:
             callbacks = [callback for callback in callbacks if not isinstance(callback, TrainingCheckpoint)]

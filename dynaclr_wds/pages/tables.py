@@ -38,7 +38,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]], caption: str
     head = "".join(f'<th scope="col"{_align(n)}>{escape(name)}</th>' for name, n in zip(columns, numbers, strict=True))
     body = "".join(f"<tr>{_write_row(row, columns, numbers)}</tr>" for row in shown)
     said = f"<caption><span>{escape(caption)}</span></caption>" if caption else ""
-    kind = " class=many" if _is_wide(columns, shown) else ""
+    kind = " class=many" if _is_wide(columns, shown, numbers) else ""
     return Html(
         f'<div class="wide"><table{kind}>{said}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
     )
@@ -69,8 +69,11 @@ def _are_numbers(cells: Sequence[str]) -> bool:
     return any(cells) and all(_looks_like_number(cell) for cell in cells if cell)
 
 
-def _is_wide(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
+def _is_wide(columns: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[bool]) -> bool:
     """Whether the columns can't be side by side on a phone, however their words are broken into lines."""
-    words = [[word for row in (columns, *rows) for word in row[n].split()] for n in range(len(columns))]
-    longest = [max(map(len, of), default=0) for of in words]
+    parts = [
+        [*name.split(), *(part for row in rows for part in ([row[n]] if is_number else row[n].split()))]
+        for n, (name, is_number) in enumerate(zip(columns, numbers, strict=True))
+    ]
+    longest = [max(map(len, of), default=0) for of in parts]
     return sum(longest[1:]) + max(longest[0], _HEAD) + len(longest) > _FITS

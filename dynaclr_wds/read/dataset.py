@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeAlias, cast
 
 import numpy as np
@@ -155,6 +156,11 @@ class MultiExperimentTripletDataset(Dataset[dict[str, Any]]):
             self.substitution.begin()
             note = self.substitution.note_block
         self.window = BlockWindow(reads, self._reader, note)
+
+    def let_go(self, threads: Collection[threading.Thread]) -> None:
+        """Have threads that read for a loader which was closed end soon, whatever the server does."""
+        self.close_window()
+        self._reader.give_up(threads)
 
     def close_window(self) -> None:
         """Stop reading blocks; batches that wait for one go on without."""

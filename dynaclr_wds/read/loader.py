@@ -10,7 +10,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -21,6 +21,8 @@ from dynaclr_wds.words import count_of
 
 PLANS_AHEAD = 64
 """Maximum number of queued plans; the queue absorbs bursts of planning."""
+_PATIENCE = 0.05
+"""Seconds between two looks whether a thread that reads has ended."""
 
 
 def _describe(plan: Any) -> str:
@@ -148,7 +150,10 @@ class ThreadDataLoader(DataLoader[dict[str, Any]]):
         plans: queue.SimpleQueue[Any] = queue.SimpleQueue()
         room = threading.Semaphore(PLANS_AHEAD)
         stop = threading.Event()
-        readers = ThreadPoolExecutor(self.num_workers, thread_name_prefix="dynaclr-read")
+        reading_threads: list[threading.Thread] = []
+        readers = ThreadPoolExecutor(
+            self.num_workers, "dynaclr-read", lambda: reading_threads.append(threading.current_thread())
+        )
         planner = threading.Thread(target=self._plan_ahead, args=(plans, room, stop), name="dynaclr-plan", daemon=True)
         planner.start()
         reading: deque[Future[Any]] = deque()
@@ -171,7 +176,18 @@ class ThreadDataLoader(DataLoader[dict[str, Any]]):
             stop.set()
             room.release()
             planner.join()
-            readers.shutdown(wait=True, cancel_futures=True)
+            readers.shutdown(wait=False, cancel_futures=True)
+            self._end(reading_threads)
+            readers.shutdown(wait=True)
+
+    def _end(self, threads: Sequence[threading.Thread]) -> None:
+        """Wait until threads have ended, and let none of them wait for a server meanwhile."""
+        let_go = getattr(self.dataset, "let_go", None)
+        for thread in threads:
+            while thread.is_alive():
+                if let_go is not None:
+                    let_go(threads)
+                thread.join(_PATIENCE)
 
     def _plan_ahead(self, plans: queue.SimpleQueue[Any], room: threading.Semaphore, stop: threading.Event) -> None:
         """Put plans into the queue, and at the end None or the error that ended planning."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -84,14 +84,12 @@ class ObjectStore:
         self._lock = threading.Lock()
         self._starting = threading.Lock()
         self._held = HeldBlocks(self._bring_block)
-        self._gathered = threading.local()
+        self._gathered: dict[threading.Thread, tuple[Arrivals, ...]] = {}
         self._pool = PatchPool(pool_bytes)
         self._disk = disk
         if disk is not None:
             disk.know(versions)
         self._requests: ThreadPoolExecutor | None = None
-        self._gatherings: list[tuple[Arrivals, ...]] = []
-        self._may_gather = True
 
     def read(
         self,
@@ -117,7 +115,7 @@ class ObjectStore:
         """
         check_inside(begin, end, self._bytes[shard])
         first, last = begin + self._base[shard], end + self._base[shard]
-        with self._held.locate(getattr(self._gathered, "tables", None) or (), first, last) as (address, _):
+        with self._held.locate(self._gathered.get(threading.current_thread(), ()), first, last) as (address, _):
             if not address.all():  # to ask for them now would bring bytes that nobody checks
                 row = int(np.argmin(address))
                 raise RowFailure(row, self._explain_absence(int(shard[row])))
@@ -133,31 +131,19 @@ class ObjectStore:
     ) -> Iterator[None]:
         """Ask for ranges that this thread is about to read; see `RemoteStore.gather`."""
         number = np.flatnonzero((begin >= 0) & (end <= self._bytes[shard]))  # the others fail when they are read
-        if not self._may_gather:
-            number = number[:0]
         base = self._base[shard[number]]
         tables = self._ask(number, base + begin[number], base + end[number], check)
-        with self._lock:
-            self._gatherings.append(tables)
-            allowed = self._may_gather
-        if not allowed:
-            _give_up(tables)
-        self._gathered.tables = tables
+        self._gathered[threading.current_thread()] = tables
         try:
             yield
         finally:
-            self._gathered.tables = None
-            with self._lock:
-                self._gatherings = [other for other in self._gatherings if other is not tables]
+            del self._gathered[threading.current_thread()]
             _give_up(tables)  # after an error, nobody waits for the others
 
-    def allow_gathering(self, allowed: bool) -> None:
-        """Gather nothing from now on, or gather again; see `RemoteStore.allow_gathering`."""
-        with self._lock:
-            self._may_gather = allowed
-            given_up = [] if allowed else list(self._gatherings)
-        for tables in given_up:
-            _give_up(tables)
+    def give_up(self, threads: Collection[threading.Thread]) -> None:
+        """Give up what threads have gathered and not read yet; see `RemoteStore.give_up`."""
+        for thread in threads:
+            _give_up(self._gathered.get(thread, ()))
 
     def fetch(self, shard: int, begin: int, end: int) -> None:
         """Ask for a block, and return at once."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -230,10 +230,10 @@ class PatchReader:
             self._verified[block] = False
         self._store.forget(*self._span(block))
 
-    def allow_gathering(self, allowed: bool) -> None:
-        """Ask a server for patches by themselves, or not any more; see `RemoteStore.allow_gathering`."""
+    def give_up(self, threads: Collection[threading.Thread]) -> None:
+        """Let threads wait no longer for a server; see `RemoteStore.give_up`."""
         if self._remote is not None:
-            self._remote.allow_gathering(allowed)
+            self._remote.give_up(threads)
 
     def load(self, block: int) -> None:
         """Read a block from front to back, and check it."""

@@ -88,7 +88,6 @@ class BlockWindow:
         self._kept: Bool[np.ndarray, " v"] = np.ones(len(reads.block), bool)
         self._error: BaseException | None = None
         self._closed = False
-        reader.allow_gathering(True)
         self._thread = threading.Thread(target=self._run, name="dynaclr-fetch", daemon=True)
         self._thread.start()
 
@@ -119,7 +118,6 @@ class BlockWindow:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        self._reader.allow_gathering(False)  # a batch that has its blocks no more would ask for patches
         while self._thread.is_alive():
             # ends a wait for what is on its way
             self._forget(self._fetched + np.flatnonzero(self._kept[self._fetched : self._begun]))

@@ -8,7 +8,7 @@ threads of the requests, once they are there, and their checksums are those of w
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
 
@@ -84,9 +84,9 @@ class RemoteDecodingStore(DecodingStore):
         finally:
             self._gathered.spans = None
 
-    def allow_gathering(self, allowed: bool) -> None:
-        """Gather nothing from now on, or gather again; see `RemoteStore.allow_gathering`."""
-        self._objects.allow_gathering(allowed)
+    def give_up(self, threads: Collection[threading.Thread]) -> None:
+        """Give up what threads have gathered and not read yet; see `RemoteStore.give_up`."""
+        self._objects.give_up(threads)
 
     def fetch_again(self, shard: int, begin: int, end: int, found: int) -> None:
         """Ask anew for a block that came damaged; see `RemoteStore.fetch_again`."""

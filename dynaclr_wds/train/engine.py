@@ -62,7 +62,8 @@ class ContrastiveModule(LightningModule):
     schedule
         "constant", or "cosine": the learning rate falls to 0 over the whole training.
     warmup_steps
-        Optimizer steps over which the learning rate rises linearly from 0 at the start.
+        Optimizer steps over which the learning rate rises linearly from 0 at the start; a number below 1 is their share
+        of all steps of the training.
     log_pairs
         Pairs of patches from the first batch of each epoch (or of what is left of it, where a training goes on) to show
         in the logger, or to write as PNG files beside the log; 0 = none.
@@ -83,7 +84,7 @@ class ContrastiveModule(LightningModule):
         lr: float = 1e-3,
         weight_decay: float = 0.01,
         schedule: Literal["constant", "cosine"] = "constant",
-        warmup_steps: int = 0,
+        warmup_steps: int | float = 0,
         log_pairs: int = 8,
         auxiliary_heads: HeadSettings | None = None,
         freeze: list[str] | None = None,
@@ -163,8 +164,7 @@ class ContrastiveModule(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return AdamW, with a schedule per step where one is asked for."""
-        cosine = self.settings.schedule == "cosine"
-        total = float(self.trainer.estimated_stepping_batches) if cosine else math.inf
+        total = float(self.trainer.estimated_stepping_batches) if self.settings.depends_on_end else math.inf
         return make_optimizer(self, self.settings, total)
 
     def on_fit_start(self) -> None:

@@ -21,7 +21,27 @@ class OptimizerSettings:
     lr: float
     weight_decay: float
     schedule: Literal["constant", "cosine"]
-    warmup_steps: int
+    warmup_steps: int | float
+    """Steps, or below 1 their share of all steps."""
+
+    def __post_init__(self) -> None:
+        """Refuse what is no number of steps.
+
+        Raises
+        ------
+        ValueError
+            A negative one, or a fraction above 1.
+        """
+        if self.warmup_steps < 0 or (self.warmup_steps >= 1 and self.warmup_steps % 1):
+            raise ValueError(
+                f"model.warmup_steps={self.warmup_steps} must be a number of steps, such as 500, or a share of all "
+                "steps below 1, such as 0.05."
+            )
+
+    @property
+    def depends_on_end(self) -> bool:
+        """Whether the learning rate depends on the steps of the whole training."""
+        return self.schedule == "cosine" or 0 < self.warmup_steps < 1
 
 
 def make_optimizer(module: nn.Module, settings: OptimizerSettings, total_steps: float) -> OptimizerLRScheduler:
@@ -41,7 +61,7 @@ def make_optimizer(module: nn.Module, settings: OptimizerSettings, total_steps: 
     ConfigError
         All parameters are frozen.
     ValueError
-        A cosine schedule without an end.
+        A cosine schedule, or a share of all steps, without an end.
     """
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     if not trained:
@@ -52,21 +72,21 @@ def make_optimizer(module: nn.Module, settings: OptimizerSettings, total_steps: 
     optimizer = torch.optim.AdamW(trained, lr=settings.lr, weight_decay=settings.weight_decay)
     if settings.schedule == "constant" and settings.warmup_steps == 0:
         return optimizer
-    total = total_steps if settings.schedule == "cosine" else math.inf
-    if settings.warmup_steps >= total:
-        rank_zero_info(
-            f"model.warmup_steps={settings.warmup_steps} is more than this training has, {total:.0f} steps: the "
-            "learning rate never reaches model.lr. "
-            f"Give --model.warmup_steps {int(total) // 20}, or train for longer."
-        )
-    if settings.schedule == "cosine" and math.isinf(total):
+    if settings.depends_on_end and math.isinf(total_steps):
+        is_cosine = settings.schedule == "cosine"
+        what = "schedule='cosine'" if is_cosine else f"warmup_steps={settings.warmup_steps}, a share of all steps,"
         raise ValueError(
-            "model.schedule='cosine' needs to know when training ends, but neither trainer.max_epochs nor "
-            "trainer.max_steps says so. Give one of them, or schedule: constant."
+            f"model.{what} needs to know when training ends, but neither trainer.max_epochs nor trainer.max_steps says "
+            "so. Give one of them, or schedule: constant with a whole number as warmup_steps."
         )
-    scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: plan_lr_factor(step, settings.warmup_steps, total)
-    )
+    warmup = int(total_steps * settings.warmup_steps if settings.warmup_steps < 1 else settings.warmup_steps)
+    total = total_steps if settings.schedule == "cosine" else math.inf
+    if warmup >= total:
+        rank_zero_info(
+            f"model.warmup_steps={warmup} is more than this training has, {total:.0f} steps: the learning rate never "
+            "reaches model.lr. Give --model.warmup_steps 0.05, a share of all steps, or train for longer."
+        )
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: plan_lr_factor(step, warmup, total))
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 

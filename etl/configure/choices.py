@@ -29,8 +29,6 @@ _LEAST_SCALE = 0.8
 """Of the augmentations in the configs."""
 _MARGIN_DIVISOR = 32
 """Which part of the patch lies between the outermost cell and the edge of the crop."""
-_MOST_WARMUP, _WARMUP_DIVISOR = 500, 20
-"""Steps of warmup at most, and which part of all steps they may be: a twentieth."""
 
 
 def choose_values(
@@ -53,7 +51,7 @@ def choose_values(
     memory
         Bytes of memory of the machine.
     template
-        The config to fill in: its epochs and how it composes batches matter for the choice.
+        The config to fill in: how it composes batches matters for the choice.
 
     Returns
     -------
@@ -74,7 +72,6 @@ def choose_values(
     return {
         "model.encoder.init_args.in_channels": Value(*_choose_channels(facts)),
         "model.encoder.init_args.in_stack_depth": Value(str(facts[0].shape[1]), "planes per patch, after data.z_range"),
-        "model.warmup_steps": _choose_warmup(training, batches.size, template["trainer"]["max_epochs"], bag),
         "data.shards": Value(quote(shards), "folder that `dynaclr-wds build` writes"),
         **split,
         "data.final_yx_patch_size": _choose_crop(facts),
@@ -187,16 +184,6 @@ def _explain_enrichment(training: Sequence[ExperimentFacts], batches: Batches, a
 def _count_hours(fact: ExperimentFacts) -> float:
     """Return the hours between the first and the last cell that has a positive."""
     return float(np.ptp(fact.cells.t)) * fact.interval_minutes / 60 if fact.anchors else 0.0
-
-
-def _choose_warmup(training: Sequence[ExperimentFacts], batch_size: int, max_epochs: int, bag: bool) -> Value:
-    """Warm up over a twentieth of the training: an epoch has the full batches of each experiment, at least one."""
-    samples = [fact.anchors * (len(fact.channels) if bag else 1) for fact in training]
-    batches = sum(max(count // batch_size, 1) for count in samples)
-    steps = batches * max_epochs
-    epochs = f"{count_of(max_epochs, 'epoch')} ({count_of(batches, 'batch', 'batches')} each) on one device"
-    said = f"{1 / _WARMUP_DIVISOR:.0%} of the {steps:,} steps of {epochs}, {_MOST_WARMUP} at most"
-    return Value(str(min(steps // _WARMUP_DIVISOR, _MOST_WARMUP)), said)
 
 
 def _choose_window(facts: Sequence[ExperimentFacts], memory: int) -> Value:

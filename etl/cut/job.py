@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from dynaclr_wds.contract import STATISTICS
 from etl.cut.statistics import Summary, empty_summary
 from etl.layout.segments import WHOLE, Segment
-from etl.source.config import OnBlank, OnNan
+from etl.source.config import OnBadFov, OnBlank, OnNan
 from etl.source.patch_grid import PatchGrid
 from etl.source.plates import Fov
 from etl.source.stored import Stack, StoredPatch
@@ -48,6 +48,7 @@ class CutJob:
     on_nan: OnNan
     room: ReadingRoom
     segment: Segment = WHOLE
+    on_bad_fov: OnBadFov = "error"
 
     @property
     def frames(self) -> range:

@@ -140,9 +140,14 @@ def _read_run(job: CutJob, plan: ReadPlan, begin: int, end: int, z: slice) -> Pi
         frames = f"frame {begin}" if end - begin == 1 else f"frames {begin} to {end - 1}"
         why = f"{type(error).__name__}: {error}" if str(error) else repr(error)
         raise FovError(
-            f"{job.fov.where}: {frames} can't be read ({why}). Every chunk must decode. "
-            "Restore the plate, or leave the field of view out with exclude_fovs, or all such with on_bad_fov: skip."
+            f"{job.fov.where}: {frames} can't be read ({why}). Every chunk must decode. {_CURES[job.on_bad_fov]}"
         ) from error
+
+
+_CURES = {
+    "error": "Restore the plate, or leave the field of view out with exclude_fovs, or all such with on_bad_fov: skip.",
+    "skip": "Restore the plate, and build again.",
+}
 
 
 def _read_pixels(job: CutJob, plan: ReadPlan, wanted: Wanted, begin: int, end: int) -> Pixels:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from etl.inspect.collection import name_stratum
@@ -43,6 +44,7 @@ def to_json(found: Inspection) -> dict[str, Any]:
             ]
             for label in collection.labels
         },
+        "skipped": [dataclasses.asdict(one) for one in collection.skipped],
         "hpi": {"edges": list(tally.hours), "cells": tally.hpi.tolist()},
         "warnings": [
             {"level": one.level, "code": one.code, "experiment": one.experiment, "text": one.text}

@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int, Int64
 
-from dynaclr_wds.contract import ExperimentRecord, FovRecord, LabelRecord
+from dynaclr_wds.contract import ExperimentRecord, FovRecord, LabelRecord, SkippedRecord
 from dynaclr_wds.suspicions import SuspicionRecord
 from etl.inspect.frame_cuts import FrameCut
 from etl.inspect.pixels import FrameLook
@@ -93,6 +93,8 @@ class Collection(Protocol):
     tau_range_hours: tuple[float, float]
     dropped: Mapping[str, Mapping[str, int]]
     """Experiment → reason → cells left out, as far as it is known."""
+    skipped: tuple[SkippedRecord, ...]
+    """Fields of view that the build had to leave out."""
     workers: int
     """Threads of a build."""
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from dynaclr_wds.contract import ExperimentRecord
+from dynaclr_wds.contract import ExperimentRecord, SkippedRecord
 from dynaclr_wds.tau import least_tau
 from dynaclr_wds.words import count_of, list_some, percent
 from etl.inspect.collection import Collection
@@ -38,27 +38,38 @@ class Finding:
 
 
 def list_findings(
-    collection: Collection, tally: Tally, channels: Sequence[Sequence[ChannelFacts]], seen: Sequence[int]
+    collection: Collection, tally: Tally, looked: Sequence[tuple[Sequence[ChannelFacts], int, Sequence[str]]]
 ) -> tuple[Finding, ...]:
     """List what is odd, the worst first.
 
     Parameters
     ----------
-    channels
-        Of each experiment.
-    seen
-        Frames of each that were looked at.
+    looked
+        Of each experiment: its channels, how many frames were looked at, and why others can't be read.
     """
     found = [
         Finding(level="wrong" if s.code in _SEVERE else "doubtful", code=s.code, experiment=s.experiment, text=s.text)
         for s in collection.find_suspicious()
     ]
-    for record, count, facts, frames in zip(collection.experiments, tally.experiments, channels, seen, strict=True):
+    for record, count, (facts, frames, unread) in zip(collection.experiments, tally.experiments, looked, strict=True):
+        found += [_make(record, "wrong", "frame_unreadable", why) for why in unread]
+        found += _find_skipped(record, collection.skipped)
         found += _find_in_channels(record, facts, frames, is_built=collection.is_built)
         found += _find_in_tracks(record, count)
     found += _find_at_border(collection, tally)
     found += _find_lone_conditions(collection, tally)
     return tuple(sorted(found, key=lambda finding: finding.level == "doubtful"))
+
+
+def _find_skipped(record: ExperimentRecord, skipped: Sequence[SkippedRecord]) -> Iterator[Finding]:
+    """Find fields of view that the build had to leave out; one finding for all, a table says why."""
+    names = [one.fov_name for one in skipped if one.experiment == record.name]
+    if names:
+        yield _make(
+            record, "doubtful", "fovs_skipped",
+            f"the build left out {count_of(len(names), 'field of view', 'fields of view')} that can't be used: "
+            f"{list_some(names, _MOST_NAMED)}. What was skipped is listed with the reason: mend it, and build again.",
+        )  # fmt: skip
 
 
 def _find_in_channels(

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from dynaclr_wds.contract import MANIFEST
-from dynaclr_wds.errors import ConfigError
+from dynaclr_wds.errors import ConfigError, FovError
 from dynaclr_wds.shardset import ShardSet
 from dynaclr_wds.storage.location import Place, parse_place
 from etl.inspect.choices import PairPlace, choose_fovs, choose_frames, choose_pairs
@@ -60,6 +60,8 @@ class Frames:
     """Time to read all frames, and to cut all cells, guessed from the frames that were read; 0 after a build."""
     rate: float
     """Bytes of pixels per second that were read; 0 after a build."""
+    unread: tuple[str, ...]
+    """Why other frames can't be read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -115,6 +117,8 @@ def inspect(what: str | Place, options: Options | None = None, progress: Progres
     ------
     ConfigError, PlateError, StorageError
         As a build would raise before it cuts.
+    FovError
+        No frame that was looked at can be read. Where some can, the others are findings.
     FileNotFoundError, FormatError
         There is no set of shards, or it is damaged.
     """
@@ -179,12 +183,18 @@ def inspect_collection(collection: Collection, frames: int, progress: Progress) 
             looks.append(_look(collection, number, places, frames))
             advance(1, 1)
         for run, chosen in places:
-            own = _read_pairs(collection, run, chosen)
+            try:
+                own = _read_pairs(collection, run, chosen)
+            except FovError:  # its frames were looked at before
+                own = []
             advance(1, sum(patch.nbytes for pair in own for patch in pair.pixels))
             pairs += own
+    unread = [error for look in looks for error in look.unread]
+    if unread and not any(look.seen for look in looks):
+        raise unread[0]
     looked = [_finish(collection, number, look, pairs) for number, look in enumerate(looks)]
     sizes = collection.find_sizes([look.cuts for look in looks])
-    found = list_findings(collection, tally, [frames.channels for frames in looked], [one.seen for one in looked])
+    found = list_findings(collection, tally, [(one.channels, one.seen, one.unread) for one in looked])
     return Inspection(
         collection=collection, tally=tally, sizes=sizes, frames=tuple(looked), pairs=tuple(pairs), findings=found
     )
@@ -246,6 +256,7 @@ class _Look:
     """Of reading."""
     bytes: int
     cuts: list[FrameCut]
+    unread: list[FovError]
 
 
 def _look(collection: Collection, number: int, places: list[tuple[Run, list[PairPlace]]], frames: int) -> _Look:
@@ -258,13 +269,16 @@ def _look(collection: Collection, number: int, places: list[tuple[Run, list[Pair
         rows = [(run, pair.fov, row) for run, pair in own for row in (pair.anchor, pair.positive) if row is not None]
         wanted = choose_frames(fovs, {(fov, int(run.t[row])) for run, fov, row in rows}, frames)
     sums = [ChannelSums(name) for name in record.source_channel]
-    seen, seconds, size, cuts = 0, 0.0, 0, list[FrameCut]()
+    seen, seconds, size, cuts, unread = 0, 0.0, 0, list[FrameCut](), list[FovError]()
     for look in collection.look_at_frames(number, wanted):
+        if look.error is not None:
+            unread.append(look.error)
+            continue
         for channel, one in zip(sums, look.channels, strict=True):
             channel.add(one, f"{collection.fovs[look.fov].fov_name} t={look.t}")
         seen, seconds, size = seen + 1, seconds + look.seconds, size + look.bytes
         cuts += [look.cut] if look.cut is not None else []
-    return _Look(channels=sums, seen=seen, seconds=seconds, bytes=size, cuts=cuts)
+    return _Look(channels=sums, seen=seen, seconds=seconds, bytes=size, cuts=cuts, unread=unread)
 
 
 def _finish(collection: Collection, number: int, look: _Look, pairs: list[Pair]) -> Frames:
@@ -282,4 +296,5 @@ def _finish(collection: Collection, number: int, look: _Look, pairs: list[Pair])
         ),
         seconds=(look.seconds + sum(cut.seconds for cut in look.cuts)) / max(look.seen, 1) * total,
         rate=look.bytes / look.seconds if look.seconds else 0.0,
+        unread=tuple(str(error) for error in look.unread),
     )

@@ -90,7 +90,7 @@ def _short(found: Inspection) -> list[Html]:
 
 def _counts(found: Inspection) -> list[Html]:
     listed = [tables.list_experiments(found), tables.list_strata(found), *tables.list_labels(found)]
-    return [_show(rows) for rows in (*listed, *tables.list_dropped(found))]
+    return [_show(rows) for rows in (*listed, *tables.list_dropped(found), *tables.list_skipped(found))]
 
 
 def _show(rows: Rows) -> Html:

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float32, Float64, Num
 
 from dynaclr_wds.contract import STATISTICS
+from dynaclr_wds.errors import FovError
 from etl.cut.faults import BlankValues, count_nonfinite, is_blank
 from etl.inspect.frame_cuts import FrameCut
 
@@ -47,6 +48,8 @@ class FrameLook:
     """Bytes of the pixels that were read in this time."""
     cut: FrameCut | None = None
     """What it says of a build; None after one."""
+    error: FovError | None = None
+    """Why it can't be read; then nothing else is known of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

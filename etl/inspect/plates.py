@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, Int64
 
+from dynaclr_wds.contract import SkippedRecord
+from dynaclr_wds.errors import FovError
 from dynaclr_wds.suspicions import SuspicionRecord
 from etl.cut.faults import BlankValues
 from etl.cut.job import CutJob, ReadingRoom
@@ -47,6 +49,7 @@ class PlateCollection:
     """
 
     is_built = False
+    skipped: tuple[SkippedRecord, ...] = ()
 
     def __init__(self, config: BuildConfig, plates: Mapping[str, Plate], index: StoredIndex, what: str) -> None:
         self._config, self._plates, self._index, self.what = config, plates, index, what
@@ -122,7 +125,11 @@ class PlateCollection:
             for t in sorted(t for own, t in wanted if own == fov):
                 rows = np.flatnonzero(columns["t"] == t)
                 some = rows[:: max(-(-rows.size // self._count_cut(experiment)), 1)]
-                yield _look(self._plan_cut(fov, columns, some), (experiment, fov, t), rows.size, self._config.codec)
+                job = self._plan_cut(fov, columns, some)
+                try:
+                    yield _look(job, (experiment, fov, t), rows.size, self._config.codec)
+                except FovError as error:
+                    yield FrameLook(fov=fov, t=t, channels=(), error=error)
 
     def _count_cut(self, experiment: int) -> int:
         """Say how many cells of a frame are cut."""

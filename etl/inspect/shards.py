@@ -41,6 +41,7 @@ class ShardCollection:
             {name: partition.labels[name] for name in manifest.shard_by} for partition in manifest.partitions
         )
         self.tau_range_hours, self.dropped = manifest.tau_range_hours, manifest.dropped
+        self.skipped = manifest.skipped
         self._first = np.searchsorted(shards.arrays["obs_fov"], np.arange(len(self.fovs) + 1)).astype(np.int64)
         self._parents = find_parents(shards.columns)
         self._reader = PatchReader(shards, Crop(z=slice(None)), open_store(shards))

@@ -96,6 +96,7 @@ def list_tables(found: Inspection) -> list[Rows]:
         list_taus(found),
         list_channels(found),
         *list_dropped(found),
+        *list_skipped(found),
     ]
 
 
@@ -218,6 +219,12 @@ def list_dropped(found: Inspection) -> list[Rows]:
     ]
     done = "was" if found.collection.is_built else "would be"
     return [Rows(title=f"What {done} left out", head=["experiment", "count", "why"], rows=rows)] if rows else []
+
+
+def list_skipped(found: Inspection) -> list[Rows]:
+    """One row per field of view that the build had to leave out; no table where there is none."""
+    rows = [[one.experiment, one.fov_name, one.reason] for one in found.collection.skipped]
+    return [Rows(title="What was skipped", head=["experiment", "field of view", "why"], rows=rows)] if rows else []
 
 
 def format_inspection(found: Inspection, width: int) -> RenderableType:

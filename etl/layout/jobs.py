@@ -118,6 +118,7 @@ def plan_cuts(
             on_nan=config.on_nan,
             room=room,
             segment=segment,
+            on_bad_fov=config.on_bad_fov,
         )
         cuts.append(cut)
     return tuple(cuts), order

@@ -214,7 +214,7 @@ class FolderBuild:
 
 def _describe_skipped(manifest: Manifest, previous: PreviousSet | None) -> str:
     """Say what becomes of the fields of view that are left out, and whether the set held some of them before."""
-    said = "skipped: the next build tries again what was skipped."
+    said = "skipped: the next build tries again what was skipped; exclude_fovs ends that."
     if previous is None:
         return said
     held = {(fov.experiment, fov.fov_name) for fov in previous.manifest.fovs}
