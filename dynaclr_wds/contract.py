@@ -364,6 +364,7 @@ def label_array(name: str) -> str:
 
 _MOST_NAME = 100
 _SHARD_DIGITS = 12
+_BAD = "-bad"
 
 
 def quote_name(name: str) -> str:
@@ -382,29 +383,15 @@ def part_path(digest: str) -> str:
     return f"{PARTS_DIR}/{digest}.npz"
 
 
-def partial_part_path(digest: str, left: str) -> str:
-    """Path of what a build notes of a group of which FOVs had to be left out.
-
-    Parameters
-    ----------
-    digest
-        Of the whole group.
-    left
-        Of what is left of it.
-    """
-    return part_path(f"{digest}-{left[:_SHARD_DIGITS]}")
+def bad_part_path(digest: str) -> str:
+    """Path of what a build notes of a group that it can't make, because FOVs of it can't be read; no set has it."""
+    return part_path(f"{digest}{_BAD}")
 
 
-def parse_part_path(path: str) -> tuple[str, str] | None:
-    """Return what a part is about, as its path says it; None for another file.
-
-    Returns
-    -------
-    Digest of the whole group; and the digits of that of what is left of it, empty where it is all of it.
-    """
+def parse_part_path(path: str) -> str | None:
+    """Return the digest of the group that a part is about, as its path says it; None for another file."""
     name = path.removeprefix(f"{PARTS_DIR}/").removesuffix(".npz")
-    digest, _, left = name.partition("-")
-    return (digest, left) if path == part_path(name) else None
+    return name.removesuffix(_BAD) if path == part_path(name) else None
 
 
 def shard_path(values: tuple[str | None, ...], digest: str, number: int) -> str:

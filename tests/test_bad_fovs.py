@@ -158,17 +158,13 @@ def test_without_skip_a_bad_fov_is_an_error_that_names_it_and_what_is_finished_s
     assert digests(out) == digests(tmp_path / "fresh")
 
 
-def test_what_is_left_of_a_group_has_a_digest_of_its_own_whoever_builds_it(
-    collection: Path, good: Path, tmp_path: Path
-):
-    whole = build(good, tmp_path / "whole")
+def test_what_is_left_of_a_group_is_what_exclude_fovs_leaves_whoever_builds_it(collection: Path, tmp_path: Path):
     spoil_pixels(collection, "A/1/1")
     out, parts = tmp_path / "out", tmp_path / "parts"
     manifest = build(collection, out, options={"workers": 2})
-    assert not {s.path for s in manifest.shards} & {s.path for s in whole.shards}
-    assert manifest.dropped["experiment0"]["bad_fov"] == sum(p.observations for p in whole.partitions) - sum(
-        p.observations for p in manifest.partitions
-    )
+    without = build(collection, tmp_path / "without", options={"exclude_fovs": ["A/1/1"]})
+    assert hash_content(manifest) == hash_content(without)
+    assert manifest.shards == without.shards
     config = parse_build_config(collection, SKIP)
     for part in ("2/2", "1/2", "1/2"):
         build_part(config, parts, part)
@@ -179,10 +175,19 @@ def test_what_is_left_of_a_group_has_a_digest_of_its_own_whoever_builds_it(
     assert {path.name: path.stat().st_ino for path in out.rglob("*.tar")} == same
 
 
-def test_where_all_fovs_are_bad_the_first_is_an_error(collection: Path, tmp_path: Path):
+@pytest.mark.parametrize(
+    ("kind", "error", "said"),
+    [
+        ("pixels", FovError, r"experiment0: none of 3 fields of view can be read\. The first: .*/A/1/0: frame 2 can't"),
+        ("tracks", ConfigError, r"A/1/0/tracks\.csv: "),
+    ],
+)
+def test_where_all_fovs_are_bad_the_first_is_an_error(
+    collection: Path, tmp_path: Path, kind: str, error: type[Exception], said: str
+):
     for fov in ("A/1/0", "A/1/1", "B/2/0"):
-        cut_tracks(collection, fov)
-    with pytest.raises(ConfigError, match=r"A/1/0/tracks\.csv: "):
+        SPOIL[kind](collection, fov)
+    with pytest.raises(error, match=said):
         build(collection, tmp_path / "out")
 
 

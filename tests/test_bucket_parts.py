@@ -224,11 +224,12 @@ def spoil(collection: Path) -> None:
     chunk.write_bytes(b"x" * chunk.stat().st_size)
 
 
-def test_a_fov_that_a_part_skips_is_left_out_when_parts_are_joined_and_no_shard_of_its_group_without_a_part_is_left(
+def test_a_fov_that_a_part_skips_is_left_out_of_all_segments_when_parts_are_joined_and_nothing_of_it_is_left(
     bucket: Bucket, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     collection = Path(shutil.copytree(small.parent, tmp_path / "data")) / small.name
     parts, options = Parts(bucket, collection, tmp_path / "staging"), {"on_bad_fov": "skip", "group_bytes": 1 << 30}
+    options["segment_frames"] = 3  # the first has the chunk that can't be read
     spoil(collection)
     send_file = etl.upload.outlet.send_file
 
@@ -239,12 +240,16 @@ def test_a_fov_that_a_part_skips_is_left_out_when_parts_are_joined_and_no_shard_
 
     monkeypatch.setattr(etl.upload.outlet, "send_file", send_shards_only)
     with pytest.raises(Stopped):
-        parts.build("1/1", seed=1, **options)
+        parts.build("2/2", seed=1, **options)
     left = parts.shards()
     assert left
     monkeypatch.setattr(etl.upload.outlet, "send_file", send_file)
-    parts.build("1/1", **options)
+    said = Said()
+    for part in ("2/2", "1/2"):
+        parts.build(part, said, **options)
+    assert any(line.startswith("skipped: experiment0, A/1/1: ") for line in said.lines)
     assert parts.shards() > left
+    assert sum(name.endswith("-bad.npz") for name in parts.objects()) == 1
     parts.finish(**options)
     local = build_shards(parse_build_config(collection, options), tmp_path / "skipped")
     assert [record.fov_name for record in local.skipped] == ["A/1/1"]

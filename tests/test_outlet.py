@@ -9,12 +9,15 @@ from typing import Any
 import pytest
 
 import etl.unit.build
+import etl.upload.outlet
+import etl.upload.transfer
 from dynaclr_wds.contract import MANIFEST, FileRecord, group_of
 from etl.build_shards import build_shards
 from etl.source.experiments import parse_build_config
 from etl.upload.build import UploadOptions
 from etl.upload.lease import LEASE
 from etl.upload.outlet import BucketOutlet
+from tests.growing_plates import GrowingPlate
 from tests.plates import make_collection
 from tests.remote import quick
 from tests.servers.bucket import Bucket
@@ -118,3 +121,26 @@ def test_a_shard_that_is_damaged_is_built_and_sent_alone(
     send(bucket, small, tmp_path / "staging", repair=True)
     assert len(watch.cut) == 1
     assert objects(bucket) == files(small.parent / "local")
+
+
+def test_a_set_that_grows_in_a_bucket_is_that_of_a_disk_and_complete_segments_are_not_sent_again(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    options = {"block_bytes": 6000, "clip_anchors": 2, "segment_frames": 4, "workers": 1}
+    plate, sent = GrowingPlate(tmp_path, frames=7, most=11, **options), list[str]()
+    send_file = etl.upload.outlet.send_file
+
+    def watched(storage: Any, name: str, *arguments: Any) -> None:
+        sent.append(name)
+        send_file(storage, name, *arguments)
+
+    for module in (etl.upload.outlet, etl.upload.transfer):
+        monkeypatch.setattr(module, "send_file", watched)
+    plate.write()
+    for frames in (7, 11):
+        plate.grow(frames)
+        sent.clear()
+        send(bucket, plate.yaml, tmp_path / "staging", workers=1)
+        build_shards(parse_build_config(plate.yaml, {}), tmp_path / "local")
+        assert sum(name.endswith(".tar") for name in sent) == 4  # of two segments and two conditions
+    assert objects(bucket) == files(tmp_path / "local")

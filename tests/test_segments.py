@@ -15,7 +15,6 @@ import yaml
 
 import etl.unit.build
 from dynaclr_wds.contract import ARRAYS, MANIFEST, OBSERVATIONS, Manifest
-from dynaclr_wds.errors import ConfigError
 from dynaclr_wds.file_checks import read_manifest_file
 from dynaclr_wds.plain.pipeline import triplet_pipeline
 from dynaclr_wds.shardset import ShardSet
@@ -354,7 +353,39 @@ def test_segments_and_groups_do_not_depend_on_frames_that_come_later():
     ]
 
 
-def test_bad_fields_of_view_are_not_skipped_in_some_segments_only(tmp_path: Path):
-    path = GrowingPlate(tmp_path, frames=2, most=2, on_bad_fov="skip", **SMALL).yaml
-    with pytest.raises(ConfigError, match=r"on_bad_fov='skip' must be 'error' with segment_frames.*exclude_fovs"):
-        build(path, tmp_path / "out")
+def test_a_field_of_view_that_goes_bad_in_a_late_segment_is_left_out_of_all_until_it_is_mended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """B/2/0 shares a group with A/1/1 in the first segment only."""
+    plate = GrowingPlate(tmp_path, frames=7, most=11, on_bad_fov="skip", group_bytes=38_400, **SMALL)
+    out, parts = tmp_path / "out", tmp_path / "parts"
+    build(plate.write(), out)
+    before = list_shards(out)
+    plate.grow(11)
+    (chunk,) = (tmp_path / "plate.zarr/B/2/0/0").rglob("c/9/0/0/0/0")
+    pixels = chunk.read_bytes()
+    chunk.write_bytes(b"x")
+    cut, late = watch_cuts(monkeypatch), [(fov, t) for t in (range(4, 10), range(8, 11)) for fov in FOVS]
+    manifest = build(plate.yaml, out)
+    assert in_order(cut) == [("A/1/1", range(6)), *late]
+    (record,) = manifest.skipped
+    assert (record.fov_name, "frame 9 can't be read" in record.reason) == ("B/2/0", True)
+    after = list_shards(out)
+    assert {name: after[name] for name in before} == before
+    assert len({shard.path for shard in manifest.shards} & before.keys()) == 1  # of A/1/0
+    cut.clear()
+    assert build(plate.yaml, out) == manifest
+    assert cut == []
+    build_part(parse_build_config(plate.yaml, {}), parts, "1/1")
+    cut.clear()
+    build(plate.yaml, parts, finish=True)
+    assert cut == [("A/1/1", range(6))]
+    assert digests(out) == digests(parts)
+    build_shards(parse_build_config(plate.yaml, {"exclude_fovs": ["B/2/0"]}), tmp_path / "without")
+    found, without = digests(out), digests(tmp_path / "without")
+    assert found.pop(MANIFEST) != without.pop(MANIFEST)
+    assert found == without
+    chunk.write_bytes(pixels)
+    cut.clear()
+    assert build(plate.yaml, out).skipped == ()
+    assert in_order(cut) == [("A/1/1", range(6)), *(("B/2/0", t) for t in (range(6), range(4, 10), range(8, 11)))]

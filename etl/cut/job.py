@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from dynaclr_wds.contract import STATISTICS
-from etl.cut.statistics import Summary, empty_summary
+from etl.cut.statistics import Summary
 from etl.layout.segments import WHOLE, Segment
 from etl.source.config import OnBadFov, OnBlank, OnNan
 from etl.source.patch_grid import PatchGrid
@@ -100,17 +99,3 @@ class FovCut:
     """Slice of the plate in focus; NaN where it was not asked for."""
     z_start: Float[np.ndarray, " frames"]
     """Place of the first stored slice in the plate's stack."""
-
-    @classmethod
-    def of_nothing(cls, job: CutJob) -> FovCut:
-        """Stand for a FOV that can't be read: nothing is known of its pixels."""
-        frames, channels, count = len(job.frames), len(job.channels), job.t.size
-        return cls(
-            first=job.frames.start,
-            timepoint=np.full((frames, channels, len(STATISTICS)), np.nan),
-            summaries=tuple(empty_summary(job.fov.array.dtype) for _ in job.channels),
-            blank=np.zeros(count, bool),
-            nonfinite=np.zeros(count, bool),
-            z_focus=np.full(frames, np.nan),
-            z_start=np.zeros(frames),
-        )

@@ -24,7 +24,6 @@ from dynaclr_wds.contract import (
     LabelRecord,
     PartitionRecord,
     ShardRecord,
-    SkippedRecord,
 )
 from dynaclr_wds.errors import ConfigError
 from etl.cut.intensities import Summaries, merge_summaries, plan_dataset_statistics, widen
@@ -50,8 +49,6 @@ class JoinedParts:
     shards: tuple[ShardRecord, ...]
     dropped: Mapping[str, Mapping[str, int]]
     """Experiment → reason → observations left out."""
-    skipped: tuple[SkippedRecord, ...]
-    """FOVs that can't be read, and are left out."""
     counts: Mapping[str, int]
     """Rows of all arrays that begin with `obs`, `patch`, `clip` and `block`."""
     is_whole: bool
@@ -108,7 +105,6 @@ def join_parts(parts: GroupParts) -> JoinedParts:
         partitions=partitions,
         shards=_join_shards(partitions, heads),
         dropped=_join_dropped(parts, heads),
-        skipped=tuple(record for head in heads for record in head.skipped),
         counts=counts,
         is_whole=is_whole,
         fov_experiment=np.array([rows[fov.experiment] for fov in fovs], np.int64),

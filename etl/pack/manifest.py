@@ -98,7 +98,6 @@ def make_manifest(
         index=named.folder,
         files=(*named.files, *parts),
         sources=tuple(sources),
-        skipped=joined.skipped,
         dropped=report.dropped,
         facts=report.facts,
         suspicious=report.suspicious,

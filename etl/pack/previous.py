@@ -59,11 +59,8 @@ class PreviousSet:
         return (self.files.folder / path).is_file()
 
     def list_in_place(self, digest: str) -> dict[str, str]:
-        """Return path → checksum of the whole shards of a group, also of one of which FOVs were left out."""
-        first = f"{PARTS_DIR}/{digest}-"
-        partial = [path.removeprefix(first).removesuffix(".npz") for path in self.parts if path.startswith(first)]
-        groups = (group_of(shard_path((), digest, 0)), *partial)
-        return {path: xxh3 for group in groups for path, xxh3 in self._whole_shards.get(group, {}).items()}
+        """Return path → checksum of the whole shards of a group."""
+        return self._whole_shards.get(group_of(shard_path((), digest, 0)), {})
 
     @cached_property
     def _whole_shards(self) -> dict[str, dict[str, str]]:

@@ -292,7 +292,6 @@ REASONS = {
     "outside_time": "cells at a time that is no frame of the movie",
     "blank_channel": "cells whose patch has a channel that is entirely fill value",
     "nan_pixels": "cells whose patch has NaN or infinite pixels",
-    "bad_fov": "cells of fields of view whose pixels can't be read",
 }
 
 

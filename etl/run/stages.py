@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-from dynaclr_wds.contract import FileRecord, Manifest, SourceRecord
+from dynaclr_wds.contract import FileRecord, Manifest, SkippedRecord, SourceRecord, bad_part_path
 from dynaclr_wds.errors import BuildError
 from dynaclr_wds.words import count_of
 from etl.index import Index, take_segment
@@ -34,7 +34,7 @@ from etl.source.plates import Fov, Plate
 from etl.stored_index import StoredIndex
 from etl.suspicious.cells import CellSums, Census, check_anchors
 from etl.suspicious.report import make_report
-from etl.unit.build import build_unit, list_partial, weigh_unit
+from etl.unit.build import build_unit, weigh_unit
 from etl.unit.job import UnitJob, digest_group
 from etl.unit.memory import find_need
 from etl.unit.part import Part, read_part
@@ -64,6 +64,7 @@ class Build:
         self._records: dict[str, FileRecord] = {}
         self._outlet = outlet
         self._experiments = plan_experiments(config, plates)
+        self._skips = config.on_bad_fov == "skip"
 
     def run_part(self, index: StoredIndex, part: BuildPart) -> tuple[int, int]:
         """Build those groups of a part that are not there; return how many are its own, and how many there are."""
@@ -73,9 +74,11 @@ class Build:
         if self.previous is not None:
             self.previous = check_parts(self.previous, [group.part for group in own])
         self._build(index, own, part=part)
+        for record in self._list_bad(own):
+            self._progress.say(f"skipped: {record.experiment}, {record.fov_name}: {record.reason}")
         return len(own), len(groups)
 
-    def run(self, index: StoredIndex, *, finish: bool = False) -> Manifest:
+    def run(self, index: StoredIndex, *, finish: bool = False) -> Manifest | tuple[SkippedRecord, ...]:
         """Build the groups that are not there, join all; stage every new file; return the manifest, not written.
 
         Parameters
@@ -84,6 +87,12 @@ class Build:
             What to build.
         finish
             All groups have to be there.
+
+        Returns
+        -------
+        Manifest
+            Or, if there are any, the FOVs whose pixels can't be read. The groups that hold none of them are built. Run
+            the stages again with an index without them.
 
         Raises
         ------
@@ -96,7 +105,17 @@ class Build:
             self.previous = check_parts(self.previous, [group.part for group in groups])
             for line in describe_faults(self.previous) if self.previous.faults else ():
                 self._progress.say(line)
-        return self._join(index, groups, self._build(index, groups, finish=finish))
+        records = self._build(index, groups, finish=finish)
+        return self._list_bad(groups) or self._join(index, groups, records)
+
+    def _list_bad(self, groups: Sequence[Group]) -> tuple[SkippedRecord, ...]:
+        """Return the FOVs that units could not read, each once, with what the first of its segments says."""
+        found: dict[tuple[str, str], SkippedRecord] = {}
+        for group in groups:
+            if self._records[group.digest].path != group.part:
+                for record in self._read_part(group, rows=False).skipped:
+                    found.setdefault((record.experiment, record.fov_name), record)
+        return tuple(found.values())
 
     def _check_anchors(self, index: StoredIndex) -> None:
         numbers = index.experiment_index.tolist()
@@ -203,12 +222,11 @@ class Build:
         raise BuildError(f"{where}: {describe_missing(missing, len(groups), counts)}")
 
     def _is_built(self, group: Group) -> bool:
-        """Whether a unit has noted what it did, be it that FOVs were left out."""
+        """Whether a unit has noted what it did, be it that FOVs can't be read."""
         if self._outlet is not None:
             return self._outlet.is_taken(group.digest)
-        skips = self._config.on_bad_fov == "skip"
-        partial = list_partial(self._folder.staged, group.digest) if skips else []
-        return bool(partial) or (self._folder.staged / group.part).is_file()
+        names = [group.part, *([bad_part_path(group.digest)] if self._skips else [])]
+        return any((self._folder.staged / name).is_file() for name in names)
 
     def _find_kept(self, group: Group) -> FileRecord | None:
         """Return the part of a group that is whole and in place, with all of its shards."""
@@ -230,7 +248,8 @@ class Build:
         # a unit that is found needs none
         shares = Shares(units=self._config.workers, bytes=0) if finish else self._share_memory(index, todo)
         counts = UnitCounts(len(todo), weigh_unit)
-        jobs = (replace(self._plan_job(index, group, shares.bytes), retry=not finish) for group in todo)
+        retry = not (finish and self._skips)
+        jobs = (replace(self._plan_job(index, group, shares.bytes), retry=retry) for group in todo)
         with (
             self._progress.stage("build", frames, "frames", counts.describe) as counts.advance,
             self._make_executor(shares.units, counts.advance) as pool,

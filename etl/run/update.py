@@ -7,20 +7,27 @@ again, and ends with the same bytes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from dynaclr_wds.contract import MANIFEST, Manifest
 from dynaclr_wds.errors import BuildError, ConfigError, FormatError
 from dynaclr_wds.file_checks import read_manifest_file
-from dynaclr_wds.words import count_of
+from dynaclr_wds.words import count_of, list_some
 from etl.pack.previous import PreviousSet, read_previous
 from etl.run.commit import commit, finish_commits
 from etl.run.differences import compare_fovs, compare_with
 from etl.run.executors import MakeExecutor, ThreadUnits
 from etl.run.mending import describe_damaged_manifest, describe_faults, describe_mended
-from etl.run.opening import Opened, add_skipped, open_sources, read_index, refuse_moving_sources
+from etl.run.opening import (
+    Opened,
+    leave_out_unread,
+    list_skipped,
+    open_sources,
+    read_index,
+    refuse_moving_sources,
+)
 from etl.run.outlet import Outlet
 from etl.run.output import OutFolder, discard_work
 from etl.run.parts import BuildPart
@@ -151,13 +158,9 @@ class FolderBuild:
         if self.mode.overwrite:
             discard_work(self.folder.work)
         self.folder.discard_scratch()
-        with self.folder.scratch() as scratch:
-            index, opened = read_index(opened, self.progress, scratch)
-            self.folder.discard_others()
-            if previous is not None and self.mode.repair and previous.is_whole:
-                self.progress.say(describe_faults(previous)[0])
-            build = self._plan(opened, None if self.mode.overwrite else previous)
-            manifest = add_skipped(build.run(index, finish=self.mode.finish), opened)
+        if previous is not None and self.mode.repair and previous.is_whole:
+            self.progress.say(describe_faults(previous)[0])
+        manifest, opened, kept = self._build(opened, None if self.mode.overwrite else previous)
         refuse_moving_sources(opened, self._trust(previous))
         for record in manifest.skipped:
             self.progress.say(f"skipped: {record.experiment}, {record.fov_name}: {record.reason}")
@@ -165,7 +168,22 @@ class FolderBuild:
             self.progress.say(_describe_skipped(manifest, previous))
         if self.outlet is None:
             manifest = commit(self.folder, manifest)
-        return Built(manifest=manifest, anew=True, kept=build.previous)
+        return Built(manifest=manifest, anew=True, kept=kept)
+
+    def _build(self, opened: Opened, start: PreviousSet | None) -> tuple[Manifest, Opened, PreviousSet | None]:
+        """Run the stages, again without the FOVs that can't be read; return also what is left, and what was there."""
+        doubtful, finish = self._list_doubtful(start), self.mode.finish
+        while True:
+            with self.folder.scratch() as scratch:
+                index, opened = read_index(opened, doubtful, self.progress, scratch)
+                self.folder.discard_others()
+                build = self._plan(opened, start)
+                found = build.run(index, finish=finish)
+            if isinstance(found, Manifest):
+                return replace(found, skipped=list_skipped(opened)), opened, build.previous
+            names = list_some([f"{record.experiment}, {record.fov_name}" for record in found])
+            self.progress.say(f"skipped: {names}: can't be read. What shared a group with that is built without it.")
+            opened, start, doubtful, finish = leave_out_unread(opened, found), build.previous, set(), False
 
     def run_part(self, part: BuildPart, where: str) -> None:
         """Build the groups of a part that are not there; `where` is the set, as people know it."""
@@ -176,7 +194,7 @@ class FolderBuild:
             say_up_to_date(where, previous.manifest, self.progress)
             return
         with self.folder.scratch() as scratch:
-            index, opened = read_index(opened, self.progress, scratch)
+            index, opened = read_index(opened, self._list_doubtful(previous), self.progress, scratch)
             own, every = self._plan(opened, previous).run_part(index, part)
         refuse_moving_sources(opened, self._trust(previous))
         self.progress.say(
@@ -198,6 +216,12 @@ class FolderBuild:
                     self.progress.say(describe_faults(previous)[0])
                 return None
         return opened
+
+    def _list_doubtful(self, previous: PreviousSet | None) -> set[tuple[str, str]]:
+        """Return (experiment, fov_name) of what the set that is there had to leave out, and a new one may."""
+        if previous is None or self.config.on_bad_fov == "error":
+            return set()
+        return {(record.experiment, record.fov_name) for record in previous.manifest.skipped}
 
     def _trust(self, previous: PreviousSet | None) -> Sources:
         is_trusted = previous is not None and self.mode.trust_sources and _cuts_alike(previous, self.config)

@@ -127,9 +127,6 @@ def _check_together(config: BuildConfig) -> None:
             f"at most shard_bytes={config.shard_bytes}",
             "Lower it: a shard is a run of blocks.",
         )
-    if config.segment_frames is not None and config.on_bad_fov == "skip":
-        where, rule = f"{config.where}: shards.on_bad_fov", "'error' with segment_frames: a FOV is in several segments"
-        raise value_error(where, config.on_bad_fov, rule, "Remove one of the two, or name bad FOVs in exclude_fovs.")
     if config.border != "shift" and config.max_border_shift_px is not None:
         where = f"{config.where}: shards.max_border_shift_px"
         rule = f"left out with border={config.border!r}: it limits how far a patch is shifted"

@@ -3,25 +3,25 @@
 It reads the plates and writes shards and a part of its own; it looks at nothing that another unit writes. The part
 comes last: a unit that was stopped is run again, one whose part and shards are whole is not. Two copies of a unit that
 run at the same time write the same bytes under names of their own, so neither harms the other.
+
+Where pixels of a FOV can't be read, and such FOVs are skipped, a unit makes no shards: it notes which FOVs these are,
+and the build makes groups without them (`etl.run.update`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from math import prod
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Int
 
 from dynaclr_wds.contract import (
     NO_CODEC,
-    PARTS_DIR,
     FileRecord,
     PartitionRecord,
     SkippedRecord,
-    partial_part_path,
+    bad_part_path,
 )
 from dynaclr_wds.errors import FovError
 from etl.cut.frames import cut_fov
@@ -35,7 +35,7 @@ from etl.run.executors import report, share_out
 from etl.run.in_use import using
 from etl.run.output import checksum_file, file_size
 from etl.source.bad_fovs import make_skipped
-from etl.unit.job import UnitJob, digest_left
+from etl.unit.job import UnitJob
 from etl.unit.laying_out import lay_out
 from etl.unit.left import Left
 from etl.unit.memory import divide_memory
@@ -43,7 +43,7 @@ from etl.unit.part import Part, read_part, write_part
 
 
 def build_unit(job: UnitJob) -> FileRecord:
-    """Build one group, or find that it is there; return its part.
+    """Build one group, or find that it is there; return its part, or what it noted of FOVs that can't be read.
 
     Raises
     ------
@@ -67,10 +67,9 @@ def _build(job: UnitJob) -> FileRecord:
     cuts, order = plan_cuts(job.config, job.fovs, columns, room, job.segment)
     patches = hold_patches(order.size, job.experiment.patch_bytes, memory.patches, job.scratch)
     done, skipped = _cut(job, cuts, patches)
-    path, kept, dropped = job.part, *_judge(job, done, order, [cut.fov.name in skipped for cut in cuts])
     if skipped:
-        left_out = digest_left(job.digest, skipped)
-        path, job = partial_part_path(job.digest, left_out), replace(job, digest=left_out)
+        return write_part(job.staged, bad_part_path(job.digest), Part.of_bad(job.digest, skipped))
+    kept, dropped = _judge(job, done, order)
     slot = np.empty(order.size, np.int64)
     slot[order] = np.arange(order.size)
     left = Left.of(job, done, kept)
@@ -83,8 +82,7 @@ def _build(job: UnitJob) -> FileRecord:
         return pack_shard(plan_shard_job(contents, slot[kept], number), patches, job.staged, known)
 
     shards = share_out(pack, range(len(contents.paths)))
-    part = _note(job, left, contents, shards, dropped, kept)
-    return write_part(job.staged, path, replace(part, skipped=tuple(skipped.values())))
+    return write_part(job.staged, job.part, _note(job, left, contents, shards, dropped, kept))
 
 
 def count_frames(job: UnitJob) -> int:
@@ -106,20 +104,14 @@ def weigh_unit(job: UnitJob) -> tuple[int, int]:
 
 def find_staged(job: UnitJob) -> FileRecord | None:
     """Return the part of a unit that a stopped build finished, if it and its shards are whole."""
-    partial = () if job.retry else list_partial(job.staged, job.digest)
-    found = (_find_whole(job, name) for name in (job.part, *partial))
-    return next((record for record in found if record is not None), None)
-
-
-def list_partial(staged: Path, digest: str) -> list[str]:
-    """Return the paths of the parts that are staged of a group of which FOVs had to be left out."""
-    return sorted(f"{PARTS_DIR}/{path.name}" for path in (staged / PARTS_DIR).glob(f"{digest}-*.npz"))
+    names = [job.part] if job.retry else [job.part, bad_part_path(job.digest)]
+    return next((record for name in names if (record := _find_whole(job, name)) is not None), None)
 
 
 def _find_whole(job: UnitJob, name: str) -> FileRecord | None:
     path = job.staged / name
     part = read_part(path)
-    if part is None or not part.is_about(job.digest):
+    if part is None or part.digest != job.digest:
         return None
     for shard in part.shards:
         staged = job.staged / shard.path
@@ -130,38 +122,37 @@ def _find_whole(job: UnitJob, name: str) -> FileRecord | None:
     return FileRecord(path=name, bytes=file_size(path), xxh3=checksum_file(path))
 
 
-def _cut(job: UnitJob, cuts: Sequence[CutJob], patches: Patches) -> tuple[list[FovCut], dict[str, SkippedRecord]]:
-    """Cut every FOV into its run of the patches; return also those that can't be read, by name, if they are skipped."""
-    first, skipped = np.cumsum([0, *(cut.t.size for cut in cuts)]).tolist(), {}
+def _cut(job: UnitJob, cuts: Sequence[CutJob], patches: Patches) -> tuple[list[FovCut], tuple[SkippedRecord, ...]]:
+    """Cut every FOV into its run of the patches; return apart those that can't be read, if they are skipped."""
+    first = np.cumsum([0, *(cut.t.size for cut in cuts)]).tolist()
     (entry,) = job.config.experiments
 
-    def cut_one(number: int) -> FovCut:
+    def cut_one(number: int) -> FovCut | SkippedRecord:
         cut = cuts[number]
         try:
             return cut_fov(cut, take_rows(patches, first[number], cut.t.size, cut.patch))
         except FovError as error:
             if job.config.on_bad_fov == "error":
                 raise
-            skipped[cut.fov.name] = make_skipped(entry, cut.fov.name, error)
-            return FovCut.of_nothing(cut)
+            return make_skipped(entry, cut.fov.name, error)
 
     done = share_out(cut_one, range(len(cuts)))
-    return done, dict(sorted(skipped.items()))
+    skipped = tuple(one for one in done if isinstance(one, SkippedRecord))
+    return [one for one in done if isinstance(one, FovCut)], skipped
 
 
 def _judge(
-    job: UnitJob, done: Sequence[FovCut], order: Int[np.ndarray, " obs"], skipped: Sequence[bool]
+    job: UnitJob, done: Sequence[FovCut], order: Int[np.ndarray, " obs"]
 ) -> tuple[Bool[np.ndarray, " obs"], dict[str, int]]:
-    """Say which observations stay when the pixels are known, and count the others; `skipped` FOVs have none."""
+    """Say which observations stay when the pixels are known, and count the others."""
     config, own = job.config, job.index.observations["t"].to_numpy() < job.segment.last
-    blank, nonfinite, bad = np.empty((3, order.size), bool)
-    bad[order] = np.repeat(skipped, [cut.blank.size for cut in done])
+    blank, nonfinite = np.empty((2, order.size), bool)
     blank[order] = np.concatenate([cut.blank for cut in done])
     nonfinite[order] = np.concatenate([cut.nonfinite for cut in done])
     reason = "blank_channel" if config.on_blank == "drop" else "blank_channel_kept"
-    found = {reason: blank, "nan_pixels": nonfinite, "bad_fov": bad}
+    found = {reason: blank, "nan_pixels": nonfinite}
     counts = {reason: int((rows & own).sum()) for reason, rows in found.items()}
-    kept = (~blank | (config.on_blank == "keep")) & (~nonfinite | (config.on_nan == "zero")) & ~bad
+    kept = (~blank | (config.on_blank == "keep")) & (~nonfinite | (config.on_nan == "zero"))
     return kept, {reason: count for reason, count in counts.items() if count}
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,26 +54,12 @@ class UnitJob:
     memory_bytes: int
     """What the unit may hold, beside what its process holds anyhow."""
     retry: bool = True
-    """Try FOVs again that an earlier run had to leave out."""
+    """Try FOVs again that an earlier run could not read."""
 
     @property
     def part(self) -> str:
         """Path of the unit's part, relative to the set."""
         return part_path(self.digest)
-
-
-def digest_left(digest: str, fov_names: Iterable[str]) -> str:
-    """Return the digest of what is left of a group.
-
-    Parameters
-    ----------
-    digest
-        Of the whole group.
-    fov_names
-        Of the FOVs that are left out.
-    """
-    text = json.dumps([digest, sorted(fov_names)])
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def digest_group(

@@ -21,7 +21,6 @@ from dynaclr_wds.contract import FileRecord, PartitionRecord, ShardRecord, Skipp
 from etl.cut.intensities import Summaries
 from etl.cut.statistics import Counts, Moments, Summary
 from etl.run.output import writing
-from etl.unit.job import digest_left
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +38,7 @@ class Part:
     lineages: int
     """Lineages that are left."""
     skipped: tuple[SkippedRecord, ...]
-    """FOVs that can't be read, and are left out."""
+    """FOVs that can't be read; where there are any, nothing else is noted."""
     arrays: Mapping[str, Shaped[np.ndarray, ...]]
     """`kept` (of the observations that the unit was given) and `fov_kept`; of the observations that are left `z_start`
     and `z_focus`; statistics `timepoint` and `fov` of the FOVs that are left; and the arrays of the contract that begin
@@ -48,10 +47,19 @@ class Part:
     summaries: tuple[Summaries, ...]
     """What merges into the statistics of the experiment: one of all FOVs that are left; in a segment one of each."""
 
-    def is_about(self, digest: str) -> bool:
-        """Whether it is about the group of a digest, or about what was left of it."""
-        skipped = [record.fov_name for record in self.skipped]
-        return self.digest == (digest_left(digest, skipped) if skipped else digest)
+    @classmethod
+    def of_bad(cls, digest: str, skipped: tuple[SkippedRecord, ...]) -> Part:
+        """Note of a group only which FOVs can't be read."""
+        return cls(
+            digest=digest,
+            partitions=(),
+            shards=(),
+            dropped={},
+            lineages=0,
+            skipped=skipped,
+            arrays={},
+            summaries=(),
+        )
 
 
 def write_part(folder: Path, path: str, part: Part) -> FileRecord:

@@ -30,7 +30,7 @@ class Note:
     """What one build or part is sending."""
 
     groups: tuple[str, ...]
-    """Digests; of a group of which FOVs are left out, also that of what is left."""
+    """Digests."""
     parts: int = 0
     """In how many parts the set is built; 0 = as a whole."""
 
@@ -83,18 +83,13 @@ def remove_left_over(storage: Storage, needed: Sequence[Manifest]) -> int:
 def _remove_groups(storage: Storage, noted: Collection[str], named: Collection[str]) -> int:
     """Remove the shards and parts of groups, but those that are named."""
     listed: Mapping[str, object] = storage.list() or {}
-    about = {path: names for path in listed if (names := parse_part_path(path)) is not None and names[0] in noted}
-    digits = {_digits_of(digest) for digest in noted} | {left for _, left in about.values() if left}
+    parts = (path for path in listed if parse_part_path(path) in noted)
+    digits = {group_of(shard_path((), digest, 0)) for digest in noted}
     shards = (path for path in listed if path.endswith(".tar") and group_of(path) in digits)
-    left = sorted(path for path in {*about, *shards} if path not in named)
+    left = sorted(path for path in (*parts, *shards) if path not in named)
     if left:
         remove(storage, left)
     return len(left)
-
-
-def _digits_of(digest: str) -> str:
-    """Return what the paths of a group's shards hold of its digest."""
-    return group_of(shard_path((), digest, 0))
 
 
 def count_parts(notes: Iterable[Note], digests: Iterable[str]) -> set[int]:

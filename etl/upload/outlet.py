@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from dynaclr_wds.contract import FileRecord, parse_part_path, part_path
+from dynaclr_wds.contract import FileRecord, bad_part_path, part_path
 from dynaclr_wds.errors import FormatError, StorageError
 from dynaclr_wds.files import write_whole
 from dynaclr_wds.storage.client import Storage
@@ -19,7 +19,6 @@ from dynaclr_wds.storage.sending import read_checksum, send_file
 from etl.run.executors import reporter
 from etl.run.output import file_size
 from etl.run.parts import BuildPart
-from etl.unit.build import list_partial
 from etl.unit.part import Part, read_part
 from etl.upload.held import Held
 from etl.upload.lease import Lease
@@ -52,7 +51,6 @@ class BucketOutlet:
         self._storage, self._staged, self._held, self._sender, self._anew = storage, staged, held, sender, anew
         self._taken: dict[str, Mapping[str, str]] = {}
         self._whole: set[str] = set()
-        self._partial: dict[str, set[str]] = {}
         self._note = Note(())
         self._damaged: set[str] = set()
         self.sent: dict[str, str] = {}
@@ -68,20 +66,17 @@ class BucketOutlet:
         self._check()
         if self._anew:
             return
-        for path in self._held.listed or ():
-            if (about := parse_part_path(path)) is not None and about[1]:
-                self._partial.setdefault(about[0], set()).add(path)
         with ThreadPoolExecutor(_REQUESTS, thread_name_prefix="dynaclr-look") as pool:
             self._taken = dict(zip(digests, pool.map(self._find_taken, digests), strict=True))
 
     def begin(self, digests: Sequence[str]) -> None:
         """Note which groups will be sent."""
         if digests:
-            self._note = self._make_note(digests)
+            self._note = Note(tuple(digests), self._sender.count if isinstance(self._sender, BuildPart) else 0)
             write_note(self._storage, self._note)
 
     def is_taken(self, digest: str) -> bool:
-        """Whether the part of a group has arrived, and all of its shards."""
+        """Whether the part of a group has arrived, and all of its shards; or the note that FOVs can't be read."""
         return digest in self._whole
 
     def list_taken(self, digest: str) -> Mapping[str, str]:
@@ -95,22 +90,14 @@ class BucketOutlet:
     def take(self, part: FileRecord) -> None:
         """Send the shards of a unit, then its part; remove the shards here."""
         found = read_part(self._staged / part.path)
-        notes = [self._note] if isinstance(self._sender, BuildPart) else []
-        if found is not None and found.skipped:  # its shards are named by the digest of what is left
-            left = self._make_note([found.digest])
-            write_note(self._storage, left)
-            notes += [left] if notes else []
         for shard in () if found is None else found.shards:
             file = self._staged / shard.path
             if file_size(file) == shard.bytes:
                 self._send(shard.path, shard.bytes, shard.xxh3)
                 file.unlink()
         self._send(part.path, part.bytes, part.xxh3)
-        for note in notes:  # a build that ended meanwhile may have removed it
-            write_note(self._storage, note)
-
-    def _make_note(self, digests: Sequence[str]) -> Note:
-        return Note(tuple(digests), self._sender.count if isinstance(self._sender, BuildPart) else 0)
+        if isinstance(self._sender, BuildPart):  # a build that ended meanwhile may have removed it
+            write_note(self._storage, self._note)
 
     def _check(self) -> None:
         if isinstance(self._sender, Lease):
@@ -134,9 +121,9 @@ class BucketOutlet:
     def _find_taken(self, digest: str) -> dict[str, str]:
         """Return path → checksum of the shards of a group that have arrived; fetch its parts, if they have."""
         found: dict[str, str] = {}
-        for path in self._list_parts(digest):
+        for path in (part_path(digest), bad_part_path(digest)):
             part = self._read_part(path)
-            if part is None or not part.is_about(digest):
+            if part is None or part.digest != digest:
                 continue
             away = [shard for shard in part.shards if file_size(self._staged / shard.path) != shard.bytes]
             there = {s.path: s.xxh3 for s in away if self._is_there(s.path, s.bytes, s.xxh3)}
@@ -145,11 +132,6 @@ class BucketOutlet:
             found |= there
         self.sent |= found
         return found
-
-    def _list_parts(self, digest: str) -> list[str]:
-        """Return the paths that parts of a group may have: of all of it, and of what was left of it."""
-        partial = self._partial.get(digest, set()).union(list_partial(self._staged, digest))
-        return [part_path(digest), *sorted(partial)]
 
     def _read_part(self, path: str) -> Part | None:
         """Read a part that is staged here, or else in the place, from where it is brought here."""
