@@ -44,6 +44,7 @@ SUSPICIONS: dict[str, str] = {
     "pixel_size_differs": "pixel_size_um is not what the plate says",
     "pixel_not_square": "pixels differ between y and x",
     "pixel_sizes_vary": "experiments, or FOVs of one experiment, differ in pixel size",
+    "channels_differ": "a channel stands at different places of `source_channel`",
     "tracks_jump": "steps of tracks that are far longer than the others",
     "patches_alike": "cells of one frame have the same patch, because it was moved into the image",
     "tau_shortened": "a part of tau_range_hours rounds to no frame",

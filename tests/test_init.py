@@ -445,7 +445,9 @@ def test_plates_fill_in_what_they_say_of_themselves(tmp_path: Path, capsys: pyte
     channels = ["Phase: 3D", "GFP"]
     common = {"fovs": ["A/1/0", "B/2/0", "B/2/1"], "shape": (3, 2, 4, 100, 60), "channel_names": channels}
     write_plate(tmp_path / "first" / "plate.zarr", version="0.4", dtype="uint16", seed=0, **common)
-    write_plate(tmp_path / "second.zarr", version="0.5", dtype="uint16", seed=0, **common)
+    write_plate(
+        tmp_path / "second.zarr", version="0.5", dtype="uint16", seed=0, **common | {"channel_names": channels[::-1]}
+    )
     for fov in common["fovs"]:
         (tmp_path / "first/tracks" / fov).mkdir(parents=True)
         (tmp_path / "first/tracks" / fov / "tracks.csv").write_text("track_id,t,y,x\n")
@@ -455,8 +457,9 @@ def test_plates_fill_in_what_they_say_of_themselves(tmp_path: Path, capsys: pyte
     document = yaml.safe_load(text)
     assert [entry["name"] for entry in document["experiments"]] == ["first", "second"]
     assert [entry["tracks_path"] for entry in document["experiments"]] == ["first/tracks", "other"]
+    assert [entry["channel_names"] for entry in document["experiments"]] == [channels, channels[::-1]]
     for entry in document["experiments"]:
-        assert entry["channel_names"] == entry["source_channel"] == channels
+        assert entry["source_channel"] == channels  # of both in one order
         assert entry["condition_wells"] == {"all": ["A/1", "B/2"]}
         assert entry["interval_minutes"] is None
     assert document["shards"]["yx_patch_size"] == [32, 32]

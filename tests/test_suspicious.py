@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -32,6 +33,7 @@ from etl.source.preflight import open_plates
 from etl.source.scales import fill_in_from_plates
 from etl.suspicious.cells import Census
 from etl.suspicious.report import Report, make_report
+from etl.suspicious.scales import find_between_experiments
 from tests.plates import KEEP_ALL, Rows, write_experiments, write_plate, write_tracks
 from tests.set_files import find_index
 
@@ -603,6 +605,29 @@ def test_experiments_and_fovs_that_differ_in_pixel_size_are_suspected(tmp_path: 
             "them, or train on them apart.",
         ),
     ]  # fmt: skip
+
+
+def test_channels_that_change_places_between_experiments_are_suspected(tmp_path: Path) -> None:
+    def find(*orders: Sequence[str], **more: Any) -> list[tuple[str, int]]:
+        entries = [{"channel_names": order, "source_channel": order} for order in orders]
+        config = parse_build_config(write_plates(tmp_path, *entries[:-1], entries[-1] | more), {})
+        shutil.rmtree(tmp_path / "a")
+        return [(one.text, one.count) for one in find_between_experiments(config) if one.code == "channels_differ"]
+
+    assert find(["Phase", "GFP"], ["Phase", "mCherry"], ["GFP"]) == []
+    assert find(["Phase", "GFP"], ["GFP", "Phase"]) == [
+        (
+            "experiments differ in the order of channels: Phase is channel 0 in a, but 1 in b, and GFP moved "
+            "too. A network that sees all channels of a cell would take one for the other. Write source_channel in the "
+            "same order in all experiments; only with channels_per_sample: 1 it does not matter.",
+            2,
+        )
+    ]
+    ((text, count),) = find(["Phase", "GFP"], ["mCherry", "DIC"], channel_markers={"DIC": "Phase"})
+    assert text.startswith(
+        "experiments differ in the order of channels: Phase is channel 0 in a, but 1 in b. A network"
+    )
+    assert count == 1
 
 
 def test_a_tau_that_cannot_be_had_is_suspected(tmp_path: Path) -> None:

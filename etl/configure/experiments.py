@@ -64,9 +64,12 @@ def write_experiments(template: str, plates: Sequence[tuple[Path, Path | None]],
     end = template.index("\nshards:")
     names = [_name_experiment(plate, folder) for plate, _ in opened]
     texts = [text for text, _ in names]
+    shared = _list_shared([plate for plate, _ in opened])
     entries = [
         _add_wells(
-            _write_entry(template[first:end], plate, _find_tracks(plate, tracks), _explain_name(name, texts), folder),
+            _write_entry(
+                template[first:end], plate, _find_tracks(plate, tracks), _explain_name(name, texts), folder, shared
+            ),
             wells,
         )
         for name, (plate, wells, tracks) in zip(names, found, strict=True)
@@ -132,10 +135,12 @@ def _find_tracks(plate: Plate, tracks: Path | None) -> Path | None:
     return next((beside / name for name in names if (beside / name).exists()), None)
 
 
-def _write_entry(template: str, plate: Plate, tracks: Path | None, name: Value, folder: Path) -> str:
-    """Fill in one experiment, and add what its tables need."""
+def _write_entry(
+    template: str, plate: Plate, tracks: Path | None, name: Value, folder: Path, shared: Sequence[str]
+) -> str:
+    """Fill in one experiment, and add what its tables need; `shared` are the channels that all plates have."""
     # the name stands behind the dash, in the item; so do the other keys
-    values = {f"experiments.-.{key}": value for key, value in _describe_plate(plate, tracks, folder).items()}
+    values = {f"experiments.-.{key}": value for key, value in _describe_plate(plate, tracks, folder, shared).items()}
     values["experiments.-.name"] = name
     entry = fill_template("experiments:\n" + template, values, "").partition("\n")[2].rstrip("\n")
     lines = entry.splitlines()
@@ -179,7 +184,7 @@ def _describe_columns(plate: Plate, tracks: Path) -> list[tuple[str, Value]]:
     return said
 
 
-def _describe_plate(plate: Plate, tracks: Path | None, folder: Path) -> dict[str, Value]:
+def _describe_plate(plate: Plate, tracks: Path | None, folder: Path, shared: Sequence[str]) -> dict[str, Value]:
     """Fill in the keys of one experiment."""
     path = Path(plate.path)
     fov = next(iter(plate.fovs.values()))
@@ -196,12 +201,27 @@ def _describe_plate(plate: Plate, tracks: Path | None, folder: Path) -> dict[str
         "interval_minutes": _read_interval(fov),
     }
     entry["tracks_path"] = _describe_tracks(plate, tracks, folder)
-    given = fov.channel_names or [f"channel_{number}" for number in range(fov.shape[1])]
-    names = "[" + ", ".join(quote(channel) for channel in given) + "]"
+    given = _name_channels(fov)
     why = "all channels of the plate, in its order" if fov.channel_names else f"{MARK}: the plate names no channel"
-    entry["channel_names"] = Value(names, why)
-    entry["source_channel"] = Value(names, "those to store, in the order that the network sees")
+    entry["channel_names"] = Value(_write_list(given), why)
+    stored = [*shared, *(name for name in given if name not in shared)]
+    why = "those to store, in the order that the network sees"
+    entry["source_channel"] = Value(_write_list(stored), why if stored == given else f"{why}: as in the first plate")
     return entry
+
+
+def _name_channels(fov: Fov) -> list[str]:
+    return list(fov.channel_names) or [f"channel_{number}" for number in range(fov.shape[1])]
+
+
+def _write_list(names: Sequence[str]) -> str:
+    return "[" + ", ".join(map(quote, names)) + "]"
+
+
+def _list_shared(plates: Sequence[Plate]) -> list[str]:
+    """List the channels that all plates have, in the order of the first: they come first, in the same order, in all."""
+    names = [_name_channels(next(iter(plate.fovs.values()))) for plate in plates]
+    return [name for name in names[0] if all(name in others for others in names)] if len(names) > 1 else []
 
 
 def _describe_tracks(plate: Plate, tracks: Path | None, folder: Path) -> Value:

@@ -1,4 +1,7 @@
-"""Finds what is suspicious in time and space: intervals and pixel sizes that plates contradict, τ that can't be had."""
+"""Finds what is suspicious in time, space and channels.
+
+Intervals and pixel sizes that plates contradict, τ that can't be had, channels that change places.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,8 @@ def find_in_scales(config: BuildConfig, experiment: ExperimentConfig, fovs: Sequ
 
 
 def find_between_experiments(config: BuildConfig) -> Iterator[SuspicionRecord]:
-    """Yield experiments that differ in pixel size along y or x, unless their patches are rescaled to one size."""
+    """Yield experiments that differ in the order of channels, or in pixel size unless patches are rescaled to one."""
+    yield from _find_moved_channels(config.experiments)
     sizes: dict[tuple[float, ...], list[str]] = {}
     for experiment in config.experiments if config.reference_pixel_size_um is None else ():
         if experiment.pixel_size_um is not None:
@@ -37,6 +41,27 @@ def find_between_experiments(config: BuildConfig) -> Iterator[SuspicionRecord]:
             "pixel_sizes_vary", None, None, len(sizes),
             f"experiments differ in pixel size: {groups}. Cells look larger in one than in another, and patches show "
             "more or less of their surroundings. Give reference_pixel_size_um to rescale them, or train on them apart.",
+        )  # fmt: skip
+
+
+def _find_moved_channels(experiments: Sequence[ExperimentConfig]) -> Iterator[SuspicionRecord]:
+    """Find channels that stand at different places in experiments that one network could take all channels of."""
+    places: dict[tuple[int, str], dict[int, str]] = {}
+    for experiment in experiments:
+        names = experiment.source_channel
+        for place, name in enumerate(names):
+            shown = experiment.channel_markers.get(name, name)
+            places.setdefault((len(names), shown), {}).setdefault(place, experiment.name)
+    moved = [(name, found) for (_, name), found in places.items() if len(found) > 1]
+    if moved:
+        name, found = moved[0]
+        where = ", but ".join(f"{place} in {of}" for place, of in list(found.items())[:2])
+        more = f", and {list_some([other for other, _ in moved[1:]])} moved too" if len(moved) > 1 else ""
+        yield suspicion(
+            "channels_differ", None, None, len(moved),
+            f"experiments differ in the order of channels: {name} is channel {where}{more}. A network that sees all "
+            "channels of a cell would take one for the other. Write source_channel in the same order in all "
+            "experiments; only with channels_per_sample: 1 it does not matter.",
         )  # fmt: skip
 
 
