@@ -179,13 +179,20 @@ def test_a_part_that_is_requeued_while_its_first_copy_still_runs_harms_nothing(
         (["--part", "2"], "part='2' must be i/n, such as 1/4"),
         (["--part", "1/2", "--repair"], "--part goes with --replace, --prune, --staging only, not with --repair"),
         (["--finish", "--overwrite"], "finish builds nothing, which overwrite and repair ask for"),
+        (["--engine", "slurm"], "engine=slurm needs SLURM, but its command srun is not found on this machine."),
         (["--slurm", "mem_gb=4"], "slurm={'mem_gb': 4} is for engine=slurm, and engine=threads"),
         (["--dask_address", "tcp://127.0.0.1:1"], "dask_address is for engine=dask, and engine=threads"),
     ],
 )
 def test_options_that_do_not_fit_are_named(
-    collection: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+    collection: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    message: str,
 ):
+    monkeypatch.setenv("PATH", "")  # on a machine of a cluster there is srun
     assert main([str(collection), "--out", str(tmp_path / "out"), *options]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -118,6 +118,19 @@ def test_a_format_has_the_anchors_of_the_same_tracks_as_a_table(tmp_path: Path, 
     assert again.observations.equals(found.observations)
 
 
+@pytest.mark.parametrize(
+    ("name", "feature"), [("ultrack, geff", "area"), ("TrackMate, µm and divisions", "QUALITY"), ("btrack", "area")]
+)
+def test_features_of_cells_may_be_labels_by_their_own_names(tmp_path: Path, name: str, feature: str) -> None:
+    file, _, case = CASES[name]
+    source = put(file, tmp_path / "itself")
+    renamed = index_of(make(tmp_path, source, case, columns={feature: "kind"}, label_columns=("kind",)))
+    found = index_of(make(tmp_path, source, case, label_columns=(feature,)))
+    values = found.observations[feature].to_pylist()
+    assert values == renamed.observations["kind"].to_pylist()
+    assert len(set(values)) > 1
+
+
 def test_the_files_hold_divisions(tmp_path: Path) -> None:
     """Else the law above would not say that daughters find their mother."""
     for name, lineages, tracks in (("ultrack.csv", 3, 7), ("btrack.csv", 3, 7), ("trackmate-celegans.csv", 4, 12)):

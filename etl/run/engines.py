@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import re
+import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -66,19 +67,24 @@ class Engine:
         Raises
         ------
         ConfigError
-            The library isn't installed.
+            The library isn't installed, or SLURM isn't there.
         """
         if self.name == "threads":
             return ThreadUnits
         if self.name == "processes":
             return lambda workers, _advance: ProcessUnits(workers)
-        return self._make_slurm() if self.name == "slurm" else self._make_dask()
+        return self._make_slurm("slurm") if self.name == "slurm" else self._make_dask()
 
-    def _make_slurm(self, cluster: str | None = None) -> MakeExecutor:
+    def _make_slurm(self, cluster: str) -> MakeExecutor:
         try:
             import submitit
         except ImportError as error:
             raise _missing("slurm", "submitit") from error
+        if cluster == "slurm" and shutil.which("srun") is None:  # submitit would run all jobs here at once
+            raise ConfigError(
+                "engine=slurm needs SLURM, but its command srun is not found on this machine. Start the build where "
+                "jobs are submitted, perhaps after loading a module; or give engine=processes to run here."
+            )
 
         def make(_workers: int, _advance: Advance) -> Executor:
             jobs = submitit.AutoExecutor(self.slurm_folder, cluster=cluster)

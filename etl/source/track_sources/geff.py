@@ -20,7 +20,7 @@ from jaxtyping import Bool, Int64
 from dynaclr_wds.contract import NO_ID
 from dynaclr_wds.errors import ConfigError
 from etl.source.track_formats import TableFile
-from etl.source.track_sources.graph import NodeTracks, split_tracks
+from etl.source.track_sources.graph import NodeTracks, name_features, split_tracks
 from etl.source.units import is_pixel
 
 KIND = "GEFF"
@@ -51,7 +51,7 @@ def open_geff(path: Path) -> TableFile:
     return TableFile(
         path=path,
         header=header,
-        columns=(*_MADE.values(), *(ours.get(name) for name in names)),
+        columns=(*_MADE.values(), *name_features(names, {axis: ours.get(axis) for axis in units} | ours)),
         units={name: units.get(name, "") for name in header},
         converts=True,
         doubts=doubts,

@@ -6,6 +6,7 @@ added. Pure.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ from jaxtyping import Int64
 
 from dynaclr_wds.contract import NO_ID
 from dynaclr_wds.errors import ConfigError
+from etl.source.config import FOV_COLUMN, MORE_TRACK_COLUMNS, TRACK_COLUMNS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +25,16 @@ class NodeTracks:
     """Id of the first node of its track."""
     parent_track_id: Int64[np.ndarray, " nodes"]
     """Track that its track comes from; −1 without one."""
+
+
+def name_features(names: Iterable[str], ours: Mapping[str, str | None]) -> tuple[str | None, ...]:
+    """Give features of cells our names.
+
+    A feature that is none of ours keeps its own name, so that it may be a label; None where that would be taken for
+    one of ours.
+    """
+    taken = {*TRACK_COLUMNS, *MORE_TRACK_COLUMNS, FOV_COLUMN}
+    return tuple(ours.get(name, None if name in taken else name) for name in names)
 
 
 def split_tracks(

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from dynaclr_wds.errors import ConfigError
 from etl.source.track_formats import TableFile
-from etl.source.track_sources.graph import split_tracks
+from etl.source.track_sources.graph import name_features, split_tracks
 
 KIND = "TrackMate XML"
 
@@ -43,7 +43,7 @@ def open_trackmate_xml(path: Path) -> TableFile:
     return TableFile(
         path=path,
         header=header,
-        columns=tuple({**_MADE, **_OURS}.get(name) for name in header),
+        columns=name_features(header, {**_MADE, **_OURS}),
         units={name: units.get(name, "") for name in header},
         converts=True,
         read=partial(_read, path, header),
