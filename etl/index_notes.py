@@ -26,7 +26,7 @@ _BYTES_PER_ROW = 320
 def note_unmatched(
     config: BuildConfig, tables: Tables, annotations: pa.Table, annotated: Bool[np.ndarray, " annotations"]
 ) -> tuple[str, ...]:
-    """Say how many annotations are about no observation.
+    """Say how many annotations are about no observation; an error where all of an experiment are.
 
     Parameters
     ----------
@@ -36,6 +36,11 @@ def note_unmatched(
         As `etl.source.annotations.AnnotationRows.rows`.
     annotated
         Whether each is about an observation.
+
+    Raises
+    ------
+    ConfigError
+        Not one row of a table is about a cell: it is of other tracks, and every label would be null.
     """
     notes = []
     with duckdb.connect() as con:
@@ -45,6 +50,12 @@ def note_unmatched(
     for number, lost, count, first in unmatched:
         experiment = config.experiments[number]
         file = open_table(tables.find_annotations(number))
+        if lost == count:
+            raise ConfigError(
+                f"{file}: no row of {count:,} is about a cell of {experiment.name} that is built, so "
+                "all its labels would be null. Perhaps tracks were numbered anew since it was written: compare its "
+                f"fov_name, track_id and t with the track tables, or leave annotations out of {experiment.name}."
+            )
         notes.append(
             f"{file}: rows about no cell of {experiment.name} that is built: {lost:,} of {count:,}; the "
             f"first is {file.name_rows([first])[0]}."

@@ -341,6 +341,14 @@ def test_several_annotations_of_no_cell_are_said_at_once(tmp_path: Path) -> None
     )
 
 
+def test_annotations_of_other_tracks_are_refused(tmp_path: Path) -> None:
+    text = "track_id,fov_name,state\n7,A/1/0,x\n8,A/1/0,y\n"
+    with pytest.raises(
+        ConfigError, match=r"annotations\.csv: no row of 2 is about a cell of a that is built, so all its labels"
+    ):
+        index_of(make_fov(tmp_path, cells((1, 0, -1)), experiment=annotate(tmp_path, text)))
+
+
 def test_a_changed_annotation_table_changes_the_fingerprint(tmp_path: Path) -> None:
     text = "track_id,fov_name,state\n1,A/1/0,x\n"
     config = make_fov(tmp_path, cells((1, 0, -1)), experiment=annotate(tmp_path, text))

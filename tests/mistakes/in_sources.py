@@ -149,8 +149,12 @@ IN_SOURCES = [
     Mistake(what="Has a damaged chunk", make=_cut_chunk),
     Mistake(
         what="Annotates a cell that is not tracked",
-        make=_annotations("fov_name,track_id,cell_type\nA/1/0,9999,round\n"),
+        make=_annotations("fov_name,track_id,cell_type\nA/1/0,0,round\nA/1/0,9999,round\n"),
         status=0,
+    ),
+    Mistake(
+        what="Annotates cells of other tracks, and no other",
+        make=_annotations("fov_name,track_id,cell_type\nA/1/0,9999,round\n"),
     ),
     Mistake(what="Annotates without `track_id`", make=_annotations("fov_name,track,cell_type\nA/1/0,0,round\n")),
 ]
